@@ -1,0 +1,57 @@
+"""What the command lines share: the error boundary and option types."""
+
+import os
+import re
+import sys
+from typing import Any
+
+import click
+
+from dnnlib.util import UserError
+
+
+class Command(click.Command):
+    """A click command that turns users' mistakes into one line on stderr and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as e:
+            raise click.ClickException(str(e)) from e
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the flush at exit
+            sys.exit(1)
+        except OSError as e:
+            if e.filename is None:
+                raise
+            raise click.ClickException(f"{e.filename}: {e.strerror}") from e
+
+
+class IntRanges(click.ParamType):
+    """`1,5,10-12` as [1, 5, 10, 11, 12]."""
+
+    name = "ranges"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        numbers = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+            if not match or (match[2] is not None and int(match[2]) < int(match[1])):
+                self.fail(f"{value!r} is no list of numbers and ranges like 0,3,10-20", param, ctx)
+            numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        return numbers
+
+
+class CommaList(click.ParamType):
+    """`a,b` as ["a", "b"]; `none` as []."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        if isinstance(value, list):
+            return value
+        if value.strip().lower() in ("", "none"):
+            return []
+        return [part.strip() for part in value.split(",") if part.strip()]

@@ -1,0 +1,150 @@
+"""Attribute dictionaries, user-facing errors, atomic files, cached downloads."""
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator
+from urllib.parse import urlparse
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the message says what came, what was expected, and what to do.
+
+    Command lines print it as one line and exit with status 1. Everything else that is raised is a bug.
+    """
+
+
+class EasyDict(dict):
+    """A dict whose keys are attributes too. Used only where JSON or pickle formats call for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def format_time(seconds: float) -> str:
+    """Seconds as `12s`, `3m 05s`, `2h 07m 09s` or `4d 03h 12m`."""
+    s = int(round(seconds))
+    if s < 60:
+        return f"{s}s"
+    if s < 60 * 60:
+        return f"{s // 60}m {s % 60:02}s"
+    if s < 24 * 60 * 60:
+        return f"{s // 3600}h {s // 60 % 60:02}m {s % 60:02}s"
+    return f"{s // 86400}d {s // 3600 % 24:02}h {s // 60 % 60:02}m"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on success it is flushed to disk and takes the place of `path`.
+
+    On any error the temporary file is removed and what stood at `path` before stays as it was.
+    """
+    path = Path(path)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+        os.replace(tmp, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(tmp)
+        raise
+
+
+def cache_dir(*parts: str) -> Path:
+    """Where downloads and computed features are kept: `$GLEAD_CACHE_DIR`, or the user's cache folder."""
+    root = os.environ.get("GLEAD_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache"), "glead"
+    )
+    return Path(root, *parts)
+
+
+def is_url(name: str) -> bool:
+    return urlparse(str(name)).scheme in ("http", "https")
+
+
+def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: float = 30) -> BinaryIO:
+    """Open a local path or an http(s) URL for reading; URLs are downloaded once and kept in the cache.
+
+    Args:
+        url:         Path or URL.
+        sha256:      Expected digest, or its first characters (torchvision's file names carry eight of them).
+        timeout_sec: How long a silent server is waited for.
+
+    Raises:
+        UserError: The file is not there, the server can't be reached, or the content has another digest.
+    """
+    if not is_url(str(url)):
+        try:
+            return open(url, "rb")
+        except OSError as e:
+            raise UserError(f"can't open {url}: {e.strerror or e}") from e
+    url = str(url)
+    path = cached_path(url)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(f"Downloading {url} to {path} ...", file=sys.stderr, flush=True)
+        data = _download(url, timeout_sec)
+        _check_digest(url, data, sha256)
+        with atomic_write(path) as f:
+            f.write(data)
+        return io.BytesIO(data)
+    data = path.read_bytes()
+    _check_digest(str(path), data, sha256)
+    return io.BytesIO(data)
+
+
+def cached_path(url: str) -> Path:
+    """The file in the cache that holds, or will hold, what is at `url`."""
+    name = os.path.basename(urlparse(url).path) or "download"
+    return cache_dir("downloads", f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
+
+
+def _download(url: str, timeout_sec: float) -> bytes:
+    import requests  # here, so that programs that only read local files start faster
+
+    try:
+        with requests.get(url, timeout=timeout_sec, stream=True) as response:
+            response.raise_for_status()
+            return _read_with_progress(response)
+    except requests.RequestException as e:
+        raise UserError(f"can't download {url}: {type(e).__name__}: {str(e)[:200]}") from e
+
+
+def _read_with_progress(response: Any) -> bytes:
+    from tqdm import tqdm
+
+    total = int(response.headers.get("Content-Length", 0)) or None
+    buffer = io.BytesIO()
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+        for chunk in response.iter_content(1 << 20):
+            buffer.write(chunk)
+            bar.update(len(chunk))
+    return buffer.getvalue()
+
+
+def _check_digest(name: str, data: bytes, expected: str | None) -> None:
+    actual = hashlib.sha256(data).hexdigest()
+    if expected is not None and not actual.startswith(expected):
+        raise UserError(f"{name} has SHA-256 {actual[:16]}..., expected {expected}: delete it and try again")
