@@ -178,11 +178,8 @@ def _native(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
         (upx, upy), (downx, downy), (px0, px1, py0, py1), flip, gain = spec
         x = _native(x, f[None, :], _Spec((upx, 1), (downx, 1), (px0, px1, 0, 0), flip, gain))
         return _native(x, f[:, None], _Spec((1, upy), (1, downy), (0, 0, py0, py1), flip, 1.0))
-    n, c, h, w = x.shape
     f = f.to(dtype=x.dtype) * spec.gain
-    x = x.reshape(n * c, 1, h, w)
-    y = _fir_up(x, f, spec) if max(spec.up) > 1 else _fir_down(x, f, spec)
-    return y.reshape(n, c, *y.shape[2:])
+    return _fir_up(x, f, spec) if max(spec.up) > 1 else _fir_down(x, f, spec)
 
 
 def _fir_down(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
@@ -192,7 +189,8 @@ def _fir_down(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
         x = F.pad(x, [px0 - px, px1 - px, py0 - py, py1 - py])
     if not spec.flip:
         f = f.flip([0, 1])  # conv2d correlates
-    return F.conv2d(x, f[None, None], stride=(spec.down[1], spec.down[0]), padding=(py, px))
+    stride = (spec.down[1], spec.down[0])
+    return F.conv2d(x, _depthwise(f, x), stride=stride, padding=(py, px), groups=x.shape[1])
 
 
 def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
@@ -202,7 +200,12 @@ def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     cx, cy = max(min(left, right), 0), max(min(top, bottom), 0)
     if spec.flip:
         f = f.flip([0, 1])  # conv_transpose2d convolves
-    y = F.conv_transpose2d(x, f[None, None], stride=(upy, upx), padding=(cy, cx))
+    y = F.conv_transpose2d(x, _depthwise(f, x), stride=(upy, upx), padding=(cy, cx), groups=x.shape[1])
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
     return y[:, :, :: spec.down[1], :: spec.down[0]] if max(spec.down) > 1 else y
+
+
+def _depthwise(f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One filter for every channel; several times faster on CPUs than folding the channels into the batch."""
+    return f.expand(x.shape[1], 1, *f.shape)
