@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -77,10 +78,15 @@ def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.uti
         dataset,
         sampler=indices,
         batch_size=opts.batch_size,
-        num_workers=opts.workers if len(indices) > opts.batch_size else 0,
+        num_workers=min(opts.workers, _num_cores()) if len(indices) > opts.batch_size else 0,
         collate_fn=_stack_images,
         pin_memory=opts.device.type == "cuda",
     )
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; more decoding processes than that get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
