@@ -66,7 +66,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 )
 @general("--outdir", metavar="DIR", required=True, help="Where to make the run directory.")
 @general("--gpus", type=int, metavar="INT", default=1, help="Number of GPUs, a power of two.")
-@general("--snap", type=int, metavar="TICKS", show_default="50", help="Pickle and grid every so many ticks; 0 = at the end.")
+@general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
 @general("--tick", type=float, metavar="KIMG", show_default="4", help="Length of a tick in thousands of images.")
 @general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
          help="Metrics of every snapshot, comma-separated, or none.")
@@ -82,7 +82,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @basic("--gamma", type=float, metavar="FLOAT", show_default="by --cfg", help="Weight of R1.")
 @basic("--kimg", type=float, metavar="KIMG", show_default="by --cfg", help="Length of training in thousands of images.")
 @basic("--batch", type=int, metavar="INT", show_default="by --cfg", help="Images per iteration, over all GPUs.")
-@basic("--batch-gpu", type=int, metavar="INT", show_default="batch / gpus", help="Images that a GPU sees at once.")
+@basic("--batch-gpu", type=int, metavar="INT", show_default="by --cfg", help="Images that a GPU sees at once.")
 @basic("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="noaug",
        help="Augmentation of what D sees; only noaug is available in this version.")
 @method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
@@ -103,7 +103,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @nets("--cbase", type=int, metavar="INT", show_default="by --cfg", help="Channels at resolution r are cbase / r ...")
 @nets("--cmax", type=int, metavar="INT", show_default="by --cfg", help="... but at most cmax.")
 @nets("--map-depth", type=int, metavar="INT", show_default="by --cfg", help="Layers of the mapping network.")
-@nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images that share a minibatch deviation.")
+@nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
 @transfer("--resume", metavar="NAME|PATH|URL", show_default="noresume",
           help=f"Network pickle to start from, or one of {', '.join(presets.RESUME_SOURCES)}.")
 @transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave D's first layers as they are.")
@@ -115,7 +115,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]), help="Implies --method.")
 @released("--glead_res_g", type=int, metavar="RES", help="--res-g")
 @released("--glead_res_d", type=int, metavar="RES", help="--res-decoder")
-@released("--reg_target_real", type=click.Choice(["gfwimage", "gfeat", "None"]), help="gfwimage: G rebuilds real images.")
+@released("--reg_target_real", type=click.Choice(["gfwimage", "gfeat", "None"]), help="gfwimage: G rebuilds them.")
 @released("--reg_target_fake", type=click.Choice(["gfwimage", "gfeat", "None"]),
           help="gfwimage: G rebuilds generated images; gfeat: D reproduces G's features (implies glead+ggdr).")
 @released("--reg_loss_real", type=click.Choice(["lpips", "mse", "cos"]), help="How real images are compared.")
@@ -158,7 +158,8 @@ def parse(said: dict[str, Any]) -> Arguments:
         UserError: Two options contradict each other.
     """
     said = dict(said)
-    notes = _merge_released_names(said)
+    _merge_released_names(said)
+    notes: list[str] = []
     said["method"] = _choose_method(said, notes)
     for images in ("real", "fake"):
         _translate_target(said, images, notes)
@@ -167,8 +168,8 @@ def parse(said: dict[str, Any]) -> Arguments:
              "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed", "num_gpus": "gpus",
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "lambda_real", "lambda_fake", "distance_real", "distance_fake", "res_g",
-            "decoder_kernel", "ggdr_res", "perceptual", "map_depth", "batch_gpu", "detector", "workers", "resume", "fp32",
-            "allow_tf32")
+            "decoder_kernel", "ggdr_res", "perceptual", "map_depth", "batch_gpu", "detector", "workers", "resume",
+            "fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -179,7 +180,7 @@ def parse(said: dict[str, Any]) -> Arguments:
     return Arguments(options=options, notes=notes, **rest)
 
 
-def _merge_released_names(said: dict[str, Any]) -> list[str]:
+def _merge_released_names(said: dict[str, Any]) -> None:
     pairs = (("lambda_real", "reg_weight_real"), ("lambda_fake", "reg_weight_fake"), ("res_g", "glead_res_g"),
              ("res_decoder", "glead_res_d"), ("decoder_kernel", "decoder_conv_kernel_size"))
     for ours, theirs in pairs:
@@ -188,7 +189,6 @@ def _merge_released_names(said: dict[str, Any]) -> list[str]:
             option = "--" + ours.replace("_", "-")
             raise UserError(f"{option} and --{theirs} are two names of one option: give one of them")
         said[ours] = said[ours] if value is None else value
-    return []
 
 
 def _choose_method(said: dict[str, Any], notes: list[str]) -> str:
@@ -286,11 +286,11 @@ def validate(config: TrainingConfig, arguments: Arguments) -> None:
 def _check_metric_names(config: TrainingConfig) -> None:
     if not config.metrics:
         return
-    from metrics import metric_main
+    from metrics.metric_main import is_valid_metric, list_valid_metrics
 
     for name in config.metrics:
-        if not metric_main.is_valid_metric(name):
-            raise UserError(f"--metrics has {name}, expected some of {', '.join(metric_main.list_valid_metrics())}, or none")
+        if not is_valid_metric(name):
+            raise UserError(f"--metrics has {name}, expected none or some of {', '.join(list_valid_metrics())}")
 
 
 def _check_gpus(config: TrainingConfig) -> None:
@@ -322,18 +322,19 @@ def _check_resume(config: TrainingConfig) -> None:
             pass
     except OSError as e:
         names = ", ".join(presets.RESUME_SOURCES)
-        raise UserError(f"--resume: can't read {config.resume} ({e.strerror}); give a path, a URL or one of {names}") from e
+        message = f"--resume is {config.resume}: {e.strerror}; give a path, a URL or one of {names}"
+        raise UserError(message) from e
 
 
 def _check_networks(config: TrainingConfig) -> None:
     if config.perceptual is not None:
-        from training import perceptual
+        from training.perceptual import check_perceptual
 
-        perceptual.check_perceptual(config.perceptual)
+        check_perceptual(config.perceptual)
     if config.metrics:
-        from metrics import metric_main
+        from metrics.metric_main import check_detector
 
-        metric_main.check_detector(config.detector)
+        check_detector(config.detector)
 
 
 def print_options(config: TrainingConfig, description: str) -> None:

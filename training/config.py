@@ -217,10 +217,9 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
     The ecosystem's keys are written for its tools; only "config" is ever read back.
     """
     network_class = "training.networks."
-    dataset = {"path": config.dataset.path, "use_labels": config.dataset.use_labels, "max_size": config.dataset.max_size,
-               "xflip": config.dataset.xflip, "resolution": config.dataset.resolution}
-    if config.dataset.max_size is not None:
-        dataset["random_seed"] = config.dataset.random_seed
+    names = ("path", "use_labels", "max_size", "xflip", "resolution")
+    names += () if config.dataset.max_size is None else ("random_seed",)
+    dataset = {name: getattr(config.dataset, name) for name in names}
     common = ("c_dim", "img_resolution", "img_channels")  # The dataset says these.
     G_kwargs = {name: value for name, value in generator_kwargs(config).items() if name not in common}
     D_kwargs = {name: value for name, value in discriminator_kwargs(config).items() if name not in common}
@@ -296,7 +295,12 @@ def validate(config: TrainingConfig) -> None:
     _validate_tasks(config)
 
 
-def is_power_of_two(value: int) -> bool:
+def validate_gpus(num_gpus: int) -> None:
+    """Raise UserError unless `num_gpus` is a power of two."""
+    _expect(_is_power_of_two(num_gpus), "--gpus", num_gpus, "a power of two")
+
+
+def _is_power_of_two(value: int) -> bool:
     return value >= 1 and value & (value - 1) == 0
 
 
@@ -328,7 +332,7 @@ def _validate_numbers(config: TrainingConfig) -> None:
 
 def _validate_batch(config: TrainingConfig) -> None:
     gpus, batch, batch_gpu = config.num_gpus, config.batch_size, config.batch_gpu
-    _expect(is_power_of_two(gpus), "--gpus", gpus, "a power of two")
+    validate_gpus(gpus)
     _expect(gpus == 1 or config.device == "cuda", "--gpus", gpus, "1 on the CPU")
     ok = batch >= 1 and batch % gpus == 0
     _expect(ok, "--batch", batch, f"at least 1 and divisible by --gpus={gpus}")
@@ -342,18 +346,19 @@ def _validate_batch(config: TrainingConfig) -> None:
 
 def _validate_networks(config: TrainingConfig) -> None:
     res, D = config.dataset.resolution, config.D
-    _expect(is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
-    _expect(config.dataset.num_channels in (1, 3), "the images' number of channels", config.dataset.num_channels, "1 or 3")
+    _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
+    channels = config.dataset.num_channels
+    _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
     for net in (config.G, D):
         _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
     if D.decoder_res is not None:
-        ok = is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
+        ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
         option = "--res-decoder" if D.heads else "--ggdr-res"
         _expect(ok, option, D.decoder_res, f"a power of two from 8 to {res}, the resolution of the images")
         ok = D.decoder_kernel >= 1 and D.decoder_kernel % 2 == 1
         _expect(ok, "--decoder-kernel", D.decoder_kernel, "an odd number")
     if D.heads:
-        ok = D.res_g == 1 or is_power_of_two(D.res_g) and 4 <= D.res_g < res
+        ok = D.res_g == 1 or _is_power_of_two(D.res_g) and 4 <= D.res_g < res
         expected = f"a power of two from 4 to {res // 2}, below the resolution of the images, or 1 for w alone"
         _expect(ok, "--res-g", D.res_g, expected)
 
@@ -373,4 +378,4 @@ def _validate_tasks(config: TrainingConfig) -> None:
     if config.method != "stylegan2" and loss.real_task is None and loss.fake_task is None:
         raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
     if config.D.res_g == 1 and config.method == "glead+ggdr":
-        raise UserError("--res-g=1 leaves no feature map to compare, which --method=glead+ggdr needs: say --method=glead")
+        raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")

@@ -44,14 +44,14 @@ def count_parameters(config: TrainingConfig, *, build: Callable[[TrainingConfig]
 def _build_on_meta(config: TrainingConfig) -> tuple[Any, Any]:
     import torch
 
-    from training import networks
+    from training.networks import Discriminator, Generator
 
     with torch.device("meta"):
-        return networks.Generator(**generator_kwargs(config)), networks.Discriminator(**discriminator_kwargs(config))
+        return Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
 
 
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
-    """Estimate the training memory of one GPU, to about a factor of 1.5; the framework's own half gigabyte comes on top.
+    """Estimate the training memory of one GPU, to about a factor of 1.5, without the framework's own half gigabyte.
 
     Weights: parameter, gradient and Adam's two moments are 16 bytes for each parameter of G and D; G_ema adds 4 for
     each of G. Activations: channels x resolution^2 x batch_gpu x bytes, summed over the maps that a backward pass
@@ -92,12 +92,12 @@ def _map_bytes(config: TrainingConfig, net: GeneratorConfig | DiscriminatorConfi
 
 
 def _generator_maps(config: TrainingConfig, *, above: int) -> list[int]:
-    """Per resolution: three maps of each of two convolutions (input, output, activated), one more of the up-sampling."""
+    """Per resolution: input, output and activation of two convolutions, and what the up-sampling filters."""
     return [7 * _map_bytes(config, config.G, res) for res in _resolutions(config) if res > above]
 
 
 def _discriminator_maps(config: TrainingConfig) -> list[int]:
-    """Per resolution: the block's input, its first convolution (output, activated), the blurred map; three smaller ones."""
+    """Per resolution: the input, output, activation and blur of the first convolution; three maps of half the size."""
     sizes = [_map_bytes(config, config.D, res) for res in _resolutions(config)]
     return [4 * size + 3 * smaller for smaller, size in zip([0] + sizes, sizes)]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dnnlib.util import UserError
 from training.config import (
@@ -19,6 +19,7 @@ from training.config import (
     TaskConfig,
     TrainingConfig,
     validate,
+    validate_gpus,
 )
 
 
@@ -27,7 +28,7 @@ class Preset(NamedTuple):
 
     map_depth: int
     cbase: int | Literal["auto"]        # Channel base of G and D.
-    cbase_task: int | Literal["auto"]   # The same, where D has a task (every method but stylegan2).
+    cbase_task: int | Literal["auto"]   # "task": the same, where D has a task (every method but stylegan2).
     cmax: int
     D_arch: Literal["orig", "skip", "resnet"]
     lr: float | Literal["auto"]         # Of G and D.
@@ -35,17 +36,17 @@ class Preset(NamedTuple):
     pl_weight: float
     mixing: float                       # Probability of style mixing.
     batch_size: int | Literal["auto"]
+    batch_gpu: int | Literal["auto"]    # "gpu": at most so many images at once on one GPU, on however few GPUs.
     mbstd: int | Literal["auto"]
     ema_kimg: float | Literal["auto"]
     rampup: float | None                # EMA ramp-up.
     total_kimg: float
-    tick: float                         # kimg per tick.
-    snap: int                           # Ticks per snapshot.
-    metrics: tuple[str, ...]
+    tick: float = 4                     # kimg per tick.
+    snap: int = 50                      # Ticks per snapshot.
+    metrics: tuple[str, ...] = ("fid50k_full",)
 
 
 A = "auto"
-FID = ("fid50k_full",)
 
 # Sources:
 #   auto           The automatic configuration of the StyleGAN2-ADA program (Karras et al. 2020): see `auto_preset`.
@@ -56,17 +57,18 @@ FID = ("fid50k_full",)
 #   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs halve the channels.
 #   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
 #   quickstart     Ours: 32x32 images on two CPU cores. Small networks, the shortcuts of cifar, a short EMA.
-PRESETS: dict[str, Preset] = {
-    #                       map  cbase  task's cmax D_arch    lr      gamma pl mix  batch mbstd ema rampup  kimg   tick snap metrics
-    "auto":          Preset(2, A,     A,     512, "resnet", A,      A,    2, 0.9, A,  A,  A,   0.05, 25_000,  4, 50, FID),
-    "stylegan2":     Preset(8, 32768, 32768, 512, "resnet", 0.0020, 10,   2, 0.9, 32, 4,  10,  None, 25_000,  4, 50, FID),
-    "paper256":      Preset(8, 16384, 16384, 512, "resnet", 0.0025, 1,    2, 0.9, 64, 8,  20,  None, 25_000,  4, 50, FID),
-    "paper512":      Preset(8, 32768, 32768, 512, "resnet", 0.0025, 0.5,  2, 0.9, 64, 8,  20,  None, 25_000,  4, 50, FID),
-    "paper1024":     Preset(8, 32768, 32768, 512, "resnet", 0.0020, 2,    2, 0.9, 32, 4,  10,  None, 25_000,  4, 50, FID),
-    "cifar":         Preset(2, 32768, 16384, 512, "orig",   0.0025, 0.01, 0, 0.0, 64, 32, 500, 0.05, 100_000, 4, 50, FID),
-    "cifarbaseline": Preset(8, 16384, 16384, 512, "resnet", 0.0025, 0.01, 2, 0.9, 64, 32, 500, 0.05, 100_000, 4, 50, FID),
-    "quickstart":    Preset(2, 4096,  4096,  64,  "resnet", 0.0025, 0.02, 0, 0.0, 16, 4,  1,   0.05, 15,      1, 5,  ()),
+_ROWS = {
+    #                 map  cbase  task   cmax  D_arch    lr      gamma  pl  mix  batch  gpu  mbstd  ema  ramp  kimg    tick  snap  metrics
+    "auto":          (2,   A,     A,     512,  "resnet", A,      A,     2,  0.9, A,     A,   A,     A,   0.05, 25000),
+    "stylegan2":     (8,   32768, 32768, 512,  "resnet", 0.0020, 10,    2,  0.9, 32,    4,   4,     10,  None, 25000),
+    "paper256":      (8,   16384, 16384, 512,  "resnet", 0.0025, 1,     2,  0.9, 64,    8,   8,     20,  None, 25000),
+    "paper512":      (8,   32768, 32768, 512,  "resnet", 0.0025, 0.5,   2,  0.9, 64,    8,   8,     20,  None, 25000),
+    "paper1024":     (8,   32768, 32768, 512,  "resnet", 0.0020, 2,     2,  0.9, 32,    4,   4,     10,  None, 25000),
+    "cifar":         (2,   32768, 16384, 512,  "orig",   0.0025, 0.01,  0,  0.0, 64,    32,  32,    500, 0.05, 100000),
+    "cifarbaseline": (8,   16384, 16384, 512,  "resnet", 0.0025, 0.01,  2,  0.9, 64,    32,  32,    500, 0.05, 100000),
+    "quickstart":    (2,   4096,  4096,  64,   "resnet", 0.0025, 0.02,  0,  0.0, 16,    16,  4,     1,   0.05, 15,     1,    5,    ()),
 }
+PRESETS = {name: Preset(*row) for name, row in _ROWS.items()}
 
 # StyleGAN2-ADA's source networks for transfer learning, by the names that its --resume takes.
 _SOURCE_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
@@ -136,6 +138,7 @@ def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
         "lr":         0.002 if resolution >= 1024 else 0.0025,
         "r1_gamma":   0.0002 * resolution**2 / batch_size,
         "batch_size": batch_size,
+        "batch_gpu":  batch_size // num_gpus,
         "mbstd":      min(batch_size // num_gpus, 4),  # keeps every GPU's share at one group, if it can
         "ema_kimg":   batch_size * 10 / 32,
     }
@@ -178,10 +181,10 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         raise UserError(f"--cfg is {options.preset}, expected one of {', '.join(PRESETS)}")
     if options.aug in ("ada", "fixed"):
         raise UserError(f"--aug={options.aug} is not available in this version: say --aug=noaug, or leave it out")
+    validate_gpus(options.num_gpus)
     preset = auto_preset(PRESETS[options.preset], dataset.resolution, options.num_gpus)
     resume = None if options.resume == "noresume" else RESUME_SOURCES.get(options.resume or "", options.resume)
     loss = _loss(options, preset, dataset.resolution)
-    batch_size = _given(options.batch_size, preset.batch_size)
     tasks = (loss.real_task, loss.fake_task)
     needs_perceptual = any(task is not None and task.distance == "perceptual" for task in tasks)
     config = TrainingConfig(
@@ -196,8 +199,8 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         D_opt=OptimizerConfig(lr=preset.lr),
         perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
         total_kimg=_given(options.total_kimg, preset.total_kimg),
-        batch_size=batch_size,
-        batch_gpu=_given(options.batch_gpu, batch_size // max(options.num_gpus, 1)),
+        batch_size=_given(options.batch_size, preset.batch_size),
+        batch_gpu=_batch_gpu(options, preset),
         ema_kimg=preset.ema_kimg,
         ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
         kimg_per_tick=_given(options.kimg_per_tick, preset.tick),
@@ -216,8 +219,16 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
     return config
 
 
-def _given(value, default):
+def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _batch_gpu(options: Options, preset: Preset) -> int:
+    """A published batch is seen in its published parts on fewer GPUs too, which minibatch deviation depends on."""
+    if options.batch_gpu is not None:
+        return options.batch_gpu
+    share = _given(options.batch_size, preset.batch_size) // options.num_gpus
+    return share if options.batch_size is not None else min(preset.batch_gpu, share)
 
 
 def _generator(options: Options, preset: Preset) -> GeneratorConfig:

@@ -74,7 +74,7 @@ class _Tee:
 
 @contextlib.contextmanager
 def tee_output(path: str | os.PathLike) -> Iterator[None]:
-    """While inside, append what is printed on stdout and stderr to the file at `path`, and the trace of an exception."""
+    """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception."""
     with open(path, "a", encoding="utf-8") as log:
         stdout, stderr = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
         try:
