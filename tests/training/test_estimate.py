@@ -22,7 +22,7 @@ def test_count_takes_parameters_and_no_buffers():
 
 
 def test_counts_of_the_published_networks():
-    """StyleGAN2 at 256x256: modulated layers have weight, bias, noise strength and affine; D's last layers see 513 maps."""
+    """StyleGAN2 at 256x256: layers of G have weight, bias, noise strength and affine; D's epilogue sees 513 maps."""
     pytest.importorskip("training.networks")
     w, channels = 512, {res: min(16384 // res, 512) for res in (4, 8, 16, 32, 64, 128, 256)}
 
