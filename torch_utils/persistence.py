@@ -1,0 +1,366 @@
+"""Classes whose instances pickle together with the source code that defines them.
+
+An instance of a class decorated with `persistent_class` is pickled as a call of
+`torch_utils.persistence._reconstruct_persistent_obj(meta)`, where `meta` holds the source of the defining module, the name of
+the class, and the state. Other StyleGAN2-style checkouts run that source. Here it is data: an object is rebuilt with *this*
+project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
+"""
+
+import contextlib
+import contextvars
+import copy
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import io
+import pickle
+import sys
+import types
+import warnings
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, TypeVar
+
+import torch
+
+from dnnlib.util import EasyDict, UserError
+
+T = TypeVar("T", bound=type)
+
+_VERSION = 6                                                         # Of the metadata that we write.
+_OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
+_ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
+_ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by their constructor if the source differs.
+_EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
+
+_registry: dict[str, dict[str, type]] = {}                           # Class name -> {module name: class}.
+_module_sources: dict[str, str] = {}                                 # Module name -> its source when it was imported.
+_import_hooks: list[Callable[[EasyDict], EasyDict]] = []
+_trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trust_embedded_source", default=False)
+
+
+class MetadataHolder(NamedTuple):
+    """What stands for a persistent object while a pickle is read as data (see `torch_utils.network_pickle`)."""
+
+    class_name: str
+    state: dict[str, Any]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The decorator.
+
+
+def persistent_class(cls: T) -> T:
+    """Class decorator: instances pickle with the source of their module, and remember the constructor's arguments.
+
+    Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was called
+    with. The class stays what it was: no wrapper class, same name, module, signature and bases.
+
+    A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another version
+    of the class up to date; it is called whenever the source in the pickle differs from the present one.
+
+    Args:
+        cls: A class at the top level of a module whose source can be read.
+
+    Returns:
+        The same class object.
+
+    Raises:
+        TypeError: The source of the module can't be found (a class typed into an interpreter, for example).
+    """
+    _module_source(cls.__module__)  # read now: the file may be edited while a long run goes on
+    original_init = cls.__init__
+
+    @functools.wraps(original_init)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _closest_persistent(type(self)) is cls:  # not when a persistent subclass calls super().__init__()
+            self.__dict__["_init_args"] = copy.deepcopy(args)
+            self.__dict__["_init_kwargs"] = EasyDict(copy.deepcopy(kwargs))
+        original_init(self, *args, **kwargs)
+
+    cls.__init__ = init
+    cls.__reduce_ex__ = _reduce_ex
+    cls.__deepcopy__ = _deepcopy
+    cls.init_args = property(_get_init_args)
+    cls.init_kwargs = property(_get_init_kwargs)
+    cls._persistent_class = cls
+    if not cls.__module__.startswith(_EMBEDDED_PREFIX):
+        _registry.setdefault(cls.__name__, {})[cls.__module__] = cls
+    return cls
+
+
+def is_persistent(obj: Any) -> bool:
+    """Whether `obj` is a persistent class or an instance of one. An undecorated subclass of one is not."""
+    cls = obj if isinstance(obj, type) else type(obj)
+    return "_persistent_class" in vars(cls)
+
+
+def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], EasyDict]:
+    """Register a function that sees, and may change, the metadata of each persistent object before it is rebuilt.
+
+    Args:
+        hook: Called with the metadata (attributes type, version, module_src, class_name, state); returns the metadata to go
+              on with. Hooks are called in the order of their registration.
+
+    Returns:
+        `hook`, so that this can be used as a decorator.
+    """
+    _import_hooks.append(hook)
+    return hook
+
+
+@contextlib.contextmanager
+def trust_embedded_source() -> Iterator[None]:
+    """Within this context, rebuilding a persistent object runs the source code that the pickle carries."""
+    token = _trusted.set(True)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def _closest_persistent(cls: type) -> type | None:
+    return next((base for base in cls.__mro__ if "_persistent_class" in vars(base)), None)
+
+
+def _get_init_args(self: Any) -> tuple:
+    return copy.deepcopy(self._init_args)
+
+
+def _get_init_kwargs(self: Any) -> EasyDict:
+    return EasyDict(copy.deepcopy(self._init_kwargs))
+
+
+def _get_state(self: Any) -> dict[str, Any]:
+    state = object.__reduce_ex__(self, 2)[2]
+    if not isinstance(state, dict):
+        raise pickle.PicklingError(f"{type(self).__name__} keeps state outside its __dict__ and can't be a persistent class")
+    return state
+
+
+def _reduce_ex(self: Any, protocol: int) -> tuple:
+    if not is_persistent(self):
+        return object.__reduce_ex__(self, protocol)
+    cls = type(self)
+    if "." in cls.__qualname__:
+        raise pickle.PicklingError(f"persistent class {cls.__qualname__} is not at the top level of its module")
+    state = _get_state(self)
+    _check_picklable(cls, state)
+    meta = EasyDict(
+        type="class",
+        version=_VERSION,
+        module_src=_module_source(cls.__module__),
+        class_name=cls.__name__,
+        state=state,
+    )
+    return _reconstruct_persistent_obj, (meta,)
+
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    """Copies go from instance to instance, not by way of the registry."""
+    other = type(self).__new__(type(self))
+    memo[id(self)] = other
+    _set_state(other, copy.deepcopy(_get_state(self), memo))
+    return other
+
+
+def _set_state(obj: Any, state: dict[str, Any]) -> None:
+    set_state = getattr(obj, "__setstate__", None)
+    if set_state is not None:
+        set_state(state)
+    else:
+        obj.__dict__.update(state)
+
+
+class _Probe(pickle.Pickler):
+    """Pickles into the void; leaves out tensors, and persistent objects, which are checked when their own turn comes."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "skipped" if isinstance(obj, torch.Tensor) or is_persistent(obj) else None
+
+
+def _check_picklable(cls: type, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        try:
+            _Probe(io.BytesIO()).dump(value)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as e:
+            raise pickle.PicklingError(f"attribute {name!r} of persistent class {cls.__name__} can't be pickled: {e}") from e
+
+
+def _module_source(module_name: str) -> str:
+    if module_name not in _module_sources:
+        try:
+            _module_sources[module_name] = inspect.getsource(sys.modules[module_name])
+        except (OSError, TypeError, KeyError) as e:
+            raise TypeError(f"persistent classes need the source of their module; {module_name} has none: {e}") from e
+    return _module_sources[module_name]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rebuilding.
+
+
+def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
+    """What pickles call, under this very name, for each persistent object. Runs no embedded source unless it is trusted."""
+    meta = parse_metadata(meta)
+    cls = _embedded_class(meta) if _trusted.get() else None
+    if cls is None:
+        cls = find_class(meta.class_name, meta.module_src)
+    state = meta.state
+    if _module_source(cls.__module__) != meta.module_src:
+        state = upgrade_state(cls, state)
+        if cls.__name__ in _ROOTS and isinstance(state, dict) and "_init_args" in state:
+            return build_module(cls, state)
+    obj = cls.__new__(cls)
+    if state is not None:
+        _set_state(obj, state)
+    return obj
+
+
+def parse_metadata(meta: Mapping[str, Any]) -> EasyDict:
+    """Check metadata of version 2 to 6, pass it through the import hooks, and fill in what older versions lack.
+
+    Raises:
+        UserError: It is no such metadata.
+    """
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("class_name"), str):
+        raise UserError("the pickle holds a persistent object without a class name: it is damaged or no network pickle")
+    meta = EasyDict({"type": "class", "version": _VERSION, "module_src": "", "state": None, **meta})
+    for hook in _import_hooks:
+        meta = hook(meta)
+    if meta.type != "class" or not isinstance(meta.module_src, str):
+        raise UserError(f"the pickle holds a persistent object of type {meta.type!r}; only 'class' is known")
+    if not isinstance(meta.version, int) or not 2 <= meta.version <= _VERSION:
+        raise UserError(f"the pickle holds a persistent object of version {meta.version!r}; versions 2 to {_VERSION} are known")
+    return meta
+
+
+def find_class(class_name: str, module_src: str = "") -> type:
+    """This project's persistent class of that name.
+
+    A class whose module has exactly the source `module_src` comes first, then the project's own modules, then any other module
+    that has been imported.
+
+    Raises:
+        UserError: There is none, or several modules outside the project define one.
+    """
+    for name in _OUR_MODULES:
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    candidates = _registry.get(class_name) or _registry.get(_ALIASES.get(class_name, class_name)) or {}
+    for module_name, cls in candidates.items():
+        if _module_source(module_name) == module_src:
+            return cls
+    ours = [candidates[name] for name in _OUR_MODULES if name in candidates]
+    if ours or len(candidates) == 1:
+        return (ours or list(candidates.values()))[0]
+    if candidates:
+        raise UserError(f"class {class_name} of the pickle is defined by several modules: {', '.join(sorted(candidates))}")
+    raise UserError(
+        f"the pickle holds an object of class {class_name[:80]!r}, which this project doesn't define; --trust-pickle runs the source "
+        "code that the file carries (only for files whose origin you trust)"
+    )
+
+
+def upgrade_state(cls: type, state: Any) -> Any:
+    """The state as the present version of `cls` wants it."""
+    upgrade = getattr(cls, "_upgrade_state", None)
+    return state if upgrade is None or state is None else upgrade(dict(state))
+
+
+def _embedded_class(meta: EasyDict) -> type | None:
+    """The class that the trusted source in `meta` defines; None where this project has to stand in for it."""
+    name = _EMBEDDED_PREFIX + hashlib.sha256(meta.module_src.encode("utf-8", "surrogatepass")).hexdigest()
+    if name not in sys.modules:
+        own = (source for module_name, source in _module_sources.items() if not module_name.startswith(_EMBEDDED_PREFIX))
+        if not meta.module_src or meta.module_src in own:
+            return None
+        try:
+            _run_embedded(name, meta.module_src)
+        except ImportError as e:
+            warnings.warn(f"the source embedded for class {meta.class_name} can't run here ({e}); using this project's class")
+            return None
+    if meta.class_name not in vars(sys.modules[name]):
+        raise UserError(f"the source embedded in the pickle doesn't define class {meta.class_name}")
+    return vars(sys.modules[name])[meta.class_name]
+
+
+def _run_embedded(name: str, source: str) -> None:
+    """Make a module of trusted source; leaves nothing behind if it fails."""
+    sys.modules[name] = types.ModuleType(name)
+    _module_sources[name] = source
+    try:
+        exec(compile(source, f"<{name[:30]}>", "exec"), vars(sys.modules[name]))
+    except BaseException:
+        del sys.modules[name], _module_sources[name]
+        raise
+
+
+def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Build a module by calling its constructor, and fill it with the parameters and buffers of a state.
+
+    Args:
+        cls:   A persistent `torch.nn.Module` class.
+        state: A module's `__dict__`, in which children are modules or `MetadataHolder`s; has `_init_args` and `_init_kwargs`.
+
+    Returns:
+        The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is untouched.
+
+    Raises:
+        UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that doesn't.
+    """
+    tensors = flatten_state(state)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = cls(*state["_init_args"], **state["_init_kwargs"])
+    except Exception as e:  # whatever a constructor raises on arguments that came out of a file
+        raise UserError(f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {e}") from e
+    check_tensors(module, tensors)
+    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items() if name in module.state_dict()})
+    module.train(bool(state.get("training", False)))
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(tensors[name].requires_grad)
+    return module
+
+
+def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise a `UserError` unless `tensors` has just the names and shapes of the state dict of `module`."""
+    name = type(module).__name__
+    expected = module.state_dict()
+    for key, tensor in expected.items():
+        if key not in tensors:
+            raise UserError(f"{name} in the pickle lacks {key} {list(tensor.shape)}: it was made by another architecture")
+        if tensors[key].shape != tensor.shape:
+            raise UserError(
+                f"{name} in the pickle has {key} of shape {list(tensors[key].shape)}, expected {list(tensor.shape)}: it was made by "
+                "another architecture"
+            )
+    unknown = [key for key in tensors if key not in expected]
+    if unknown:
+        raise UserError(f"{name} in the pickle has {unknown[0]}, which this project's {name} lacks ({len(unknown)} such in all)")
+
+
+def flatten_state(state: Mapping[str, Any], *, max_tensors: int = 100_000, max_depth: int = 32) -> dict[str, torch.Tensor]:
+    """The tensors in a module's `__dict__` and its children's, under the names that `state_dict()` would give them.
+
+    Raises:
+        UserError: The state is not one of a module, or holds more than the limits allow.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    pending = [("", state, 0)]
+    visited = 0
+    while pending:
+        prefix, node, depth = pending.pop()
+        visited += 1
+        if not isinstance(node, Mapping) or visited + len(tensors) > max_tensors or depth > max_depth:
+            raise UserError("the state of a module in the pickle is damaged, or too large for a network")
+        transient = node.get("_non_persistent_buffers_set") or ()
+        for group in ("_parameters", "_buffers"):
+            for name, tensor in (node.get(group) or {}).items():
+                if isinstance(tensor, torch.Tensor) and not (group == "_buffers" and name in transient):
+                    tensors[prefix + name] = tensor
+        for name, child in (node.get("_modules") or {}).items():
+            if child is not None:
+                child_state = child.state if isinstance(child, MetadataHolder) else vars(child)
+                pending.append((f"{prefix}{name}.", child_state, depth + 1))
+    return tensors
