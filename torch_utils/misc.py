@@ -1,0 +1,63 @@
+"""Helpers that the network definitions rely on; names and signatures are those of the StyleGAN ecosystem."""
+
+import contextlib
+import functools
+import warnings
+from typing import Any, Callable, Iterator, Sequence, TypeVar
+
+import numpy as np
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@functools.lru_cache(maxsize=512)
+def _constant(value: bytes, shape: tuple, np_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    array = np.frombuffer(value, dtype=np_dtype).reshape(shape)
+    with torch.inference_mode(False):
+        return torch.tensor(array, dtype=dtype, device=device)
+
+
+def constant(
+    value: Any,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> torch.Tensor:
+    """A tensor of fixed values that is copied to its device once and shared from then on; don't modify it."""
+    array = np.asarray(value)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    device = torch.device("cpu" if device is None else device)
+    tensor = _constant(array.tobytes(), array.shape, array.dtype.str, dtype, device)
+    if shape is not None:
+        tensor = tensor.expand(tuple(shape))
+    return tensor if memory_format is None else tensor.contiguous(memory_format=memory_format)
+
+
+def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
+    """Raise AssertionError unless `tensor` has the given shape; None matches any size."""
+    if tensor.ndim != len(ref_shape):
+        raise AssertionError(f"{tensor.ndim} dimensions {tuple(tensor.shape)}, expected {len(ref_shape)}")
+    for dim, (size, expected) in enumerate(zip(tensor.shape, ref_shape)):
+        if expected is not None and not isinstance(expected, torch.Tensor) and size != expected:
+            raise AssertionError(f"size {size} in dimension {dim} of {tuple(tensor.shape)}, expected {expected}")
+
+
+def profiled_function(fn: Function) -> Function:
+    """Decorator: the function appears under its name in the PyTorch profiler."""
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with torch.autograd.profiler.record_function(fn.__name__):
+            return fn(*args, **kwargs)
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def suppress_tracer_warnings() -> Iterator[None]:
+    """Silences the tracer's warnings about values that are constant by design (shapes, gains)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        yield

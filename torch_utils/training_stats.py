@@ -1,0 +1,42 @@
+"""Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick."""
+
+from typing import Any
+
+import torch
+
+from . import distributed
+
+_moments: dict[str, torch.Tensor] = {}  # Name -> [count, sum, sum of squares] since the last collection, on its device.
+
+
+def report(name: str, value: Any) -> Any:
+    """Add the elements of `value` (tensor, array or number) to the statistic `name`; returns `value`.
+
+    Nothing waits for the device. Every rank must report the same names.
+    """
+    x = torch.as_tensor(value).detach().flatten()
+    x = x.to(torch.float32 if x.device.type == "cuda" else torch.float64)
+    moments = torch.stack([torch.full([], float(x.numel()), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
+    if name in _moments and _moments[name].device == moments.device:
+        _moments[name] += moments
+    else:
+        _moments[name] = moments + (_moments[name].to(moments.device) if name in _moments else 0)
+    return value
+
+
+def collect() -> dict[str, dict[str, float]]:
+    """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name; starts anew."""
+    names = sorted(_moments)
+    if not names:
+        return {}
+    device = torch.device("cuda") if any(m.is_cuda for m in _moments.values()) else torch.device("cpu")
+    moments = torch.stack([_moments[name].to(device, torch.float64) for name in names])
+    _moments.clear()
+    distributed.all_reduce_sum_(moments)
+    result = {}
+    for name, (num, total, squares) in zip(names, moments.tolist()):
+        if num == 0:
+            continue
+        mean = total / num
+        result[name] = dict(num=int(num), mean=mean, std=max(squares / num - mean**2, 0) ** 0.5)
+    return result

@@ -1,0 +1,95 @@
+"""What D has to do besides telling real from fake: a task gives a loss for each image, from what D extracted from it.
+
+Adding a task means adding a class here. Neither the training loop nor the loss knows which tasks there are.
+"""
+
+from typing import Collection, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from .networks import DiscriminatorOutput, Generator, SynthesisState
+
+Tensor = torch.Tensor
+
+
+class Shown(NamedTuple):
+    """The images that D was shown, and what is known about them."""
+
+    img: Tensor                         # After augmentation, as D saw them [N, C, R, R].
+    clean: Tensor                       # Before augmentation.
+    states: dict[int, SynthesisState]   # Of G, by resolution, augmented like `img`; empty for real images.
+
+
+class Task(Protocol):
+    name: str                           # For reports: "Loss/D/<kind>_<name>".
+    weight: float
+    states: Collection[int]             # Resolutions at which it needs G's states.
+
+    def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
+        """Unweighted loss [N] for D's output `out` on the images `shown`."""
+        ...
+
+
+class FeatureMatching:
+    """D's decoder reproduces G's features of a fake image: cosine distance over channels (GGDR, Lee et al., ECCV 2022).
+
+    Where D has a feature head for G (GLeaD+GGDR), that head is compared; else the decoder's level of that resolution.
+    """
+
+    name = "feature"
+
+    def __init__(self, *, res: int, weight: float = 10):
+        self.res = res
+        self.weight = weight
+        self.states = (res,)
+
+    def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
+        source = out.fmaps[self.res] if out.f is None else _resize(out.f, self.res)
+        target = shown.states[self.res].x.detach().to(torch.float32)
+        return 1 - F.cosine_similarity(source, target, dim=1).mean(dim=[1, 2])
+
+
+class ImageReconstruction:
+    """A frozen G rebuilds the image from what D extracted (GLeaD, Bai et al., CVPR 2023, Eq. 3 to 7).
+
+    Gradients pass through G to D; G's weights get none, because only D's require any while D is trained.
+    """
+
+    name = "reconstruction"
+    states = ()
+
+    def __init__(
+        self,
+        *,
+        G: Generator,
+        res_g: int,                                         # G goes on from this resolution; 1 = from its constant.
+        distance: torch.nn.Module,                          # `embed(img)`, and `distance(img, embedded)` -> [N].
+        weight: float,                                      # Lambda 1 for real images, lambda 2 for fake ones.
+        target: Literal["input", "clean"] = "input",        # What D was shown, or the image before augmentation.
+    ):
+        self.G = G
+        self.res_g = res_g
+        self.distance = distance
+        self.weight = weight
+        self.target = target
+
+    def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
+        with torch.no_grad():
+            target = self.distance.embed(shown.img if self.target == "input" else shown.clean)
+        return self.distance.distance(reconstruct(self.G, out, res_g=self.res_g), target)
+
+
+def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:
+    """The images [N, C, R, R] that G makes of D's (f, basis image, w), going on from resolution `res_g` (Eq. 5 and 6)."""
+    start = None
+    if out.f is not None:
+        start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))
+    ws = out.w.unsqueeze(1).repeat(1, G.synthesis.num_ws_from(res_g if start else 0), 1)  # one w for all layers
+    return G.synthesis.run(ws, start=start, noise_mode=noise_mode).img
+
+
+def _resize(x: Tensor, res: int) -> Tensor:
+    if x.shape[-1] == res:
+        return x
+    return F.interpolate(x, size=(res, res), mode="bilinear", align_corners=False)
