@@ -9,6 +9,7 @@ project's class of that name, and embedded source runs only inside `with trust_e
 import contextlib
 import contextvars
 import copy
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -19,7 +20,7 @@ import pickle
 import sys
 import types
 import warnings
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, TypeVar
+from typing import Any, Callable, Iterator, Mapping, TypeVar
 
 import torch
 
@@ -32,6 +33,7 @@ _OUR_MODULES = ("training.networks", "training.augment")             # Imported 
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by their constructor if the source differs.
 _EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
+_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128                  # Of module trees; ten times what networks have.
 
 _registry: dict[str, dict[str, type]] = {}                           # Class name -> {module name: class}.
 _module_sources: dict[str, str] = {}                                 # Module name -> its source when it was imported.
@@ -39,10 +41,12 @@ _import_hooks: list[Callable[[EasyDict], EasyDict]] = []
 _trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trust_embedded_source", default=False)
 
 
-class MetadataHolder(NamedTuple):
-    """What stands for a persistent object while a pickle is read as data (see `torch_utils.network_pickle`)."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleRecord:
+    """What stands for a module while a pickle is read as data (see `torch_utils.network_pickle`)."""
 
     class_name: str
+    module_src: str = ""
     state: dict[str, Any]
 
 
@@ -229,9 +233,9 @@ def parse_metadata(meta: Mapping[str, Any]) -> EasyDict:
     for hook in _import_hooks:
         meta = hook(meta)
     if meta.type != "class" or not isinstance(meta.module_src, str):
-        raise UserError(f"the pickle holds a persistent object of type {meta.type!r}; only 'class' is known")
+        raise UserError("the pickle holds a persistent object that is no class instance; only those are known")
     if not isinstance(meta.version, int) or not 2 <= meta.version <= _VERSION:
-        raise UserError(f"the pickle holds a persistent object of version {meta.version!r}; versions 2 to {_VERSION} are known")
+        raise UserError(f"the pickle holds a persistent object of an unknown version; versions 2 to {_VERSION} are known")
     return meta
 
 
@@ -257,7 +261,7 @@ def find_class(class_name: str, module_src: str = "") -> type:
     if candidates:
         raise UserError(f"class {class_name} of the pickle is defined by several modules: {', '.join(sorted(candidates))}")
     raise UserError(
-        f"the pickle holds an object of class {class_name[:80]!r}, which this project doesn't define; --trust-pickle runs the source "
+        f"the pickle holds an object of class {class_name[:80]!a}, which this project doesn't define; --trust-pickle runs the source "
         "code that the file carries (only for files whose origin you trust)"
     )
 
@@ -301,7 +305,7 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
 
     Args:
         cls:   A persistent `torch.nn.Module` class.
-        state: A module's `__dict__`, in which children are modules or `MetadataHolder`s; has `_init_args` and `_init_kwargs`.
+        state: A module's `__dict__`, in which children are modules or `ModuleRecord`s; has `_init_args` and `_init_kwargs`.
 
     Returns:
         The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is untouched.
@@ -310,17 +314,28 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
         UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that doesn't.
     """
     tensors = flatten_state(state)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module = cls(*state["_init_args"], **state["_init_kwargs"])
-    except Exception as e:  # whatever a constructor raises on arguments that came out of a file
-        raise UserError(f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {e}") from e
+    with torch.random.fork_rng(devices=[]):
+        module = construct(cls, state)
     check_tensors(module, tensors)
-    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items() if name in module.state_dict()})
-    module.train(bool(state.get("training", False)))
+    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
+    module.train(state.get("training") is True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(tensors[name].requires_grad)
     return module
+
+
+def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Call the constructor of `cls` with the arguments in a state; whatever it objects to becomes a `UserError`."""
+    args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
+        raise UserError(f"{cls.__name__} in the pickle lacks the arguments that it was built with")
+    try:
+        return cls(*args, **kwargs)
+    except UserError:
+        raise
+    except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {reason}") from e
 
 
 def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -337,30 +352,40 @@ def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) 
             )
     unknown = [key for key in tensors if key not in expected]
     if unknown:
-        raise UserError(f"{name} in the pickle has {unknown[0]}, which this project's {name} lacks ({len(unknown)} such in all)")
+        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise UserError(f"{name} in the pickle has {unknown[0][:200]!a}{more}, which this project's {name} lacks")
 
 
-def flatten_state(state: Mapping[str, Any], *, max_tensors: int = 100_000, max_depth: int = 32) -> dict[str, torch.Tensor]:
+def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors in a module's `__dict__` and its children's, under the names that `state_dict()` would give them.
 
     Raises:
-        UserError: The state is not one of a module, or holds more than the limits allow.
+        UserError: The state is not one of a module, or holds more than any network would.
     """
     tensors: dict[str, torch.Tensor] = {}
     pending = [("", state, 0)]
-    visited = 0
+    num_nodes = 0
     while pending:
         prefix, node, depth = pending.pop()
-        visited += 1
-        if not isinstance(node, Mapping) or visited + len(tensors) > max_tensors or depth > max_depth:
-            raise UserError("the state of a module in the pickle is damaged, or too large for a network")
-        transient = node.get("_non_persistent_buffers_set") or ()
-        for group in ("_parameters", "_buffers"):
-            for name, tensor in (node.get(group) or {}).items():
-                if isinstance(tensor, torch.Tensor) and not (group == "_buffers" and name in transient):
-                    tensors[prefix + name] = tensor
-        for name, child in (node.get("_modules") or {}).items():
+        num_nodes += 1
+        if not isinstance(node, Mapping) or depth > _MAX_DEPTH or num_nodes + len(tensors) > _MAX_NODES:
+            raise UserError("a module in the pickle is damaged, or too large for a network")
+        transient = node.get("_non_persistent_buffers_set")
+        for name, tensor in _named_children(node, "_parameters") + _named_children(node, "_buffers"):
+            if isinstance(tensor, torch.Tensor) and not (isinstance(transient, set) and name in transient):
+                tensors[prefix + name] = tensor
+        for name, child in _named_children(node, "_modules"):
             if child is not None:
-                child_state = child.state if isinstance(child, MetadataHolder) else vars(child)
-                pending.append((f"{prefix}{name}.", child_state, depth + 1))
+                pending.append((f"{prefix}{name}.", child.state if isinstance(child, ModuleRecord) else vars(child), depth + 1))
     return tensors
+
+
+def _named_children(node: Mapping[str, Any], group: str) -> list[tuple[str, Any]]:
+    children = node.get(group) or {}
+    allowed = (types.NoneType, torch.nn.Module, ModuleRecord) if group == "_modules" else (types.NoneType, torch.Tensor)
+    if not isinstance(children, Mapping) or len(children) > _MAX_NODES:
+        raise UserError("a module in the pickle is damaged, or too large for a network")
+    for name, child in children.items():
+        if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(child, allowed):
+            raise UserError(f"a module in the pickle is damaged: its {group[1:]} hold something else")
+    return list(children.items())

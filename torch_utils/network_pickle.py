@@ -1,0 +1,211 @@
+"""Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
+
+`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are then
+built by this project's constructors, and filled with the tensors. What a file declares is checked against what it holds before
+memory is set aside for it.
+"""
+
+import contextlib
+import copy
+import io
+import os
+import pickle
+import threading
+from typing import Any, BinaryIO, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from dnnlib.util import EasyDict, UserError, atomic_write
+
+from . import data_unpickler, persistence
+from .persistence import ModuleRecord
+
+KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
+_CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augment_pipe": "AugmentPipe"}
+
+# Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
+_MAX_FILE_BYTES = 8 << 30
+_MAX_PLAIN_VALUES = 10_000        # In constructor arguments and dataset options.
+_SLACK_BYTES = 64 << 20           # Buffers that constructors compute and pickles leave out.
+
+_TRUST_HINT = "--trust-pickle opens it with the ordinary unpickler, which runs code from the file (only if you trust its origin)"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Entrances.
+
+
+def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read a network pickle.
+
+    Args:
+        file:  Open in binary mode.
+        trust: Use the ordinary unpickler, and run the source code that the file carries for its classes.
+        only:  Build only these of `KEYS`; the others are None.
+
+    Returns:
+        A dict with the keys `KEYS`; modules are on the CPU, None stands for what the file lacks.
+
+    Raises:
+        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of another
+            architecture. The message is one line and begins with the file's name.
+    """
+    name = getattr(file, "name", None)
+    try:
+        data = _read_all(file)
+        content = _load_trusted(data) if trust else _load_as_data(data)
+        if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
+            raise UserError("no network pickle: a dict with G, D or G_ema was expected")
+        wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
+        found = {key: content[key] if trust else _build(key, content[key], len(data)) for key in wanted}
+        return dict.fromkeys(KEYS) | found
+    except UserError as e:
+        raise UserError(f"{os.fspath(name)}: {e}" if isinstance(name, (str, os.PathLike)) else str(e)) from e
+
+
+def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> None:
+    """Write a network pickle, atomically, as other StyleGAN2-style checkouts read them.
+
+    Args:
+        path:     File to write or replace.
+        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as they are:
+                  CPU copies in eval mode whose parameters require no gradient are written.
+
+    Raises:
+        ValueError: A key is not one of `KEYS`.
+    """
+    unknown = sorted(set(networks) - set(KEYS))
+    if unknown:
+        raise ValueError(f"a network pickle has the keys {', '.join(KEYS)}; got {', '.join(unknown)}")
+    content: dict[str, Any] = {}
+    for key in KEYS:
+        value = networks.get(key)
+        content[key] = _cpu_copy(value) if isinstance(value, torch.nn.Module) else copy.deepcopy(value)
+    with atomic_write(path) as f:
+        pickle.dump(content, f, protocol=4)  # readable from Python 3.4 on
+
+
+def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A frozen copy on the CPU, made without a second copy on the module's own device."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(parameter.detach().cpu().clone(), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().cpu().clone()
+    return copy.deepcopy(module, memo).cpu().eval().requires_grad_(False)
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    data = file.read(_MAX_FILE_BYTES + 1)
+    if len(data) > _MAX_FILE_BYTES:
+        raise UserError(f"no network pickle: larger than {_MAX_FILE_BYTES >> 30} GiB")
+    if not data:
+        raise UserError("the file is empty; a network pickle was expected")
+    if data[:2] != b"\x80\x02" and data[:2] != b"\x80\x03" and data[:2] != b"\x80\x04" and data[:2] != b"\x80\x05":
+        kinds = {b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)", b"\x89PNG": "a PNG image", b"\xff\xd8": "a JPEG image"}
+        kind = next((kind for start, kind in kinds.items() if data.startswith(start)), None)
+        if kind is None and data[:200].lstrip()[:1] == b"<":
+            kind = "a web page"
+        raise UserError(f"the file is {kind or 'something else'}; a network pickle was expected")
+    return data
+
+
+class _TrustedUnpickler(pickle.Unpickler):
+    """The ordinary unpickler, but tensors come to the CPU wherever they were when they were written."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+        return super().find_class(module, name)
+
+
+def _load_trusted(data: bytes) -> Any:
+    try:
+        with persistence.trust_embedded_source():
+            return _TrustedUnpickler(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, EOFError, ImportError, AttributeError) as e:
+        raise UserError(f"can't be unpickled: {type(e).__name__}: {' '.join(str(e).split())[:300]}") from e
+
+
+def _load_as_data(data: bytes) -> Any:
+    content, refused = data_unpickler.loads(data)
+    if any("tflib" in name for name in refused):
+        raise UserError("a network pickle of the TensorFlow StyleGANs: convert it with the legacy.py of StyleGAN2-ADA first")
+    if refused:
+        shown = ", ".join(ascii(name)[1:-1] for name in refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+        raise UserError(f"refused, because it asks for {shown}; {_TRUST_HINT}")
+    return content
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From records to networks.
+
+
+def _build(key: str, value: Any, num_bytes: int) -> Any:
+    if key not in _CLASS_OF:
+        return _plain_copy(value)
+    if not isinstance(value, ModuleRecord):
+        raise UserError(f"{key} is no network")
+    cls = persistence.find_class(value.class_name, value.module_src)
+    if cls.__name__ != _CLASS_OF[key]:
+        raise UserError(f"{key} is a {cls.__name__}; a {_CLASS_OF[key]} was expected")
+    state = dict(value.state)
+    for name in ("_init_args", "_init_kwargs"):
+        if name in state:
+            state[name] = _plain_copy(state[name])
+    state = persistence.upgrade_state(cls, state)
+    with torch.device("meta"), _limit_registrations(2 * num_bytes + _SLACK_BYTES):
+        skeleton = persistence.construct(cls, state)  # shapes only: nothing is set aside yet
+    persistence.check_tensors(skeleton, persistence.flatten_state(state))
+    return persistence.build_module(cls, state)
+
+
+@contextlib.contextmanager
+def _limit_registrations(max_bytes: int) -> Iterator[None]:
+    """Within this context, modules may register tensors of `max_bytes` bytes in all, and not endlessly many."""
+    num_bytes, num_tensors, thread = 0, 0, threading.get_ident()
+
+    def register(_module: torch.nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal num_bytes, num_tensors
+        if tensor is not None and threading.get_ident() == thread:
+            num_bytes += tensor.numel() * tensor.element_size()
+            num_tensors += 1
+            if num_bytes > max_bytes or num_tensors > _MAX_PLAIN_VALUES:
+                raise UserError("a network in the pickle is declared to be larger than the file")
+
+    handles = [
+        torch.nn.modules.module.register_module_parameter_registration_hook(register),
+        torch.nn.modules.module.register_module_buffer_registration_hook(register),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain_copy(value: Any) -> Any:
+    """A copy of plain data; dicts become EasyDicts. Refuses what is too large, too deep, or not plain."""
+    remaining = _MAX_PLAIN_VALUES
+
+    def visit(value: Any, depth: int) -> Any:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0 or depth > 16:
+            raise UserError("the options of a network or data set in the pickle are too large")
+        if isinstance(value, dict):
+            return EasyDict({key: visit(item, depth + 1) for key, item in value.items()})
+        if isinstance(value, (list, tuple)):
+            return type(value)(visit(item, depth + 1) for item in value)
+        if isinstance(value, (set, frozenset)):
+            return type(value)(value)
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise UserError("the options of a network or data set in the pickle hold a number out of range")
+        if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic, torch.dtype, torch.device)):
+            return value
+        if isinstance(value, data_unpickler.Array):
+            return value.to_numpy()
+        raise UserError(f"the options of a network or data set in the pickle hold a {type(value).__name__.strip('_')}, not plain data")
+
+    return visit(value, 0)
