@@ -334,7 +334,7 @@ def _check_networks(config: TrainingConfig) -> None:
     if config.metrics:
         from metrics.metric_main import check_detector
 
-        check_detector(config.detector)
+        check_detector(config.metrics, config.detector)
 
 
 def print_options(config: TrainingConfig, description: str) -> None:
