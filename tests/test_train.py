@@ -338,6 +338,15 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert config.resume == "https://example.org/net.pkl"
 
 
+def test_labels_are_left_alone_without_cond(run, runs):
+    dataset = resolved(run, runs, data="32-labels").dataset
+    assert (dataset.use_labels, dataset.label_dim) == (False, 0)
+
+
+def test_subset_of_all_images_is_no_subset(run, runs):
+    assert resolved(run, runs, "--subset=1000").dataset.max_size is None
+
+
 def test_resume_names(run, runs, tmp_path):
     assert resolved(run, runs, "--resume=ffhq256").resume.endswith("/ffhq-res256-mirror-paper256-noaug.pkl")
     assert resolved(run, runs, "--resume=noresume").resume is None

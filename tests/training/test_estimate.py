@@ -1,5 +1,7 @@
 """Parameter counts and the memory estimate."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -54,7 +56,12 @@ def test_closed_form_of_the_smallest_case():
     said = {"resolution": 4, "device": "cpu", "method": "stylegan2", "channel_base": 32, "batch_size": 2}
     size = 8 * 4 * 4 * 4
     assert activations(**said) == 2 * (7 + 4) * size
-    assert activations(**said, preset="cifar") == 2 * (7 + 4) * size
+
+
+def test_path_length_on_the_whole_batch_takes_the_graph_of_g_twice():
+    config = make(4, device="cpu", method="stylegan2", channel_base=32, batch_size=2)
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, pl_batch_shrink=1))
+    assert estimate_memory(config, Parameters(G=0, D=0)).activations == 2 * (7 + 7) * 8 * 4 * 4 * 4
 
 
 def test_what_activations_depend_on():
