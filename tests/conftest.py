@@ -69,3 +69,62 @@ def golden(shared: Path):
         return Golden(arrays, json.loads(str(arrays["meta"])) if "meta" in arrays.files else {})
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zip of 48 labelled images of 16x16 pixels: coloured discs, one colour for each of 3 classes."""
+    import io
+    import zipfile
+
+    import PIL.Image
+
+    rng = np.random.RandomState(0)
+    path = tmp_path_factory.mktemp("data") / "tiny.zip"
+    labels = []
+    with zipfile.ZipFile(path, "w") as z:
+        for i in range(48):
+            y, x = np.mgrid[:16, :16]
+            cx, cy, r = rng.uniform(5, 11), rng.uniform(5, 11), rng.uniform(3, 5)
+            inside = ((x - cx) ** 2 + (y - cy) ** 2 < r**2)[:, :, None]
+            colour = np.eye(3)[i % 3] * 200 + 40
+            img = np.where(inside, colour, rng.uniform(0, 80, [1, 1, 3])).astype(np.uint8)
+            buffer = io.BytesIO()
+            PIL.Image.fromarray(img).save(buffer, format="PNG")
+            name = f"00000/img{i:08d}.png"
+            z.writestr(name, buffer.getvalue())
+            labels.append([name, i % 3])
+        z.writestr("dataset.json", json.dumps(dict(labels=labels)))
+    return path
+
+
+class _TinyNet(torch.nn.Module):
+    """A random feature net with both interfaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("kernel", torch.randn([8, 3, 3, 3], generator=generator) / 5)
+        self.register_buffer("head", torch.randn([5, 8], generator=generator))
+
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False,
+        resize_images: bool = False, return_lpips: bool = False,
+    ) -> torch.Tensor:
+        x = torch.nn.functional.conv2d(img.to(torch.float32) / 127.5 - 1, self.kernel, stride=2).tanh()
+        if return_lpips:
+            return x.flatten(1) / 10
+        features = x.mean([2, 3])
+        return features if return_features else (features @ self.head.t()).softmax(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript file that serves as detector and as perceptual net."""
+    import warnings
+
+    path = tmp_path_factory.mktemp("nets") / "tiny-net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(_TinyNet()).save(str(path))
+    return path
