@@ -1,8 +1,8 @@
 """Procedurally drawn scenes with exact class labels: data for trying things out without downloading any.
 
-A scene is a main object (its shape is the class), often a smaller second one in front of or behind it, textures, shading
-and a background. Scene i of a seed is a function of (seed, i) alone. It is drawn from formulas at any resolution, each
-edge and texture averaged over the width of a pixel, so that a large drawing scaled down is the small drawing.
+A scene is a main object (its shape is the class), often a smaller second one in front of or behind it, textures,
+shading and a background. Scene i of a seed is a function of (seed, i) alone. It is drawn from formulas at any
+resolution, each edge and texture averaged over the width of a pixel: a large drawing scaled down is the small one.
 
 Per-pixel work uses only operations that IEEE 754 rounds exactly (no sines, no matrix products): pixels do not depend on
 how scenes are grouped into batches.
@@ -15,7 +15,8 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 CLASS_NAMES = (
-    "disc", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "hexagon", "capsule", "half-disc", "drop",
+    "disc", "ring", "square", "triangle", "star", "cross",
+    "heart", "crescent", "hexagon", "capsule", "half-disc", "drop",
 )
 TEXTURES = ("plain", "gradient", "stripes", "checks", "dots")
 BACKGROUNDS = ("plain", "gradient", "stripes", "blobs", "clouds", "horizon")
@@ -23,8 +24,8 @@ RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 
 _PIXELS_AT_ONCE = 1 << 17   # Scenes are drawn in groups of about so many pixels, to stay in the processor's cache.
 _NUM_DRAWS = 48             # Random numbers that describe a scene ...
-_NUM_SPARE = 40             # ... and those that its background is made of.
 _CLOUD_GRIDS = (4, 9)       # Sides of the random lattices that clouds are interpolated from, coarse and fine.
+_NUM_SPARE = sum(side * side for side in _CLOUD_GRIDS)  # ... and those that its background is made of.
 _NUM_BLOBS = 4
 
 
@@ -321,7 +322,7 @@ def _column(values: np.ndarray) -> np.ndarray:
 def _wave(t: np.ndarray, width: np.ndarray) -> np.ndarray:
     """A square wave of period 1 between 0 and 1, averaged over `width` around t."""
 
-    def integral(x: np.ndarray) -> np.ndarray:  # Of the wave that is +1 in the first half of each period, -1 in the second.
+    def integral(x: np.ndarray) -> np.ndarray:  # Of the wave that is +1 in the first half of each period, then -1.
         return np.float32(0.5) - np.abs(x - np.floor(x) - np.float32(0.5))
 
     half = width * np.float32(0.5)
@@ -395,10 +396,12 @@ def _texture(
         return np.clip(np.float32(0.5) + np.float32(0.6) * v, 0, 1)
     if kind == "stripes":
         return _wave(u * frequency + phase, pixel * frequency)
+    if kind == "checks":
+        frequency = frequency * np.float32(0.7)
     width = pixel * frequency
     a, b = u * frequency + phase, v * frequency + phase
     if kind == "checks":
-        first, second = _wave(a * np.float32(0.7), width * np.float32(0.7)), _wave(b * np.float32(0.7), width * np.float32(0.7))
+        first, second = _wave(a, width), _wave(b, width)
         return first + second - 2 * first * second
     a, b = a - np.floor(a) - np.float32(0.5), b - np.floor(b) - np.float32(0.5)
     return np.clip(np.float32(0.5) - (np.sqrt(a * a + b * b) - np.float32(0.3)) / width, 0, 1)
@@ -457,12 +460,11 @@ def _blobs_field(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
 def _clouds_field(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
     """Smoothly interpolated random lattices, a coarse and a fine one."""
     total = np.zeros([len(backgrounds.kind), resolution, resolution], dtype=np.float32)
+    draws = backgrounds.draws
     position = (_axis(resolution) + 1) / 2
     for side, amplitude in zip(_CLOUD_GRIDS, (1.0, 0.45)):
-        # Lattice values: the scene's few draws, hashed into as many as the lattice has.
-        row, col = np.arange(side)[:, None], np.arange(side)[None, :]
-        pick = backgrounds.draws[:, (row * 7 + col * 3) % _NUM_SPARE] + backgrounds.draws[:, (row * 5 + col * 11 + 17) % _NUM_SPARE]
-        lattice = (pick - np.floor(pick)) - np.float32(0.5)  # [N, side, side]
+        lattice = draws[:, : side * side].reshape(-1, side, side) - np.float32(0.5)
+        draws = draws[:, side * side :]
         t = position * np.float32(side - 1) - np.arange(side, dtype=np.float32)[:, None]
         t = np.maximum(1 - np.abs(t), 0)
         weights = t * t * (3 - 2 * t)  # [side, R]
