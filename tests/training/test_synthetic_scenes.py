@@ -190,7 +190,7 @@ def test_draws_are_uniform_and_independent():
     assert np.unique(uniform_draws(np.array([0, 2**40, 2**62]), 2**63 - 1, 3)).size == 9
 
 
-@pytest.mark.parametrize("large, small, mean_bound, high_bound", [(64, 32, 2.0, 45), (256, 32, 3.0, 60), (32, 8, 5.0, 90)])
+@pytest.mark.parametrize("large, small, mean_bound, high_bound", [(64, 32, 1, 25), (256, 32, 1, 30), (32, 8, 4.5, 65)])
 def test_resolutions_show_the_same_scene(large, small, mean_bound, high_bound):
     indices = np.arange(120)
     a, labels_a = draw_scenes(indices, resolution=large)
@@ -200,8 +200,7 @@ def test_resolutions_show_the_same_scene(large, small, mean_bound, high_bound):
     reduced = a.reshape(len(a), small, k, small, k, 3).mean(axis=(2, 4))
     error = np.abs(reduced - b)
     other = np.abs(reduced - np.roll(b, 1, axis=0)).mean()
-    print(error.mean(), np.percentile(error, 99.9), other)
-    assert error.mean() < mean_bound < other / 5
+    assert error.mean() < mean_bound < other / 10
     assert np.percentile(error, 99.9) < high_bound
 
 
