@@ -143,7 +143,8 @@ class FilesSource:
         if (width, height) == (target, target):
             return image
         left, top = (width - side) // 2, (height - side) // 2
-        return image.resize((target, target), self._filter, box=(left, top, left + side, top + side))
+        square = image.crop((left, top, left + side, top + side))  # First: filters must not see what is cut off.
+        return square.resize((target, target), self._filter)
 
     def _same_side(self, side: int, what: str) -> int:
         """The side of the first image, which all others must share where none is asked for."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from types import TracebackType
 from typing import Any, Iterator, NamedTuple
 
 import numpy as np
@@ -486,3 +487,10 @@ def _start(loader: torch.utils.data.DataLoader) -> Iterator[Batch | _Failure]:
 
 def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_left
+
+
+def _report_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Workers hand tensors over in a thread of their own; that the main process ends meanwhile is no news."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
