@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from types import TracebackType
 from typing import Any, Iterator, NamedTuple
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.util import UserError
-from training.image_files import METADATA_NAME, ImageFiles, open_image_files, shown
+from training.image_files import (
+    MAX_RESOLUTION, METADATA_NAME, MIN_RESOLUTION, ImageFiles, load_labels, open_image_files, shown,
+)
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
-MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
-MAX_CLASSES = 1_000_000
 _MAX_NAMED = 5                     # A report of bad images names at most so many.
 
 
@@ -280,40 +281,13 @@ class ImageFolderDataset:
             return problems[0][1]
         others = [shown(self._files.names[raw_idx]) for raw_idx, _ in problems[1:_MAX_NAMED]]
         more = len(problems) - 1 - len(others)
-        return f"{problems[0][1]} ({len(problems)} bad images, also {', '.join(others)}{f' and {more} more' if more else ''})"
+        named = ", ".join(others) + (f" and {more} more" if more else "")
+        return f"{problems[0][1]} ({len(problems)} bad images, also {named})"
+
 
 
 def _bad_mode(what: str, mode: str) -> str:
     return f"{what} has pixels of kind {mode}, expected RGB or grayscale (L): convert with dataset_tool.py"
-
-
-def load_labels(files: ImageFiles) -> np.ndarray | None:
-    """Labels from dataset.json in the order of `files.names`: int64 [N] or float32 [N, D]; None where it has none.
-
-    Raises:
-        UserError: The file is malformed, or its labels don't fit the images.
-    """
-    raw = files.read_metadata()
-    if raw is None:
-        return None
-    where = f"{METADATA_NAME} of {files.path}"
-    try:
-        metadata = json.loads(raw)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} is not valid JSON: {e}") from e
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("labels"), list | None):
-        raise UserError(f'{where} is malformed: expected {{"labels": [["name.png", label], ...]}} or {{"labels": null}}')
-    entries = metadata.get("labels")
-    if not entries:
-        return None
-    by_name = {}
-    for entry in entries:
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise UserError(f'{where} is malformed: expected ["name.png", label], found {json.dumps(entry)[:80]}')
-        if entry[0] in by_name:
-            raise UserError(f"{where} has two labels for {shown(entry[0])}")
-        by_name[entry[0]] = entry[1]
-    return _match_labels(files.names, by_name, where)
 
 
 def _load_labels(files: ImageFiles) -> np.ndarray:
@@ -322,36 +296,6 @@ def _load_labels(files: ImageFiles) -> np.ndarray:
         raise UserError(f"{files.path} has no labels, but labels were asked for: train without them, or add a "
                         f"{METADATA_NAME} that has them")
     return labels
-
-
-def _match_labels(names: list[str], by_name: dict[str, Any], where: str) -> np.ndarray:
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise UserError(f"{where} lacks labels for {len(missing)} of {len(names)} images, the first is {shown(missing[0])}")
-    if len(by_name) > len(names):
-        known = set(names)
-        extra = [name for name in by_name if name not in known]
-        raise UserError(f"{where} has labels for {len(extra)} images that are not there, the first is {shown(extra[0])}")
-    labels = [by_name[name] for name in names]
-    if type(labels[0]) is list:
-        return _vector_labels(names, labels, where)
-    for name, label in zip(names, labels):
-        if type(label) is not int or not 0 <= label < MAX_CLASSES:
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a class from 0 to "
-                            f"{MAX_CLASSES - 1} like the other labels")
-    return np.array(labels, dtype=np.int64)
-
-
-def _vector_labels(names: list[str], labels: list[Any], where: str) -> np.ndarray:
-    width = len(labels[0])
-    for name, label in zip(names, labels):
-        if type(label) is not list or len(label) != width or not width:
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a list of "
-                            f"{width or 'one or more'} numbers like the other labels")
-        # The largest float32; comparing is false for NaN, and exact for integers of any size.
-        if not all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label):
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected finite numbers")
-    return np.array(labels, dtype=np.float32)
 
 
 class TrainingOrder:
@@ -543,3 +487,10 @@ def _start(loader: torch.utils.data.DataLoader) -> Iterator[Batch | _Failure]:
 
 def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_left
+
+
+def _report_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Workers hand tensors over in a thread of their own; that the main process ends meanwhile is no news."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

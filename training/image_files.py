@@ -1,15 +1,16 @@
-"""Image files of a folder or a zip: listing, fast reading by position, decoding, and cheap checks for damage."""
+"""Image files of a folder or a zip: listing, fast reading by position, decoding, cheap checks for damage, labels."""
 
 import contextlib
 import hashlib
 import io
+import json
 import os
 import struct
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,8 @@ from dnnlib.util import UserError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA_NAME = "dataset.json"
+MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
+MAX_CLASSES = 1_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders are not let near the data.
 MAX_FILE_BYTES = 1 << 30                  # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
 PROBE_BYTES = 64 << 10                    # Shorter files are read whole when they are probed.
@@ -118,9 +121,10 @@ class ImageFiles:
         try:
             yield
         except _DECODING_ERRORS as e:
-            reason = "" if isinstance(e, Image.UnidentifiedImageError) else f" ({str(e).splitlines()[0][:100]})" if str(e) else ""
-            raise UserError(f"{self.describe(index)} can't be decoded{reason}: replace or remove it; formats are "
-                            f"{', '.join(FORMATS)}") from e
+            # Pillow's "cannot identify image file" shows a memory address and tells nothing.
+            text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
+            raise UserError(f"{self.describe(index)} can't be decoded{f' ({text})' if text else ''}: replace or remove "
+                            f"it; formats are {', '.join(FORMATS)}") from e
 
 
 class FolderFiles(ImageFiles):
@@ -296,6 +300,67 @@ def open_image_files(path: str | os.PathLike) -> ImageFiles:
     if not files.names:
         raise UserError(f"no images in {path}: expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
     return files
+
+
+def load_labels(files: ImageFiles) -> np.ndarray | None:
+    """Labels from dataset.json in the order of `files.names`: int64 [N] or float32 [N, D]; None where it has none.
+
+    Raises:
+        UserError: The file is malformed, or its labels don't fit the images.
+    """
+    raw = files.read_metadata()
+    if raw is None:
+        return None
+    where = f"{METADATA_NAME} of {files.path}"
+    try:
+        metadata = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where} is not valid JSON: {e}") from e
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("labels"), list | None):
+        raise UserError(f'{where} is malformed: expected {{"labels": [["name.png", label], ...]}}, or null as labels')
+    entries = metadata.get("labels")
+    if not entries:
+        return None
+    by_name = {}
+    for entry in entries:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise UserError(f'{where} is malformed: expected ["name.png", label], found {json.dumps(entry)[:80]}')
+        if entry[0] in by_name:
+            raise UserError(f"{where} has two labels for {shown(entry[0])}")
+        by_name[entry[0]] = entry[1]
+    return _match_labels(files.names, by_name, where)
+
+
+def _match_labels(names: list[str], by_name: dict[str, Any], where: str) -> np.ndarray:
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise UserError(f"{where} lacks labels for {len(missing)} of {len(names)} images, the first is "
+                        f"{shown(missing[0])}")
+    if len(by_name) > len(names):
+        known = set(names)
+        extra = [name for name in by_name if name not in known]
+        raise UserError(f"{where} has labels for {len(extra)} images that are not there, the first is "
+                        f"{shown(extra[0])}")
+    labels = [by_name[name] for name in names]
+    if type(labels[0]) is list:
+        return _vector_labels(names, labels, where)
+    for name, label in zip(names, labels):
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a class from 0 to "
+                            f"{MAX_CLASSES - 1} like the other labels")
+    return np.array(labels, dtype=np.int64)
+
+
+def _vector_labels(names: list[str], labels: list[Any], where: str) -> np.ndarray:
+    width = len(labels[0])
+    for name, label in zip(names, labels):
+        if type(label) is not list or len(label) != width or not width:
+            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a list of "
+                            f"{width or 'one or more'} numbers like the other labels")
+        # The largest float32; comparing is false for NaN, and exact for integers of any size.
+        if not all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label):
+            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected finite numbers")
+    return np.array(labels, dtype=np.float32)
 
 
 def _walk(root: str) -> Iterator[str]:
