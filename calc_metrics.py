@@ -28,7 +28,7 @@ from training.dataset import ImageFolderDataset
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
               help="Processes that decode real images.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents, labels and subsets.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of latents, labels and subsets.")
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
@@ -65,10 +65,11 @@ def run(
     if run_dir is not None and not os.path.isfile(os.path.join(run_dir, "training_options.json")):
         run_dir = None
     results = {}
+    shared = {} if len(metrics) > 1 else None  # FID and KID look at the same generated images
     for metric in metrics:
         result = metric_main.calc_metric(
             metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=batch, seed=seed, workers=workers,
-            cache=cache, progress=verbose,
+            cache=cache, shared=shared, progress=verbose,
         )
         metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=network_pkl)
         results |= result.results

@@ -124,6 +124,7 @@ def calc_metric(
     seed: int = 0,                              # of latents, labels, noise and subsets
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
+    shared: dict | None = None,                 # give calls with the same G one dict, and they share generated features
     progress: ProgressFn | bool | None = None,  # True = bars on stderr
 ) -> EasyDict:
     """Calculate one metric.
@@ -145,7 +146,8 @@ def calc_metric(
     net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
     opts = MetricOptions(
         metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
-        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, progress=progress,
+        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, shared=shared,
+        progress=progress,
     )
     with _exact_float32():
         results = _from_first(entry.compute(opts, net), num_gpus=num_gpus, device=device)

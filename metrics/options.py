@@ -30,6 +30,7 @@ class MetricOptions:
     seed: int = 0                               # Keys latents, labels, noise, subsets.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
+    shared: dict | None = None                  # Generated features that metrics of the same G share; one dict for each G.
     progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
 
 

@@ -98,6 +98,20 @@ def test_results_do_not_depend_on_batch_size(metric, G, dataset, detector):
         assert a[name] == pytest.approx(b[name], rel=1e-3, abs=2e-3)
 
 
+def test_metrics_of_one_network_share_generated_features(G, dataset, detector):
+    def stages(shared):
+        calls, results = [], {}
+        for metric in ("fid1k_full", "kid1k_full", "is1k"):
+            results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, workers=0, shared=shared,
+                                               progress=lambda stage, done, total: calls.append(stage)).results
+        return [stage for stage in dict.fromkeys(calls) if "generated" in stage], results
+
+    alone, together = stages(None), stages({})
+    assert alone[0] == ["fid1k_full generated", "kid1k_full generated", "is1k generated"]
+    assert together[0] == ["fid1k_full generated", "is1k generated"]  # the inception score asks for probabilities
+    assert together[1] == pytest.approx(alone[1], rel=1e-9)
+
+
 def test_evaluation_leaves_the_network_and_switches_alone(G, dataset, detector):
     G.train()
     before = {name: value.clone() for name, value in G.state_dict().items()}
