@@ -29,7 +29,7 @@ def real_stats(
     keep_moments: bool = False,
     keep_features: bool = False,
 ) -> FeatureStats:
-    """Statistics of the real images. On processes other than the first they may be empty when they came from the cache."""
+    """Statistics of the real images. On processes other than the first they are empty if they came from the cache."""
     dataset = opts.dataset.replace(max_size=None, xflip=False) if full else opts.dataset.replace(max_size=None)
     num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
     keep = {"keep_moments": keep_moments, "keep_features": keep_features}
