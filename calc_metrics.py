@@ -19,16 +19,17 @@ from training.dataset import ImageFolderDataset
               help="Metrics, separated by commas: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; "
                    "smaller ones such as fid5k_full for a quick look.")
 @click.option("--data", metavar="FOLDER|ZIP", help="Real images.  [default: those that the network was trained on]")
-@click.option("--mirror", type=bool, metavar="BOOL", help="Add mirrored copies of the real images, in metrics that are not "
-                                                          "*_full.  [default: as in training]")
-@click.option("--detector", metavar="PATH|URL", help="TorchScript feature net. Results are then named after it.  "
-                                                     "[default: the standard net of each metric]")
+@click.option("--mirror", type=bool, metavar="BOOL",
+              help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
+@click.option("--detector", metavar="PATH|URL",
+              help="TorchScript feature net. Results are named after it.  [default: the standard net of each metric]")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, metavar="NAME")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
               help="Processes that decode real images.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents, labels and subsets.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              help="Of latents, labels, noise and subsets.")
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
@@ -37,7 +38,7 @@ from training.dataset import ImageFolderDataset
 def main(**options: Any) -> None:
     """Calculate quality metrics of a network pickle.
 
-    One JSON line per metric goes to stdout; if the pickle lies in a run directory, it is added to metric-NAME.jsonl there.
+    One JSON line per metric goes to stdout, and to metric-NAME.jsonl beside the pickle if that lies in a run directory.
 
     \b
     python calc_metrics.py --network=runs/00000-church/network-snapshot-025000.pkl --metrics=fid50k_full,pr50k3_full
@@ -65,10 +66,11 @@ def run(
     if run_dir is not None and not os.path.isfile(os.path.join(run_dir, "training_options.json")):
         run_dir = None
     results = {}
+    shared = {} if len(metrics) > 1 else None  # FID and KID look at the same generated images
     for metric in metrics:
         result = metric_main.calc_metric(
-            metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=batch, seed=seed, workers=workers,
-            cache=cache, progress=verbose,
+            metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=batch, seed=seed,
+            workers=workers, cache=cache, shared=shared, progress=verbose,
         )
         metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=network_pkl)
         results |= result.results
@@ -101,7 +103,7 @@ def open_dataset(
     mirror: bool | None,
     network_pkl: str,
 ) -> ImageFolderDataset:
-    """The training set, or the one in `data` with the options of the training set where they carry over."""
+    """The training set; or the images in `data`, all of them, mirrored as in training."""
     trained_on = dict(training_set_kwargs or {})
     if data is None and not trained_on.get("path"):
         raise UserError(f"{network_pkl} does not say what it was trained on: give the real images with --data")

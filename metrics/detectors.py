@@ -31,9 +31,9 @@ _CALL_OPTIONS: dict[Output, dict[str, bool]] = {
 class FeatureNet:
     """A feature net on its device, with the one output that a metric needs.
 
-    Calling it with [N, C, H, W] images, C = 1 or 3 (grayscale is repeated), gives float32 [N, F]. Outputs "features" and
-    "probabilities" take uint8; "lpips" takes float in 0..255, and the squared L2 distance of two outputs is the perceptual
-    distance.
+    Calling it with [N, C, H, W] images, C = 1 or 3 (grayscale is repeated), gives float32 [N, F]. Outputs "features"
+    and "probabilities" take uint8; "lpips" takes float in 0..255, and the squared L2 distance of two outputs is the
+    perceptual distance.
     """
 
     name: str               # File name without its ending, for results.
@@ -47,7 +47,7 @@ class FeatureNet:
         result = self.module(img, **_CALL_OPTIONS[self.output])
         if not isinstance(result, torch.Tensor) or result.ndim != 2 or result.shape[0] != img.shape[0]:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-            raise UserError(f"feature net {self.name} gives {got} for {img.shape[0]} images, expected [{img.shape[0]}, F]")
+            raise UserError(f"feature net {self.name} gives {got} for {len(img)} images, expected [{len(img)}, F]")
         return result.to(torch.float64 if result.dtype == torch.float64 else torch.float32)
 
 

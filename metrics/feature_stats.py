@@ -16,8 +16,8 @@ class Moments(NamedTuple):
 class FeatureStats:
     """Takes [N, F] batches; keeps their moments, all of the vectors, or both.
 
-    Raw moments are summed in float64 on the device of the features. With several processes, process r of n takes the items
-    r, r + n, r + 2n, ... and `gather` brings everything together in the items' order.
+    Raw moments are summed in float64 on the device of the features. With several processes, process r of n takes the
+    items r, r + n, r + 2n, ... and `gather` brings everything together in the items' order.
     """
 
     def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):
@@ -114,7 +114,7 @@ class FeatureStats:
 
 
 def _interleave(own: torch.Tensor, *, num_gpus: int, device: torch.device, rows_per_step: int) -> list[torch.Tensor]:
-    """All processes' rows in the order 0th of each, 1st of each, ...; in steps, so that little of it is on the device."""
+    """All processes' rows in the order 0th of each, 1st of each, ...; in steps, so that little is on the device."""
     blocks = []
     for chunk in own.split(rows_per_step):
         chunk = chunk.to(device).contiguous()

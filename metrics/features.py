@@ -29,7 +29,7 @@ def real_stats(
     keep_moments: bool = False,
     keep_features: bool = False,
 ) -> FeatureStats:
-    """Statistics of the real images. On processes other than the first they may be empty when they came from the cache."""
+    """Statistics of the real images. On processes other than the first they are empty if they came from the cache."""
     dataset = opts.dataset.replace(max_size=None, xflip=False) if full else opts.dataset.replace(max_size=None)
     num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
     keep = {"keep_moments": keep_moments, "keep_features": keep_features}
@@ -61,7 +61,16 @@ def generated_stats(
     keep_features: bool = False,
 ) -> FeatureStats:
     """Statistics of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
-    stats = FeatureStats(keep_moments=keep_moments, keep_features=keep_features)
+    if opts.shared is None:
+        return _generate(opts, net, num_items=num_items, keep_moments=keep_moments, keep_features=keep_features)
+    key = (net.digest, net.output, num_items, opts.seed)
+    if key not in opts.shared:
+        opts.shared[key] = _generate(opts, net, num_items=num_items, keep_moments=True, keep_features=True)
+    return opts.shared[key]
+
+
+def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
+    stats = FeatureStats(**keep)
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode(), track(opts, "generated", num_items) as done:
         for start in range(0, len(indices), opts.batch_size):

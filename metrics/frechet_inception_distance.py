@@ -20,8 +20,8 @@ def compute_fid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: boo
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-    The trace of the root is taken from the eigenvalues of the symmetric product S_a^(1/2) S_b S_a^(1/2), which has those of
-    S_a S_b, in float64; this holds for singular covariances too.
+    The trace of the root is taken from the eigenvalues of the symmetric product S_a^(1/2) S_b S_a^(1/2), which has
+    those of S_a S_b, in float64; this holds for singular covariances too.
     """
     root_a = _symmetric_root(a.cov)
     product = root_a @ b.cov @ root_a

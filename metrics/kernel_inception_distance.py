@@ -20,7 +20,7 @@ class Subset(NamedTuple):
 
 
 def compute_kid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: bool) -> dict[str, float]:
-    """KID of `num_gen` generated images against all real ones (`full`), or against as many: 100 subsets of at most 1000."""
+    """KID of `num_gen` generated images against all real ones (`full`), or as many: 100 subsets of at most 1000."""
     real = real_stats(opts, net, full=full, max_items=None if full else num_gen, keep_features=True)
     gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
     if opts.rank != 0:

@@ -1,8 +1,8 @@
 """The registry of metrics: names, calculation, reports.
 
-A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with the
-first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the metric's
-standard one is never called by the plain name.
+A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with
+the first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the
+metric's standard one is never called by the plain name.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ def _registry() -> dict[str, Metric]:
             options = {"num_gen": thousands * 1000, "full": full}
             for name, compute in ((f"fid{thousands}k", compute_fid), (f"kid{thousands}k", compute_kid)):
                 registry[name + suffix] = Metric(
-                    compute=functools.partial(compute, **options), standard_net=detectors.INCEPTION_URL, output="features")
+                    compute=functools.partial(compute, **options), standard_net=detectors.INCEPTION_URL,
+                    output="features")
             registry[f"pr{thousands}k3{suffix}"] = Metric(
                 compute=functools.partial(compute_pr, **options), standard_net=detectors.VGG16_URL, output="features")
         registry[f"is{thousands}k"] = Metric(
@@ -104,8 +105,8 @@ def check_match(G: torch.nn.Module, dataset: Any) -> None:
     """Raises UserError where the data set has not the resolution, channels or labels that the network has."""
     image_shape = [G.img_channels, G.img_resolution, G.img_resolution]
     if list(dataset.image_shape) != image_shape:
-        raise UserError(f"the data set {dataset.name} has images of shape {list(dataset.image_shape)}, the network makes "
-                        f"{image_shape} ([channels, height, width]): give the data set that it was trained on")
+        raise UserError(f"the data set {dataset.name} has images of shape {list(dataset.image_shape)}, the network "
+                        f"makes {image_shape} ([channels, height, width]): give the data set that it was trained on")
     if G.c_dim > 0 and dataset.label_dim != G.c_dim:
         has = f"labels of width {dataset.label_dim}" if dataset.label_dim > 0 else "no labels"
         raise UserError(f"the network takes labels of width {G.c_dim}, and the data set {dataset.name} has {has}")
@@ -124,6 +125,7 @@ def calc_metric(
     seed: int = 0,                              # of latents, labels, noise and subsets
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
+    shared: dict | None = None,                 # give calls with the same G one dict, and they share generated features
     progress: ProgressFn | bool | None = None,  # True = bars on stderr
 ) -> EasyDict:
     """Calculate one metric.
@@ -145,7 +147,8 @@ def calc_metric(
     net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
     opts = MetricOptions(
         metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
-        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, progress=progress,
+        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, shared=shared,
+        progress=progress,
     )
     with _exact_float32():
         results = _from_first(entry.compute(opts, net), num_gpus=num_gpus, device=device)

@@ -16,8 +16,8 @@ class MetricOptions:
     """One evaluation of one metric.
 
     `dataset` and `G` are duck-typed. A dataset has `len()`, `[i] -> (uint8 [C, H, W], label)`, `get_label(i)`,
-    `replace(max_size=..., xflip=...)` and `fingerprint`; G is called as `G(z, c, noise_mode=...)` and has `z_dim`, `c_dim`,
-    `mapping` and `synthesis`.
+    `replace(max_size=..., xflip=...)` and `fingerprint`; G is called as `G(z, c, noise_mode=...)` and has `z_dim`,
+    `c_dim`, `mapping` and `synthesis`.
     """
 
     metric: str                                 # Its name, for progress.
@@ -30,6 +30,7 @@ class MetricOptions:
     seed: int = 0                               # Keys latents, labels, noise, subsets.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
+    shared: dict | None = None                  # Generated features that metrics of one G share; one dict for each G.
     progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
 
 

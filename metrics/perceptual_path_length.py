@@ -72,7 +72,7 @@ def path_lengths(
         ws = torch.cat([torch.lerp(w0, w1, t[:, None, None]), torch.lerp(w0, w1, t[:, None, None] + epsilon)])
     else:
         ws = G.mapping(torch.cat([slerp(z0, z1, t[:, None]), slerp(z0, z1, t[:, None] + epsilon)]), c2)
-    both = {name: torch.cat([x, x]) if x.ndim == 4 else x for name, x in noise.items()}  # the two images share their noise
+    both = {name: torch.cat([x, x]) if x.ndim == 4 else x for name, x in noise.items()}  # the two ends share it
     img = functional_call(G.synthesis, both, (ws,), {"noise_mode": "const", "force_fp32": True})
     a, b = perceptual(_prepare(img, crop=crop, factor=G.img_resolution // MAX_RESOLUTION)).chunk(2)
     return (a - b).square().sum(dim=1) / epsilon**2

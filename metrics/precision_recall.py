@@ -53,15 +53,16 @@ def precision_recall(
     """The share of generated images inside the manifold of the real ones, and the other way round.
 
     A manifold is a union of balls, one about each of its images, with the distance to the k-th nearest other image as
-    radius. The published protocol rounds features and distances to float16; `rounding="float32"` does not. The distances
-    themselves are always computed in float32, from centred features.
+    radius. The published protocol rounds features and distances to float16; `rounding="float32"` does not. The
+    distances themselves are always computed in float32, from centred features.
 
     Raises:
         UserError: Too few images for k neighbours, or features beyond float16's range.
     """
     for name, features in (("real", real), ("generated", gen)):
         if len(features) <= k:
-            raise UserError(f"precision and recall with k={k} need more than {k} images, got {len(features)} {name} ones")
+            raise UserError(f"precision and recall with k={k} need more than {k} images, got {len(features)} {name} "
+                            "ones")
     if rounding == "float16":
         _check_half_range(real, gen)
         real, gen = real.half(), gen.half()
@@ -124,5 +125,5 @@ def _check_half_range(real: torch.Tensor, gen: torch.Tensor) -> None:
     limit = torch.finfo(torch.float16).max
     longest = max(float(x.float().norm(dim=1).max()) for x in (real, gen))
     if not 2 * longest < limit:  # also where it is not a number
-        raise UserError(f"features of length {longest:.3g} give distances beyond float16, in which precision and recall "
-                        f"are defined: use a feature net with outputs below {limit / 2:.0f}")
+        raise UserError(f"features of length {longest:.3g} give distances beyond float16, in which precision and "
+                        f"recall are defined: use a feature net with outputs below {limit / 2:.0f}")

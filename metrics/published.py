@@ -61,8 +61,9 @@ PUBLISHED: tuple[Published, ...] = (
     Published("CIFAR-10", "ADA", {"fid": 2.92, "is": 9.83}, GGDR_RESULTS),
     Published("CIFAR-10", "ADA+GGDR", {"fid": 2.15, "is": 10.02}, GGDR_RESULTS),
     *_fids(GGDR_ABLATION, "LSUN Cat", {
-        "no target": 7.98, "target at 8x8": 7.57, "target at 16x16": 6.56, "target at 32x32": 5.98, "target at 64x64": 5.28,
-        "linear decoder": 5.28, "leaky ReLU decoder": 5.43, "1x1 decoder kernel": 5.28, "3x3 decoder kernel": 5.25,
+        "no target": 7.98, "target at 8x8": 7.57, "target at 16x16": 6.56, "target at 32x32": 5.98,
+        "target at 64x64": 5.28, "linear decoder": 5.28, "leaky ReLU decoder": 5.43, "1x1 decoder kernel": 5.28,
+        "3x3 decoder kernel": 5.25,
     }),
 )
 
@@ -79,7 +80,7 @@ def score_of(result_name: str) -> Score | None:
 
 
 def published_for(dataset_name: str) -> tuple[Published, ...]:
-    """Rows whose data set has a name that occurs in `dataset_name`, as in `church256x256` or `cifar10`; else all rows."""
+    """Rows of the data set whose name occurs in `dataset_name`, as in `church256x256` or `cifar10`; else all rows."""
     given = re.sub(r"[^a-z0-9]", "", dataset_name.lower())
     matching = tuple(row for row in PUBLISHED if _plain_name(row.dataset) in given)
     return matching or PUBLISHED
@@ -95,12 +96,14 @@ def format_table(results: dict[str, float], *, dataset_name: str) -> str:
     if rows:
         lines += ["", "Published"]
         header = ["data set", "method", *columns, "source"]
-        body = [[row.dataset, row.method, *(f"{row.scores[s]:.2f}" if s in row.scores else "-" for s in columns), row.source]
-                for row in rows]
-        widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-        lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in [header, *body]]
+        cells = [header]
+        for row in rows:
+            scores = [f"{row.scores[score]:.2f}" if score in row.scores else "-" for score in columns]
+            cells.append([row.dataset, row.method, *scores, row.source])
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in cells]
     if any("@" in name for name in results):
-        lines += ["", "Names with @ were measured with another feature net: they are not comparable with published figures."]
+        lines += ["", "Names with @ were measured with another feature net: not comparable with published figures."]
     return "\n".join(lines)
 
 

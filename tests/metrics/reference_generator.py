@@ -67,7 +67,8 @@ class Synthesis(Branch):
         scale = ((layer.weight[None] * styles[:, None, :, None, None]).square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()
         x = x * styles[:, :, None, None]
         if up:
-            x = smooth(F.conv_transpose2d(x, layer.weight.transpose(0, 1), stride=2), layer.resample_filter, (1, 1, 1, 1))
+            x = F.conv_transpose2d(x, layer.weight.transpose(0, 1), stride=2)
+            x = smooth(x, layer.resample_filter, (1, 1, 1, 1))
         else:
             x = F.conv2d(x, layer.weight, padding=1)
         x = x * scale[:, :, None, None]
@@ -116,9 +117,12 @@ def random_generator(*, seed: int = 0, z_dim: int = 8, channels: int = 6) -> Ref
         sd[f"{block}.resample_filter"] = kernel
         for conv in ("conv1",) if res == 4 else ("conv0", "conv1"):
             sd |= {
-                f"{block}.{conv}.weight": randn(channels, channels, 3, 3), f"{block}.{conv}.bias": randn(channels) * 0.1,
-                f"{block}.{conv}.affine.weight": randn(channels, z_dim), f"{block}.{conv}.affine.bias": torch.ones(channels),
-                f"{block}.{conv}.noise_const": randn(res, res), f"{block}.{conv}.noise_strength": torch.tensor(0.3),
+                f"{block}.{conv}.weight": randn(channels, channels, 3, 3),
+                f"{block}.{conv}.bias": randn(channels) * 0.1,
+                f"{block}.{conv}.affine.weight": randn(channels, z_dim),
+                f"{block}.{conv}.affine.bias": torch.ones(channels),
+                f"{block}.{conv}.noise_const": randn(res, res),
+                f"{block}.{conv}.noise_strength": torch.tensor(0.3),
                 f"{block}.{conv}.resample_filter": kernel,
             }
         sd |= {

@@ -52,7 +52,8 @@ def test_fid_of_one_set_with_itself_is_zero_even_if_rank_deficient():
 
 def test_kid_is_unbiased_and_grows_with_the_shift():
     def kid(real, gen):
-        subsets = draw_subsets(len(real), len(gen), random_state=np.random.RandomState(0), num_subsets=20, max_subset_size=300)
+        subsets = draw_subsets(len(real), len(gen), random_state=np.random.RandomState(0), num_subsets=20,
+                               max_subset_size=300)
         return kernel_distance(real, gen, subsets)
 
     real = randn(2000, 8)

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden numbers 
 
 def load(name):
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as f:
-        return {key: json.loads(str(f[key])) if key == "meta" else torch.from_numpy(np.asarray(f[key])) for key in f.files}
+        meta = json.loads(str(f["meta"]))
+        return {key: meta if key == "meta" else torch.from_numpy(np.asarray(f[key])) for key in f.files}
 
 
 def assert_golden(actual, expected):
@@ -104,7 +105,8 @@ def test_golden_slerp_and_trimming():
 def test_golden_path_lengths(space, sampling, crop):
     data = load("ppl")
     G = ReferenceGenerator({key[3:]: value.double() for key, value in data.items() if key.startswith("sd/")})
-    noise = {key.removeprefix("in/noise/synthesis."): value.double() for key, value in data.items() if "in/noise" in key}
+    prefix = "in/noise/synthesis."
+    noise = {key.removeprefix(prefix): value.double() for key, value in data.items() if key.startswith(prefix)}
     z0, z1 = data["in/z"].double().chunk(2)
     matrix = data[f"in/M_crop{int(crop)}"].double()
     lengths = path_lengths(

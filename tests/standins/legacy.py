@@ -17,4 +17,5 @@ def load_network_pkl(f, force_fp16=False, *, trust=False):
         raise UserError(f"{f.name} is no network pickle") from e
     G = random_generator()
     G.c_dim = content.pop("c_dim", 0)
-    return {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": content.get("training_set_kwargs")}
+    trained_on = content.get("training_set_kwargs")
+    return {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": trained_on}
