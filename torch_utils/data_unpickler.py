@@ -21,7 +21,7 @@ from dnnlib.util import EasyDict, UserError
 from . import persistence
 from .persistence import ModuleRecord
 
-_MAX_OPCODES = 500_000   # The pickle of a set of 1024x1024 networks has about 80,000, its tensors included.
+_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 90,000, the storages and calls included.
 _CALL_OPCODES = 10       # A call counts as so many.
 _MAX_REFUSED = 100       # Names that are noted.
 
@@ -49,12 +49,12 @@ def loads(data: bytes) -> Content:
     Raises:
         UserError: The pickle is truncated or damaged, or does what no network pickle does.
     """
-    machine = _Machine(_NETWORK_GLOBALS, work_limit=4 * len(data) + (1 << 20))
+    machine = _Machine(_NETWORK_GLOBALS, work_limit=2 * len(data) + (1 << 18))
     try:
         return Content(machine.run(io.BytesIO(data)), sorted(machine.refused))
-    except Damaged as e:
+    except (Damaged, UserError) as e:
         if not machine.refused:
-            raise UserError(f"the file is truncated, damaged, or no network pickle ({e})") from e
+            raise e if isinstance(e, UserError) else UserError(f"the file is truncated, damaged, or no network pickle ({e})") from e
         return Content(None, sorted(machine.refused))
 
 
@@ -128,12 +128,12 @@ class _Machine:
                 elif opcode.name == "STOP":
                     return self._pop()
                 else:
-                    step = getattr(self, f"_{opcode.name.lower()}", None)
+                    step = getattr(self, f"_op_{opcode.name.lower()}", None)
                     if step is None:
                         raise Damaged(f"unexpected operation {opcode.name}")
                     step(arg)
-        except UserError as e:
-            raise Damaged(str(e)) from e
+        except UserError:
+            raise
         except (ValueError, TypeError, IndexError, KeyError, OverflowError, RuntimeError, struct.error) as e:
             reason = "".join(c if c.isprintable() else " " for c in str(e)[:120])
             raise Damaged(reason or type(e).__name__) from e
@@ -168,7 +168,7 @@ class _Machine:
             raise Damaged("a value is missing")
         return value
 
-    def _pop_mark(self, _arg: None = None) -> list[Any]:
+    def _pop_mark(self) -> list[Any]:
         """The values above the topmost mark."""
         for start in range(len(self.stack) - 1, -1, -1):
             if self.stack[start] is _MARK:
@@ -188,69 +188,75 @@ class _Machine:
 
     # Operations, named after those in `pickletools`.
 
-    def _proto(self, _version: int) -> None:
+    def _op_proto(self, _version: int) -> None:
         pass
 
-    def _frame(self, _num_bytes: int) -> None:
+    def _op_frame(self, _num_bytes: int) -> None:
         pass
 
-    def _dup(self, _arg: None) -> None:
+    def _op_pop(self, _arg: None) -> None:
+        self.stack.pop()
+
+    def _op_pop_mark(self, _arg: None) -> None:
+        self._pop_mark()
+
+    def _op_dup(self, _arg: None) -> None:
         self.stack.append(self.stack[-1])
 
-    def _put(self, index: int) -> None:
+    def _op_put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    _binput = _long_binput = _put
+    _op_binput = _op_long_binput = _op_put
 
-    def _memoize(self, _arg: None) -> None:
+    def _op_memoize(self, _arg: None) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def _get(self, index: int) -> None:
+    def _op_get(self, index: int) -> None:
         self.stack.append(self.memo[index])
 
-    _binget = _long_binget = _get
+    _op_binget = _op_long_binget = _op_get
 
-    def _tuple(self, _arg: None) -> None:
+    def _op_tuple(self, _arg: None) -> None:
         self.stack.append(tuple(self._pop_mark()))
 
-    def _tuple1(self, _arg: None) -> None:
+    def _op_tuple1(self, _arg: None) -> None:
         self.stack.append((self._pop(),))
 
-    def _tuple2(self, _arg: None) -> None:
+    def _op_tuple2(self, _arg: None) -> None:
         second, first = self._pop(), self._pop()
         self.stack.append((first, second))
 
-    def _tuple3(self, _arg: None) -> None:
+    def _op_tuple3(self, _arg: None) -> None:
         third, second, first = self._pop(), self._pop(), self._pop()
         self.stack.append((first, second, third))
 
-    def _list(self, _arg: None) -> None:
+    def _op_list(self, _arg: None) -> None:
         self.stack.append(self._pop_mark())
 
-    def _append(self, _arg: None) -> None:
+    def _op_append(self, _arg: None) -> None:
         value = self._pop()
         self._container(list).append(value)
 
-    def _appends(self, _arg: None) -> None:
+    def _op_appends(self, _arg: None) -> None:
         values = self._pop_mark()
         self._container(list).extend(values)
 
-    def _dict(self, _arg: None) -> None:
+    def _op_dict(self, _arg: None) -> None:
         self.stack.append(_dict_of(self._pop_mark()))
 
-    def _setitem(self, _arg: None) -> None:
+    def _op_setitem(self, _arg: None) -> None:
         value, key = self._pop(), self._pop()
         self._container(dict).update(_dict_of([key, value]))
 
-    def _setitems(self, _arg: None) -> None:
+    def _op_setitems(self, _arg: None) -> None:
         items = _dict_of(self._pop_mark())
         self._container(dict).update(items)
 
-    def _additems(self, _arg: None) -> None:
+    def _op_additems(self, _arg: None) -> None:
         values = _checked_keys(self._pop_mark())
         self._container(set).update(values)
 
-    def _frozenset(self, _arg: None) -> None:
+    def _op_frozenset(self, _arg: None) -> None:
         self.stack.append(frozenset(_checked_keys(self._pop_mark())))
 
     def _find(self, name: str) -> None:
@@ -262,37 +268,37 @@ class _Machine:
             self.refused.add(name[:100])
         self.stack.append(_Refused())
 
-    def _global(self, module_and_name: str) -> None:
+    def _op_global(self, module_and_name: str) -> None:
         self._find(module_and_name.replace(" ", ".", 1))
 
-    def _stack_global(self, _arg: None) -> None:
+    def _op_stack_global(self, _arg: None) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise Damaged("a global without a name")
         self._find(f"{module[:100]}.{name[:100]}")
 
-    def _inst(self, module_and_name: str) -> None:
+    def _op_inst(self, module_and_name: str) -> None:
         args = self._pop_mark()
-        self._global(module_and_name)
+        self._op_global(module_and_name)
         self.stack.append(self._call(self._pop(), args))
 
-    def _obj(self, _arg: None) -> None:
+    def _op_obj(self, _arg: None) -> None:
         function, *args = self._pop_mark()
         self.stack.append(self._call(function, args))
 
-    def _reduce(self, _arg: None) -> None:
+    def _op_reduce(self, _arg: None) -> None:
         args, function = self._pop(), self._pop()
         self.stack.append(self._call(function, args))
 
-    _newobj = _reduce
+    _op_newobj = _op_reduce
 
-    def _newobj_ex(self, _arg: None) -> None:
+    def _op_newobj_ex(self, _arg: None) -> None:
         kwargs, args, function = self._pop(), self._pop(), self._pop()
         if kwargs and not isinstance(function, _Refused):
             raise Damaged("call with keywords")
         self.stack.append(self._call(function, args))
 
-    def _build(self, _arg: None) -> None:
+    def _op_build(self, _arg: None) -> None:
         state, obj = self._pop(), self.stack[-1]
         if isinstance(obj, _Refused) or not state:
             return
@@ -305,7 +311,7 @@ class _Machine:
         else:
             raise Damaged("an attribute is set where none is known")
 
-    def _binpersid(self, _arg: None) -> None:
+    def _op_binpersid(self, _arg: None) -> None:
         if not self.persistent_ids:
             raise Damaged("it refers to data outside the file")
 
@@ -316,7 +322,7 @@ def _checked_keys(keys: list[Any]) -> list[Any]:
         parts = key if isinstance(key, tuple) and len(key) <= 16 else (key,)
         for part in parts:
             if not (part is None or isinstance(part, (str, bytes, bool)) or (type(part) is int and abs(part) < 1 << 31)):
-                raise Damaged(f"a {type(part).__name__.strip('_')} as a key")
+                raise Damaged(f"a key of type {type(part).__name__.strip('_')}")
     return keys
 
 
@@ -515,8 +521,7 @@ _NETWORK_GLOBALS: dict[str, Any] = {
     "torch.storage._load_from_bytes": _storage,
     "torch.Size": _make_size,
     "torch.device": _make_device,
-    **{str(constant): constant for constant in _STORAGE_DTYPES.values()},
-    **{str(constant): constant for constant in (torch.channels_last, torch.contiguous_format, torch.preserve_format)},
+    **{str(dtype): dtype for dtype in _STORAGE_DTYPES.values()},
     **{f"torch.nn.modules.container.{name}": _make_container for name in ("ModuleList", "ModuleDict", "Sequential")},
     "numpy.dtype": _make_dtype,
     "numpy.ndarray": None,

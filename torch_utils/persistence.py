@@ -22,6 +22,7 @@ import types
 import warnings
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 
+import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError
@@ -149,6 +150,7 @@ def _reduce_ex(self: Any, protocol: int) -> tuple:
     if "." in cls.__qualname__:
         raise pickle.PicklingError(f"persistent class {cls.__qualname__} is not at the top level of its module")
     state = _get_state(self)
+    state = {name: value.item() if isinstance(value, np.generic) else value for name, value in state.items()}  # for NumPy 1 too
     _check_picklable(cls, state)
     meta = EasyDict(
         type="class",
@@ -313,9 +315,12 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
     Raises:
         UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that doesn't.
     """
+    return fill_module(construct(cls, state), state)
+
+
+def fill_module(module: torch.nn.Module, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Give a newly built module the tensors, training mode and `requires_grad` of a state; see `build_module`."""
     tensors = flatten_state(state)
-    with torch.random.fork_rng(devices=[]):
-        module = construct(cls, state)
     check_tensors(module, tensors)
     module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
     module.train(state.get("training") is True)
@@ -325,12 +330,17 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Call the constructor of `cls` with the arguments in a state; whatever it objects to becomes a `UserError`."""
+    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched.
+
+    Raises:
+        UserError: There are no arguments, or the constructor objects to them.
+    """
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
         raise UserError(f"{cls.__name__} in the pickle lacks the arguments that it was built with")
     try:
-        return cls(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            return cls(*args, **kwargs)
     except UserError:
         raise
     except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
