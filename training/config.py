@@ -1,14 +1,22 @@
 """What one training run is: frozen dataclasses, their cross-checks, and their JSON form.
 
 Defaults that users may leave out are filled in by `presets.resolve`; here every field has been decided. A field with a
-default is one that no published setting varies.
+default is one that few published settings vary.
 """
 
 import dataclasses
+import math
+import types
+import typing
 from typing import Any, Literal
+
+from dnnlib.util import UserError
 
 Method = Literal["stylegan2", "ggdr", "glead", "glead+ggdr"]
 Recipe = Literal["paper", "released"]
+Distance = Literal["perceptual", "mse", "cosine"]
+
+LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}  # As the released GLeaD program calls them.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +40,12 @@ class GeneratorConfig:
     channel_max: int = 512
     num_fp16_res: int               # So many of the highest resolutions run in float16 on CUDA devices.
     conv_clamp: float | None        # Clamps the output of convolutions; needed for float16.
+    channels_last: bool = False     # Memory format of the float16 layers.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
+    architecture: Literal["orig", "skip", "resnet"] = "resnet"
     channel_base: int
     channel_max: int = 512
     num_fp16_res: int
@@ -54,7 +64,7 @@ class TaskConfig:
     """What D has to do with one kind of image besides telling real from fake."""
 
     kind: Literal["reconstruction", "feature"]               # Let G rebuild the image; reproduce G's features.
-    distance: Literal["perceptual", "mse", "cosine"]
+    distance: Distance
     weight: float                                            # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
 
 
@@ -114,3 +124,258 @@ class TrainingConfig:
 def to_json(config: TrainingConfig) -> dict[str, Any]:
     """The configuration as plain data, for `training_options.json`."""
     return dataclasses.asdict(config)
+
+
+def from_json(data: dict[str, Any]) -> TrainingConfig:
+    """The configuration that `to_json` wrote, also when it stands under the key "config" of `training_options.json`.
+
+    Raises:
+        UserError: A field is missing, unknown, or not of its type.
+    """
+    if isinstance(data, dict) and isinstance(data.get("config"), dict):
+        data = data["config"]
+    return _build(TrainingConfig, data, "config")
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """Turn JSON data into `kind`: a dataclass, a Literal, a union, a tuple or a plain type."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise UserError(f"{where} is {data!r}, expected an object with the fields of {kind.__name__}")
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        for problem, names in (("unknown", data.keys() - fields.keys()), ("missing", required - data.keys())):
+            if names:
+                raise UserError(f"{where} has {problem} fields: {', '.join(sorted(names))}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if data is None and type(None) in args:
+            return None
+        (kind,) = [arg for arg in args if arg is not type(None)]  # Every union here is "something or None".
+        return _build(kind, data, where)
+    if origin is tuple and isinstance(data, (list, tuple)):
+        return tuple(_build(args[0], item, where) for item in data)
+    if origin is Literal and data in args:
+        return data
+    if kind is float and type(data) in (int, float) or isinstance(kind, type) and type(data) is kind:
+        return data
+    raise UserError(f"{where} is {data!r}, expected {kind.__name__ if isinstance(kind, type) else kind}")
+
+
+def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
+    """Arguments of `training.networks.Generator`, plain data under the ecosystem's names."""
+    return {
+        "z_dim": config.G.z_dim,
+        "c_dim": config.dataset.label_dim,
+        "w_dim": config.G.w_dim,
+        "img_resolution": config.dataset.resolution,
+        "img_channels": config.dataset.num_channels,
+        "mapping_kwargs": {"num_layers": config.G.map_depth},
+        "synthesis_kwargs": _channels(config.G) | _memory_format(config.G),
+    }
+
+
+def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
+    """Arguments of `training.networks.Discriminator`, plain data under the ecosystem's names."""
+    D = config.D
+    freeze = {"freeze_layers": D.freeze_layers} if D.freeze_layers else {}
+    kwargs = {
+        "c_dim": config.dataset.label_dim,
+        "img_resolution": config.dataset.resolution,
+        "img_channels": config.dataset.num_channels,
+        "block_kwargs": freeze | _memory_format(D),
+        "mapping_kwargs": {},
+        "epilogue_kwargs": {"mbstd_group_size": D.mbstd_group_size},
+        **_channels(D),
+    }
+    if D.architecture != "resnet":
+        kwargs["architecture"] = D.architecture
+    if D.decoder_res is not None:
+        kwargs |= {"decoder_res": D.decoder_res, "decoder_conv_kernel_size": D.decoder_kernel}
+    if D.heads:
+        kwargs |= {
+            "decoder_res": [D.decoder_res],
+            "glead_res_g": D.res_g,
+            "decoder_out_channel": config.G.w_dim,
+        }
+    return kwargs
+
+
+def _channels(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
+    return {name: getattr(net, name) for name in ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")}
+
+
+def _memory_format(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
+    return {"fp16_channels_last": True} if net.channels_last else {}
+
+
+def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
+    """The content of `training_options.json`: the keys that tools of the ecosystem look for, and ours under "config".
+
+    The ecosystem's keys are written for its tools; only "config" is ever read back.
+    """
+    network_class = "training.networks."
+    names = ("path", "use_labels", "max_size", "xflip", "resolution")
+    names += () if config.dataset.max_size is None else ("random_seed",)
+    dataset = {name: getattr(config.dataset, name) for name in names}
+    common = ("c_dim", "img_resolution", "img_channels")  # The dataset says these.
+    G_kwargs = {name: value for name, value in generator_kwargs(config).items() if name not in common}
+    D_kwargs = {name: value for name, value in discriminator_kwargs(config).items() if name not in common}
+    options = {
+        "num_gpus": config.num_gpus,
+        "image_snapshot_ticks": config.snapshot_ticks,
+        "network_snapshot_ticks": config.snapshot_ticks,
+        "kimg_per_tick": config.kimg_per_tick,
+        "metrics": list(config.metrics),
+        "random_seed": config.random_seed,
+        "training_set_kwargs": {"class_name": "training.dataset.ImageFolderDataset", **dataset},
+        "data_loader_kwargs": _data_loader_kwargs(config),
+        "reg_type": {"stylegan2": "none", "glead+ggdr": "glead"}.get(config.method, config.method),
+        "G_kwargs": {"class_name": network_class + "Generator", **G_kwargs},
+        "D_kwargs": {"class_name": network_class + "Discriminator", **D_kwargs},
+        "G_opt_kwargs": _optimizer_kwargs(config.G_opt),
+        "D_opt_kwargs": _optimizer_kwargs(config.D_opt),
+        "loss_kwargs": {"class_name": "training.loss.StyleGAN2Loss", **_loss_kwargs(config)},
+        "total_kimg": config.total_kimg,
+        "batch_size": config.batch_size,
+        "batch_gpu": config.batch_gpu,
+        "ema_kimg": config.ema_kimg,
+        "ema_rampup": config.ema_rampup,
+        "G_reg_interval": config.g_reg_interval,
+        "D_reg_interval": config.d_reg_interval,
+        "cudnn_benchmark": config.cudnn_benchmark,
+        "allow_tf32": config.allow_tf32,
+    }
+    if config.resume is not None:
+        options["resume_pkl"] = config.resume
+    return options | {"config": to_json(config)}
+
+
+def _data_loader_kwargs(config: TrainingConfig) -> dict[str, Any]:
+    prefetch = {"prefetch_factor": 2} if config.workers else {}  # PyTorch refuses it where there are no workers.
+    return {"pin_memory": config.device == "cuda", "num_workers": config.workers, **prefetch}
+
+
+def _optimizer_kwargs(opt: OptimizerConfig) -> dict[str, Any]:
+    return {"class_name": "torch.optim.Adam", "lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
+
+
+def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
+    """R1's weight, what departs from StyleGAN2's loss, and the tasks in the words of the GGDR and GLeaD programs."""
+    loss = config.loss
+    kwargs: dict[str, Any] = {"r1_gamma": loss.r1_gamma}
+    for field in dataclasses.fields(LossConfig):
+        if field.name in ("style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay"):
+            if getattr(loss, field.name) != field.default:
+                kwargs[field.name] = getattr(loss, field.name)
+    if config.method == "ggdr":
+        kwargs["ggdr_res"] = loss.feature_res
+    if config.D.heads:
+        kwargs |= {"glead_res_d": [config.D.decoder_res], "glead_res_g": config.D.res_g}
+        for images, task in (("real", loss.real_task), ("fake", loss.fake_task)):
+            kwargs |= {
+                f"reg_target_{images}": {"reconstruction": "gfwimage", "feature": "gfeat"}[task.kind] if task else None,
+                f"reg_loss_{images}": LEGACY_DISTANCES[task.distance] if task else None,
+                f"reg_weight_{images}": task.weight if task else 0.0,
+            }
+    return kwargs
+
+
+def validate(config: TrainingConfig) -> None:
+    """Check what can be checked without touching the machine: ranges, and fields against one another.
+
+    Raises:
+        UserError: Names the option, what came and what was expected.
+    """
+    _validate_numbers(config)
+    _validate_batch(config)
+    _validate_networks(config)
+    _validate_tasks(config)
+
+
+def validate_gpus(num_gpus: int) -> None:
+    """Raise UserError unless `num_gpus` is a power of two."""
+    _expect(_is_power_of_two(num_gpus), "--gpus", num_gpus, "a power of two")
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value >= 1 and value & (value - 1) == 0
+
+
+def _expect(ok: bool, option: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{option} is {value}, expected {expected}")
+
+
+def _validate_numbers(config: TrainingConfig) -> None:
+    at_least = (
+        ("--kimg",       config.total_kimg,           0,  False),
+        ("--tick",       config.kimg_per_tick,        0,  False),
+        ("--snap",       config.snapshot_ticks,       0,  True),
+        ("--gamma",      config.loss.r1_gamma,        0,  True),
+        ("--workers",    config.workers,              0,  True),
+        ("--seed",       config.random_seed,          0,  True),
+        ("--freezed",    config.D.freeze_layers,      0,  True),
+        ("--map-depth",  config.G.map_depth,          1,  True),
+        ("--cmax",       config.G.channel_max,        1,  True),
+        ("EMA kimg",     config.ema_kimg,             0,  True),
+        ("learning rate of G", config.G_opt.lr,       0,  False),
+        ("learning rate of D", config.D_opt.lr,       0,  False),
+    )
+    for option, value, low, inclusive in at_least:
+        ok = math.isfinite(value) and (value >= low if inclusive else value > low)
+        _expect(ok, option, value, f"at least {low}" if inclusive else f"more than {low}")
+    _expect(config.random_seed < 2**31, "--seed", config.random_seed, "less than 2147483648")
+
+
+def _validate_batch(config: TrainingConfig) -> None:
+    gpus, batch, batch_gpu = config.num_gpus, config.batch_size, config.batch_gpu
+    validate_gpus(gpus)
+    _expect(gpus == 1 or config.device == "cuda", "--gpus", gpus, "1 on the CPU")
+    ok = batch >= 1 and batch % gpus == 0
+    _expect(ok, "--batch", batch, f"at least 1 and divisible by --gpus={gpus}")
+    ok = batch_gpu >= 1 and batch // gpus % batch_gpu == 0
+    _expect(ok, "--batch-gpu", batch_gpu, f"a divisor of {batch // gpus}, the share of one GPU (--batch / --gpus)")
+    group = config.D.mbstd_group_size
+    _expect(group >= 1, "--mbstd-group", group, "at least 1")
+    ok = batch_gpu % min(group, batch_gpu) == 0
+    _expect(ok, "--mbstd-group", group, f"a divisor of {batch_gpu}, the images that one GPU sees at once (--batch-gpu)")
+
+
+def _validate_networks(config: TrainingConfig) -> None:
+    res, D = config.dataset.resolution, config.D
+    _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
+    channels = config.dataset.num_channels
+    _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
+    for net in (config.G, D):
+        _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
+    if D.decoder_res is not None:
+        ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
+        option = "--res-decoder" if D.heads else "--ggdr-res"
+        _expect(ok, option, D.decoder_res, f"a power of two from 8 to {res}, the resolution of the images")
+        ok = D.decoder_kernel >= 1 and D.decoder_kernel % 2 == 1
+        _expect(ok, "--decoder-kernel", D.decoder_kernel, "an odd number")
+    if D.heads:
+        ok = D.res_g == 1 or _is_power_of_two(D.res_g) and 4 <= D.res_g < res
+        expected = f"a power of two from 4 to {res // 2}, below the resolution of the images, or 1 for w alone"
+        _expect(ok, "--res-g", D.res_g, expected)
+
+
+def _validate_tasks(config: TrainingConfig) -> None:
+    loss = config.loss
+    for option, task in (("--lambda-real", loss.real_task), ("--lambda-fake", loss.fake_task)):
+        if task is None:
+            continue
+        _expect(math.isfinite(task.weight) and task.weight > 0, option, task.weight, "at least 0")
+        fits = {"reconstruction": ("perceptual", "mse"), "feature": ("cosine",)}[task.kind]
+        if task.distance not in fits:
+            names = " or ".join(LEGACY_DISTANCES[name] for name in fits)
+            what = {"reconstruction": "images (gfwimage)", "feature": "feature maps (gfeat)"}[task.kind]
+            option = "--reg_loss" + option.removeprefix("--lambda").replace("-", "_")
+            raise UserError(f"{option} is {LEGACY_DISTANCES[task.distance]}, but {what} are compared by {names}")
+    if config.method != "stylegan2" and loss.real_task is None and loss.fake_task is None:
+        raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
+    if config.D.res_g == 1 and config.method == "glead+ggdr":
+        raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")

@@ -69,8 +69,9 @@ class StyleGAN2Loss:
         y = torch.randn_like(img) / np.sqrt(img.shape[2] * img.shape[3])
         (grads,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [N, num_ws, w_dim]
         lengths = grads.square().sum(2).mean(1).sqrt()
-        self.pl_mean = self.pl_mean.lerp(lengths.mean().detach(), self.config.pl_decay)
-        penalty = (lengths - self.pl_mean).square()
+        pl_mean = self.pl_mean.lerp(lengths.mean(), self.config.pl_decay)
+        self.pl_mean = pl_mean.detach()
+        penalty = (lengths - pl_mean).square()  # the gradient goes through the mean, too, as in published results
         loss = penalty * self.config.pl_weight
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", loss)

@@ -8,7 +8,9 @@ from typing import Collection, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
+from .config import TaskConfig, TrainingConfig
 from .networks import DiscriminatorOutput, Generator, SynthesisState
+from .perceptual import build_perceptual
 
 Tensor = torch.Tensor
 
@@ -78,6 +80,27 @@ class ImageReconstruction:
         with torch.no_grad():
             target = self.distance.embed(shown.img if self.target == "input" else shown.clean)
         return self.distance.distance(reconstruct(self.G, out, res_g=self.res_g), target)
+
+
+def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[Task]]:
+    """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one."""
+    distances: dict[str, torch.nn.Module] = {}
+
+    def distance(name: str) -> torch.nn.Module:
+        spec = config.perceptual if name == "perceptual" else name
+        if spec not in distances:
+            device = next(G.parameters()).device
+            distances[spec] = build_perceptual(spec, device=device, img_channels=config.dataset.num_channels)
+        return distances[spec]
+
+    def build(task: TaskConfig | None) -> list[Task]:
+        if task is None:
+            return []
+        if task.kind == "feature":
+            return [FeatureMatching(res=config.loss.feature_res, weight=task.weight)]
+        return [ImageReconstruction(G=G, res_g=config.D.res_g, distance=distance(task.distance), weight=task.weight)]
+
+    return build(config.loss.real_task), build(config.loss.fake_task)
 
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:

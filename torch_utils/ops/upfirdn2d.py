@@ -38,7 +38,7 @@ def setup_filter(
     Returns:
         float32 [fh, fw], or [taps] if separable.
     """
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"a filter is a number, a list or a matrix, got shape {tuple(f.shape)}")
     if f.ndim == 0:
@@ -53,7 +53,7 @@ def setup_filter(
         f = f / f.sum()
     if flip_filter:
         f = f.flip(list(range(f.ndim)))
-    return (f * gain ** (f.ndim / 2)).to(device=device)
+    return f * gain ** (f.ndim / 2)
 
 
 def upfirdn2d(

@@ -1,0 +1,124 @@
+"""Statistics of feature vectors, gathered batch by batch and over processes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Moments(NamedTuple):
+    """Mean and covariance, as FID's reference has them: float64, divided by N (not N - 1)."""
+
+    mean: torch.Tensor  # [F]
+    cov: torch.Tensor   # [F, F]
+
+
+class FeatureStats:
+    """Takes [N, F] batches; keeps their moments, all of the vectors, or both.
+
+    Raw moments are summed in float64 on the device of the features. With several processes, process r of n takes the items
+    r, r + n, r + 2n, ... and `gather` brings everything together in the items' order.
+    """
+
+    def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):
+        self.keep_moments = keep_moments
+        self.keep_features = keep_features
+        self.num_items = 0
+        self._sum: torch.Tensor | None = None       # [F]
+        self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
+        self._batches: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def append(self, x: torch.Tensor) -> None:
+        """Add a batch [N, F] of any float type."""
+        self.num_items += x.shape[0]
+        if self.keep_moments:
+            x64 = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
+            if self._sum is None:
+                self._sum, self._outer = x64.new_zeros(x.shape[1]), x64.new_zeros(x.shape[1], x.shape[1])
+            self._sum = self._sum + x64.sum(dim=0)
+            self._outer = torch.addmm(self._outer, x64.T, x64)
+        if self.keep_features:
+            self._batches.append(x.to("cpu", torch.float32))
+
+    def moments(self) -> Moments:
+        """Mean and covariance, on the CPU."""
+        if self._sum is None:
+            raise ValueError("no moments were kept")
+        mean = self._sum.cpu() / self.num_items
+        return Moments(mean, self._outer.cpu() / self.num_items - torch.outer(mean, mean))
+
+    def features(self) -> torch.Tensor:
+        """All vectors, float32 [N, F], on the CPU."""
+        if not self._batches:
+            raise ValueError("no features were kept")
+        self._batches = [torch.cat(self._batches)]
+        return self._batches[0]
+
+    def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
+        """Make this process's statistics those of all processes. Every process must call it."""
+        if num_gpus == 1:
+            return
+        dist = torch.distributed
+        own_items, num_features = self.num_items, self._num_features()
+        sizes = torch.tensor([own_items, num_features], device=device)
+        largest = sizes.clone()
+        dist.all_reduce(sizes)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        self.num_items, (rows, num_features) = int(sizes[0]), largest.tolist()
+        if self.keep_moments:
+            if self._sum is None:  # more processes than items
+                self._sum = torch.zeros(num_features, dtype=torch.float64)
+                self._outer = torch.zeros(num_features, num_features, dtype=torch.float64)
+            self._sum, self._outer = self._sum.to(device).clone(), self._outer.to(device).clone()
+            dist.all_reduce(self._sum)
+            dist.all_reduce(self._outer)
+        if self.keep_features:
+            own = torch.zeros(rows, num_features)
+            own[:own_items] = self.features() if own_items else own[:0]
+            self._batches = _interleave(own, num_gpus=num_gpus, device=device, rows_per_step=rows_per_step)
+            self._batches = [torch.cat(self._batches)[:self.num_items]]
+
+    def _num_features(self) -> int:
+        if self._sum is not None:
+            return self._sum.shape[0]
+        return self._batches[0].shape[1] if self._batches else 0
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays for a file."""
+        arrays = {"num_items": np.asarray(self.num_items)}
+        if self.keep_moments:
+            arrays |= {"sum": self._sum.cpu().numpy(), "outer": self._outer.cpu().numpy()}
+        if self.keep_features:
+            arrays["features"] = self.features().numpy()
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], *, keep_moments: bool, keep_features: bool) -> "FeatureStats":
+        """The inverse of `to_arrays`.
+
+        Raises:
+            KeyError, ValueError: Something is missing or does not fit together.
+        """
+        stats = cls(keep_moments=keep_moments, keep_features=keep_features)
+        stats.num_items = int(arrays["num_items"])
+        if keep_moments:
+            stats._sum, stats._outer = torch.from_numpy(arrays["sum"]), torch.from_numpy(arrays["outer"])
+            if stats._outer.shape != (len(stats._sum), len(stats._sum)) or stats._sum.dtype != torch.float64:
+                raise ValueError("moments of odd shape or type")
+        if keep_features:
+            stats._batches = [torch.from_numpy(arrays["features"])]
+            if stats._batches[0].ndim != 2 or len(stats._batches[0]) != stats.num_items:
+                raise ValueError("features of odd shape")
+        return stats
+
+
+def _interleave(own: torch.Tensor, *, num_gpus: int, device: torch.device, rows_per_step: int) -> list[torch.Tensor]:
+    """All processes' rows in the order 0th of each, 1st of each, ...; in steps, so that little of it is on the device."""
+    blocks = []
+    for chunk in own.split(rows_per_step):
+        chunk = chunk.to(device).contiguous()
+        parts = [torch.empty_like(chunk) for _ in range(num_gpus)]
+        torch.distributed.all_gather(parts, chunk)
+        blocks.append(torch.stack(parts, dim=1).flatten(0, 1).cpu())  # [rows, num_gpus, F] -> [rows * num_gpus, F]
+    return blocks

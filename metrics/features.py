@@ -1,0 +1,129 @@
+"""From images to feature statistics: real images (cached on disk) and generated ones."""
+
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import atomic_write, cache_dir
+from metrics.detectors import FeatureNet
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions, track
+from metrics.sampling import generate_uint8
+
+_CACHE_VERSION = 1  # goes up when the meaning of a cached file changes
+
+
+def real_stats(
+    opts: MetricOptions,
+    net: FeatureNet,
+    *,
+    full: bool,                     # all images, as they are in the file; else the set as given, mirroring included
+    max_items: int | None = None,   # at most so many, the first ones
+    keep_moments: bool = False,
+    keep_features: bool = False,
+) -> FeatureStats:
+    """Statistics of the real images. On processes other than the first they may be empty when they came from the cache."""
+    dataset = opts.dataset.replace(max_size=None, xflip=False) if full else opts.dataset.replace(max_size=None)
+    num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
+    keep = {"keep_moments": keep_moments, "keep_features": keep_features}
+    path, key = _cache_path(dataset, net, num_items=num_items, **keep)
+    cached = _load(path, key, **keep) if opts.cache and opts.rank == 0 else None
+    if _agree(cached is not None, opts):
+        return cached if cached is not None else FeatureStats(**keep)
+
+    stats = FeatureStats(**keep)
+    indices = range(opts.rank, num_items, opts.num_gpus)
+    with torch.inference_mode(), track(opts, "real", num_items) as done:
+        for img in _load_images(dataset, indices, opts):
+            stats.append(net(img.to(opts.device, non_blocking=True)))
+            done(len(img) * opts.num_gpus)
+        stats.gather(num_gpus=opts.num_gpus, device=opts.device)
+    if opts.cache and opts.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as f:
+            np.savez(f, key=np.asarray(key), **stats.to_arrays())
+    return stats
+
+
+def generated_stats(
+    opts: MetricOptions,
+    net: FeatureNet,
+    *,
+    num_items: int,
+    keep_moments: bool = False,
+    keep_features: bool = False,
+) -> FeatureStats:
+    """Statistics of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
+    stats = FeatureStats(keep_moments=keep_moments, keep_features=keep_features)
+    indices = range(opts.rank, num_items, opts.num_gpus)
+    with torch.inference_mode(), track(opts, "generated", num_items) as done:
+        for start in range(0, len(indices), opts.batch_size):
+            batch = indices[start:start + opts.batch_size]
+            stats.append(net(generate_uint8(opts.G, opts.dataset, indices=batch, seed=opts.seed, device=opts.device)))
+            done(len(batch) * opts.num_gpus)
+        stats.gather(num_gpus=opts.num_gpus, device=opts.device)
+    return stats
+
+
+def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.utils.data.DataLoader:
+    """Batches of uint8 [N, C, H, W]."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        sampler=indices,
+        batch_size=opts.batch_size,
+        num_workers=min(opts.workers, _num_cores()) if len(indices) > opts.batch_size else 0,
+        collate_fn=_stack_images,
+        pin_memory=opts.device.type == "cuda",
+    )
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; more decoding processes than that get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([img for img, _label in items]))
+
+
+def _cache_path(dataset: Any, net: FeatureNet, **protocol: Any) -> tuple[Path, str]:
+    """The file for this content, net and protocol, and the key that must be found in it."""
+    key = json.dumps({
+        "version": _CACHE_VERSION,
+        "dataset": dataset.fingerprint,
+        "net": net.digest,
+        "output": net.output,
+        **protocol,
+    }, sort_keys=True)
+    return cache_dir("features", f"{net.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"), key
+
+
+def _load(path: Path, key: str, *, keep_moments: bool, keep_features: bool) -> FeatureStats | None:
+    """What the cache holds; None where it holds nothing, or nothing usable, which is said once."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            if str(f["key"]) != key:
+                raise ValueError("it belongs to other data")
+            arrays = {name: f[name] for name in f.files}  # reading checks the zip file's CRCs
+        return FeatureStats.from_arrays(arrays, keep_moments=keep_moments, keep_features=keep_features)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
+        print(f"Cached features {path} can't be used ({e}): computing them anew.", file=sys.stderr, flush=True)
+        return None
+
+
+def _agree(found: bool, opts: MetricOptions) -> bool:
+    """The first process's word, on every process."""
+    if opts.num_gpus == 1:
+        return found
+    flag = torch.tensor([int(found)], device=opts.device)
+    torch.distributed.broadcast(flag, src=0)
+    return bool(flag.item())

@@ -1,0 +1,43 @@
+"""Frechet inception distance (Heusel et al., NeurIPS 2017)."""
+
+import torch
+
+from metrics.detectors import FeatureNet
+from metrics.feature_stats import Moments
+from metrics.features import generated_stats, real_stats
+from metrics.options import MetricOptions
+
+
+def compute_fid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: bool) -> dict[str, float]:
+    """FID of `num_gen` generated images against all real ones (`full`), or against as many real ones."""
+    real = real_stats(opts, net, full=full, max_items=None if full else num_gen, keep_moments=True)
+    gen = generated_stats(opts, net, num_items=num_gen, keep_moments=True)
+    if opts.rank != 0:
+        return {}
+    return {opts.metric: frechet_distance(real.moments(), gen.moments())}
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
+
+    The trace of the root is taken from the eigenvalues of the symmetric product S_a^(1/2) S_b S_a^(1/2), which has those of
+    S_a S_b, in float64; this holds for singular covariances too.
+    """
+    root_a = _symmetric_root(a.cov)
+    product = root_a @ b.cov @ root_a
+    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
+    trace_of_root = _without_noise(eigenvalues).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * trace_of_root
+    return float(distance)
+
+
+def _symmetric_root(cov: torch.Tensor) -> torch.Tensor:
+    """The positive semi-definite square root of a covariance matrix [F, F]."""
+    eigenvalues, vectors = torch.linalg.eigh(cov)
+    return (vectors * _without_noise(eigenvalues).sqrt()) @ vectors.T
+
+
+def _without_noise(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """Rounding makes zero eigenvalues tiny ones of either sign; their roots would add up."""
+    floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    return torch.where(eigenvalues > floor, eigenvalues, 0)

@@ -1,0 +1,45 @@
+"""Inception score (Salimans et al., NeurIPS 2016)."""
+
+from typing import NamedTuple
+
+import torch
+
+from dnnlib.util import UserError
+from metrics.detectors import FeatureNet
+from metrics.features import generated_stats
+from metrics.options import MetricOptions
+
+NUM_SPLITS = 10
+
+
+class InceptionScore(NamedTuple):
+    mean: float
+    std: float  # Over the splits, divided by their number.
+
+
+def compute_is(opts: MetricOptions, net: FeatureNet, *, num_gen: int) -> dict[str, float]:
+    """Inception score of `num_gen` generated images in 10 splits."""
+    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
+    if opts.rank != 0:
+        return {}
+    score = inception_score(gen.features(), num_splits=NUM_SPLITS)
+    return {f"{opts.metric}_mean": score.mean, f"{opts.metric}_std": score.std}
+
+
+def inception_score(probs: torch.Tensor, *, num_splits: int) -> InceptionScore:
+    """exp of the mean KL divergence between p(y|x) and p(y), over consecutive splits of the images.
+
+    Args:
+        probs:      Class probabilities [N, num_classes], in the order of generation.
+        num_splits: Split i holds the images from i N / num_splits on.
+    """
+    if len(probs) < num_splits:
+        raise UserError(f"an inception score in {num_splits} splits needs as many images, got {len(probs)}")
+    scores = []
+    for i in range(num_splits):
+        part = probs[i * len(probs) // num_splits:(i + 1) * len(probs) // num_splits].to(torch.float64)
+        marginal = part.mean(dim=0, keepdim=True)
+        divergence = (torch.xlogy(part, part) - torch.xlogy(part, marginal)).sum(dim=1)  # 0 log 0 = 0
+        scores.append(divergence.mean().exp())
+    stacked = torch.stack(scores)
+    return InceptionScore(float(stacked.mean()), float(stacked.std(correction=0)))

@@ -1,0 +1,205 @@
+"""The registry of metrics: names, calculation, reports.
+
+A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with the
+first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the metric's
+standard one is never called by the plain name.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import os
+import re
+import time
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+
+from dnnlib.util import EasyDict, UserError, format_time
+from metrics import detectors
+from metrics.detectors import FeatureNet, Output
+from metrics.frechet_inception_distance import compute_fid
+from metrics.inception_score import compute_is
+from metrics.kernel_inception_distance import compute_kid
+from metrics.options import MetricOptions, ProgressFn
+from metrics.perceptual_path_length import compute_ppl
+from metrics.precision_recall import compute_pr
+
+SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    compute: Callable[[MetricOptions, FeatureNet], dict[str, float]]
+    standard_net: str       # URL of the feature net that gives the metric its name.
+    output: Output          # What is asked of the net.
+    uses_real: bool = True  # Whether it looks at real images.
+
+
+def _registry() -> dict[str, Metric]:
+    registry = {}
+    for thousands in SIZES:
+        for suffix, full in (("_full", True), ("", False)):
+            options = {"num_gen": thousands * 1000, "full": full}
+            for name, compute in ((f"fid{thousands}k", compute_fid), (f"kid{thousands}k", compute_kid)):
+                registry[name + suffix] = Metric(
+                    compute=functools.partial(compute, **options), standard_net=detectors.INCEPTION_URL, output="features")
+            registry[f"pr{thousands}k3{suffix}"] = Metric(
+                compute=functools.partial(compute_pr, **options), standard_net=detectors.VGG16_URL, output="features")
+        registry[f"is{thousands}k"] = Metric(
+            compute=functools.partial(compute_is, num_gen=thousands * 1000), standard_net=detectors.INCEPTION_URL,
+            output="probabilities", uses_real=False)
+    for name, space, sampling, crop in (
+        ("ppl2_wend", "w", "end",  False),
+        ("ppl_zfull", "z", "full", True),
+        ("ppl_wfull", "w", "full", True),
+        ("ppl_zend",  "z", "end",  True),
+        ("ppl_wend",  "w", "end",  True),
+    ):
+        registry[name] = Metric(
+            compute=functools.partial(compute_ppl, space=space, sampling=sampling, crop=crop),
+            standard_net=detectors.VGG16_URL, output="lpips", uses_real=False)
+    return registry
+
+
+_METRICS = _registry()
+
+
+def is_valid_metric(metric: str) -> bool:
+    return metric in _METRICS
+
+
+def list_valid_metrics() -> list[str]:
+    return list(_METRICS)
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raises UserError for names that are no metric's, listing those that are."""
+    unknown = [name for name in metrics if not is_valid_metric(name)]
+    if unknown:
+        families = "fid<N>k, fid<N>k_full, kid<N>k, kid<N>k_full, pr<N>k3, pr<N>k3_full, is<N>k"
+        others = ", ".join(name for name in _METRICS if name.startswith("ppl"))
+        raise UserError(f"unknown metric {', '.join(unknown)}: there are {families} with N one of "
+                        f"{', '.join(map(str, sorted(SIZES)))}, and {others}")
+
+
+def check_detector(metrics: Sequence[str], detector: str | None = None) -> None:
+    """See to it, before long work, that every feature net that these metrics need is there and has their interface.
+
+    Args:
+        metrics:  Names of metrics.
+        detector: Path or URL of a TorchScript file; None = each metric's standard net.
+
+    Raises:
+        UserError: Unknown metric; or a net can't be had, is no TorchScript file, or lacks the interface.
+    """
+    check_metrics(metrics)
+    for name in metrics:
+        detectors.load_feature_net(detector or _METRICS[name].standard_net, _METRICS[name].output)
+
+
+def check_match(G: torch.nn.Module, dataset: Any) -> None:
+    """Raises UserError where the data set has not the resolution, channels or labels that the network has."""
+    image_shape = [G.img_channels, G.img_resolution, G.img_resolution]
+    if list(dataset.image_shape) != image_shape:
+        raise UserError(f"the data set {dataset.name} has images of shape {list(dataset.image_shape)}, the network makes "
+                        f"{image_shape} ([channels, height, width]): give the data set that it was trained on")
+    if G.c_dim > 0 and dataset.label_dim != G.c_dim:
+        has = f"labels of width {dataset.label_dim}" if dataset.label_dim > 0 else "no labels"
+        raise UserError(f"the network takes labels of width {G.c_dim}, and the data set {dataset.name} has {has}")
+
+
+def calc_metric(
+    metric: str,
+    *,
+    G: torch.nn.Module,                         # generator; it is copied, and the copy put in eval mode
+    dataset: Any,                               # real images, and labels for generated ones
+    detector: str | None = None,                # path or URL of a TorchScript file; None = the standard net
+    device: torch.device | str = "cpu",
+    num_gpus: int = 1,                          # processes, all of which call this with torch.distributed initialised
+    rank: int = 0,
+    batch_size: int = 64,                       # images per forward pass
+    seed: int = 0,                              # of latents, labels, noise and subsets
+    workers: int = 3,                           # processes that decode real images
+    cache: bool = True,                         # keep the statistics of real images on disk
+    progress: ProgressFn | bool | None = None,  # True = bars on stderr
+) -> EasyDict:
+    """Calculate one metric.
+
+    Returns:
+        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), metric,
+        detector (name and SHA-256), total_time in seconds, total_time_str, num_gpus. The same on every process.
+
+    Raises:
+        UserError: Unknown metric, feature net or data that do not fit.
+    """
+    check_metrics([metric])
+    check_match(G, dataset)
+    if num_gpus > 1 and not torch.distributed.is_initialized():
+        raise ValueError(f"num_gpus={num_gpus} needs torch.distributed to be initialised")
+    start = time.monotonic()
+    entry = _METRICS[metric]
+    device = torch.device(device)
+    net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
+    opts = MetricOptions(
+        metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
+        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, progress=progress,
+    )
+    with _exact_float32():
+        results = _from_first(entry.compute(opts, net), num_gpus=num_gpus, device=device)
+    suffix = "" if detector in (None, entry.standard_net) else f"@{net.name}"
+    total_time = time.monotonic() - start
+    return EasyDict(
+        results={name + suffix: value for name, value in results.items()},
+        metric=metric,
+        detector=EasyDict(name=net.name, sha256=net.digest),
+        total_time=total_time,
+        total_time_str=format_time(total_time),
+        num_gpus=num_gpus,
+    )
+
+
+def report_metric(result_dict: dict[str, Any], *, run_dir: str | None = None, snapshot_pkl: str | None = None) -> None:
+    """Print what `calc_metric` gave as one JSON line, and append it to RUN_DIR/metric-<name>.jsonl.
+
+    Args:
+        result_dict:  From `calc_metric`.
+        run_dir:      Directory of the run; None = print only.
+        snapshot_pkl: The network's file; a path inside `run_dir` is written relative to it.
+    """
+    if run_dir is not None and snapshot_pkl is not None:
+        snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
+    line = json.dumps(dict(result_dict, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
+    print(line, flush=True)
+    if run_dir is not None:
+        path = os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(fd, f"{line}\n".encode())  # one call, so that no reader sees half a line
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Scores are compared to the second decimal: no TF32 here, whatever training uses."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before):
+            switch.allow_tf32 = value
+
+
+def _from_first(results: dict[str, float], *, num_gpus: int, device: torch.device) -> dict[str, float]:
+    """The first process's results, on every process."""
+    if num_gpus == 1:
+        return results
+    box = [results]
+    torch.distributed.broadcast_object_list(box, src=0, device=device)
+    return box[0]

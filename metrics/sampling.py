@@ -1,0 +1,78 @@
+"""Generated images whose randomness belongs to the image: keyed by (seed, index), not by batch or process."""
+
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+_NOISE = "noise_const"  # the ecosystem's name for a synthesis layer's per-pixel noise [H, W]
+
+
+class Draws(NamedTuple):
+    """Everything random about N samples."""
+
+    z: torch.Tensor                 # float32 [N, num_z, z_dim]
+    c: torch.Tensor                 # float32 [N, c_dim], labels of images drawn from the dataset
+    t: torch.Tensor                 # float32 [N], uniform in [0, 1)
+    noise_seeds: tuple[int, ...]    # N of them, for `keyed_noise`
+
+
+def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int, num_z: int = 1) -> Draws:
+    """Draw for the samples with the given indices; each one's numbers depend on (seed, index) alone.
+
+    Args:
+        G:       Generator, for `z_dim` and `c_dim`.
+        dataset: Gives labels where G takes them: `len()`, `get_label(i)`.
+        indices: Global indices of the samples.
+        seed:    Of the whole evaluation.
+        num_z:   Latents per sample: 1 for images, 2 for the ends of a path.
+    """
+    z = np.empty([len(indices), num_z, G.z_dim], dtype=np.float32)
+    c = np.zeros([len(indices), G.c_dim], dtype=np.float32)
+    t = np.empty([len(indices)], dtype=np.float32)
+    noise_seeds = []
+    for row, index in enumerate(indices):
+        # Philox is counter-based: the low words count the draws, the high word is ours.
+        rng = np.random.Generator(np.random.Philox(key=[seed, num_z], counter=[0, 0, 0, index]))
+        z[row] = rng.standard_normal([num_z, G.z_dim], dtype=np.float32)
+        t[row] = rng.random(dtype=np.float32)
+        noise_seeds.append(int(rng.integers(2**63 - 1)))
+        label_index = int(rng.integers(len(dataset)))
+        if G.c_dim > 0:
+            c[row] = dataset.get_label(label_index)
+    return Draws(torch.from_numpy(z), torch.from_numpy(c), torch.from_numpy(t), tuple(noise_seeds))
+
+
+def keyed_noise(net: torch.nn.Module, noise_seeds: Sequence[int], *, device: torch.device) -> dict[str, torch.Tensor]:
+    """Per-image noise for every noise buffer of `net`: {buffer name: [N, 1, H, W]}, drawn on the device.
+
+    Put in the buffers' place with noise_mode='const', it has the distribution of noise_mode='random'.
+    """
+    shapes = {name: buf.shape for name, buf in net.named_buffers() if name.rpartition(".")[2] == _NOISE}
+    sizes = [shape.numel() for shape in shapes.values()]
+    if not shapes:
+        return {}
+    generator = torch.Generator(device=device)
+    flat = torch.empty(len(noise_seeds), sum(sizes), device=device)
+    for row, noise_seed in zip(flat, noise_seeds):
+        row.normal_(generator=generator.manual_seed(noise_seed))
+    parts = flat.split(sizes, dim=1)
+    return {name: part.reshape(-1, 1, *shape) for (name, shape), part in zip(shapes.items(), parts)}
+
+
+@torch.inference_mode()
+def generate_uint8(
+    G: torch.nn.Module,             # in eval mode, on `device`
+    dataset: Any,                   # for labels
+    *,
+    indices: Sequence[int],         # global indices of the images
+    seed: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Images [N, C, H, W], uint8, without truncation."""
+    draws = draw(G, dataset, indices, seed=seed)
+    z, c = draws.z[:, 0].to(device), draws.c.to(device)
+    noise = keyed_noise(G, draws.noise_seeds, device=device)
+    img = functional_call(G, noise, (z, c), {"noise_mode": "const"} if noise else {})
+    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,349 @@
+"""The registry, feature extraction, the cache, names of results, reports."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib.util import UserError, cache_dir
+from metric_fakes import ArrayDataset, PerceptualOnly, SmallNet, random_images, save_net
+from metrics import metric_main
+from metrics.features import generated_stats, real_stats
+from metrics.detectors import load_feature_net
+from metrics.options import MetricOptions
+from metrics.published import format_table, published_for, score_of
+from metrics.sampling import draw, generate_uint8
+from reference_generator import random_generator
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return save_net(tmp_path / "small-net.pt")
+
+
+@pytest.fixture
+def dataset():
+    return ArrayDataset(random_images(1100))
+
+
+@pytest.fixture
+def G():
+    return random_generator()
+
+
+def options(G, dataset, **changes):
+    return MetricOptions(**({"metric": "m", "G": G, "dataset": dataset, "device": torch.device("cpu"), "workers": 0} | changes))
+
+
+def test_names_state_their_protocol():
+    names = metric_main.list_valid_metrics()
+    for name in ("fid50k_full", "fid50k", "kid50k_full", "kid50k", "pr50k3_full", "pr50k3", "is50k", "ppl2_wend", "ppl_zfull",
+                 "ppl_wfull", "ppl_zend", "ppl_wend", "fid1k", "fid5k_full", "kid2k", "pr10k3_full", "is20k"):
+        assert name in names and metric_main.is_valid_metric(name)
+    for name in ("fid", "fid3k", "fid50k_Full", "pr50k", "is50k_full", "ppl"):
+        assert not metric_main.is_valid_metric(name)
+    with pytest.raises(UserError, match="unknown metric fid3k.*fid<N>k.*ppl2_wend"):
+        metric_main.check_metrics(["fid1k", "fid3k"])
+
+
+def test_draws_belong_to_the_index(G, dataset):
+    together = draw(G, dataset, range(10), seed=5)
+    apart = [draw(G, dataset, [i], seed=5) for i in range(10)]
+    assert torch.equal(together.z, torch.cat([d.z for d in apart]))
+    assert together.noise_seeds == tuple(d.noise_seeds[0] for d in apart)
+    assert not torch.equal(together.z, draw(G, dataset, range(10), seed=6).z)
+    many = draw(G, dataset, range(4000), seed=0)
+    assert abs(float(many.z.mean())) < 0.03 and abs(float(many.z.std()) - 1) < 0.03
+    assert len(set(many.noise_seeds)) == 4000
+
+
+def test_labels_come_from_the_dataset(G):
+    G.c_dim = 3
+    classes = np.array([0] * 30 + [2] * 10)
+    dataset = ArrayDataset(random_images(40), np.eye(3, dtype=np.float32)[classes])
+    c = draw(G, dataset, range(2000), seed=0).c
+    assert c.mean(dim=0).tolist() == pytest.approx([0.75, 0, 0.25], abs=0.03)
+
+
+def test_generated_images_do_not_depend_on_the_batch(G, dataset):
+    def images(batches):
+        return torch.cat([
+            generate_uint8(G, dataset, indices=b, seed=1, device=torch.device("cpu")) for b in batches
+        ]).int()
+
+    whole, parts = images([range(12)]), images([range(5), [5], range(6, 12)])
+    assert (whole - parts).abs().max() <= 1  # matrix products of other sizes round differently
+    assert whole.float().std() > 10
+    torch.manual_seed(0)
+    without = G(draw(G, dataset, range(12), seed=1).z[:, 0], noise_mode="none")
+    assert ((without * 127.5 + 128).clamp(0, 255) - whole).abs().mean() > 1  # the noise is there
+
+
+@pytest.mark.parametrize("metric", ["fid1k_full", "kid1k", "pr1k3_full", "is1k"])
+def test_results_do_not_depend_on_batch_size(metric, G, dataset, detector):
+    def results(batch_size):
+        return metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, batch_size=batch_size, workers=0,
+                                       cache=False).results
+
+    a, b = results(64), results(37)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name] == pytest.approx(b[name], rel=1e-3, abs=2e-3)
+
+
+def test_evaluation_leaves_the_network_and_switches_alone(G, dataset, detector):
+    G.train()
+    before = {name: value.clone() for name, value in G.state_dict().items()}
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert G.training and all(torch.equal(value, before[name]) for name, value in G.state_dict().items())
+
+
+def test_results_are_named_after_a_detector_that_is_not_standard(G, dataset, detector):
+    result = metric_main.calc_metric("pr1k3_full", G=G, dataset=dataset, detector=detector, workers=0)
+    assert set(result.results) == {"pr1k3_full_precision@small-net", "pr1k3_full_recall@small-net"}
+    assert result.detector.name == "small-net" and re.fullmatch("[0-9a-f]{64}", result.detector.sha256)
+    assert result.metric == "pr1k3_full" and result.num_gpus == 1 and result.total_time > 0
+
+
+def test_results_have_plain_names_with_the_standard_detector(G, dataset, tmp_path, monkeypatch):
+    """The standard net is the one at the standard URL; here a small net stands in the download cache in its place."""
+    from dnnlib.util import cached_path
+    from metrics.detectors import INCEPTION_URL, VGG16_URL
+
+    for url in (INCEPTION_URL, VGG16_URL):
+        cached_path(url).parent.mkdir(parents=True, exist_ok=True)
+        save_net(cached_path(url))
+    metric_main.check_detector(["fid1k_full", "is1k", "pr1k3", "ppl2_wend"])
+    fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
+    assert list(fid.results) == ["fid1k_full"] and fid.detector.name == "inception-2015-12-05"
+    assert list(metric_main.calc_metric("is1k", G=G, dataset=dataset, workers=0).results) == ["is1k_mean", "is1k_std"]
+    other = metric_main.calc_metric("pr1k3", G=G, dataset=dataset, detector=INCEPTION_URL, workers=0)
+    assert list(other.results) == ["pr1k3_precision@inception-2015-12-05", "pr1k3_recall@inception-2015-12-05"]
+
+
+def test_full_means_all_images_without_mirroring(G, detector):
+    images = random_images(30)
+    subset = ArrayDataset(images, max_size=10, xflip=True)
+    net = load_feature_net(detector, "features")
+    opts = options(G, subset, batch_size=8)
+    kept = real_stats(opts, net, full=True, keep_features=True)
+    assert kept.num_items == 30
+    torch.testing.assert_close(kept.features(), net(torch.from_numpy(images)))
+    assert real_stats(opts, net, full=False, max_items=50, keep_features=True).num_items == 50
+    mirrored = real_stats(opts, net, full=False, keep_features=True).features()
+    assert len(mirrored) == 60
+    torch.testing.assert_close(mirrored[30:], net(torch.from_numpy(images[:, :, :, ::-1].copy())))
+
+
+def test_workers_give_the_same_features_in_order(G, dataset, detector):
+    net = load_feature_net(detector, "features")
+    alone, helped = (real_stats(options(G, dataset, workers=n, cache=False), net, full=True, keep_features=True).features()
+                     for n in (0, 2))
+    assert torch.equal(alone, helped)
+
+
+def test_cache_is_used_and_keyed_by_content(G, dataset, detector, tmp_path, monkeypatch):
+    net = load_feature_net(detector, "features")
+    seen = []
+    getitem = ArrayDataset.__getitem__
+    monkeypatch.setattr(ArrayDataset, "__getitem__", lambda self, i: seen.append(i) or getitem(self, i))
+
+    def count(data=dataset, net=net, **kwargs):
+        seen.clear()
+        moments = real_stats(options(G, data), net, full=True, keep_moments=True, **kwargs).moments()
+        return len(seen), moments
+
+    first, again = count(), count()
+    assert (first[0], again[0]) == (1100, 0)
+    assert torch.equal(first[1].mean, again[1].mean) and torch.equal(first[1].cov, again[1].cov)
+    assert count(max_items=500)[0] == 500
+    assert count(ArrayDataset(random_images(1100, seed=1)))[0] == 1100
+    assert count(net=load_feature_net(save_net(tmp_path / "small-net.pt", PerceptualOnly()), "lpips"))[0] == 1100
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "garbage", "other_key"])
+def test_a_damaged_cache_is_computed_anew(damage, G, dataset, detector, capsys):
+    net = load_feature_net(detector, "features")
+
+    def features():
+        return real_stats(options(G, dataset), net, full=True, keep_features=True).features()
+
+    good = features()
+    [path] = cache_dir("features").iterdir()
+    data = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(data[:len(data) // 2])
+    elif damage == "flip":
+        path.write_bytes(data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1:])
+    elif damage == "garbage":
+        path.write_bytes(b"not a file of arrays")
+    else:
+        with open(path, "wb") as f:
+            np.savez(f, key=np.asarray("{}"), num_items=np.asarray(1), features=np.zeros([1, 48], np.float32))
+    assert torch.equal(features(), good)
+    assert capsys.readouterr().err.count("computing them anew") == 1
+    assert torch.equal(features(), good)
+    assert capsys.readouterr().err == ""
+    assert len(list(cache_dir("features").iterdir())) == 1
+
+
+def test_an_interrupted_run_leaves_no_cache(G, dataset, detector, monkeypatch):
+    net = load_feature_net(detector, "features")
+    monkeypatch.setattr(np, "savez", lambda f, **arrays: f.write(b"half") and (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        real_stats(options(G, dataset), net, full=True, keep_moments=True)
+    assert list(cache_dir("features").iterdir()) == []
+
+
+def test_path_length_of_a_network(G, dataset, tmp_path, monkeypatch):
+    from metrics import perceptual_path_length
+
+    detector = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
+    monkeypatch.setitem(metric_main._METRICS, "ppl2_wend", metric_main.Metric(
+        compute=lambda opts, net: perceptual_path_length.compute_ppl(
+            opts, net, space="w", sampling="end", crop=False, num_samples=100),
+        standard_net="", output="lpips", uses_real=False))
+    results = [metric_main.calc_metric("ppl2_wend", G=G, dataset=dataset, detector=detector, batch_size=b).results
+               for b in (32, 7)]
+    assert results[0]["ppl2_wend@perceptual"] == pytest.approx(results[1]["ppl2_wend@perceptual"], rel=0.05)
+    assert results[0]["ppl2_wend@perceptual"] > 1
+
+
+def test_grayscale_is_repeated(detector):
+    net = load_feature_net(detector, "features")
+    gray = torch.from_numpy(random_images(5, channels=1))
+    assert torch.equal(net(gray), net(gray.repeat(1, 3, 1, 1)))
+
+
+def test_progress_is_told(G, dataset, detector, capsys):
+    calls = []
+    metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=detector, workers=0,
+                            progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("fid1k_full generated", 1000, 1000) and ("fid1k_full real", 1100, 1100) in calls
+    metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0)
+    assert capsys.readouterr().err == ""
+    metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0, progress=True)
+    captured = capsys.readouterr()
+    assert "is1k generated" in captured.err and captured.out == ""
+
+
+def test_mismatches_are_the_users_mistakes(G, dataset, detector):
+    with pytest.raises(UserError, match=r"\[3, 8, 8\], the network makes \[3, 16, 16\]"):
+        metric_main.check_match(G, ArrayDataset(random_images(4, resolution=8)))
+    G.c_dim = 10
+    with pytest.raises(UserError, match="labels of width 10, .* has no labels"):
+        metric_main.calc_metric("fid1k", G=G, dataset=dataset, detector=detector)
+
+
+def test_detectors_are_checked_early(tmp_path, detector, monkeypatch):
+    metric_main.check_detector(["fid5k_full", "is5k", "ppl2_wend"], detector)
+    with pytest.raises(UserError, match="unknown metric"):
+        metric_main.check_detector(["nope"], detector)
+    with pytest.raises(UserError, match=r"missing\.pt can't be had.*--detector=PATH.*feature_net\.py"):
+        metric_main.check_detector(["fid5k_full"], str(tmp_path / "missing.pt"))
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(UserError, match="text.pt is not a TorchScript file"):
+        metric_main.check_detector(["fid5k_full"], str(tmp_path / "text.pt"))
+    perceptual = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
+    metric_main.check_detector(["ppl_zfull"], perceptual)
+    with pytest.raises(UserError, match="can't be called with return_features=True"):
+        metric_main.check_detector(["ppl_zfull", "fid5k_full"], perceptual)
+
+
+def test_a_standard_net_that_is_not_there_is_named_with_its_place(monkeypatch):
+    monkeypatch.setattr("dnnlib.util._download", lambda url, timeout: (_ for _ in ()).throw(UserError(f"can't download {url}: no")))
+    with pytest.raises(UserError) as e:
+        metric_main.check_detector(["fid50k_full"])
+    message = str(e.value)
+    assert "inception-2015-12-05.pt" in message and str(cache_dir("downloads")) in message and "--detector=PATH" in message
+    assert "\n" not in message
+
+
+def test_a_detector_replaced_on_disk_is_read_again(tmp_path):
+    path = tmp_path / "net.pt"
+    digests = []
+    for seed in (0, 1):
+        save_net(path, SmallNet(seed))
+        digests.append(load_feature_net(str(path), "features").digest)
+    assert digests[0] != digests[1]
+
+
+def test_reports_append_json_lines(tmp_path, capsys):
+    result = {"results": {"fid1k@net": 1.5}, "metric": "fid1k", "detector": {"name": "net", "sha256": "00"},
+              "total_time": 61.0, "total_time_str": "1m 01s", "num_gpus": 1}
+    for kimg in (0, 200):
+        metric_main.report_metric(result, run_dir=str(tmp_path), snapshot_pkl=str(tmp_path / f"network-snapshot-{kimg:06}.pkl"))
+    lines = (tmp_path / "metric-fid1k.jsonl").read_text().splitlines()
+    assert lines == capsys.readouterr().out.splitlines()
+    parsed = [json.loads(line) for line in lines]
+    assert [p["snapshot_pkl"] for p in parsed] == ["network-snapshot-000000.pkl", "network-snapshot-000200.pkl"]
+    assert list(parsed[0]) == ["results", "metric", "detector", "total_time", "total_time_str", "num_gpus", "snapshot_pkl",
+                               "timestamp"]
+    metric_main.report_metric(result)
+    assert json.loads(capsys.readouterr().out)["snapshot_pkl"] is None
+
+
+def test_tables_put_published_figures_beside_measured_ones():
+    assert score_of("pr50k3_full_recall@net") == "recall" and score_of("fid5k_full") == "fid"
+    assert score_of("is50k_std") is None and score_of("is50k_mean") == "is"
+    assert {row.dataset for row in published_for("lsun-church-256x256")} == {"LSUN Church"}
+    assert {row.dataset for row in published_for("cifar10")} == {"CIFAR-10"}
+    assert len({row.dataset for row in published_for("my-photos")}) > 5
+    table = format_table({"fid5k_full@net": 12.345}, dataset_name="church256")
+    assert "fid5k_full@net  12.3450" in table and "not comparable" in table
+    assert re.search(r"LSUN Church +GLeaD +2\.82 +GLeaD \(arXiv 2212\.03752\), Table 1", table)
+    assert "Bedroom" not in table
+    assert "not comparable" not in format_table({"pr50k3_full_precision": 0.5}, dataset_name="ffhq256")
+
+
+def _in_process(rank, num_gpus, folder, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_gpus)
+    G, dataset = random_generator(), ArrayDataset(random_images(201))
+    net = load_feature_net(f"{folder}/small-net.pt", "features")
+    keep = {"keep_moments": True, "keep_features": True}
+    opts = options(G, dataset, num_gpus=num_gpus, rank=rank, batch_size=16, cache=False)
+    stats = [real_stats(opts, net, full=True, **keep), generated_stats(opts, net, num_items=75, **keep),
+             generated_stats(opts, net, num_items=1, **keep)]
+    result = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=f"{folder}/small-net.pt", num_gpus=num_gpus, rank=rank)
+    cached = [real_stats(options(G, dataset, num_gpus=num_gpus, rank=rank), net, full=True, **keep).num_items for _ in range(2)]
+    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_what_one_gives(tmp_path, detector):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_in_process, args=(rank, 2, str(tmp_path), queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    gathered = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in workers)}
+    for worker in workers:
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+
+    G, dataset = random_generator(), ArrayDataset(random_images(201))
+    net = load_feature_net(detector, "features")
+    opts, keep = options(G, dataset, cache=False), {"keep_moments": True, "keep_features": True}
+    alone = [real_stats(opts, net, full=True, **keep), generated_stats(opts, net, num_items=75, **keep),
+             generated_stats(opts, net, num_items=1, **keep)]
+    for rank in range(2):
+        for (features, cov), expected in zip(gathered[rank][0], alone, strict=True):
+            np.testing.assert_allclose(features, expected.features(), atol=0.002)
+            np.testing.assert_allclose(cov, expected.moments().cov, atol=1e-3)
+    single = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector).results
+    assert gathered[0][1] == gathered[1][1] == pytest.approx(single, rel=1e-4)
+    assert gathered[0][2] == [201, 201] and gathered[1][2][0] == 201

@@ -1,0 +1,450 @@
+"""The training command line: translation, mistakes, dry runs, launching."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import train
+from dnnlib.util import UserError
+from training.config import from_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
+CHURCH = (  # GLeaD's published settings, in the words of its program.
+    "--reg_type=glead --glead_res_g=32 --glead_res_d=64 --reg_target_real=gfwimage --reg_loss_real=lpips "
+    "--reg_weight_real=10 --reg_target_fake=gfwimage --reg_loss_fake=lpips --reg_weight_fake=3 "
+    "--decoder_conv_kernel_size=1 --cfg=paper256 --gpus=8 --mirror=0 --aug=noaug"
+).split()
+CHURCH_STAR = (
+    "--reg_type=glead --glead_res_g=64 --glead_res_d=64 --reg_target_real=gfwimage --reg_loss_real=lpips "
+    "--reg_weight_real=10 --reg_target_fake=gfeat --reg_loss_fake=cos --reg_weight_fake=10 "
+    "--decoder_conv_kernel_size=1 --cfg=paper256 --gpus=8 --mirror=0 --aug=noaug"
+).split()
+
+
+class FakeDataset:
+    """Stands in for the data set: `PATH` is `<resolution>` or `<resolution>-labels`."""
+
+    def __init__(self, path, *, use_labels=False, **_):
+        size, _, labels = Path(path).name.partition("-")
+        if not size.isdigit():
+            raise UserError(f"can't open {path}: no such folder or zip")
+        self.name, self.resolution, self.num_channels = "fake", int(size), 3
+        self.has_labels = use_labels and bool(labels)
+        self.label_dim = 10 if self.has_labels else 0
+
+    def __len__(self):
+        return 1000
+
+
+class FakeNet:
+    def __init__(self, **kwargs):
+        self.kwargs = kwargs
+
+    def parameters(self):
+        import torch
+
+        return iter([torch.empty(1_000_000, device="meta")])
+
+
+@pytest.fixture
+def runs():
+    """Configurations that reached the training loop."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch, runs):
+    """Replace what train.py calls: it is about the command line here."""
+
+    def missing(spec):
+        if spec is not None and "missing" in spec:
+            raise UserError(f"no network at {spec}: give another one")
+
+    def run_training(config, run_dir):
+        print("training")
+        runs.append((config, run_dir))
+
+    fakes = {
+        "training.dataset": {"ImageFolderDataset": FakeDataset},
+        "training.perceptual": {"check_perceptual": missing},
+        "training.networks": {"Generator": FakeNet, "Discriminator": FakeNet},
+        "training.training_loop": {"run_training": run_training},
+        "metrics.metric_main": {
+            "is_valid_metric": lambda name: name in ("fid50k_full", "fid50k"),
+            "list_valid_metrics": lambda: ["fid50k_full", "fid50k"],
+            "check_detector": missing,
+        },
+    }
+    for name, content in fakes.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Call the command with arguments; --outdir, --data and --device are given unless said otherwise."""
+
+    def call(*args, data="32", device="cpu"):
+        default = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", f"--device={device}"]
+        names = {arg.partition("=")[0] for arg in args}
+        default = [arg for arg in default if arg.partition("=")[0] not in names]
+        return CliRunner().invoke(train.main, default + list(args), prog_name="train.py")
+
+    return call
+
+
+def resolved(run, runs, *args, **kwargs):
+    """The configuration of a run with these arguments, from what the run directory holds."""
+    result = run(*args, **kwargs)
+    assert result.exit_code == 0, result.output
+    config, run_dir = runs[-1]
+    assert from_json(json.loads(Path(run_dir, "training_options.json").read_text())) == config
+    return config
+
+
+def dry(run, *args, **kwargs):
+    """The printed options of a dry run."""
+    result = run("--dry-run", *args, **kwargs)
+    assert result.exit_code == 0, result.output
+    start = result.stdout.index("{")
+    options, end = json.JSONDecoder().raw_decode(result.stdout[start:])
+    return options, result.stdout[start + end :], result.stderr
+
+
+def test_launch_makes_a_run_directory(run, runs, tmp_path):
+    result = run("--metrics=none", "--mirror=1", "--cond=true", data="32-labels")
+    assert result.exit_code == 0, result.output
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("00000-fake-cond-mirror-auto1-glead-")
+    assert sorted(path.name for path in run_dir.iterdir()) == ["log.txt", "training_options.json"]
+    options = json.loads((run_dir / "training_options.json").read_text())
+    assert options["run_dir"] == str(run_dir)
+    assert options["batch_size"] == 32 and options["D_kwargs"]["decoder_res"] == [16]
+    assert (run_dir / "log.txt").read_text().endswith("training\n")
+    config, path = runs[0]
+    assert path == str(run_dir)
+    assert (config.dataset.label_dim, config.dataset.use_labels, config.dataset.xflip) == (10, True, True)
+    assert run("--metrics=none").exit_code == 0
+    assert sorted(path.name[:5] for path in run_dir.parent.iterdir()) == ["00000", "00001"]
+
+
+def test_dry_run_makes_nothing(run, runs, tmp_path):
+    options, summary, warned = dry(run, "-n")
+    assert options["batch_size"] == 32 and "config" not in options
+    assert "1,000,000 (G), 1,000,000 (D)" in summary and "Memory per device:" in summary
+    assert warned == "" and not runs and not (tmp_path / "runs").exists()
+
+
+def test_dry_run_for_another_machine_warns_and_goes_on(run, tmp_path):
+    options, summary, warned = dry(run, "--gpus=8", "--cfg=paper256", "--perceptual=missing", device="auto", data="256")
+    assert (options["num_gpus"], options["batch_size"], options["batch_gpu"]) == (8, 64, 8)
+    assert "64 images = 8 cuda x 1 x 8" in summary
+    assert warned.splitlines() == [
+        "Warning: a run would stop here: --gpus is 8, but this version trains on one GPU: say --gpus=1",
+        "Warning: a run would stop here: no network at missing: give another one",
+    ]
+
+
+MISTAKES = [
+    ("--gpus=3", "--gpus is 3, expected a power of two"),
+    ("--gpus=8 --device=cuda", "--gpus is 8, but this version trains on one GPU"),
+    ("--gpus=2", "--gpus is 2, expected 1 on the CPU"),
+    ("--batch=0", "--batch is 0"),
+    ("--batch=8 --batch-gpu=3", "--batch-gpu is 3, expected a divisor of 8"),
+    ("--batch=8 --mbstd-group=5", "--mbstd-group is 5"),
+    ("--kimg=0", "--kimg is 0.0"),
+    ("--gamma=-1", "--gamma is -1.0"),
+    ("--snap=-1", "--snap is -1"),
+    ("--tick=0", "--tick is 0.0"),
+    ("--seed=-1", "--seed is -1"),
+    ("--workers=-1", "--workers is -1"),
+    ("--freezed=-1", "--freezed is -1"),
+    ("--cbase=8", "--cbase is 8"),
+    ("--cmax=0", "--cmax is 0"),
+    ("--map-depth=0", "--map-depth is 0"),
+    ("--aug=ada", "--aug=ada is not available"),
+    ("--aug=fixed", "--aug=fixed is not available"),
+    ("--res-g=32", "--res-g is 32, expected a power of two from 4 to 16"),
+    ("--res-g=6", "--res-g is 6"),
+    ("--res-decoder=64", "--res-decoder is 64"),
+    ("--decoder-kernel=2", "--decoder-kernel is 2"),
+    ("--method=ggdr --ggdr-res=64", "--ggdr-res is 64"),
+    ("--method=glead+ggdr --res-g=1", "--res-g=1 gives no feature map"),
+    ("--lambda-real=-1", "--lambda-real is -1.0"),
+    ("--lambda-real=0 --lambda-fake=0", "no weight is above 0"),
+    ("--cond=true", "--cond=true needs labels, and 32 has none"),
+    ("--subset=0", "--subset is 0, expected 1 to 1000"),
+    ("--subset=1001", "--subset is 1001, expected 1 to 1000"),
+    ("--data=nowhere", "can't open nowhere"),
+    ("--data=24", "the resolution of the images is 24, expected a power of two"),
+    ("--metrics=fid50k,fud", "--metrics has fud, expected none or some of fid50k_full, fid50k"),
+    ("--detector=missing.pt", "no network at missing.pt"),
+    ("--perceptual=missing.pt", "no network at missing.pt"),
+    ("--resume=missing.pkl", "--resume is missing.pkl: No such file or directory; give a path, a URL or one of"),
+    ("--outdir=/dev/null/runs", "--outdir is /dev/null/runs, but /dev/null is not a folder"),
+    ("--lambda-real=1 --reg_weight_real=1", "--lambda-real and --reg_weight_real are two names of one option"),
+    ("--lambda-fake=1 --reg_weight_fake=1", "--lambda-fake and --reg_weight_fake are two names of one option"),
+    ("--res-g=8 --glead_res_g=8", "--res-g and --glead_res_g are two names"),
+    ("--res-decoder=8 --glead_res_d=8", "--res-decoder and --glead_res_d are two names"),
+    ("--decoder-kernel=1 --decoder_conv_kernel_size=1", "--decoder-kernel and --decoder_conv_kernel_size are two"),
+    ("--method=stylegan2 --reg_type=glead", "--method=stylegan2 contradicts --reg_type=glead, which mean --method="),
+    ("--method=glead --reg_type=none", "--method=glead contradicts --reg_type=none"),
+    ("--method=glead --reg_type=ggdr", "--method=glead contradicts --reg_type=ggdr"),
+    ("--method=ggdr --reg_target_fake=gfeat", "--method=ggdr contradicts --reg_target_fake=gfeat"),
+    ("--method=glead --reg_type=glead --reg_target_fake=gfeat", "--method=glead contradicts --reg_type=glead"),
+    ("--method=glead+ggdr --reg_target_fake=gfwimage", "--method=glead+ggdr contradicts --reg_target_fake=gfwimage"),
+    ("--reg_target_real=gfeat", "--reg_target_real is gfeat, but real images have no feature map"),
+    ("--reg_target_real=None --reg_target_fake=None", "no weight is above 0"),
+    ("--reg_loss_real=cos", "--reg_loss_real is cos, but images (gfwimage) are compared by lpips or mse"),
+    ("--reg_target_fake=gfeat --reg_loss_fake=lpips", "--reg_loss_fake is lpips, but feature maps (gfeat)"),
+]
+
+
+@pytest.mark.parametrize("args, message", MISTAKES, ids=[args for args, _ in MISTAKES])
+def test_mistakes_are_one_line_and_leave_nothing(run, runs, tmp_path, args, message):
+    result = run(*args.split())
+    assert result.exit_code == 1
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("Error: " + message)
+    assert all(line.startswith("Warning: ") for line in before)
+    assert result.stdout == "" and not runs and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--method=gan", "Invalid value for '--method'"),
+        ("--cfg=paper128", "Invalid value for '--cfg'"),
+        ("--batch=many", "Invalid value for '--batch'"),
+        ("--mirror=maybe", "Invalid value for '--mirror'"),
+        ("--recipe=mine", "Invalid value for '--recipe'"),
+        ("--reg_type=gan", "Invalid value for '--reg"),
+        ("--nonsense=1", "No such option"),
+    ],
+)
+def test_usage_errors(run, args, message):
+    result = run(*args.split())
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_outdir_that_is_read_only(run, tmp_path):
+    tmp_path.chmod(0o500)
+    result = run()
+    tmp_path.chmod(0o700)
+    assert result.exit_code == 1 and "can't be written to" in result.stderr
+
+
+def test_cuda_without_a_gpu(run, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run(device="cuda")
+    assert result.exit_code == 1 and result.stderr.startswith("Error: PyTorch finds no CUDA device")
+
+
+def test_device_auto(run, runs, monkeypatch):
+    import torch
+
+    for available, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert resolved(run, runs, device="auto").device == device
+
+
+def test_released_commands_resolve_to_the_released_settings(run):
+    options, _, warned = dry(run, *CHURCH, data="256", device="cuda")
+    assert [line for line in warned.splitlines() if "no effect" in line] == []
+    ours, _, _ = dry(run, "--method=glead", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
+    assert options == ours
+    star, _, _ = dry(run, *CHURCH_STAR, data="256", device="cuda")
+    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", data="256", device="cuda")
+    assert star == ours
+
+
+@pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")
+@pytest.mark.parametrize("command, key", [(CHURCH, "glead_gfwimage"), (CHURCH_STAR, "glead_gfeat")])
+def test_golden_released_commands(run, command, key):
+    published = json.loads((SHARED / "golden/misc/train_configs_glead.json").read_text())
+    published = published["configs"][f"{key}|paper256|gpus8|res256"]
+    options, summary, _ = dry(run, *command, data="256", device="cuda")
+    for name in ("G_kwargs", "D_kwargs", "loss_kwargs", "G_opt_kwargs", "D_opt_kwargs"):
+        theirs = {k: v for k, v in published[name].items() if k != "class_name"}
+        assert {k: v for k, v in options[name].items() if k != "class_name"} == theirs
+    for name in ("batch_size", "batch_gpu", "ema_kimg", "ema_rampup", "total_kimg", "reg_type", "data_loader_kwargs"):
+        assert options[name] == published[name]
+    assert published["desc"].replace("fake-paper256", "fake-paper256-noaug") in summary
+
+
+@pytest.mark.parametrize(
+    "args, method, real, fake",
+    [
+        ("", "glead", 10, 3),
+        ("--reg_type=none", "stylegan2", None, None),
+        ("--reg_type=ggdr", "ggdr", None, 10),
+        ("--reg_type=glead", "glead", 10, 3),
+        ("--reg_type=glead --reg_target_fake=gfeat", "glead+ggdr", 10, 10),
+        ("--reg_target_fake=gfeat", "glead+ggdr", 10, 10),
+        ("--reg_type=glead --reg_target_real=None", "glead", None, 3),
+        ("--reg_type=glead --reg_target_fake=None", "glead", 10, None),
+        ("--reg_type=glead --reg_target_real=None --reg_target_fake=gfeat", "glead+ggdr", None, 10),
+        ("--method=glead+ggdr --reg_type=glead", "glead+ggdr", 10, 10),
+        ("--method=ggdr --reg_type=ggdr --lambda-fake=5", "ggdr", None, 5),
+        ("--reg_type=glead --reg_weight_real=100 --reg_weight_fake=0", "glead", 100, None),
+    ],
+)
+def test_method_and_weights_that_options_mean(run, runs, args, method, real, fake):
+    config = resolved(run, runs, *args.split())
+    weights = [task and task.weight for task in (config.loss.real_task, config.loss.fake_task)]
+    assert (config.method, *weights) == (method, real, fake)
+
+
+def test_both_spellings_of_every_option(run, runs):
+    one = resolved(run, runs, "--lambda_real=5", "--res_g=4", "--map_depth=3", "--allow_tf32=1", "--batch_gpu=8")
+    two = resolved(run, runs, "--lambda-real=5", "--res-g=4", "--map-depth=3", "--allow-tf32=1", "--batch-gpu=8")
+    assert one == two and (one.loss.real_task.weight, one.D.res_g, one.allow_tf32) == (5, 4, True)
+    three = resolved(run, runs, "--method=ggdr", "--ggdr_res=16")
+    assert three == resolved(run, runs, "--reg-type=ggdr", "--ggdr-res=16") and three.loss.feature_res == 16
+
+
+def test_every_option_reaches_the_configuration(run, runs):
+    config = resolved(
+        run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
+        "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
+        "--recipe=released",
+        "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
+        "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--fp32=1", "--nhwc=1", "--nobench=1",
+        "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl",
+    )  # fmt: skip
+    assert (config.preset, config.loss.r1_gamma, config.total_kimg) == ("cifar", 0.5, 7.5)
+    assert (config.batch_size, config.batch_gpu, config.D.mbstd_group_size) == (24, 12, 6)
+    assert (config.snapshot_ticks, config.kimg_per_tick, config.metrics) == (3, 2, ("fid50k", "fid50k_full"))
+    assert (config.detector, config.random_seed, config.dataset.random_seed) == ("net.pt", 9, 9)
+    assert (config.dataset.max_size, config.recipe, config.perceptual) == (100, "released", "p.pt")
+    assert (config.loss.real_task.weight, config.loss.fake_task.weight) == (4, 2)
+    assert (config.D.res_g, config.D.decoder_res, config.D.decoder_kernel) == (4, 8, 3)
+    for net in (config.G, config.D):
+        assert (net.channel_base, net.channel_max) == (2048, 32)
+        assert (net.num_fp16_res, net.conv_clamp, net.channels_last) == (0, None, True)
+    assert (config.G.map_depth, config.D.freeze_layers, config.D.architecture) == (4, 2, "orig")
+    assert (config.cudnn_benchmark, config.allow_tf32, config.workers) == (False, True, 0)
+    assert config.resume == "https://example.org/net.pkl"
+
+
+def test_labels_are_left_alone_without_cond(run, runs):
+    dataset = resolved(run, runs, data="32-labels").dataset
+    assert (dataset.use_labels, dataset.label_dim) == (False, 0)
+
+
+def test_subset_of_all_images_is_no_subset(run, runs):
+    assert resolved(run, runs, "--subset=1000").dataset.max_size is None
+
+
+def test_resume_names(run, runs, tmp_path):
+    assert resolved(run, runs, "--resume=ffhq256").resume.endswith("/ffhq-res256-mirror-paper256-noaug.pkl")
+    assert resolved(run, runs, "--resume=noresume").resume is None
+    (tmp_path / "net.pkl").write_bytes(b"x")
+    assert resolved(run, runs, f"--resume={tmp_path / 'net.pkl'}").resume == str(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize(
+    "args, lines",
+    [
+        ("--method=stylegan2 --res-g=8", ["--res-g (--glead_res_g) has no effect with --method=stylegan2"]),
+        ("--reg_type=none --reg_target_real=None", ["--reg_target_real=None has no effect with --reg_type=none"]),
+        ("--reg_target_real=None --reg_weight_real=5",
+         ["--lambda-real (--reg_weight_real) has no effect with --reg_target_real=None"]),
+        ("--detector=net.pt --metrics=none", ["--detector has no effect without --metrics"]),
+    ],
+)  # fmt: skip
+def test_warnings(run, runs, args, lines):
+    result = run(*args.split())
+    assert result.exit_code == 0 and len(runs) == 1
+    assert result.stderr.splitlines() == [f"Warning: {line}" for line in lines]
+
+
+def test_metrics_none_needs_no_networks(run, runs):
+    assert resolved(run, runs, "--metrics=none", "--method=stylegan2").metrics == ()
+    assert resolved(run, runs, "--cfg=quickstart").metrics == ()
+    assert resolved(run, runs).metrics == ("fid50k_full",)
+
+
+def test_a_failing_run_leaves_its_options_and_log(run, tmp_path, monkeypatch):
+    def fail(config, run_dir):
+        raise UserError("the pickle is for other images")
+
+    monkeypatch.setattr(sys.modules["training.training_loop"], "run_training", fail)
+    result = run()
+    assert result.exit_code == 1 and result.stderr == "Error: the pickle is for other images\n"
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert (run_dir / "log.txt").read_text().endswith("Error: the pickle is for other images\n")
+    json.loads((run_dir / "training_options.json").read_text())
+
+
+def test_help_is_grouped_and_shows_defaults():
+    result = CliRunner().invoke(train.main, ["--help"])
+    assert result.exit_code == 0
+    headings = [line for line in result.output.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 9
+    for option in train.main.params:
+        assert option.opts[0] in result.output
+    assert "[default: 1]" in result.output and max(map(len, result.output.splitlines())) <= 120
+
+
+def command(tmp_path, *args):
+    """The real program, as users call it."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *args],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args, code, message",
+    [
+        ([], 2, "Missing option '--outdir'"),
+        (["--outdir=o", "--data=d", "--method=gan"], 2, "Invalid value for '--method'"),
+        (["--outdir=o", "--data=d", "--method=ggdr", "--reg_type=glead"], 1, "Error: --method=ggdr contradicts"),
+        (["--outdir=o", "--data=d", "--lambda-real=1", "--reg_weight_real=2"], 1, "Error: --lambda-real and"),
+    ],
+)
+def test_command_before_the_data_is_opened(tmp_path, args, code, message):
+    result = command(tmp_path, *args)
+    assert result.returncode == code and message in result.stderr and result.stdout == ""
+    assert "Traceback" not in result.stderr and (code == 2 or len(result.stderr.splitlines()) == 1)
+    assert not list(tmp_path.iterdir())
+
+
+needs_parts = pytest.mark.skipif(
+    not all((ROOT / path).is_file() for path in ("training/dataset.py", "training/networks.py")),
+    reason="needs training/dataset.py and training/networks.py",
+)
+needs_images = pytest.mark.skipif(not (SHARED / "golden/dataset").is_dir(), reason="no golden data: set GLEAD_SHARED")
+
+
+@needs_parts
+def test_command_with_data_that_is_not_there(tmp_path):
+    result = command(tmp_path, "--outdir=o", "--data=nowhere.zip")
+    assert result.returncode == 1 and result.stderr.startswith("Error: ") and "nowhere.zip" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@needs_parts
+@needs_images
+def test_command_dry_run_on_real_data(tmp_path):
+    data = f"--data={(SHARED / 'golden/dataset/rgb_int.zip').resolve()}"
+    result = command(tmp_path, "--outdir=o", data, "--cond=1", "--dry-run", "--metrics=none", "--device=cpu")
+    assert result.returncode == 0, result.stderr
+    assert "Parameters:" in result.stdout and "-cond-auto1-glead-" in result.stdout
+    assert not list(tmp_path.iterdir())
+    result = command(tmp_path, "--outdir=o", data, "--subset=100000")
+    assert result.returncode == 1 and result.stderr.startswith("Error: --subset is 100000, expected 1 to ")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,76 @@
+"""Parameter counts and the memory estimate."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from training.config import DatasetConfig
+from training.estimate import Parameters, count_parameters, estimate_memory
+from training.presets import Options, resolve
+
+
+def make(resolution=256, device="cuda", **said):
+    said = {"preset": "paper256", "num_gpus": 8 if device == "cuda" else 1, **said}
+    return resolve(Options(**said), DatasetConfig(path="d", resolution=resolution), device=device)
+
+
+def test_count_takes_parameters_and_no_buffers():
+    def build(config):
+        with torch.device("meta"):
+            return torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(5)
+
+    assert count_parameters(make(), build=build) == Parameters(G=16, D=10)
+
+
+def test_counts_of_the_published_networks():
+    """StyleGAN2 at 256x256: layers of G have weight, bias, noise strength and affine; D's epilogue sees 513 maps."""
+    pytest.importorskip("training.networks")
+    w, channels = 512, {res: min(16384 // res, 512) for res in (4, 8, 16, 32, 64, 128, 256)}
+
+    def layer(c_in, c_out):
+        return 9 * c_in * c_out + c_out + 1 + (w + 1) * c_in
+
+    def torgb(c):
+        return 3 * c + 3 + (w + 1) * c
+
+    G = 8 * (w + 1) * w + 16 * 512 + layer(512, 512) + torgb(512)
+    D = 4 * channels[256] + (9 * 513 + 1) * 512 + (16 * 512 + 1) * 512 + 513
+    for res in (8, 16, 32, 64, 128, 256):
+        lower, c = channels[res // 2], channels[res]
+        G += layer(lower, c) + layer(c, c) + torgb(c)
+        D += (9 * c + 1) * c + (9 * c + 1) * lower + c * lower
+    assert count_parameters(make(method="stylegan2")) == Parameters(G=G, D=D) == (24_767_458, 24_001_089)
+
+
+def test_weights_are_sixteen_bytes_a_parameter_and_four_for_the_average():
+    assert estimate_memory(make(), Parameters(G=10, D=100)).weights == 16 * 110 + 40
+
+
+def activations(**said):
+    return estimate_memory(make(**said), Parameters(G=0, D=0)).activations
+
+
+def test_closed_form_of_the_smallest_case():
+    """4x4 images, 8 channels, float32: G keeps 7 maps and D 4 at the only resolution; R1 takes D's graph twice."""
+    said = {"resolution": 4, "device": "cpu", "method": "stylegan2", "channel_base": 32, "batch_size": 2}
+    size = 8 * 4 * 4 * 4
+    assert activations(**said) == 2 * (7 + 4) * size
+
+
+def test_path_length_on_the_whole_batch_takes_the_graph_of_g_twice():
+    config = make(4, device="cpu", method="stylegan2", channel_base=32, batch_size=2)
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, pl_batch_shrink=1))
+    assert estimate_memory(config, Parameters(G=0, D=0)).activations == 2 * (7 + 7) * 8 * 4 * 4 * 4
+
+
+def test_what_activations_depend_on():
+    base = activations(method="stylegan2")
+    assert activations(method="stylegan2", batch_size=128) == 2 * base
+    assert activations(method="stylegan2", fp32=True) > 1.8 * base
+    assert activations(method="stylegan2", device="cpu", batch_size=8, preset="paper256") > 1.8 * base
+    assert activations(method="glead", perceptual="lpips-vgg") > activations(method="glead", perceptual="lpips-alex")
+    assert activations(method="glead", decoder_res=128) > activations(method="glead")
+    assert activations(method="glead", res_g=4) > activations(method="glead", res_g=32)
+    assert activations(method="glead", res_g=1) == activations(method="glead", res_g=1, decoder_res=64)
+    assert activations(method="ggdr") >= base

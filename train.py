@@ -1,0 +1,406 @@
+"""Train StyleGAN2 with a discriminator that has a task of its own: GLeaD, GGDR, both, or none."""
+
+import functools
+import json
+import os
+import sys
+from typing import Any, Callable, NamedTuple
+
+import click
+
+import cli
+from dnnlib.util import UserError, is_url
+from training import config as configs
+from training import estimate, presets, run_dir
+from training.config import DatasetConfig, TrainingConfig
+
+METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
+
+
+class Arguments(NamedTuple):
+    """The command line, in our own words."""
+
+    outdir: str
+    data: str
+    cond: bool
+    subset: int | None
+    mirror: bool
+    device: str                     # "auto", "cpu" or "cuda".
+    dry_run: bool
+    options: presets.Options
+    notes: list[str]                # What was said without effect.
+
+
+class Inspected(NamedTuple):
+    dataset: DatasetConfig
+    name: str
+
+
+def _group(title: str) -> Callable[..., Any]:
+    return functools.partial(click.option, cls=cli.Option, group=title)
+
+
+general, data, basic, method, nets, transfer, speed, released = map(
+    _group,
+    (
+        "General options",
+        "Data",
+        "Training settings",
+        "Tasks for the discriminator",
+        "Networks",
+        "Transfer learning",
+        "Performance",
+        "Names that the released GLeaD and GGDR programs use",
+    ),
+)
+BOOL = {"type": bool, "metavar": "BOOL"}
+
+
+@click.command(
+    cls=cli.Command,
+    context_settings={
+        "show_default": True,
+        "max_content_width": 120,
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # both spellings of every option are taken
+    },
+)
+@general("--outdir", metavar="DIR", required=True, help="Where to make the run directory.")
+@general("--gpus", type=int, metavar="INT", default=1, help="Number of GPUs, a power of two.")
+@general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
+@general("--tick", type=float, metavar="KIMG", show_default="4", help="Length of a tick in thousands of images.")
+@general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
+         help="Metrics of every snapshot, comma-separated, or none.")
+@general("--detector", metavar="PATH|URL", help="Feature net of the metrics.  [default: each metric's standard one]")
+@general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
+@general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@general("-n", "--dry-run", is_flag=True, help="Print the options, parameter counts and memory, and stop.")
+@data("--data", metavar="PATH", required=True, help="Training data: folder or zip.")
+@data("--cond", **BOOL, default=False, help="Train with the labels of the data set.")
+@data("--subset", type=int, metavar="N", show_default="all", help="Train with N images, drawn by --seed.")
+@data("--mirror", **BOOL, default=False, help="Add mirrored copies of the images.")
+@basic("--cfg", type=click.Choice(list(presets.PRESETS)), default="auto", help="Published settings to start from.")
+@basic("--gamma", type=float, metavar="FLOAT", show_default="by --cfg", help="Weight of R1.")
+@basic("--kimg", type=float, metavar="KIMG", show_default="by --cfg", help="Length of training in thousands of images.")
+@basic("--batch", type=int, metavar="INT", show_default="by --cfg", help="Images per iteration, over all GPUs.")
+@basic("--batch-gpu", type=int, metavar="INT", show_default="by --cfg", help="Images that a GPU sees at once.")
+@basic("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="noaug",
+       help="Augmentation of what D sees; only noaug is available in this version.")
+@method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
+@method("--recipe", type=click.Choice(["paper", "released"]), default="paper",
+        help="Follow GLeaD's paper, or what its released program does.")
+@method("--lambda-real", type=float, metavar="FLOAT", show_default="10", help="Weight of the task for real images.")
+@method("--lambda-fake", type=float, metavar="FLOAT", show_default="3; 10 for feature maps",
+        help="Weight of the task for generated images.")
+@method("--res-g", type=int, metavar="RES", show_default="32, 64 for glead+ggdr; at most a quarter of the image",
+        help="Resolution at which G takes over from D; 1 = D gives w alone.")
+@method("--res-decoder", type=int, metavar="RES", show_default="64; at most half of the image",
+        help="Resolution of D's decoder.")
+@method("--ggdr-res", type=int, metavar="RES", show_default="64; a quarter of images below 128",
+        help="Resolution of the features that GGDR compares.")
+@method("--decoder-kernel", type=int, metavar="INT", show_default="1", help="Side of the decoder's convolutions.")
+@method("--perceptual", metavar="NAME|PATH|URL", show_default="lpips-vgg; lpips-alex for --recipe=released",
+        help="Perceptual net that compares images.")
+@nets("--cbase", type=int, metavar="INT", show_default="by --cfg", help="Channels at resolution r are cbase / r ...")
+@nets("--cmax", type=int, metavar="INT", show_default="by --cfg", help="... but at most cmax.")
+@nets("--map-depth", type=int, metavar="INT", show_default="by --cfg", help="Layers of the mapping network.")
+@nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
+@transfer("--resume", metavar="NAME|PATH|URL", show_default="noresume",
+          help=f"Network pickle to start from, or one of {', '.join(presets.RESUME_SOURCES)}.")
+@transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave D's first layers as they are.")
+@speed("--fp32", **BOOL, default=False, help="No half precision.")
+@speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision.")
+@speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
+@speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
+@speed("--workers", type=int, metavar="INT", default=3, help="Processes that load images; 0 = none of their own.")
+@released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]), help="Implies --method.")
+@released("--glead_res_g", type=int, metavar="RES", help="--res-g")
+@released("--glead_res_d", type=int, metavar="RES", help="--res-decoder")
+@released("--reg_target_real", type=click.Choice(["gfwimage", "gfeat", "None"]), help="gfwimage: G rebuilds them.")
+@released("--reg_target_fake", type=click.Choice(["gfwimage", "gfeat", "None"]),
+          help="gfwimage: G rebuilds generated images; gfeat: D reproduces G's features (implies glead+ggdr).")
+@released("--reg_loss_real", type=click.Choice(["lpips", "mse", "cos"]), help="How real images are compared.")
+@released("--reg_loss_fake", type=click.Choice(["lpips", "mse", "cos"]), help="How generated ones are compared.")
+@released("--reg_weight_real", type=float, metavar="FLOAT", help="--lambda-real")
+@released("--reg_weight_fake", type=float, metavar="FLOAT", help="--lambda-fake")
+@released("--decoder_conv_kernel_size", type=int, metavar="INT", help="--decoder-kernel")
+def main(**said: Any) -> None:
+    """Train a GAN on a folder or zip of images; make one with dataset_tool.py.
+
+    \b
+    Examples:
+      # GLeaD on LSUN Church, as published: 8 GPUs.
+      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --res-g=32
+    \b
+      # The baseline, with settings that follow from the resolution and the number of GPUs.
+      python train.py --outdir=runs --data=images.zip --method=stylegan2
+    \b
+      # What would be run, without running it.
+      python train.py --outdir=runs --data=images.zip --dry-run
+    """
+    arguments = parse(said)
+    dataset, name = inspect_dataset(arguments)
+    device = choose_device(arguments)
+    config = presets.resolve(arguments.options, dataset, device=device)
+    for line in arguments.notes + presets.warnings(arguments.options, config):
+        print(f"Warning: {line}", file=sys.stderr)
+    validate(config, arguments)
+    description = presets.describe(arguments.options, config, name)
+    if arguments.dry_run:
+        print_options(config, description)
+    else:
+        launch(config, arguments.outdir, description)
+
+
+def parse(said: dict[str, Any]) -> Arguments:
+    """Translate the command line; the released programs' options become ours.
+
+    Raises:
+        UserError: Two options contradict each other.
+    """
+    said = dict(said)
+    _merge_released_names(said)
+    notes: list[str] = []
+    said["method"] = _choose_method(said, notes)
+    for images in ("real", "fake"):
+        _translate_target(said, images, notes)
+    names = {"preset": "cfg", "decoder_res": "res_decoder", "channel_base": "cbase", "channel_max": "cmax",
+             "mbstd_group_size": "mbstd_group", "r1_gamma": "gamma", "total_kimg": "kimg", "batch_size": "batch",
+             "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed", "num_gpus": "gpus",
+             "freeze_layers": "freezed", "channels_last": "nhwc"}
+    same = ("method", "recipe", "aug", "lambda_real", "lambda_fake", "distance_real", "distance_fake", "res_g",
+            "decoder_kernel", "ggdr_res", "perceptual", "map_depth", "batch_gpu", "detector", "workers", "resume",
+            "fp32", "allow_tf32")
+    options = presets.Options(
+        **{ours: said[theirs] for ours, theirs in names.items()},
+        **{name: said[name] for name in same},
+        metrics=None if said["metrics"] is None else tuple(said["metrics"]),
+        cudnn_benchmark=not said["nobench"],
+    )
+    rest = {name: said[name] for name in ("outdir", "data", "cond", "subset", "mirror", "device", "dry_run")}
+    return Arguments(options=options, notes=notes, **rest)
+
+
+def _merge_released_names(said: dict[str, Any]) -> None:
+    pairs = (("lambda_real", "reg_weight_real"), ("lambda_fake", "reg_weight_fake"), ("res_g", "glead_res_g"),
+             ("res_decoder", "glead_res_d"), ("decoder_kernel", "decoder_conv_kernel_size"))
+    for ours, theirs in pairs:
+        value = said.pop(theirs)
+        if value is not None and said[ours] is not None:
+            option = "--" + ours.replace("_", "-")
+            raise UserError(f"{option} and --{theirs} are two names of one option: give one of them")
+        said[ours] = said[ours] if value is None else value
+
+
+def _choose_method(said: dict[str, Any], notes: list[str]) -> str:
+    """The method that --method, --reg_type and --reg_target_fake agree on; GLeaD where none of them says anything."""
+    given, reg_type = said["method"], said["reg_type"]
+    targets = [f"--{name}={said[name]}" for name in ("reg_target_real", "reg_target_fake") if said[name] is not None]
+    if reg_type is None and not targets:
+        return given or "glead"
+    if reg_type in ("none", "ggdr"):
+        implied = "stylegan2" if reg_type == "none" else "ggdr"
+        notes += [f"{target} has no effect with --reg_type={reg_type}" for target in targets]
+    elif said["reg_target_fake"] in ("gfwimage", "gfeat"):
+        implied = "glead" if said["reg_target_fake"] == "gfwimage" else "glead+ggdr"
+    else:
+        implied = given if given in ("glead", "glead+ggdr") else "glead"
+    if given not in (None, implied):
+        why = ([f"--reg_type={reg_type}"] if reg_type else []) + (targets if reg_type not in ("none", "ggdr") else [])
+        raise UserError(f"--method={given} contradicts {' '.join(why)}, which mean --method={implied}")
+    return implied
+
+
+def _translate_target(said: dict[str, Any], images: str, notes: list[str]) -> None:
+    """What the released programs compare, and how, as weights and distances; a target of None is a weight of 0."""
+    distances = {theirs: ours for ours, theirs in configs.LEGACY_DISTANCES.items()}
+    said[f"distance_{images}"] = distances.get(said[f"reg_loss_{images}"])
+    target = said[f"reg_target_{images}"]
+    if said["method"] not in ("glead", "glead+ggdr") or target is None:
+        return
+    if images == "real" and target == "gfeat":
+        raise UserError("--reg_target_real is gfeat, but real images have no feature map of G: say gfwimage or None")
+    if target == "None":
+        if said[f"lambda_{images}"]:
+            notes.append(f"--lambda-{images} (--reg_weight_{images}) has no effect with --reg_target_{images}=None")
+        said[f"lambda_{images}"] = 0.0
+
+
+def inspect_dataset(arguments: Arguments) -> Inspected:
+    """Open the data set and say how it is to be used.
+
+    Raises:
+        UserError: It can't be opened, has no labels for --cond, or fewer images than --subset.
+    """
+    from training.dataset import ImageFolderDataset
+
+    source = ImageFolderDataset(arguments.data, use_labels=True)
+    if arguments.cond and not source.has_labels:
+        raise UserError(f"--cond=true needs labels, and {arguments.data} has none in its dataset.json")
+    size, subset = len(source), arguments.subset
+    if subset is not None and not 1 <= subset <= size:
+        raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {arguments.data}")
+    dataset = DatasetConfig(
+        path=arguments.data,
+        resolution=source.resolution,
+        num_channels=source.num_channels,
+        label_dim=source.label_dim if arguments.cond else 0,
+        use_labels=arguments.cond,
+        max_size=subset if subset != size else None,
+        xflip=arguments.mirror,
+        random_seed=arguments.options.random_seed,
+    )
+    return Inspected(dataset, source.name)
+
+
+def choose_device(arguments: Arguments) -> str:
+    """--device, where "auto" is CUDA if there is a GPU, or if several were asked for."""
+    if arguments.device != "auto":
+        return arguments.device
+    import torch
+
+    return "cuda" if arguments.options.num_gpus > 1 or torch.cuda.is_available() else "cpu"
+
+
+def validate(config: TrainingConfig, arguments: Arguments) -> None:
+    """Find out now what would otherwise stop the run later; a dry run only warns of what this machine lacks.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    _check_metric_names(config)
+    checks = (
+        lambda: _check_gpus(config),
+        lambda: _check_outdir(arguments.outdir),
+        lambda: _check_resume(config),
+        lambda: _check_networks(config),
+    )
+    for check in checks:
+        try:
+            check()
+        except UserError as e:
+            if not arguments.dry_run:
+                raise
+            print(f"Warning: a run would stop here: {e}", file=sys.stderr)
+
+
+def _check_metric_names(config: TrainingConfig) -> None:
+    if not config.metrics:
+        return
+    from metrics.metric_main import is_valid_metric, list_valid_metrics
+
+    for name in config.metrics:
+        if not is_valid_metric(name):
+            raise UserError(f"--metrics has {name}, expected none or some of {', '.join(list_valid_metrics())}")
+
+
+def _check_gpus(config: TrainingConfig) -> None:
+    if config.num_gpus > 1:
+        raise UserError(f"--gpus is {config.num_gpus}, but this version trains on one GPU: say --gpus=1")
+    if config.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("PyTorch finds no CUDA device: say --device=cpu, or check the driver and PyTorch's build")
+
+
+def _check_outdir(outdir: str) -> None:
+    """The first part of the path that exists must be a folder to write in; nothing is made yet."""
+    path = os.path.abspath(outdir)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise UserError(f"--outdir is {outdir}, but {path} is not a folder")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--outdir is {outdir}, but {path} can't be written to")
+
+
+def _check_resume(config: TrainingConfig) -> None:
+    if config.resume is None or is_url(config.resume):  # URLs are downloaded when the run begins
+        return
+    try:
+        with open(config.resume, "rb"):
+            pass
+    except OSError as e:
+        names = ", ".join(presets.RESUME_SOURCES)
+        message = f"--resume is {config.resume}: {e.strerror}; give a path, a URL or one of {names}"
+        raise UserError(message) from e
+
+
+def _check_networks(config: TrainingConfig) -> None:
+    if config.perceptual is not None:
+        from training.perceptual import check_perceptual
+
+        check_perceptual(config.perceptual)
+    if config.metrics:
+        from metrics.metric_main import check_detector
+
+        check_detector(config.metrics, config.detector)
+
+
+def print_options(config: TrainingConfig, description: str) -> None:
+    """What the run is, on stdout: the options as in `training_options.json`, then in words and numbers."""
+    print("Training options:")
+    print(json.dumps({k: v for k, v in configs.to_legacy_kwargs(config).items() if k != "config"}, indent=2))
+    print()
+    parameters = estimate.count_parameters(config)
+    memory = estimate.estimate_memory(config, parameters)
+    lines = {
+        "Run": description,
+        "Data": _describe_data(config.dataset),
+        "Method": f"{config.method}, {config.recipe} recipe, settings of {config.preset}",
+        "Real images": _describe_task(config.loss.real_task, config),
+        "Generated images": _describe_task(config.loss.fake_task, config),
+        "Decoder of D": _describe_decoder(config),
+        "Length": f"{config.total_kimg:g} kimg, a tick each {config.kimg_per_tick:g} kimg",
+        "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
+        "Metrics": ", ".join(config.metrics) or "none",
+        "Batch": f"{config.batch_size} images = {config.num_gpus} {config.device} x "
+                 f"{config.batch_size // config.num_gpus // config.batch_gpu} x {config.batch_gpu}",
+        "R1 gamma": f"{config.loss.r1_gamma:g}",
+        "Learning rate": f"{config.G_opt.lr:g} (G), {config.D_opt.lr:g} (D)",
+        "Parameters": f"{parameters.G:,} (G), {parameters.D:,} (D)",
+        "Memory per device": f"about {sum(memory) / 1e9:.1f} GB = {memory.weights / 1e9:.1f} weights and optimisers + "
+                             f"{memory.activations / 1e9:.1f} activations",
+    }
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name + ':':{width + 1}} {text}")
+
+
+def _describe_data(dataset: DatasetConfig) -> str:
+    size = "all images" if dataset.max_size is None else f"{dataset.max_size} images"
+    labels = f"labels of {dataset.label_dim}" if dataset.use_labels else "no labels"
+    shape = f"{dataset.num_channels}x{dataset.resolution}x{dataset.resolution}"
+    return f"{dataset.path}, {size}, {shape}, {labels}, {'mirrored too' if dataset.xflip else 'not mirrored'}"
+
+
+def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> str:
+    if task is None:
+        return "no task"
+    weight = f"weight {task.weight:g}"
+    if task.kind == "feature":
+        return f"reproduce G's features at {config.loss.feature_res}, {task.distance}, {weight}"
+    net = f" by {config.perceptual}" if task.distance == "perceptual" else ""
+    start = "w alone" if config.D.res_g == 1 else f"f at {config.D.res_g} and w"
+    return f"rebuilt by G from {start}, {task.distance}{net}, {weight}"
+
+
+def _describe_decoder(config: TrainingConfig) -> str:
+    size = config.D.decoder_kernel
+    return "none" if config.D.decoder_res is None else f"up to {config.D.decoder_res}, {size}x{size} convolutions"
+
+
+def launch(config: TrainingConfig, outdir: str, description: str) -> None:
+    """Make the run directory, keep the options and a log in it, and train."""
+    from training.training_loop import run_training
+
+    path = run_dir.create_run_dir(outdir, description)
+    run_dir.write_options(path, configs.to_legacy_kwargs(config) | {"run_dir": path})
+    with run_dir.tee_output(os.path.join(path, "log.txt")):
+        print_options(config, os.path.basename(path))
+        print(f"\nTraining in {path}", flush=True)
+        run_training(config, path)
+
+
+if __name__ == "__main__":
+    main()

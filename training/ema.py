@@ -1,0 +1,19 @@
+"""Exponential moving average of the generator's weights."""
+
+import torch
+
+
+def ema_beta(*, batch_size: int, cur_nimg: int, ema_kimg: float, ema_rampup: float | None) -> float:
+    """Decay per iteration for a half-life of `ema_kimg`, or of `ema_rampup` times the images seen, if that is shorter."""
+    half_life_nimg = ema_kimg * 1000
+    if ema_rampup is not None:
+        half_life_nimg = min(half_life_nimg, cur_nimg * ema_rampup)
+    return 0.5 ** (batch_size / max(half_life_nimg, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
+    """Parameters: `G_ema = beta * G_ema + (1 - beta) * G`, all in one go; buffers are copied."""
+    torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
+    for ours, theirs in zip(G_ema.buffers(), G.buffers(), strict=True):
+        ours.copy_(theirs)

@@ -1,0 +1,90 @@
+"""Training phases: which loss updates which network, how often, and what happens to the gradients on the way."""
+
+import dataclasses
+from typing import Callable, Iterator
+
+import torch
+
+from torch_utils import distributed
+
+from .config import OptimizerConfig, TrainingConfig
+from .loss import Batch, StyleGAN2Loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    name: str
+    module: torch.nn.Module                             # Whose weights it updates; shared with other phases.
+    opt: torch.optim.Optimizer
+    loss: Callable[[Batch], Iterator[torch.Tensor]]
+    interval: int                                       # Runs every so many iterations ...
+    gain: float                                         # ... with its loss scaled by this.
+
+
+def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
+    """Gmain, Greg, Dmain, Dreg, in the order in which they run.
+
+    Regularisation is lazy (StyleGAN2, appendix B): it runs every k-th iteration with k times its weight, and shares its
+    optimiser with the main loss, whose settings are corrected for the k + 1 instead of k steps. A regularisation whose
+    weight is 0 does nothing and has no phase.
+    """
+    c = config
+    G_opt = _adam(loss.G, c.G_opt, c.g_reg_interval)
+    D_opt = _adam(loss.D, c.D_opt, c.d_reg_interval)
+    phases = [Phase(name="Gmain", module=loss.G, opt=G_opt, loss=loss.g_main, interval=1, gain=1)]
+    if c.loss.pl_weight > 0:
+        phases.append(Phase(name="Greg", module=loss.G, opt=G_opt, loss=loss.g_path_length,
+                            interval=c.g_reg_interval, gain=c.g_reg_interval))
+    phases.append(Phase(name="Dmain", module=loss.D, opt=D_opt, loss=loss.d_main, interval=1, gain=1))
+    if c.loss.r1_gamma > 0:
+        phases.append(Phase(name="Dreg", module=loss.D, opt=D_opt, loss=loss.d_r1,
+                            interval=c.d_reg_interval, gain=c.d_reg_interval))
+    return phases
+
+
+def lazy_optimizer(config: OptimizerConfig, reg_interval: int) -> OptimizerConfig:
+    """Adam's settings when regularisation adds a step to every `reg_interval` iterations."""
+    ratio = reg_interval / (reg_interval + 1)
+    return dataclasses.replace(config, lr=config.lr * ratio, beta1=config.beta1**ratio, beta2=config.beta2**ratio)
+
+
+def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -> torch.optim.Optimizer:
+    c = lazy_optimizer(config, reg_interval)
+    params = [p for p in module.parameters()]
+    fused = params[0].is_cuda  # one kernel for all parameters; on the CPU the ordinary path is the exact one
+    return torch.optim.Adam(params, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=fused or None)
+
+
+class GradientGuard:
+    """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
+
+    Counts stay on the device; only `consecutive_bad` waits for it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._bad_now = torch.zeros([], dtype=torch.int64, device=device)   # Non-finite values, this iteration.
+        self._streak = torch.zeros([], dtype=torch.int64, device=device)    # Iterations in a row that had any.
+
+    @torch.no_grad()
+    def process(self, module: torch.nn.Module) -> None:
+        """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5."""
+        params = [p for p in module.parameters() if p.grad is not None]
+        if not params:
+            return
+        flat = torch.cat([p.grad.flatten() for p in params])
+        distributed.all_reduce_mean_(flat)
+        self._bad_now += flat.isfinite().logical_not_().sum()
+        torch.nan_to_num_(flat, nan=0, posinf=1e5, neginf=-1e5)
+        for p, grad in zip(params, flat.split([p.numel() for p in params])):
+            p.grad = grad.view_as(p)
+
+    def end_iteration(self) -> torch.Tensor:
+        """The number of non-finite gradient values of this iteration, as a tensor; starts the next one."""
+        bad = self._bad_now.clone()
+        self._streak = torch.where(bad > 0, self._streak + 1, torch.zeros_like(self._streak))
+        self._bad_now.zero_()
+        return bad
+
+    def consecutive_bad(self) -> int:
+        """Iterations in a row, up to the last, that had non-finite gradients."""
+        return int(self._streak)

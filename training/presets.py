@@ -1,0 +1,380 @@
+"""Published settings as one table, and how they fill in whatever the user left out."""
+
+import dataclasses
+import os
+import re
+from typing import Any, Literal, NamedTuple
+
+from dnnlib.util import UserError
+from training.config import (
+    LEGACY_DISTANCES,
+    DatasetConfig,
+    DiscriminatorConfig,
+    Distance,
+    GeneratorConfig,
+    LossConfig,
+    Method,
+    OptimizerConfig,
+    Recipe,
+    TaskConfig,
+    TrainingConfig,
+    validate,
+    validate_gpus,
+)
+
+
+class Preset(NamedTuple):
+    """One row of the table; a cell that is "auto" follows from the resolution and the number of GPUs."""
+
+    map_depth: int
+    cbase: int | Literal["auto"]        # Channel base of G and D.
+    cbase_task: int | Literal["auto"]   # "task": the same, where D has a task (every method but stylegan2).
+    cmax: int
+    D_arch: Literal["orig", "skip", "resnet"]
+    lr: float | Literal["auto"]         # Of G and D.
+    r1_gamma: float | Literal["auto"]
+    pl_weight: float
+    mixing: float                       # Probability of style mixing.
+    batch_size: int | Literal["auto"]
+    batch_gpu: int | Literal["auto"]    # "gpu": at most so many images at once on one GPU, on however few GPUs.
+    mbstd: int | Literal["auto"]
+    ema_kimg: float | Literal["auto"]
+    rampup: float | None                # EMA ramp-up.
+    total_kimg: float
+    tick: float = 4                     # kimg per tick.
+    snap: int = 50                      # Ticks per snapshot.
+    metrics: tuple[str, ...] = ("fid50k_full",)
+
+
+A = "auto"
+
+# Sources:
+#   auto           The automatic configuration of the StyleGAN2-ADA program (Karras et al. 2020): see `auto_preset`.
+#   stylegan2      StyleGAN2's config F at 1024x1024 (Karras et al. 2020).
+#   paper256       ADA paper: FFHQ and LSUN Cat at 256x256. The setting of GGDR and GLeaD.
+#   paper512       ADA paper: BreCaHAD and AFHQ at 512x512.
+#   paper1024      ADA paper: MetFaces at 1024x1024.
+#   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs halve the channels.
+#   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
+#   quickstart     Ours: 32x32 images on two CPU cores. Small networks, the shortcuts of cifar, a short EMA. Behind its
+#                  kimg stand tick, snap and metrics, which the published settings leave at the defaults above.
+_ROWS = {
+    #                 map cbase  task   cmax D_arch    lr      gamma pl mix  batch gpu mbstd ema  ramp  kimg
+    "auto":          (2,  A,     A,     512, "resnet", A,      A,    2, 0.9, A,    A,  A,    A,   0.05, 25000),
+    "stylegan2":     (8,  32768, 32768, 512, "resnet", 0.0020, 10,   2, 0.9, 32,   4,  4,    10,  None, 25000),
+    "paper256":      (8,  16384, 16384, 512, "resnet", 0.0025, 1,    2, 0.9, 64,   8,  8,    20,  None, 25000),
+    "paper512":      (8,  32768, 32768, 512, "resnet", 0.0025, 0.5,  2, 0.9, 64,   8,  8,    20,  None, 25000),
+    "paper1024":     (8,  32768, 32768, 512, "resnet", 0.0020, 2,    2, 0.9, 32,   4,  4,    10,  None, 25000),
+    "cifar":         (2,  32768, 16384, 512, "orig",   0.0025, 0.01, 0, 0.0, 64,   32, 32,   500, 0.05, 100000),
+    "cifarbaseline": (8,  16384, 16384, 512, "resnet", 0.0025, 0.01, 2, 0.9, 64,   32, 32,   500, 0.05, 100000),
+    "quickstart":    (2,  4096,  4096,  64,  "resnet", 0.0025, 0.02, 0, 0.0, 16,   16, 4,    1,   0.05, 15, 1, 5, ()),
+}
+PRESETS = {name: Preset(*row) for name, row in _ROWS.items()}
+
+# StyleGAN2-ADA's source networks for transfer learning, by the names that its --resume takes.
+_SOURCE_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
+RESUME_SOURCES = {
+    "ffhq256":     _SOURCE_NETS + "ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512":     _SOURCE_NETS + "ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024":    _SOURCE_NETS + "ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": _SOURCE_NETS + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256":  _SOURCE_NETS + "lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
+
+LAMBDA_REAL = 10.0          # GLeaD Eq. 7, lambda 1 (Table 2).
+LAMBDA_FAKE = 3.0           # GLeaD Eq. 7, lambda 2 (Table 2).
+LAMBDA_FEATURE = 10.0       # GGDR's weight of the cosine distance; also in GLeaD's "Ours*".
+PERCEPTUAL = {"paper": "lpips-vgg", "released": "lpips-alex"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user said beside the data set; None = left out."""
+
+    preset: str = "auto"
+    method: Method = "glead"
+    recipe: Recipe = "paper"
+    aug: Literal["noaug", "ada", "fixed"] | None = None
+    lambda_real: float | None = None
+    lambda_fake: float | None = None
+    distance_real: Distance | None = None
+    distance_fake: Distance | None = None
+    res_g: int | None = None
+    decoder_res: int | None = None
+    decoder_kernel: int | None = None
+    ggdr_res: int | None = None
+    perceptual: str | None = None
+    channel_base: int | None = None
+    channel_max: int | None = None
+    map_depth: int | None = None
+    mbstd_group_size: int | None = None
+    r1_gamma: float | None = None
+    total_kimg: float | None = None
+    batch_size: int | None = None
+    batch_gpu: int | None = None
+    kimg_per_tick: float | None = None
+    snapshot_ticks: int | None = None
+    metrics: tuple[str, ...] | None = None
+    detector: str | None = None
+    random_seed: int = 0
+    num_gpus: int = 1
+    workers: int = 3
+    resume: str | None = None           # A path, a URL, one of RESUME_SOURCES, or "noresume".
+    freeze_layers: int = 0
+    fp32: bool = False
+    channels_last: bool = False
+    allow_tf32: bool = False
+    cudnn_benchmark: bool = True
+
+
+def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
+    """Replace the "auto" cells by the rules of the ADA program, which never looks at the data but for its resolution.
+
+    The rules use the batch size that they give themselves: `--batch` changes neither gamma nor the EMA.
+    """
+    batch_size = max(min(num_gpus * min(4096 // resolution, 32), 64), num_gpus)  # keeps the activations' memory even
+    rules = {
+        "cbase":      32768 if resolution >= 512 else 16384,
+        "cbase_task": 32768 if resolution >= 512 else 16384,
+        "lr":         0.002 if resolution >= 1024 else 0.0025,
+        "r1_gamma":   0.0002 * resolution**2 / batch_size,
+        "batch_size": batch_size,
+        "batch_gpu":  batch_size // num_gpus,
+        "mbstd":      min(batch_size // num_gpus, 4),  # keeps every GPU's share at one group, if it can
+        "ema_kimg":   batch_size * 10 / 32,
+    }
+    return preset._replace(**{name: rules[name] for name, value in preset._asdict().items() if value == A})
+
+
+def default_res_g(resolution: int, method: Method) -> int:
+    """Resolution of f: 32 (GLeaD, LSUN) or 64 ("Ours*") at 256x256, at most a quarter of the image: 8 at 32x32."""
+    return max(4, min(32 if method == "glead" else 64, resolution // 4))
+
+
+def default_decoder_res(resolution: int) -> int:
+    """Resolution of GLeaD's decoder: 64 (its default at 256x256), at most half of the image: 16 at 32x32."""
+    return max(8, min(64, resolution // 2))
+
+
+def default_ggdr_res(resolution: int) -> int:
+    """Resolution of GGDR's features: 64 (its default from 128x128 on), a quarter of smaller images: 8 for CIFAR-10."""
+    return 64 if resolution >= 128 else max(8, resolution // 4)
+
+
+def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
+    """Fill in what was left out, from the preset, the method, the recipe and the resolution.
+
+    The rules for the resolutions of f, of the decoder and of GGDR's features are `default_res_g`,
+    `default_decoder_res` and `default_ggdr_res`. Weights of 0 drop a task (the zeros of GLeaD's Table 2).
+
+    Args:
+        options: What the user said.
+        dataset: The data, with `label_dim` 0 for unconditional training.
+        device:  "cpu" or "cuda".
+
+    Returns:
+        The configuration, checked by `config.validate`.
+
+    Raises:
+        UserError: An option is out of range, or contradicts another one.
+    """
+    if options.preset not in PRESETS:
+        raise UserError(f"--cfg is {options.preset}, expected one of {', '.join(PRESETS)}")
+    if options.aug in ("ada", "fixed"):
+        raise UserError(f"--aug={options.aug} is not available in this version: say --aug=noaug, or leave it out")
+    validate_gpus(options.num_gpus)
+    preset = auto_preset(PRESETS[options.preset], dataset.resolution, options.num_gpus)
+    resume = None if options.resume == "noresume" else RESUME_SOURCES.get(options.resume or "", options.resume)
+    loss = _loss(options, preset, dataset.resolution)
+    tasks = (loss.real_task, loss.fake_task)
+    needs_perceptual = any(task is not None and task.distance == "perceptual" for task in tasks)
+    config = TrainingConfig(
+        method=options.method,
+        preset=options.preset,
+        recipe=options.recipe,
+        dataset=dataset,
+        G=_generator(options, preset),
+        D=_discriminator(options, preset, dataset.resolution),
+        loss=loss,
+        G_opt=OptimizerConfig(lr=preset.lr),
+        D_opt=OptimizerConfig(lr=preset.lr),
+        perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
+        total_kimg=_given(options.total_kimg, preset.total_kimg),
+        batch_size=_given(options.batch_size, preset.batch_size),
+        batch_gpu=_batch_gpu(options, preset),
+        ema_kimg=preset.ema_kimg,
+        ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
+        kimg_per_tick=_given(options.kimg_per_tick, preset.tick),
+        snapshot_ticks=_given(options.snapshot_ticks, preset.snap),
+        metrics=_given(options.metrics, preset.metrics),
+        detector=options.detector,
+        random_seed=options.random_seed,
+        num_gpus=options.num_gpus,
+        device=device,
+        workers=options.workers,
+        resume=resume,
+        allow_tf32=options.allow_tf32,
+        cudnn_benchmark=options.cudnn_benchmark,
+    )
+    validate(config)
+    return config
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _batch_gpu(options: Options, preset: Preset) -> int:
+    """A published batch is seen in its published parts on fewer GPUs too, which minibatch deviation depends on."""
+    if options.batch_gpu is not None:
+        return options.batch_gpu
+    share = _given(options.batch_size, preset.batch_size) // options.num_gpus
+    return share if options.batch_size is not None else min(preset.batch_gpu, share)
+
+
+def _generator(options: Options, preset: Preset) -> GeneratorConfig:
+    return GeneratorConfig(
+        map_depth=_given(options.map_depth, preset.map_depth),
+        **_network(options, preset),
+    )
+
+
+def _network(options: Options, preset: Preset) -> dict:
+    """What G and D have in common. Half precision for the four highest resolutions, and its clamp: ADA paper."""
+    cbase = preset.cbase if options.method == "stylegan2" else preset.cbase_task
+    return {
+        "channel_base": _given(options.channel_base, cbase),
+        "channel_max": _given(options.channel_max, preset.cmax),
+        "num_fp16_res": 0 if options.fp32 else 4,
+        "conv_clamp": None if options.fp32 else 256,
+        "channels_last": options.channels_last,
+    }
+
+
+def _discriminator(options: Options, preset: Preset, resolution: int) -> DiscriminatorConfig:
+    heads = options.method in ("glead", "glead+ggdr")
+    res_g = _given(options.res_g, default_res_g(resolution, options.method)) if heads else None
+    decoder_res = None
+    if heads:
+        decoder_res = _given(options.decoder_res, default_decoder_res(resolution))
+    elif options.method == "ggdr":
+        decoder_res = _given(options.ggdr_res, default_ggdr_res(resolution))
+    return DiscriminatorConfig(
+        architecture=preset.D_arch,
+        mbstd_group_size=_given(options.mbstd_group_size, preset.mbstd),
+        freeze_layers=options.freeze_layers,
+        decoder_res=decoder_res,
+        decoder_kernel=_given(options.decoder_kernel, 1) if decoder_res else 1,
+        heads=heads,
+        res_g=res_g,
+        **_network(options, preset),
+    )
+
+
+def _loss(options: Options, preset: Preset, resolution: int) -> LossConfig:
+    method = options.method
+    real_task = fake_task = feature_res = None
+    if method in ("glead", "glead+ggdr"):
+        weight = _given(options.lambda_real, LAMBDA_REAL)
+        real_task = _task("reconstruction", _given(options.distance_real, "perceptual"), weight)
+    if method == "glead":
+        weight = _given(options.lambda_fake, LAMBDA_FAKE)
+        fake_task = _task("reconstruction", _given(options.distance_fake, "perceptual"), weight)
+    elif method in ("ggdr", "glead+ggdr"):
+        weight = _given(options.lambda_fake, LAMBDA_FEATURE)
+        fake_task = _task("feature", _given(options.distance_fake, "cosine"), weight)
+    if fake_task is not None and fake_task.kind == "feature":
+        if method == "ggdr":
+            feature_res = _given(options.ggdr_res, default_ggdr_res(resolution))
+        else:
+            feature_res = _given(options.res_g, default_res_g(resolution, method))
+    return LossConfig(
+        r1_gamma=_given(options.r1_gamma, preset.r1_gamma),
+        style_mixing_prob=preset.mixing,
+        pl_weight=preset.pl_weight,
+        real_task=real_task,
+        fake_task=fake_task,
+        feature_res=feature_res,
+        real_task_in_dreg=options.recipe == "released" and real_task is not None,
+    )
+
+
+def _task(kind: Literal["reconstruction", "feature"], distance: Distance, weight: float) -> TaskConfig | None:
+    return None if weight == 0 else TaskConfig(kind=kind, distance=distance, weight=weight)
+
+
+_TASK_OPTIONS = {  # Option names, by the field of Options; the second is the name in the released programs.
+    "lambda_real":    "--lambda-real (--reg_weight_real)",
+    "lambda_fake":    "--lambda-fake (--reg_weight_fake)",
+    "distance_real":  "--reg_loss_real",
+    "distance_fake":  "--reg_loss_fake",
+    "res_g":          "--res-g (--glead_res_g)",
+    "decoder_res":    "--res-decoder (--glead_res_d)",
+    "decoder_kernel": "--decoder-kernel (--decoder_conv_kernel_size)",
+    "ggdr_res":       "--ggdr-res",
+    "perceptual":     "--perceptual",
+}
+_WITHOUT_EFFECT = {
+    "stylegan2":  tuple(_TASK_OPTIONS),
+    "ggdr":       ("lambda_real", "distance_real", "res_g", "decoder_res", "perceptual"),
+    "glead":      ("ggdr_res",),
+    "glead+ggdr": ("ggdr_res",),
+}
+
+
+def warnings(options: Options, config: TrainingConfig) -> list[str]:
+    """One line for each option that was given and has no effect on this run."""
+    lines = [
+        f"{_TASK_OPTIONS[name]} has no effect with --method={options.method}"
+        for name in _WITHOUT_EFFECT[options.method]
+        if getattr(options, name) is not None
+    ]
+    if options.recipe != "paper" and not config.D.heads:
+        lines.append(f"--recipe={options.recipe} has no effect with --method={options.method}")
+    if config.D.heads:
+        for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
+            if task is None and getattr(options, f"distance_{images}") is not None:
+                lines.append(f"--reg_loss_{images} has no effect where --lambda-{images} is 0")
+        if options.perceptual is not None and config.perceptual is None:
+            lines.append("--perceptual has no effect: no task of D compares images by a perceptual net")
+    if options.detector is not None and not config.metrics:
+        lines.append("--detector has no effect without --metrics")
+    return lines
+
+
+def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str:
+    """What the run directory is called behind its number: StyleGAN2-ADA's and GLeaD's words for what was asked for."""
+    dataset = config.dataset
+    parts = [dataset_name]
+    parts += ["cond"] if dataset.use_labels else []
+    parts += [f"subset{dataset.max_size}"] if dataset.max_size is not None else []
+    parts += ["mirror"] if dataset.xflip else []
+    parts += [f"auto{config.num_gpus}" if config.preset == "auto" else config.preset]
+    for name, value in (("gamma", options.r1_gamma), ("kimg", options.total_kimg), ("batch", options.batch_size)):
+        parts += [name + f"{value:.6f}".rstrip("0").rstrip(".")] if value is not None else []
+    parts += [options.aug] if options.aug is not None else []
+    parts += _describe_method(options, config)
+    if options.resume is not None:
+        known = options.resume in RESUME_SOURCES
+        parts += ["noresume" if config.resume is None else f"resume{options.resume if known else 'custom'}"]
+    parts += [f"freezed{config.D.freeze_layers}"] if config.D.freeze_layers else []
+    return re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
+
+
+def _describe_method(options: Options, config: TrainingConfig) -> list[str]:
+    D, parts = config.D, []
+    if config.method == "ggdr":
+        parts += ["ggdr", f"res{D.decoder_res}"]
+    if D.heads:
+        parts += ["glead", f"gres_{D.res_g}_dres_{D.decoder_res}"]
+        for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
+            if task is None:
+                parts += [f"{images}_None"]
+            else:
+                target = "gfwimage" if task.kind == "reconstruction" else "gfeat"
+                parts += [f"{images}_{target}_{LEGACY_DISTANCES[task.distance]}{float(task.weight)}"]
+        parts += [f"dconvks{D.decoder_kernel}"]
+        parts += [config.recipe] if config.recipe != "paper" else []
+        if options.perceptual is not None and config.perceptual is not None:
+            parts += [os.path.splitext(os.path.basename(options.perceptual))[0]]
+    return parts

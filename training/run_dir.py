@@ -1,0 +1,91 @@
+"""Run directories: the next free number, the options that were run, and a log of everything that is printed."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Iterator, TextIO
+
+import dnnlib.util
+
+
+def create_run_dir(outdir: str | os.PathLike, description: str) -> str:
+    """Make `OUT/00000-<description>` with the first number above all that are there, and return its path.
+
+    Several programs may do so at once: each claims its number by making a directory `.claim-00000`, which only one
+    can, and gives the claim back once the run directory is there.
+    """
+    os.makedirs(outdir, exist_ok=True)
+    number = _next_number(outdir)
+    while True:
+        claim = Path(outdir, f".claim-{number:05d}")
+        try:
+            claim.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        try:
+            if _next_number(outdir) <= number:  # false if the number was taken and given back since we looked
+                run_dir = Path(outdir, f"{number:05d}-{description}")
+                run_dir.mkdir()
+                return str(run_dir)
+        finally:
+            claim.rmdir()
+        number = _next_number(outdir)
+
+
+def _next_number(outdir: str | os.PathLike) -> int:
+    numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
+    return max(numbers, default=-1) + 1
+
+
+def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
+    """Write `training_options.json`, whole or not at all."""
+    with dnnlib.util.atomic_write(Path(run_dir, "training_options.json")) as f:
+        f.write((json.dumps(options, indent=2) + "\n").encode())
+
+
+class _Tee:
+    """A text stream that also writes its finished lines to a log; of a progress bar only the last state is kept."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log, self._line = stream, log, ""
+
+    def write(self, text: str) -> int:
+        count = self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._log.write(line.rstrip("\r").rpartition("\r")[2] + "\n")
+        self._line = self._line[self._line.rstrip("\r").rfind("\r") + 1 :]
+        if lines:
+            self._log.flush()  # the log is read while the run goes on
+        return count
+
+    def finish(self) -> None:
+        if self._line.strip():
+            self._log.write(self._line.rstrip("\r") + "\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def tee_output(path: str | os.PathLike) -> Iterator[None]:
+    """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception."""
+    with open(path, "a", encoding="utf-8") as log:
+        stdout, stderr = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
+        try:
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                yield
+        except dnnlib.util.UserError as e:
+            log.write(f"Error: {e}\n")
+            raise
+        except Exception:
+            log.write(traceback.format_exc())
+            raise
+        finally:
+            stdout.finish()
+            stderr.finish()

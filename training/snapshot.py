@@ -1,0 +1,108 @@
+"""What a run leaves behind while it goes on: image grids and network pickles."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+
+from dnnlib.util import atomic_write
+from torch_utils.network_pickle import save_network_pkl
+
+from .dataset import ImageFolderDataset
+from .networks import Discriminator, Generator
+from .tasks import reconstruct
+
+_GRID_PIXELS = (7680, 4320)     # Grids have about this many pixels ...
+_MIN_CELLS = (7, 4)             # ... and at least, and at most, so many columns and rows.
+_MAX_CELLS = (32, 32)
+_RECON_COLUMNS = 16
+
+
+class Grid(NamedTuple):
+    """A fixed selection of images, labels and latents that is drawn again and again during a run."""
+
+    columns: int
+    rows: int
+    images: np.ndarray      # uint8 [columns * rows, C, H, W], row by row.
+    z: torch.Tensor         # [columns * rows, z_dim] on the CPU.
+    c: torch.Tensor         # [columns * rows, c_dim] on the CPU.
+
+
+def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int) -> Grid:
+    """A random selection; in a labelled dataset each row shows one label."""
+    height, width = dataset.image_shape[1:]
+    columns = int(np.clip(_GRID_PIXELS[0] // width, _MIN_CELLS[0], _MAX_CELLS[0]))
+    rows = int(np.clip(_GRID_PIXELS[1] // height, _MIN_CELLS[1], _MAX_CELLS[1]))
+    rng = np.random.RandomState(seed)
+    if dataset.has_labels:
+        indices = _rows_by_label(dataset, columns, rows, rng)
+    else:
+        indices = np.resize(rng.permutation(len(dataset)), columns * rows)
+    images, labels = zip(*[dataset[int(i)] for i in indices])
+    z = torch.from_numpy(rng.randn(columns * rows, z_dim)).float()
+    return Grid(columns, rows, np.stack(images), z, torch.from_numpy(np.stack(labels)))
+
+
+def _rows_by_label(dataset: ImageFolderDataset, columns: int, rows: int, rng: np.random.RandomState) -> np.ndarray:
+    groups: dict[tuple, list[int]] = {}
+    for i in range(len(dataset)):
+        groups.setdefault(tuple(dataset.get_details(i).raw_label.flatten().tolist()), []).append(i)
+    names = sorted(groups)
+    if len(names) > rows:  # a random choice of labels, in order
+        names = [names[k] for k in sorted(rng.permutation(len(names))[:rows])]
+    return np.concatenate([np.resize(rng.permutation(groups[names[r % len(names)]]), columns) for r in range(rows)])
+
+
+def to_uint8(img: torch.Tensor) -> np.ndarray:
+    """Images in about [-1, 1] as uint8 on the CPU, any shape."""
+    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int) -> None:
+    """Write uint8 images [N, C, H, W] as one PNG, row by row."""
+    n, channels, height, width = images.shape
+    grid = images.reshape(n // columns, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    grid = grid.reshape(n // columns * height, columns * width, channels)
+    with atomic_write(path) as f:
+        PIL.Image.fromarray(grid[:, :, 0] if channels == 1 else grid).save(f, format="PNG")
+
+
+@torch.no_grad()
+def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_gpu: int) -> None:
+    """What the averaged generator makes of the grid's latents, with fixed noise."""
+    device = next(G_ema.parameters()).device
+    images = [to_uint8(G_ema(z.to(device), c.to(device), noise_mode="const"))
+              for z, c in zip(grid.z.split(batch_gpu), grid.c.split(batch_gpu))]
+    save_image_grid(path, np.concatenate(images), columns=grid.columns)
+
+
+@torch.no_grad()
+def save_reconstructions(
+    path: str | os.PathLike, G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int
+) -> None:
+    """Four rows: real images, what D and G rebuild of them; fake images, likewise (as Fig. 5 of the paper)."""
+    device = next(G.parameters()).device
+    n = min(_RECON_COLUMNS, len(grid.images))
+    c = grid.c[:n].to(device)
+    real = torch.from_numpy(grid.images[:n]).to(device).float() / 127.5 - 1
+    fake = G_ema(grid.z[:n].to(device), c, noise_mode="const")
+    rows = []
+    for img in (real, fake):
+        group = D.b4.mbstd.group_size if D.b4.mbstd is not None else 1
+        parts = [D.run(x, y) for x, y in zip(img.split(group or n), c.split(group or n))]
+        rebuilt = torch.cat([reconstruct(G, out, res_g=res_g, noise_mode="const") for out in parts])
+        rows += [to_uint8(img), to_uint8(rebuilt)]
+    save_image_grid(path, np.concatenate(rows), columns=n)
+
+
+def save_networks(
+    run_dir: str | os.PathLike, *, nimg: int, networks: dict[str, Any], training_set_kwargs: dict[str, Any]
+) -> Path:
+    """Write `network-snapshot-KKKKKK.pkl` (K = kimg) and return its path."""
+    path = Path(run_dir, f"network-snapshot-{nimg // 1000:06d}.pkl")
+    content = dict(G=networks["G"], D=networks["D"], G_ema=networks["G_ema"], augment_pipe=None)
+    save_network_pkl(path, dict(content, training_set_kwargs=training_set_kwargs))
+    return path
