@@ -1,8 +1,9 @@
-"""Pickles read as data: a small machine for pickle's stack language that imports nothing and calls nothing of the file's choice.
+"""Pickles read as data: a small machine for pickle's language that imports and calls nothing of the file's choice.
 
-Globals are known by their *names* only. Each allowed one stands for a function of this module: an object of a persistent class
-becomes a `ModuleRecord`, a storage the bytes in the file, a tensor a view of them. Any other global is noted as refused, and
-what the file does with it has no effect. Work and memory stay in proportion to the size of the file.
+Globals are known by their *names* only. Each allowed one stands for a function of this module: an object of a
+persistent class becomes a `ModuleRecord`, a storage the bytes in the file, a tensor a view of them. Any other global is
+noted as refused, and what the file does with it has no effect. Work and memory stay in proportion to the size of the
+file.
 """
 
 import dataclasses
@@ -54,7 +55,9 @@ def loads(data: bytes) -> Content:
         return Content(machine.run(io.BytesIO(data)), sorted(machine.refused))
     except (Damaged, UserError) as e:
         if not machine.refused:
-            raise e if isinstance(e, UserError) else UserError(f"the file is truncated, damaged, or no network pickle ({e})") from e
+            if isinstance(e, UserError):
+                raise
+            raise UserError(f"the file is truncated, damaged, or no network pickle ({e})") from e
         return Content(None, sorted(machine.refused))
 
 
@@ -75,8 +78,8 @@ class _Refused:
 
 _MARK = object()
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -94,8 +97,8 @@ class _Machine:
     """Pickle's stack machine over plain values.
 
     Args:
-        functions:      What each allowed global is, by `module.name`: a function of (machine, arguments...), None where it is only
-                        referred to, or a constant.
+        functions:      What each allowed global is, by `module.name`: a function of (machine, arguments...), None where
+                        it is only referred to, or a constant.
         work_limit:     Bound on the total size of the containers and strings that are handed to functions.
         persistent_ids: Whether persistent ids may occur; they are taken as they are.
     """
@@ -157,8 +160,9 @@ class _Machine:
         return implementation(self, *args)
 
     def _charge(self, *values: Any) -> None:
-        """Count the size of what is about to be copied; otherwise a small file could have a large string copied endlessly."""
-        self.work_limit -= sum(len(value) for value in values if isinstance(value, (str, bytes, list, tuple, dict, set)))
+        """Count the size of what is about to be copied: a small file could have a large string copied endlessly."""
+        sized = (str, bytes, list, tuple, dict, set)
+        self.work_limit -= sum(len(value) for value in values if isinstance(value, sized))
         if self.work_limit < 0:
             raise Damaged("it uses the same data too often")
 
@@ -317,11 +321,12 @@ class _Machine:
 
 
 def _checked_keys(keys: list[Any]) -> list[Any]:
-    """Only keys that hash quickly: no nested tuples (the time doubles with each level), no numbers chosen to collide."""
+    """Only keys that hash quickly: no nested tuples (time doubles with each level), no numbers chosen to collide."""
     for key in keys:
         parts = key if isinstance(key, tuple) and len(key) <= 16 else (key,)
         for part in parts:
-            if not (part is None or isinstance(part, (str, bytes, bool)) or (type(part) is int and abs(part) < 1 << 31)):
+            is_small = type(part) is int and abs(part) < 1 << 31
+            if not (is_small or part is None or isinstance(part, (str, bytes, bool))):
                 raise Damaged(f"a key of type {type(part).__name__.strip('_')}")
     return keys
 
@@ -384,7 +389,9 @@ def _make_container(_machine: _Machine) -> ModuleRecord:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > 16 or any(type(v) is not int or not 0 <= v < 1 << 40 for v in values):
+    if not isinstance(values, tuple) or len(values) > 16:
+        raise Damaged("a tensor of impossible shape")
+    if any(type(value) is not int or not 0 <= value < 1 << 40 for value in values):
         raise Damaged("a tensor of impossible shape")
     return values
 
@@ -407,7 +414,7 @@ _TORCH_SAVE_PROTOCOL = 1001
 
 
 def _storage(machine: _Machine, data: bytes) -> torch.Tensor:
-    """A storage as torch pickles it: five small pickles (magic, version, system, the storage's id, its key), a count, the values."""
+    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), count, values."""
     if not isinstance(data, bytes):
         raise Damaged("a storage without bytes")
     reader = _Machine(dict.fromkeys(_STORAGE_DTYPES), work_limit=0, persistent_ids=True)
@@ -419,7 +426,9 @@ def _storage(machine: _Machine, data: bytes) -> torch.Tensor:
         raise Damaged("a storage in an unknown format")
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
         raise Damaged("a storage in an unknown format")
-    if not isinstance(identity[1], _Global) or identity[5:] not in ((), (None,)) or not isinstance(keys, list) or len(keys) != 1:
+    if not isinstance(identity[1], _Global) or identity[5:] not in ((), (None,)):
+        raise Damaged("a storage in an unknown format")
+    if not isinstance(keys, list) or len(keys) != 1:
         raise Damaged("a storage in an unknown format")
     dtype, start = _STORAGE_DTYPES[identity[1].name], stream.tell() + 8
     (num_values,) = struct.unpack("<q", data[start - 8:start])
@@ -481,7 +490,14 @@ class Array:
     def __init__(self) -> None:
         self.set_state(1, (0,), _DtypeCode("f4"), False, b"")
 
-    def set_state(self, _version: int, shape: tuple[int, ...], dtype: _DtypeCode, is_fortran: bool, data: bytes) -> None:
+    def set_state(
+        self,
+        _version: int,
+        shape: tuple[int, ...],
+        dtype: _DtypeCode,
+        is_fortran: bool,
+        data: bytes,
+    ) -> None:
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, bytes):
             raise Damaged("an array of an unexpected type")
         self.shape, self.dtype, self.order, self.data = _ints(shape), dtype.to_numpy(), "F" if is_fortran else "C", data

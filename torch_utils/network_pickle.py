@@ -1,8 +1,8 @@
 """Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
 
-`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are then
-built by this project's constructors, and filled with the tensors. What a file declares is checked against what it holds before
-memory is set aside for it.
+`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are
+then built by this project's constructors, and filled with the tensors. What a file declares is checked against what it
+holds before memory is set aside for it.
 """
 
 import copy
@@ -32,7 +32,7 @@ _BYTES_PER_BYTE = 4               # Made by constructors, for each byte of the f
 _OPERATIONS_PER_TENSOR = 50       # Tensor operations of constructors, for each tensor in the state.
 _SLACK_BYTES = 64 << 20           # Likewise, for buffers that constructors compute and pickles leave out.
 
-_TRUST_HINT = "--trust-pickle opens it with the ordinary unpickler, which runs code from the file (only if you trust its origin)"
+_TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -51,8 +51,8 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
         A dict with the keys `KEYS`; modules are on the CPU, None stands for what the file lacks.
 
     Raises:
-        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of another
-            architecture. The message is one line and begins with the file's name.
+        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of
+            another architecture. The message is one line and begins with the file's name.
     """
     name = getattr(file, "name", None)
     try:
@@ -72,8 +72,8 @@ def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> No
 
     Args:
         path:     File to write or replace.
-        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as they are:
-                  CPU copies in eval mode whose parameters require no gradient are written.
+        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as
+                  they are: CPU copies in eval mode whose parameters require no gradient are written.
 
     Raises:
         ValueError: A key is not one of `KEYS`.
@@ -106,7 +106,11 @@ def _read_all(file: BinaryIO) -> bytes:
     if not data:
         raise UserError("the file is empty; a network pickle was expected")
     if data[:2] != b"\x80\x02" and data[:2] != b"\x80\x03" and data[:2] != b"\x80\x04" and data[:2] != b"\x80\x05":
-        kinds = {b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)", b"\x89PNG": "a PNG image", b"\xff\xd8": "a JPEG image"}
+        kinds = {
+            b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)",
+            b"\x89PNG": "a PNG image",
+            b"\xff\xd8": "a JPEG image",
+        }
         kind = next((kind for start, kind in kinds.items() if data.startswith(start)), None)
         if kind is None and data[:200].lstrip()[:1] == b"<":
             kind = "a web page"
@@ -134,9 +138,10 @@ def _load_trusted(data: bytes) -> Any:
 def _load_as_data(data: bytes) -> Any:
     content, refused = data_unpickler.loads(data)
     if any("tflib" in name for name in refused):
-        raise UserError("a network pickle of the TensorFlow StyleGANs: convert it with the legacy.py of StyleGAN2-ADA first")
+        raise UserError("a network pickle of TensorFlow: convert it with the legacy.py of StyleGAN2-ADA first")
     if refused:
-        shown = ", ".join(ascii(name)[1:-1] for name in refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+        shown = ", ".join(ascii(name)[1:-1] for name in refused[:8])
+        shown += f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise UserError(f"refused, because it asks for {shown}; {_TRUST_HINT}")
     return content
 
@@ -178,7 +183,8 @@ class _Budget(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.operations_left -= 1
-        self._check(max((math.prod(size) for size in [args, *args, *kwargs.values()] if self._is_size(size)), default=0))  # before memory is set aside
+        sizes = [size for size in (args, *args, *kwargs.values()) if self._is_size(size)]
+        self._check(max((math.prod(size) for size in sizes), default=0))  # before memory is set aside
         result = func(*args, **kwargs)
         known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
         for tensor in result if isinstance(result, (list, tuple)) else [result]:
@@ -217,6 +223,7 @@ def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:
             return value
         if isinstance(value, data_unpickler.Array):
             return value.to_numpy()
-        raise UserError(f"the options of a network or data set in the pickle hold a {type(value).__name__.strip('_')}, not plain data")
+        kind = type(value).__name__.strip("_")
+        raise UserError(f"the options of a network or data set in the pickle hold a {kind}, not plain data")
 
     return visit(value, 0)

@@ -403,11 +403,19 @@ HOSTILE = {
     "embedded source": lambda t: pickle.dumps(
         {"G_ema": Foreign("Generator", {"_init_args": (), "_init_kwargs": {}}, source=f"open({str(t)!r}, 'w')")}
     ),
-    "embedded source of an unknown class": lambda t: pickle.dumps({"G_ema": Foreign("Evil", {}, source=f"open({str(t)!r}, 'w')")}),
-    "pickle in a storage": lambda t: network_of(tensor(Storage(pickle.dumps(Call(os.system, f"touch {t}"))), (1,), (1,))),
-    "torch.save file in a storage": lambda t: network_of(tensor(Storage(torch_saved(Call(os.system, f"touch {t}"))), (1,), (1,))),
+    "embedded source of an unknown class": (
+        lambda t: pickle.dumps({"G_ema": Foreign("Evil", {}, source=f"open({str(t)!r}, 'w')")})
+    ),
+    "pickle in a storage": (
+        lambda t: network_of(tensor(Storage(pickle.dumps(Call(os.system, f"touch {t}"))), (1,), (1,)))
+    ),
+    "torch.save file in a storage": (
+        lambda t: network_of(tensor(Storage(torch_saved(Call(os.system, f"touch {t}"))), (1,), (1,)))
+    ),
     "storage of an odd class": lambda t: network_of(tensor(Storage(storage_bytes(4, kind="os\nsystem\n")), (1,), (1,))),
-    "BUILD on a global": lambda t: b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n}X\x01\0\0\0aX\x01\0\0\0bsb.",
+    "BUILD on a global": (
+        lambda t: b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n}X\x01\0\0\0aX\x01\0\0\0bsb."
+    ),
     "BUILD on a dict": lambda t: b"\x80\x02}}X\x01\0\0\0aX\x01\0\0\0bsb.",
     "constructor arguments with code": lambda t: network_of(mapping_kwargs=Call(eval, f"open({str(t)!r}, 'w')")),
     # Sizes.
@@ -419,7 +427,9 @@ HOSTILE = {
     "tensor before its storage": lambda t: network_of(tensor(Storage(storage_bytes(4)), (2,), (1,), offset=-8)),
     "tensor of negative size": lambda t: network_of(tensor(Storage(storage_bytes(4)), (-2,), (1,))),
     "tensor of many dimensions": lambda t: network_of(tensor(Storage(storage_bytes(4)), (1,) * 1000, (1,) * 1000)),
-    "tensor with a product that overflows": lambda t: network_of(tensor(Storage(storage_bytes(4)), (1 << 32, 1 << 32), (0, 0))),
+    "tensor with a product that overflows": (
+        lambda t: network_of(tensor(Storage(storage_bytes(4)), (1 << 32, 1 << 32), (0, 0)))
+    ),
     "bytes declared huge": lambda t: b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"abc.",
     "string declared huge": lambda t: b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"abc.",
     "number declared huge": lambda t: b"\x80\x02\x8b" + struct.pack("<I", 1 << 30) + b"abc.",
@@ -430,7 +440,9 @@ HOSTILE = {
     "network of endless width": lambda t: network_of(w_dim=1 << 17),
     "network of endless latents": lambda t: network_of(z_dim=1 << 70),
     "network of endless resolution": lambda t: network_of(img_resolution=1 << 17),
-    "network of unlimited channels": lambda t: network_of(synthesis_kwargs={"channel_base": 1 << 17, "channel_max": 1 << 17}),
+    "network of unlimited channels": (
+        lambda t: network_of(synthesis_kwargs={"channel_base": 1 << 17, "channel_max": 1 << 17})
+    ),
     "network with a wide filter": lambda t: network_of(synthesis_kwargs={"resample_filter": [[1] * 40] * 40}),
     "network arguments of odd types": lambda t: network_of(mapping_kwargs=[1], synthesis_kwargs="x", z_dim=None),
     "array larger than its data": lambda t: pickle.dumps({"G_ema": np.zeros(10)}).replace(b"K\x0a\x85", b"K\x7f\x85"),
@@ -464,7 +476,9 @@ HOSTILE = {
     "names with control characters": lambda t: b"\x80\x02ca\x1b[31m\rb\nc\n.",
     "attribute names of odd types": lambda t: pickle.dumps({"G_ema": Foreign("Generator", {1: 2, None: 3})}),
     "modules that are no modules": lambda t: pickle.dumps({"G_ema": Foreign("Generator", {"_modules": {"a": 5}})}),
-    "parameters that are no tensors": lambda t: pickle.dumps({"G_ema": Foreign("Generator", {"_parameters": {"a": "b"}})}),
+    "parameters that are no tensors": (
+        lambda t: pickle.dumps({"G_ema": Foreign("Generator", {"_parameters": {"a": "b"}})})
+    ),
     "metadata that is no dict": lambda t: pickle.dumps({"G_ema": Call(persistence._reconstruct_persistent_obj, [1])}),
 }
 
