@@ -52,7 +52,7 @@ class GridSize(click.ParamType):
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
 @click.option("--outdir", type=click.Path(file_okay=False), help="Where to write the images", required=True)
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
-@click.option("--grid", type=GridSize(), help="Write all images into one grid.png too")
+@click.option("--grid", type=GridSize(), metavar="RxC|auto", help="Write all images into one grid.png too")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 @click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")

@@ -414,7 +414,7 @@ _TORCH_SAVE_PROTOCOL = 1001
 
 
 def _storage(machine: _Machine, data: bytes) -> torch.Tensor:
-    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), count, values."""
+    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data."""
     if not isinstance(data, bytes):
         raise Damaged("a storage without bytes")
     reader = _Machine(dict.fromkeys(_STORAGE_DTYPES), work_limit=0, persistent_ids=True)
