@@ -45,17 +45,17 @@ class GridSize(click.ParamType):
 @click.command(cls=cli.Command)
 @click.option("--network", "network_pkl", help="Network pickle: path or URL", metavar="PATH|URL", required=True)
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
-@click.option("--projected-w", type=click.Path(dir_okay=False), help="Take w's from this .npz (key w) or .npy file instead of seeds")
+@click.option("--projected-w", type=click.Path(dir_okay=False), help="Take w's from this .npz (key w) or .npy file")
 @click.option("--trunc", "truncation_psi", type=float, help="Truncation psi", default=1.0, show_default=True)
-@click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many of the first layers  [default: all]")
+@click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
 @click.option("--class", "class_idx", type=click.IntRange(min=0), help="Class label, for conditional networks")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
 @click.option("--outdir", type=click.Path(file_okay=False), help="Where to write the images", required=True)
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
-@click.option("--grid", type=GridSize(), help="Write all images into one grid.png too")
+@click.option("--grid", type=GridSize(), metavar="RxC|auto", help="Write all images into one grid.png too")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
-@click.option("--trust-pickle", is_flag=True, help="Run the code that the pickle carries; only for files whose origin you trust")
+@click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")
 def main(
     network_pkl: str,
     seeds: list[int] | None,
@@ -86,8 +86,6 @@ def main(
     target = pick_device(device)
     if seeds is not None and max(seeds) >= 1 << 32:
         raise UserError(f"--seeds holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
-    Path(outdir).mkdir(parents=True, exist_ok=True)
-
     G = load_generator(network_pkl, trust=trust_pickle).to(target)
     if seeds is not None:
         label = class_label(G, class_idx)
@@ -100,6 +98,7 @@ def main(
     num_images = sum(len(job.names) for job in jobs)
     rows_cols = grid_size(grid, num_images) if grid is not None else None
 
+    Path(outdir).mkdir(parents=True, exist_ok=True)
     kept = []
     with tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
         for job in jobs:
@@ -143,7 +142,8 @@ def load_generator(network_pkl: str, *, trust: bool) -> torch.nn.Module:
         warnings.simplefilter("always")
         G = legacy.load_network_pkl(network_pkl, trust=trust, only=("G_ema",))["G_ema"]
     for warning in caught:
-        warn(str(warning.message))
+        if issubclass(warning.category, UserWarning):
+            warn(str(warning.message))
     if G is None:
         raise UserError(f"{network_pkl}: holds no G_ema")
     if G.img_channels not in (1, 3):
@@ -178,13 +178,14 @@ def projected_jobs(ws: np.ndarray, *, batch: int) -> list[Job]:
 def load_projected_w(path: str, G: torch.nn.Module) -> np.ndarray:
     """The w's in a file, float32 [N, num_ws, w_dim]; `UserError` if there are none that fit the network."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            ws = content
-        elif "w" in content:
-            ws = content["w"]
-        else:
-            raise UserError(f"{path}: holds {', '.join(content.files)[:200] or 'nothing'}; an array 'w' was expected")
+        with open(path, "rb") as f:
+            content = np.load(f, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                ws = content
+            elif "w" in content:
+                ws = content["w"]
+            else:
+                raise UserError(f"{path}: holds {', '.join(content.files)[:200] or 'nothing'}, no array 'w'")
     except UserError:
         raise
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Loading network pickles of this project and of other StyleGAN2-style projects, under the name that their scripts import.
+"""Loading network pickles of this and of other StyleGAN2-style projects, under the name that their scripts import.
 
     with dnnlib.util.open_url(network_pkl) as f:
         G = legacy.load_network_pkl(f)["G_ema"].to(device)
@@ -26,17 +26,18 @@ def load_network_pkl(
 
     Args:
         f:          File open in binary mode, path, or http(s) URL (downloaded once).
-        force_fp16: Let the four highest resolutions run in float16 on CUDA devices, whatever the networks were trained with.
+        force_fp16: Let the four highest resolutions run in float16 on CUDA devices, whatever the networks were trained
+                    with.
         trust:      Use the ordinary unpickler and run the source in the file: only for files whose origin you trust.
         only:       Build only these of the keys below; the others are None.
 
     Returns:
-        A dict with `G`, `D`, `G_ema` and `augment_pipe` (modules on the CPU) and `training_set_kwargs` (EasyDict). What the file
-        lacks is None.
+        A dict with `G`, `D`, `G_ema` and `augment_pipe` (modules on the CPU) and `training_set_kwargs` (EasyDict). What
+        the file lacks is None.
 
     Raises:
-        UserError: The file can't be read, is no network pickle, asks for globals that are refused (`trust` is the way to accept
-            them), or holds networks of another architecture.
+        UserError: The file can't be read, is no network pickle, asks for globals that are refused (`trust` is the way
+            to accept them), or holds networks of another architecture.
     """
     if isinstance(f, (str, os.PathLike)):
         with open_url(f) as file:

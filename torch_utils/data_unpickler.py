@@ -1,8 +1,9 @@
-"""Pickles read as data: a small machine for pickle's stack language that imports nothing and calls nothing of the file's choice.
+"""Pickles read as data: a small machine for pickle's language that imports and calls nothing of the file's choice.
 
-Globals are known by their *names* only. Each allowed one stands for a function of this module: an object of a persistent class
-becomes a `ModuleRecord`, a storage the bytes in the file, a tensor a view of them. Any other global is noted as refused, and
-what the file does with it has no effect. Work and memory stay in proportion to the size of the file.
+Globals are known by their *names* only. Each allowed one stands for a function of this module: an object of a
+persistent class becomes a `ModuleRecord`, a storage the bytes in the file, a tensor a view of them. Any other global is
+noted as refused, and what the file does with it has no effect. Work and memory stay in proportion to the size of the
+file.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from dnnlib.util import EasyDict, UserError
 from . import persistence
 from .persistence import ModuleRecord
 
-_MAX_OPCODES = 500_000   # The pickle of a set of 1024x1024 networks has about 80,000, its tensors included.
+_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 90,000, the storages and calls included.
 _CALL_OPCODES = 10       # A call counts as so many.
 _MAX_REFUSED = 100       # Names that are noted.
 
@@ -49,11 +50,13 @@ def loads(data: bytes) -> Content:
     Raises:
         UserError: The pickle is truncated or damaged, or does what no network pickle does.
     """
-    machine = _Machine(_NETWORK_GLOBALS, work_limit=4 * len(data) + (1 << 20))
+    machine = _Machine(_NETWORK_GLOBALS, work_limit=2 * len(data) + (1 << 18))
     try:
         return Content(machine.run(io.BytesIO(data)), sorted(machine.refused))
-    except Damaged as e:
+    except (Damaged, UserError) as e:
         if not machine.refused:
+            if isinstance(e, UserError):
+                raise
             raise UserError(f"the file is truncated, damaged, or no network pickle ({e})") from e
         return Content(None, sorted(machine.refused))
 
@@ -75,8 +78,8 @@ class _Refused:
 
 _MARK = object()
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -94,8 +97,8 @@ class _Machine:
     """Pickle's stack machine over plain values.
 
     Args:
-        functions:      What each allowed global is, by `module.name`: a function of (machine, arguments...), None where it is only
-                        referred to, or a constant.
+        functions:      What each allowed global is, by `module.name`: a function of (machine, arguments...), None where
+                        it is only referred to, or a constant.
         work_limit:     Bound on the total size of the containers and strings that are handed to functions.
         persistent_ids: Whether persistent ids may occur; they are taken as they are.
     """
@@ -128,12 +131,12 @@ class _Machine:
                 elif opcode.name == "STOP":
                     return self._pop()
                 else:
-                    step = getattr(self, f"_{opcode.name.lower()}", None)
+                    step = getattr(self, f"_op_{opcode.name.lower()}", None)
                     if step is None:
                         raise Damaged(f"unexpected operation {opcode.name}")
                     step(arg)
-        except UserError as e:
-            raise Damaged(str(e)) from e
+        except UserError:
+            raise
         except (ValueError, TypeError, IndexError, KeyError, OverflowError, RuntimeError, struct.error) as e:
             reason = "".join(c if c.isprintable() else " " for c in str(e)[:120])
             raise Damaged(reason or type(e).__name__) from e
@@ -157,8 +160,9 @@ class _Machine:
         return implementation(self, *args)
 
     def _charge(self, *values: Any) -> None:
-        """Count the size of what is about to be copied; otherwise a small file could have a large string copied endlessly."""
-        self.work_limit -= sum(len(value) for value in values if isinstance(value, (str, bytes, list, tuple, dict, set)))
+        """Count the size of what is about to be copied: a small file could have a large string copied endlessly."""
+        sized = (str, bytes, list, tuple, dict, set)
+        self.work_limit -= sum(len(value) for value in values if isinstance(value, sized))
         if self.work_limit < 0:
             raise Damaged("it uses the same data too often")
 
@@ -168,7 +172,7 @@ class _Machine:
             raise Damaged("a value is missing")
         return value
 
-    def _pop_mark(self, _arg: None = None) -> list[Any]:
+    def _pop_mark(self) -> list[Any]:
         """The values above the topmost mark."""
         for start in range(len(self.stack) - 1, -1, -1):
             if self.stack[start] is _MARK:
@@ -188,69 +192,75 @@ class _Machine:
 
     # Operations, named after those in `pickletools`.
 
-    def _proto(self, _version: int) -> None:
+    def _op_proto(self, _version: int) -> None:
         pass
 
-    def _frame(self, _num_bytes: int) -> None:
+    def _op_frame(self, _num_bytes: int) -> None:
         pass
 
-    def _dup(self, _arg: None) -> None:
+    def _op_pop(self, _arg: None) -> None:
+        self.stack.pop()
+
+    def _op_pop_mark(self, _arg: None) -> None:
+        self._pop_mark()
+
+    def _op_dup(self, _arg: None) -> None:
         self.stack.append(self.stack[-1])
 
-    def _put(self, index: int) -> None:
+    def _op_put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    _binput = _long_binput = _put
+    _op_binput = _op_long_binput = _op_put
 
-    def _memoize(self, _arg: None) -> None:
+    def _op_memoize(self, _arg: None) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def _get(self, index: int) -> None:
+    def _op_get(self, index: int) -> None:
         self.stack.append(self.memo[index])
 
-    _binget = _long_binget = _get
+    _op_binget = _op_long_binget = _op_get
 
-    def _tuple(self, _arg: None) -> None:
+    def _op_tuple(self, _arg: None) -> None:
         self.stack.append(tuple(self._pop_mark()))
 
-    def _tuple1(self, _arg: None) -> None:
+    def _op_tuple1(self, _arg: None) -> None:
         self.stack.append((self._pop(),))
 
-    def _tuple2(self, _arg: None) -> None:
+    def _op_tuple2(self, _arg: None) -> None:
         second, first = self._pop(), self._pop()
         self.stack.append((first, second))
 
-    def _tuple3(self, _arg: None) -> None:
+    def _op_tuple3(self, _arg: None) -> None:
         third, second, first = self._pop(), self._pop(), self._pop()
         self.stack.append((first, second, third))
 
-    def _list(self, _arg: None) -> None:
+    def _op_list(self, _arg: None) -> None:
         self.stack.append(self._pop_mark())
 
-    def _append(self, _arg: None) -> None:
+    def _op_append(self, _arg: None) -> None:
         value = self._pop()
         self._container(list).append(value)
 
-    def _appends(self, _arg: None) -> None:
+    def _op_appends(self, _arg: None) -> None:
         values = self._pop_mark()
         self._container(list).extend(values)
 
-    def _dict(self, _arg: None) -> None:
+    def _op_dict(self, _arg: None) -> None:
         self.stack.append(_dict_of(self._pop_mark()))
 
-    def _setitem(self, _arg: None) -> None:
+    def _op_setitem(self, _arg: None) -> None:
         value, key = self._pop(), self._pop()
         self._container(dict).update(_dict_of([key, value]))
 
-    def _setitems(self, _arg: None) -> None:
+    def _op_setitems(self, _arg: None) -> None:
         items = _dict_of(self._pop_mark())
         self._container(dict).update(items)
 
-    def _additems(self, _arg: None) -> None:
+    def _op_additems(self, _arg: None) -> None:
         values = _checked_keys(self._pop_mark())
         self._container(set).update(values)
 
-    def _frozenset(self, _arg: None) -> None:
+    def _op_frozenset(self, _arg: None) -> None:
         self.stack.append(frozenset(_checked_keys(self._pop_mark())))
 
     def _find(self, name: str) -> None:
@@ -262,37 +272,37 @@ class _Machine:
             self.refused.add(name[:100])
         self.stack.append(_Refused())
 
-    def _global(self, module_and_name: str) -> None:
+    def _op_global(self, module_and_name: str) -> None:
         self._find(module_and_name.replace(" ", ".", 1))
 
-    def _stack_global(self, _arg: None) -> None:
+    def _op_stack_global(self, _arg: None) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise Damaged("a global without a name")
         self._find(f"{module[:100]}.{name[:100]}")
 
-    def _inst(self, module_and_name: str) -> None:
+    def _op_inst(self, module_and_name: str) -> None:
         args = self._pop_mark()
-        self._global(module_and_name)
+        self._op_global(module_and_name)
         self.stack.append(self._call(self._pop(), args))
 
-    def _obj(self, _arg: None) -> None:
+    def _op_obj(self, _arg: None) -> None:
         function, *args = self._pop_mark()
         self.stack.append(self._call(function, args))
 
-    def _reduce(self, _arg: None) -> None:
+    def _op_reduce(self, _arg: None) -> None:
         args, function = self._pop(), self._pop()
         self.stack.append(self._call(function, args))
 
-    _newobj = _reduce
+    _op_newobj = _op_reduce
 
-    def _newobj_ex(self, _arg: None) -> None:
+    def _op_newobj_ex(self, _arg: None) -> None:
         kwargs, args, function = self._pop(), self._pop(), self._pop()
         if kwargs and not isinstance(function, _Refused):
             raise Damaged("call with keywords")
         self.stack.append(self._call(function, args))
 
-    def _build(self, _arg: None) -> None:
+    def _op_build(self, _arg: None) -> None:
         state, obj = self._pop(), self.stack[-1]
         if isinstance(obj, _Refused) or not state:
             return
@@ -305,18 +315,19 @@ class _Machine:
         else:
             raise Damaged("an attribute is set where none is known")
 
-    def _binpersid(self, _arg: None) -> None:
+    def _op_binpersid(self, _arg: None) -> None:
         if not self.persistent_ids:
             raise Damaged("it refers to data outside the file")
 
 
 def _checked_keys(keys: list[Any]) -> list[Any]:
-    """Only keys that hash quickly: no nested tuples (the time doubles with each level), no numbers chosen to collide."""
+    """Only keys that hash quickly: no nested tuples (time doubles with each level), no numbers chosen to collide."""
     for key in keys:
         parts = key if isinstance(key, tuple) and len(key) <= 16 else (key,)
         for part in parts:
-            if not (part is None or isinstance(part, (str, bytes, bool)) or (type(part) is int and abs(part) < 1 << 31)):
-                raise Damaged(f"a {type(part).__name__.strip('_')} as a key")
+            is_small = type(part) is int and abs(part) < 1 << 31
+            if not (is_small or part is None or isinstance(part, (str, bytes, bool))):
+                raise Damaged(f"a key of type {type(part).__name__.strip('_')}")
     return keys
 
 
@@ -378,7 +389,9 @@ def _make_container(_machine: _Machine) -> ModuleRecord:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > 16 or any(type(v) is not int or not 0 <= v < 1 << 40 for v in values):
+    if not isinstance(values, tuple) or len(values) > 16:
+        raise Damaged("a tensor of impossible shape")
+    if any(type(value) is not int or not 0 <= value < 1 << 40 for value in values):
         raise Damaged("a tensor of impossible shape")
     return values
 
@@ -401,7 +414,7 @@ _TORCH_SAVE_PROTOCOL = 1001
 
 
 def _storage(machine: _Machine, data: bytes) -> torch.Tensor:
-    """A storage as torch pickles it: five small pickles (magic, version, system, the storage's id, its key), a count, the values."""
+    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data."""
     if not isinstance(data, bytes):
         raise Damaged("a storage without bytes")
     reader = _Machine(dict.fromkeys(_STORAGE_DTYPES), work_limit=0, persistent_ids=True)
@@ -413,7 +426,9 @@ def _storage(machine: _Machine, data: bytes) -> torch.Tensor:
         raise Damaged("a storage in an unknown format")
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
         raise Damaged("a storage in an unknown format")
-    if not isinstance(identity[1], _Global) or identity[5:] not in ((), (None,)) or not isinstance(keys, list) or len(keys) != 1:
+    if not isinstance(identity[1], _Global) or identity[5:] not in ((), (None,)):
+        raise Damaged("a storage in an unknown format")
+    if not isinstance(keys, list) or len(keys) != 1:
         raise Damaged("a storage in an unknown format")
     dtype, start = _STORAGE_DTYPES[identity[1].name], stream.tell() + 8
     (num_values,) = struct.unpack("<q", data[start - 8:start])
@@ -475,7 +490,14 @@ class Array:
     def __init__(self) -> None:
         self.set_state(1, (0,), _DtypeCode("f4"), False, b"")
 
-    def set_state(self, _version: int, shape: tuple[int, ...], dtype: _DtypeCode, is_fortran: bool, data: bytes) -> None:
+    def set_state(
+        self,
+        _version: int,
+        shape: tuple[int, ...],
+        dtype: _DtypeCode,
+        is_fortran: bool,
+        data: bytes,
+    ) -> None:
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, bytes):
             raise Damaged("an array of an unexpected type")
         self.shape, self.dtype, self.order, self.data = _ints(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
@@ -515,8 +537,7 @@ _NETWORK_GLOBALS: dict[str, Any] = {
     "torch.storage._load_from_bytes": _storage,
     "torch.Size": _make_size,
     "torch.device": _make_device,
-    **{str(constant): constant for constant in _STORAGE_DTYPES.values()},
-    **{str(constant): constant for constant in (torch.channels_last, torch.contiguous_format, torch.preserve_format)},
+    **{str(dtype): dtype for dtype in _STORAGE_DTYPES.values()},
     **{f"torch.nn.modules.container.{name}": _make_container for name in ("ModuleList", "ModuleDict", "Sequential")},
     "numpy.dtype": _make_dtype,
     "numpy.ndarray": None,

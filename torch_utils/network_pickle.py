@@ -1,20 +1,20 @@
 """Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
 
-`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are then
-built by this project's constructors, and filled with the tensors. What a file declares is checked against what it holds before
-memory is set aside for it.
+`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are
+then built by this project's constructors, and filled with the tensors. What a file declares is checked against what it
+holds before memory is set aside for it.
 """
 
-import contextlib
 import copy
 import io
+import math
 import os
 import pickle
-import threading
-from typing import Any, BinaryIO, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
@@ -26,10 +26,13 @@ _CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augm
 
 # Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
 _MAX_FILE_BYTES = 8 << 30
-_MAX_PLAIN_VALUES = 10_000        # In constructor arguments and dataset options.
-_SLACK_BYTES = 64 << 20           # Buffers that constructors compute and pickles leave out.
+_MAX_CONSTRUCTOR_INT = 1 << 17
+_MAX_PLAIN_VALUES = 2_000         # In constructor arguments and dataset options.
+_BYTES_PER_BYTE = 4               # Made by constructors, for each byte of the file; intermediate results count.
+_OPERATIONS_PER_TENSOR = 50       # Tensor operations of constructors, for each tensor in the state.
+_SLACK_BYTES = 64 << 20           # Likewise, for buffers that constructors compute and pickles leave out.
 
-_TRUST_HINT = "--trust-pickle opens it with the ordinary unpickler, which runs code from the file (only if you trust its origin)"
+_TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -48,8 +51,8 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
         A dict with the keys `KEYS`; modules are on the CPU, None stands for what the file lacks.
 
     Raises:
-        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of another
-            architecture. The message is one line and begins with the file's name.
+        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of
+            another architecture. The message is one line and begins with the file's name.
     """
     name = getattr(file, "name", None)
     try:
@@ -69,8 +72,8 @@ def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> No
 
     Args:
         path:     File to write or replace.
-        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as they are:
-                  CPU copies in eval mode whose parameters require no gradient are written.
+        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as
+                  they are: CPU copies in eval mode whose parameters require no gradient are written.
 
     Raises:
         ValueError: A key is not one of `KEYS`.
@@ -103,7 +106,11 @@ def _read_all(file: BinaryIO) -> bytes:
     if not data:
         raise UserError("the file is empty; a network pickle was expected")
     if data[:2] != b"\x80\x02" and data[:2] != b"\x80\x03" and data[:2] != b"\x80\x04" and data[:2] != b"\x80\x05":
-        kinds = {b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)", b"\x89PNG": "a PNG image", b"\xff\xd8": "a JPEG image"}
+        kinds = {
+            b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)",
+            b"\x89PNG": "a PNG image",
+            b"\xff\xd8": "a JPEG image",
+        }
         kind = next((kind for start, kind in kinds.items() if data.startswith(start)), None)
         if kind is None and data[:200].lstrip()[:1] == b"<":
             kind = "a web page"
@@ -131,9 +138,10 @@ def _load_trusted(data: bytes) -> Any:
 def _load_as_data(data: bytes) -> Any:
     content, refused = data_unpickler.loads(data)
     if any("tflib" in name for name in refused):
-        raise UserError("a network pickle of the TensorFlow StyleGANs: convert it with the legacy.py of StyleGAN2-ADA first")
+        raise UserError("a network pickle of TensorFlow: convert it with the legacy.py of StyleGAN2-ADA first")
     if refused:
-        shown = ", ".join(ascii(name)[1:-1] for name in refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+        shown = ", ".join(ascii(name)[1:-1] for name in refused[:8])
+        shown += f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise UserError(f"refused, because it asks for {shown}; {_TRUST_HINT}")
     return content
 
@@ -153,39 +161,48 @@ def _build(key: str, value: Any, num_bytes: int) -> Any:
     state = dict(value.state)
     for name in ("_init_args", "_init_kwargs"):
         if name in state:
-            state[name] = _plain_copy(state[name])
+            state[name] = _plain_copy(state[name], max_int=_MAX_CONSTRUCTOR_INT)
     state = persistence.upgrade_state(cls, state)
-    with torch.device("meta"), _limit_registrations(2 * num_bytes + _SLACK_BYTES):
-        skeleton = persistence.construct(cls, state)  # shapes only: nothing is set aside yet
-    persistence.check_tensors(skeleton, persistence.flatten_state(state))
-    return persistence.build_module(cls, state)
+    num_tensors = len(persistence.flatten_state(state))
+    budget = _Budget(
+        max_bytes=_SLACK_BYTES + _BYTES_PER_BYTE * num_bytes,
+        max_operations=1000 + _OPERATIONS_PER_TENSOR * num_tensors,
+    )
+    with budget:
+        module = persistence.construct(cls, state)
+    return persistence.fill_module(module, state)
 
 
-@contextlib.contextmanager
-def _limit_registrations(max_bytes: int) -> Iterator[None]:
-    """Within this context, modules may register tensors of `max_bytes` bytes in all, and not endlessly many."""
-    num_bytes, num_tensors, thread = 0, 0, threading.get_ident()
+class _Budget(TorchFunctionMode):
+    """Within this context, tensor operations may make `max_bytes` bytes of tensors, in `max_operations` steps."""
 
-    def register(_module: torch.nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
-        nonlocal num_bytes, num_tensors
-        if tensor is not None and threading.get_ident() == thread:
-            num_bytes += tensor.numel() * tensor.element_size()
-            num_tensors += 1
-            if num_bytes > max_bytes or num_tensors > _MAX_PLAIN_VALUES:
-                raise UserError("a network in the pickle is declared to be larger than the file")
+    def __init__(self, *, max_bytes: int, max_operations: int) -> None:
+        super().__init__()
+        self.bytes_left, self.operations_left = max_bytes, max_operations
 
-    handles = [
-        torch.nn.modules.module.register_module_parameter_registration_hook(register),
-        torch.nn.modules.module.register_module_buffer_registration_hook(register),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.operations_left -= 1
+        sizes = [size for size in (args, *args, *kwargs.values()) if self._is_size(size)]
+        self._check(max((math.prod(size) for size in sizes), default=0))  # before memory is set aside
+        result = func(*args, **kwargs)
+        known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.bytes_left -= tensor.numel() * tensor.element_size()
+        self._check(0)
+        return result
+
+    def _check(self, num_bytes: int) -> None:
+        if num_bytes > self.bytes_left or self.bytes_left < 0 or self.operations_left < 0:
+            raise UserError("a network in the pickle is declared to be larger than the file")
+
+    @staticmethod
+    def _is_size(arg: Any) -> bool:
+        return isinstance(arg, (list, tuple)) and all(type(n) is int for n in arg)
 
 
-def _plain_copy(value: Any) -> Any:
+def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:
     """A copy of plain data; dicts become EasyDicts. Refuses what is too large, too deep, or not plain."""
     remaining = _MAX_PLAIN_VALUES
 
@@ -200,12 +217,13 @@ def _plain_copy(value: Any) -> Any:
             return type(value)(visit(item, depth + 1) for item in value)
         if isinstance(value, (set, frozenset)):
             return type(value)(value)
-        if isinstance(value, int) and abs(value) >= 1 << 63:
+        if isinstance(value, int) and abs(value) > max_int:
             raise UserError("the options of a network or data set in the pickle hold a number out of range")
         if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic, torch.dtype, torch.device)):
             return value
         if isinstance(value, data_unpickler.Array):
             return value.to_numpy()
-        raise UserError(f"the options of a network or data set in the pickle hold a {type(value).__name__.strip('_')}, not plain data")
+        kind = type(value).__name__.strip("_")
+        raise UserError(f"the options of a network or data set in the pickle hold a {kind}, not plain data")
 
     return visit(value, 0)

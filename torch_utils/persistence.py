@@ -1,9 +1,9 @@
 """Classes whose instances pickle together with the source code that defines them.
 
 An instance of a class decorated with `persistent_class` is pickled as a call of
-`torch_utils.persistence._reconstruct_persistent_obj(meta)`, where `meta` holds the source of the defining module, the name of
-the class, and the state. Other StyleGAN2-style checkouts run that source. Here it is data: an object is rebuilt with *this*
-project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
+`torch_utils.persistence._reconstruct_persistent_obj(meta)`, where `meta` holds the source of the defining module, the
+name of the class, and the state. Other StyleGAN2-style checkouts run that source. Here it is data: an object is rebuilt
+with *this* project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import types
 import warnings
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 
+import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError
@@ -31,7 +32,7 @@ T = TypeVar("T", bound=type)
 _VERSION = 6                                                         # Of the metadata that we write.
 _OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
-_ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by their constructor if the source differs.
+_ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.
 _EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
 _MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128                  # Of module trees; ten times what networks have.
 
@@ -57,11 +58,11 @@ class ModuleRecord:
 def persistent_class(cls: T) -> T:
     """Class decorator: instances pickle with the source of their module, and remember the constructor's arguments.
 
-    Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was called
-    with. The class stays what it was: no wrapper class, same name, module, signature and bases.
+    Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was
+    called with. The class stays what it was: no wrapper class, same name, module, signature and bases.
 
-    A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another version
-    of the class up to date; it is called whenever the source in the pickle differs from the present one.
+    A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another
+    version of the class up to date; it is called whenever the source in the pickle differs from the present one.
 
     Args:
         cls: A class at the top level of a module whose source can be read.
@@ -103,8 +104,8 @@ def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], Ea
     """Register a function that sees, and may change, the metadata of each persistent object before it is rebuilt.
 
     Args:
-        hook: Called with the metadata (attributes type, version, module_src, class_name, state); returns the metadata to go
-              on with. Hooks are called in the order of their registration.
+        hook: Called with the metadata (attributes type, version, module_src, class_name, state); returns the metadata
+              to go on with. Hooks are called in the order of their registration.
 
     Returns:
         `hook`, so that this can be used as a decorator.
@@ -138,7 +139,7 @@ def _get_init_kwargs(self: Any) -> EasyDict:
 def _get_state(self: Any) -> dict[str, Any]:
     state = object.__reduce_ex__(self, 2)[2]
     if not isinstance(state, dict):
-        raise pickle.PicklingError(f"{type(self).__name__} keeps state outside its __dict__ and can't be a persistent class")
+        raise pickle.PicklingError(f"{type(self).__name__} keeps state outside its __dict__: no persistent class")
     return state
 
 
@@ -149,6 +150,8 @@ def _reduce_ex(self: Any, protocol: int) -> tuple:
     if "." in cls.__qualname__:
         raise pickle.PicklingError(f"persistent class {cls.__qualname__} is not at the top level of its module")
     state = _get_state(self)
+    # NumPy 1 doesn't know the names under which NumPy 2 pickles its scalars.
+    state = {name: value.item() if isinstance(value, np.generic) else value for name, value in state.items()}
     _check_picklable(cls, state)
     meta = EasyDict(
         type="class",
@@ -177,7 +180,7 @@ def _set_state(obj: Any, state: dict[str, Any]) -> None:
 
 
 class _Probe(pickle.Pickler):
-    """Pickles into the void; leaves out tensors, and persistent objects, which are checked when their own turn comes."""
+    """Pickles into the void; leaves out tensors, and persistent objects, which are checked in their own turn."""
 
     def persistent_id(self, obj: Any) -> str | None:
         return "skipped" if isinstance(obj, torch.Tensor) or is_persistent(obj) else None
@@ -188,7 +191,8 @@ def _check_picklable(cls: type, state: dict[str, Any]) -> None:
         try:
             _Probe(io.BytesIO()).dump(value)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as e:
-            raise pickle.PicklingError(f"attribute {name!r} of persistent class {cls.__name__} can't be pickled: {e}") from e
+            message = f"attribute {name!r} of persistent class {cls.__name__} can't be pickled: {e}"
+            raise pickle.PicklingError(message) from e
 
 
 def _module_source(module_name: str) -> str:
@@ -205,7 +209,7 @@ def _module_source(module_name: str) -> str:
 
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
-    """What pickles call, under this very name, for each persistent object. Runs no embedded source unless it is trusted."""
+    """What pickles call, under this very name, for each persistent object. Embedded source runs only if trusted."""
     meta = parse_metadata(meta)
     cls = _embedded_class(meta) if _trusted.get() else None
     if cls is None:
@@ -235,15 +239,15 @@ def parse_metadata(meta: Mapping[str, Any]) -> EasyDict:
     if meta.type != "class" or not isinstance(meta.module_src, str):
         raise UserError("the pickle holds a persistent object that is no class instance; only those are known")
     if not isinstance(meta.version, int) or not 2 <= meta.version <= _VERSION:
-        raise UserError(f"the pickle holds a persistent object of an unknown version; versions 2 to {_VERSION} are known")
+        raise UserError(f"the pickle holds a persistent object of an unknown version; known: 2 to {_VERSION}")
     return meta
 
 
 def find_class(class_name: str, module_src: str = "") -> type:
     """This project's persistent class of that name.
 
-    A class whose module has exactly the source `module_src` comes first, then the project's own modules, then any other module
-    that has been imported.
+    A class whose module has exactly the source `module_src` comes first, then the project's own modules, then any other
+    module that has been imported.
 
     Raises:
         UserError: There is none, or several modules outside the project define one.
@@ -259,10 +263,11 @@ def find_class(class_name: str, module_src: str = "") -> type:
     if ours or len(candidates) == 1:
         return (ours or list(candidates.values()))[0]
     if candidates:
-        raise UserError(f"class {class_name} of the pickle is defined by several modules: {', '.join(sorted(candidates))}")
+        modules = ", ".join(sorted(candidates))
+        raise UserError(f"class {class_name} of the pickle is defined by several modules: {modules}")
     raise UserError(
-        f"the pickle holds an object of class {class_name[:80]!a}, which this project doesn't define; --trust-pickle runs the source "
-        "code that the file carries (only for files whose origin you trust)"
+        f"the pickle holds an object of class {class_name[:80]!a}, which this project doesn't define; "
+        "--trust-pickle runs the source code that the file carries (only for files whose origin you trust)"
     )
 
 
@@ -276,13 +281,15 @@ def _embedded_class(meta: EasyDict) -> type | None:
     """The class that the trusted source in `meta` defines; None where this project has to stand in for it."""
     name = _EMBEDDED_PREFIX + hashlib.sha256(meta.module_src.encode("utf-8", "surrogatepass")).hexdigest()
     if name not in sys.modules:
-        own = (source for module_name, source in _module_sources.items() if not module_name.startswith(_EMBEDDED_PREFIX))
+        own = (source for module, source in _module_sources.items() if not module.startswith(_EMBEDDED_PREFIX))
         if not meta.module_src or meta.module_src in own:
             return None
         try:
             _run_embedded(name, meta.module_src)
         except ImportError as e:
-            warnings.warn(f"the source embedded for class {meta.class_name} can't run here ({e}); using this project's class")
+            warnings.warn(
+                f"the source embedded for class {meta.class_name} can't run here ({e}); using this project's class"
+            )
             return None
     if meta.class_name not in vars(sys.modules[name]):
         raise UserError(f"the source embedded in the pickle doesn't define class {meta.class_name}")
@@ -305,17 +312,23 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
 
     Args:
         cls:   A persistent `torch.nn.Module` class.
-        state: A module's `__dict__`, in which children are modules or `ModuleRecord`s; has `_init_args` and `_init_kwargs`.
+        state: A module's `__dict__`, in which children are modules or `ModuleRecord`s; has `_init_args` and
+               `_init_kwargs`.
 
     Returns:
-        The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is untouched.
+        The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is
+        untouched.
 
     Raises:
-        UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that doesn't.
+        UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that
+                   doesn't.
     """
+    return fill_module(construct(cls, state), state)
+
+
+def fill_module(module: torch.nn.Module, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Give a newly built module the tensors, training mode and `requires_grad` of a state; see `build_module`."""
     tensors = flatten_state(state)
-    with torch.random.fork_rng(devices=[]):
-        module = construct(cls, state)
     check_tensors(module, tensors)
     module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
     module.train(state.get("training") is True)
@@ -325,17 +338,23 @@ def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Call the constructor of `cls` with the arguments in a state; whatever it objects to becomes a `UserError`."""
+    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched.
+
+    Raises:
+        UserError: There are no arguments, or the constructor objects to them.
+    """
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
         raise UserError(f"{cls.__name__} in the pickle lacks the arguments that it was built with")
     try:
-        return cls(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            return cls(*args, **kwargs)
     except UserError:
         raise
     except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {reason}") from e
+        message = f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {reason}"
+        raise UserError(message) from e
 
 
 def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -344,10 +363,10 @@ def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) 
     expected = module.state_dict()
     for key, tensor in expected.items():
         if key not in tensors:
-            raise UserError(f"{name} in the pickle lacks {key} {list(tensor.shape)}: it was made by another architecture")
+            raise UserError(f"{name} in the pickle lacks {key} {list(tensor.shape)}: another architecture")
         if tensors[key].shape != tensor.shape:
             raise UserError(
-                f"{name} in the pickle has {key} of shape {list(tensors[key].shape)}, expected {list(tensor.shape)}: it was made by "
+                f"{name} in the pickle has {key} of shape {list(tensors[key].shape)}, expected {list(tensor.shape)}: "
                 "another architecture"
             )
     unknown = [key for key in tensors if key not in expected]
@@ -376,7 +395,8 @@ def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
                 tensors[prefix + name] = tensor
         for name, child in _named_children(node, "_modules"):
             if child is not None:
-                pending.append((f"{prefix}{name}.", child.state if isinstance(child, ModuleRecord) else vars(child), depth + 1))
+                child_state = child.state if isinstance(child, ModuleRecord) else vars(child)
+                pending.append((f"{prefix}{name}.", child_state, depth + 1))
     return tensors
 
 
