@@ -1,0 +1,318 @@
+"""Perceptual distances between images: LPIPS, TorchScript feature nets, mean squared error.
+
+All take images in [-1, 1], and embedding is apart from comparing, so that a target is embedded once, without a graph.
+"""
+
+import abc
+import hashlib
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+import torch
+from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
+
+from dnnlib.util import UserError, cache_dir, cached_path, is_url, open_url
+from torch_utils.feature_nets import load_torchscript
+
+_WEIGHTS_URL = "https://download.pytorch.org/models/"
+_LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for images in [-1, 1].
+_LPIPS_STD = (0.458, 0.448, 0.450)
+_LPIPS_EPS = 1e-10
+_RANDOM_SEED = 0
+
+
+class PerceptualLoss(torch.nn.Module, abc.ABC):
+    """A frozen distance between images, differentiable with respect to the first of them."""
+
+    @abc.abstractmethod
+    def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What `distance` compares.
+
+        Args:
+            img: float [N, C, H, W] in [-1, 1], C = 1 (grey, repeated to RGB where a net wants it) or 3.
+
+        Returns:
+            Tensors whose first dimension is N.
+
+        Raises:
+            UserError: The image is smaller than the net can take.
+        """
+
+    @abc.abstractmethod
+    def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The distance, float [N], of two results of `embed`."""
+
+    def distance(self, img: torch.Tensor, target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """L_per of Eq. 7 (arXiv 2212.03752), image by image.
+
+        Args:
+            img:              float [N, C, H, W] in [-1, 1]; gradients flow to it.
+            target_embedding: `embed` of the images [N, C, H, W] to compare with.
+
+        Returns:
+            float [N], 0 for equal images.
+        """
+        return self.compare(self.embed(img), target_embedding)
+
+
+class PixelMSE(PerceptualLoss):
+    """Mean squared pixel error in [-1, 1] units (`mse`)."""
+
+    def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (img,)
+
+    def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return (embedding[0] - target_embedding[0]).square().mean(dim=(1, 2, 3))
+
+
+class TorchScriptDistance(PerceptualLoss):
+    """Squared L2 distance of the features of a TorchScript net that has the perceptual interface."""
+
+    def __init__(self, net: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.net = net
+
+    def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.net((_as_rgb(img) + 1) * 127.5, resize_images=False, return_lpips=True),)  # [N, K]
+
+    def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return (embedding[0] - target_embedding[0]).square().sum(dim=1)
+
+
+class LPIPS(PerceptualLoss):
+    """Learned Perceptual Image Patch Similarity (Zhang et al., CVPR 2018), Eq. 1.
+
+    d(x, y) = sum over taps of the mean over positions of w . (u(x) - u(y))^2, where u is a tap's feature map scaled to
+    unit length over channels.
+
+    Args:
+        layers:  The feature net; takes RGB images normalised with ImageNet's statistics.
+        taps:    Indices into `layers` of those whose output is compared.
+        weights: For each tap, one weight per channel.
+    """
+
+    def __init__(self, layers: Sequential, taps: Sequence[int], weights: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        assert len(taps) == len(weights)
+        self.layers = layers[:max(taps) + 1]
+        self.taps = tuple(taps)
+        self.min_size = _min_input_size(self.layers)
+        self.register_buffer("mean", torch.tensor(_LPIPS_MEAN).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_LPIPS_STD).reshape(1, 3, 1, 1))
+        for i, weight in enumerate(weights):
+            self.register_buffer(f"weight{i}", weight.detach().reshape(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if min(img.shape[2:]) < self.min_size:
+            raise UserError(f"images of {img.shape[3]}x{img.shape[2]} pixels are too small for this perceptual net: "
+                            f"it needs {self.min_size}x{self.min_size} or more (lpips-vgg takes 16x16)")
+        x = (_as_rgb(img) - self.mean) / self.std
+        embedding = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i in self.taps:
+                embedding.append(_unit_length(x))
+        return tuple(embedding)
+
+    def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.compare_taps(embedding, target_embedding).sum(dim=0)
+
+    def compare_taps(
+        self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """What each tap adds to the distance, float [taps, N]."""
+        distances = []
+        for i, (a, b) in enumerate(zip(embedding, target_embedding, strict=True)):
+            per_position = torch.nn.functional.conv2d((a - b).square(), self.get_buffer(f"weight{i}"))  # [N, 1, H, W]
+            distances.append(per_position.mean(dim=(1, 2, 3)))
+        return torch.stack(distances)
+
+
+class _Backbone(NamedTuple):
+    filename: str                       # Of the weights; its last part is the start of the SHA-256.
+    features: Callable[[], Sequential]  # Layers up to the last tap, numbered as in the file.
+    taps: tuple[int, ...]               # The activations that LPIPS compares.
+
+
+def _vgg16_features() -> Sequential:
+    layers: list[torch.nn.Module] = []
+    channels = 3
+    for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
+        if layers:
+            layers.append(MaxPool2d(2))
+        for width in widths:
+            layers += [Conv2d(channels, width, 3, padding=1), ReLU(inplace=True)]
+            channels = width
+    return Sequential(*layers)
+
+
+def _alexnet_features() -> Sequential:
+    return Sequential(
+        Conv2d(3, 64, 11, stride=4, padding=2), ReLU(inplace=True), MaxPool2d(3, stride=2),
+        Conv2d(64, 192, 5, padding=2), ReLU(inplace=True), MaxPool2d(3, stride=2),
+        Conv2d(192, 384, 3, padding=1), ReLU(inplace=True),
+        Conv2d(384, 256, 3, padding=1), ReLU(inplace=True),
+        Conv2d(256, 256, 3, padding=1), ReLU(inplace=True),
+    )
+
+
+_BACKBONES = {
+    "vgg": _Backbone("vgg16-397923af.pth", _vgg16_features, (3, 8, 15, 22, 29)),
+    "alex": _Backbone("alexnet-owt-7be5be79.pth", _alexnet_features, (1, 4, 7, 9, 11)),
+}
+_LPIPS_NAMES = {f"lpips-{name}": name for name in _BACKBONES}
+_NAMES = (*_LPIPS_NAMES, "random-vgg", "mse")
+
+
+def build_perceptual(spec: str, *, device: str | torch.device, img_channels: int = 3) -> PerceptualLoss:
+    """Make the perceptual distance that `spec` names.
+
+    Args:
+        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg` (LPIPS on an
+                      untrained VGG16), `mse`, or the path or URL of a TorchScript net.
+        device:       Where it will run.
+        img_channels: Channels of the images to compare.
+
+    Returns:
+        The distance in eval mode; its weights get no gradients.
+
+    Raises:
+        UserError: The spec is unknown, or weights that it needs can't be had.
+    """
+    if spec == "mse":
+        loss: PerceptualLoss = PixelMSE()
+    elif img_channels not in (1, 3):
+        raise UserError(f"perceptual net {spec} takes images of 1 or 3 channels, these have {img_channels}: use mse")
+    elif spec == "random-vgg":
+        warnings.warn("random-vgg is an UNTRAINED perceptual net: for trying things out, not for results", stacklevel=2)
+        loss = _random_lpips("vgg")
+    elif spec in _LPIPS_NAMES:
+        loss = _pretrained_lpips(_LPIPS_NAMES[spec])
+    else:
+        loss = _torchscript_distance(spec, device)
+    return loss.to(device).eval().requires_grad_(False)
+
+
+def check_perceptual(spec: str) -> None:
+    """Make sure, before long work starts, that `build_perceptual(spec)` will succeed.
+
+    Weights that are not on this machine yet are downloaded into the cache.
+
+    Raises:
+        UserError: As `build_perceptual`.
+    """
+    if spec in _LPIPS_NAMES:
+        name = _LPIPS_NAMES[spec]
+        _linear_weights_file(name)
+        _backbone_file(name)
+    elif spec not in _NAMES:
+        _torchscript_distance(spec, "cpu")
+
+
+def _torchscript_distance(spec: str, device: str | torch.device) -> TorchScriptDistance:
+    if not is_url(spec) and not os.path.exists(spec):
+        raise UserError(f"unknown perceptual net {spec!r}: neither one of {', '.join(_NAMES)} nor an existing "
+                        "TorchScript file (feature_net.py makes one from labelled images)")
+    loss = TorchScriptDistance(load_torchscript(spec, device))
+    probe = torch.zeros(2, 3, 64, 64, device=device, requires_grad=True)
+    try:
+        features, = loss.embed(probe)
+    except RuntimeError as e:  # what TorchScript raises for unknown arguments
+        reason = str(e).strip().splitlines()[0][:160]
+        raise UserError(f"{spec} is no perceptual net: calling it with float [2, 3, 64, 64], resize_images=False, "
+                        f"return_lpips=True failed: {reason}") from e
+    if features.ndim != 2 or len(features) != 2 or not features.requires_grad:
+        raise UserError(f"{spec} is no perceptual net: for 2 images it should give differentiable features [2, K], "
+                        f"but gave {list(features.shape)}{'' if features.requires_grad else ' without a gradient'}")
+    return loss
+
+
+def _pretrained_lpips(name: str) -> LPIPS:
+    backbone = _BACKBONES[name]
+    with torch.device("meta"):
+        layers = backbone.features()
+    state = torch.load(_backbone_file(name), map_location="cpu", weights_only=True)
+    layers.load_state_dict({key: state[f"features.{key}"] for key in layers.state_dict()}, assign=True)
+    linear = torch.load(_linear_weights_file(name), map_location="cpu", weights_only=True)
+    return LPIPS(layers, backbone.taps, [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))])
+
+
+def _random_lpips(name: str) -> LPIPS:
+    """LPIPS's structure with He-initialised convolutions and all channels weighted 1, the same on every machine."""
+    backbone = _BACKBONES[name]
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)  # leaves the global generator alone
+    with torch.device("meta"):
+        layers = backbone.features()
+    layers = layers.to_empty(device="cpu")
+    for conv in (layer for layer in layers if isinstance(layer, Conv2d)):
+        with torch.no_grad():
+            conv.weight.normal_(0, (2 / conv.weight[0].numel()) ** 0.5, generator=generator)
+            conv.bias.zero_()
+    return LPIPS(layers, backbone.taps, [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps])
+
+
+def _linear_weights_file(name: str) -> Path:
+    """LPIPS's learned weights of channels, version 0.1, lie inside the package `lpips`."""
+    package = importlib.util.find_spec("lpips")
+    if package is None or package.origin is None:
+        raise UserError(f"lpips-{name} needs the weights in the package lpips: pip install lpips")
+    path = Path(package.origin).parent / "weights" / "v0.1" / f"{name}.pth"
+    if not path.is_file():
+        raise UserError(f"the installed package lpips lacks {path}: pip install --force-reinstall 'lpips>=0.1.4'")
+    return path
+
+
+def _backbone_file(name: str) -> Path:
+    """The backbone's weights: from PyTorch's hub cache, from our cache, or downloaded into the latter."""
+    filename = _BACKBONES[name].filename
+    sha256 = Path(filename).stem.rpartition("-")[2]
+    folders = [Path(torch.hub.get_dir(), "checkpoints"), cache_dir()]
+    for path in (folder / filename for folder in folders):
+        if path.is_file():
+            digest = _sha256(path)
+            if not digest.startswith(sha256):
+                raise UserError(f"{path} has SHA-256 {digest[:16]}, expected {sha256}...: delete it and try again")
+            return path
+    url = _WEIGHTS_URL + filename
+    try:
+        open_url(url, sha256=sha256).close()
+    except UserError as e:
+        others = [f"lpips-{other}" for other in _BACKBONES if other != name]
+        raise UserError(
+            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]} ({e}); put the file "
+            f"into one of these, or use {', '.join(others)}, the path of a TorchScript net (feature_net.py makes "
+            "one), or random-vgg, which is untrained"
+        ) from e
+    return cached_path(url)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _as_rgb(img: torch.Tensor) -> torch.Tensor:
+    return img.expand(-1, 3, -1, -1) if img.shape[1] == 1 else img
+
+
+def _unit_length(x: torch.Tensor) -> torch.Tensor:
+    """Scale [N, C, H, W] to length 1 over C. At zero, `vector_norm` has the gradient 0; a square root has none."""
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _LPIPS_EPS)
+
+
+def _min_input_size(layers: Sequential) -> int:
+    """The smallest side for which every layer gives at least one pixel."""
+    size = 1
+    for layer in reversed(layers):
+        if isinstance(layer, (Conv2d, MaxPool2d)):
+            kernel, stride, padding = (v if isinstance(v, int) else v[0]
+                                       for v in (layer.kernel_size, layer.stride, layer.padding))
+            size = max((size - 1) * stride + kernel - 2 * padding, 1)
+    return size
