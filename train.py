@@ -233,12 +233,14 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
     """
     from training.dataset import ImageFolderDataset
 
-    source = ImageFolderDataset(arguments.data, use_labels=True)
+    source = ImageFolderDataset(arguments.data, use_labels=arguments.cond)
     if arguments.cond and not source.has_labels:
         raise UserError(f"--cond=true needs labels, and {arguments.data} has none in its dataset.json")
     size, subset = len(source), arguments.subset
     if subset is not None and not 1 <= subset <= size:
         raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {arguments.data}")
+    if not arguments.dry_run:
+        source.check()
     dataset = DatasetConfig(
         path=arguments.data,
         resolution=source.resolution,

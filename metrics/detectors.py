@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import os
-import warnings
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlparse
@@ -13,6 +12,7 @@ from urllib.parse import urlparse
 import torch
 
 from dnnlib.util import UserError, cached_path, is_url, open_url
+from torch_utils.feature_nets import parse_torchscript
 
 _STANDARD_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 INCEPTION_URL = f"{_STANDARD_NETS}/inception-2015-12-05.pt"    # FID, KID, IS
@@ -91,14 +91,8 @@ def _load_module(spec: str, state: tuple[int, int] | None, device: str) -> tuple
         place = f"; put the file at {cached_path(spec)}" if is_url(spec) else ""
         raise UserError(f"the feature net {spec} can't be had: {e}{place}, or give another one with --detector=PATH "
                         "(feature_net.py trains one; results are then named after it)") from e
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated", category=DeprecationWarning)
-            module = torch.jit.load(io.BytesIO(data), map_location=device)
-    except RuntimeError as e:
-        raise UserError(f"{spec} is not a TorchScript file ({str(e).strip().splitlines()[0][:120]})") from e
-    return module.eval(), hashlib.sha256(data).hexdigest()
+    module = parse_torchscript(io.BytesIO(data), name=spec, device=device)
+    return module, hashlib.sha256(data).hexdigest()
 
 
 def _call_arguments(module: torch.nn.Module) -> list[str]:

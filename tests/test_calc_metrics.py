@@ -1,14 +1,20 @@
 """The command line, run as users run it."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
-import numpy as np
+import PIL.Image
 import pytest
+import torch
+
+from torch_utils.network_pickle import save_network_pkl
+from training.networks import Generator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "metrics"))
@@ -18,27 +24,33 @@ from metric_fakes import random_images, save_net  # noqa: E402
 @pytest.fixture
 def folder(tmp_path):
     """A run directory with a network, and beside it images and a feature net."""
-    save_images(tmp_path / "images.npz")
+    save_images(tmp_path / "images.zip")
     save_net(tmp_path / "small-net.pt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "training_options.json").write_text("{}")
     save_network(tmp_path / "run" / "network-snapshot-000200.pkl", training_set_kwargs={
-        "class_name": "training.dataset.ImageFolderDataset", "path": str(tmp_path / "images.npz"), "xflip": True,
+        "class_name": "training.dataset.ImageFolderDataset", "path": str(tmp_path / "images.zip"), "xflip": True,
         "use_labels": False, "max_size": 500, "resolution": 16, "random_seed": 0})
     return tmp_path
 
 
 def save_images(path, **options):
-    np.savez(path, images=random_images(600, **options))
+    with zipfile.ZipFile(path, "w") as z:
+        for i, img in enumerate(random_images(600, **options)):
+            buffer = io.BytesIO()
+            PIL.Image.fromarray(img.transpose(1, 2, 0)).save(buffer, format="PNG")
+            z.writestr(f"00000/img{i:08d}.png", buffer.getvalue())
 
 
-def save_network(path, **content):
-    path.write_text(json.dumps(content))
+def save_network(path, *, c_dim=0, training_set_kwargs=None):
+    torch.manual_seed(0)
+    G = Generator(8, c_dim, 8, 16, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=dict(channel_base=128))
+    save_network_pkl(path, dict(G=G, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=training_set_kwargs))
 
 
 def run(folder, *args):
     env = os.environ | {
-        "PYTHONPATH": str(ROOT / "tests" / "standins"), "GLEAD_CACHE_DIR": str(folder / "cache"),
+        "GLEAD_CACHE_DIR": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",  # no downloads in tests
     }
@@ -97,9 +109,9 @@ def test_mirror_and_seed_change_the_score(folder):
     (["--gpus=2"], "--gpus=2: .* one GPU"),
     (["--device=gpu"], "--device=gpu can't be used"),
     (["--data=nowhere.zip"], "no images at nowhere.zip|nowhere.zip"),
-    (["--data=small.npz"], r"images of shape \[3, 8, 8\], the network makes \[3, 16, 16\]"),
+    (["--data=small.zip"], r"images of shape \[3, 8, 8\], the network makes \[3, 16, 16\]"),
     (["--detector=nowhere.pt"], r"nowhere\.pt can't be had.*feature_net\.py"),
-    (["--detector=images.npz"], "images.npz is not a TorchScript file"),
+    (["--detector=images.zip"], "images.zip is no TorchScript file"),
     (["--detector=small-net.pt", "--network=nowhere.pkl"], "can't open nowhere.pkl"),
     (["--network=small-net.pt"], "small-net.pt"),
     (["--network=bare.pkl"], "bare.pkl does not say what it was trained on.*--data"),
@@ -107,9 +119,9 @@ def test_mirror_and_seed_change_the_score(folder):
     ([], r"inception-2015-12-05.pt can't be had.*cache/downloads.*--detector=PATH"),
 ])
 def test_mistakes_are_one_line(folder, args, pattern):
-    save_images(folder / "small.npz", resolution=8)
+    save_images(folder / "small.zip", resolution=8)
     save_network(folder / "bare.pkl")
-    save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.npz")})
+    save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.zip")})
     result = run(folder, "--network=run/network-snapshot-000200.pkl", *args)
     if not args:  # what the attempt to download says comes first
         result.stderr = "".join(line for line in result.stderr.splitlines(True) if not line.startswith("Downloading"))

@@ -42,6 +42,9 @@ class FakeDataset:
     def __len__(self):
         return 1000
 
+    def check(self):
+        pass
+
 
 class FakeNet:
     def __init__(self, **kwargs):
@@ -79,7 +82,7 @@ def parts(monkeypatch, runs):
         "metrics.metric_main": {
             "is_valid_metric": lambda name: name in ("fid50k_full", "fid50k"),
             "list_valid_metrics": lambda: ["fid50k_full", "fid50k"],
-            "check_detector": missing,
+            "check_detector": lambda metrics, detector: missing(detector),
         },
     }
     for name, content in fakes.items():

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import warnings
-from typing import Any, Iterator
+from typing import Any, BinaryIO, Iterator
 
 import torch
 
@@ -29,12 +29,18 @@ def load_torchscript(source: str | os.PathLike, device: str | torch.device) -> t
     Raises:
         UserError: The file can't be had, or is no TorchScript file.
     """
-    with open_url(source) as f, _without_deprecation_notices():
+    with open_url(source) as f:
+        return parse_torchscript(f, name=os.fspath(source), device=device)
+
+
+def parse_torchscript(file: BinaryIO, *, name: str, device: str | torch.device) -> torch.jit.ScriptModule:
+    """The same from an open file; `name` is what errors call it."""
+    with _without_deprecation_notices():
         try:
-            net = torch.jit.load(f, map_location=torch.device(device))
+            net = torch.jit.load(file, map_location=torch.device(device))
         except RuntimeError as e:
             reason = str(e).strip().splitlines()[0][:160]
-            raise UserError(f"{source} is no TorchScript file (made by torch.jit.save): {reason}") from e
+            raise UserError(f"{name} is no TorchScript file (made by torch.jit.save): {reason}") from e
     for parameter in net.parameters():  # a ScriptModule has no requires_grad_
         parameter.requires_grad = False
     return net.eval()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError
 from training.image_files import (
-    MAX_RESOLUTION, METADATA_NAME, MIN_RESOLUTION, ImageFiles, load_labels, open_image_files, shown,
+    MAX_RESOLUTION, MIN_RESOLUTION, load_labels, open_image_files, shown,
 )
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
@@ -43,7 +43,7 @@ class ImageFolderDataset:
     Args:
         path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale.
         resolution:  Expected side; None takes it from the images.
-        use_labels:  Give labels; without, every label is empty.
+        use_labels:  Give labels, if there are any; without, every label is empty.
         max_size:    Keep a random subset of so many images; None keeps all.
         xflip:       Append a mirrored copy of each image.
         random_seed: Draws the subset.
@@ -76,7 +76,8 @@ class ImageFolderDataset:
         if max_size is not None and max_size < 1:
             raise UserError(f"max_size is {max_size}, expected 1 or more images")
         if use_labels and self._all_labels is None:
-            self._all_labels = _load_labels(self._files)
+            labels = load_labels(self._files)
+            self._all_labels = np.zeros([len(self._files), 0], dtype=np.float32) if labels is None else labels
         self._options = dict(
             resolution=resolution, use_labels=use_labels, max_size=max_size, xflip=xflip, random_seed=random_seed
         )
@@ -288,14 +289,6 @@ class ImageFolderDataset:
 
 def _bad_mode(what: str, mode: str) -> str:
     return f"{what} has pixels of kind {mode}, expected RGB or grayscale (L): convert with dataset_tool.py"
-
-
-def _load_labels(files: ImageFiles) -> np.ndarray:
-    labels = load_labels(files)
-    if labels is None:
-        raise UserError(f"{files.path} has no labels, but labels were asked for: train without them, or add a "
-                        f"{METADATA_NAME} that has them")
-    return labels
 
 
 class TrainingOrder:

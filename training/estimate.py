@@ -51,7 +51,7 @@ def _build_on_meta(config: TrainingConfig) -> tuple[Any, Any]:
 
 
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
-    """Estimate the training memory of one GPU, to about a factor of 1.5, without the framework's own half gigabyte.
+    """Estimate the training memory of one GPU, without the framework's own half gigabyte and without its spare blocks.
 
     Weights: parameter, gradient and Adam's two moments are 16 bytes for each parameter of G and D; G_ema adds 4 for
     each of G. Activations: channels x resolution^2 x batch_gpu x bytes, summed over the maps that a backward pass

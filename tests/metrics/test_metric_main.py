@@ -276,7 +276,7 @@ def test_detectors_are_checked_early(tmp_path, detector, monkeypatch):
     with pytest.raises(UserError, match=r"missing\.pt can't be had.*--detector=PATH.*feature_net\.py"):
         metric_main.check_detector(["fid5k_full"], str(tmp_path / "missing.pt"))
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(UserError, match="text.pt is not a TorchScript file"):
+    with pytest.raises(UserError, match="text.pt is no TorchScript file"):
         metric_main.check_detector(["fid5k_full"], str(tmp_path / "text.pt"))
     perceptual = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
     metric_main.check_detector(["ppl_zfull"], perceptual)
