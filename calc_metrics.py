@@ -1,16 +1,19 @@
 """Calculate quality metrics of a network pickle."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 import cli
 from dnnlib.util import UserError, is_url, open_url
-from metrics import metric_main
-from metrics.published import format_table
-from training.dataset import ImageFolderDataset
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import torch
+
+    from training.dataset import ImageFolderDataset
 
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
@@ -23,7 +26,7 @@ from training.dataset import ImageFolderDataset
               help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
 @click.option("--detector", metavar="PATH|URL",
               help="TorchScript feature net. Results are named after it.  [default: the standard net of each metric]")
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, metavar="NAME")
+@click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
@@ -48,15 +51,19 @@ def main(**options: Any) -> None:
 
 
 def run(
-    *, network_pkl: str, metrics: list[str], data: str | None, mirror: bool | None, detector: str | None, device: str,
+    *, network_pkl: str, metrics: list[str], data: str | None, mirror: bool | None, detector: str | None, device: str | None,
     batch: int, gpus: int, workers: int, seed: int, cache: bool, trust_pickle: bool, table: bool, verbose: bool,
 ) -> None:
     if not metrics:
         raise UserError("--metrics names no metric: give one, such as fid50k_full")
+    from metrics import metric_main
+    from metrics.published import format_table
+    from torch_utils import misc
+
     metric_main.check_metrics(metrics)
     if gpus > 1:
         raise UserError(f"--gpus={gpus}: metrics of a pickle are calculated on one GPU; leave it out")
-    check_device(device)
+    target = misc.pick_device(device)
     G, training_set_kwargs = load_generator(network_pkl, trust=trust_pickle)
     dataset = open_dataset(G, training_set_kwargs, data=data, mirror=mirror, network_pkl=network_pkl)
     metric_main.check_match(G, dataset)
@@ -69,7 +76,7 @@ def run(
     shared = {} if len(metrics) > 1 else None  # FID and KID look at the same generated images
     for metric in metrics:
         result = metric_main.calc_metric(
-            metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=batch, seed=seed,
+            metric, G=G, dataset=dataset, detector=detector, device=target, batch_size=batch, seed=seed,
             workers=workers, cache=cache, shared=shared, progress=verbose,
         )
         metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=network_pkl)
@@ -78,21 +85,17 @@ def run(
         print(format_table(results, dataset_name=dataset.name))
 
 
-def check_device(device: str) -> None:
-    """Raises UserError for a device that PyTorch does not know or that is not there."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:  # a build without CUDA asserts
-        raise UserError(f"--device={device} can't be used: {str(e).splitlines()[0][:120]}") from e
-
-
 def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any] | None]:
     """G_ema of a network pickle and what the pickle says of its training set."""
-    import legacy  # here, so that --help does not wait for it
+    import legacy
+    from torch_utils import misc
 
     with open_url(network_pkl) as f:
         networks = legacy.load_network_pkl(f, trust=trust)
-    return networks["G_ema"], networks.get("training_set_kwargs")
+    if networks["G_ema"] is None:
+        raise UserError(f"{network_pkl}: holds no G_ema")
+    misc.check_finite(networks["G_ema"], f"{network_pkl}: G_ema")
+    return networks["G_ema"], networks["training_set_kwargs"]
 
 
 def open_dataset(
@@ -104,12 +107,25 @@ def open_dataset(
     network_pkl: str,
 ) -> ImageFolderDataset:
     """The training set; or the images in `data`, all of them, mirrored as in training."""
+    from training.dataset import ImageFolderDataset
+
     trained_on = dict(training_set_kwargs or {})
     if data is None and not trained_on.get("path"):
         raise UserError(f"{network_pkl} does not say what it was trained on: give the real images with --data")
     options = {name: trained_on[name] for name in ("max_size", "random_seed") if data is None and name in trained_on}
     xflip = mirror if mirror is not None else bool(trained_on.get("xflip", False))
-    return ImageFolderDataset(data or trained_on["path"], use_labels=G.c_dim > 0, xflip=xflip, **options)
+    if data is None and not (
+        isinstance(trained_on["path"], str)
+        and isinstance(options.get("max_size"), int | None)
+        and isinstance(options.get("random_seed", 0), int)
+    ):
+        raise UserError(f"{network_pkl}: what it says of its training set is damaged: give the real images with --data")
+    try:
+        return ImageFolderDataset(data or trained_on["path"], use_labels=G.c_dim > 0, xflip=xflip, **options)
+    except UserError as e:
+        if data is not None:
+            raise
+        raise UserError(f"the images that {network_pkl} was trained on: {e}; or give others with --data") from e
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the command lines share: the error boundary and option types."""
 
+import errno
+import math
 import os
 import re
 import sys
@@ -35,18 +37,42 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except UserError as e:
-            raise click.ClickException(str(e)) from e
+            raise click.ClickException(_one_line(str(e))) from e
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the flush at exit
             sys.exit(1)
         except OSError as e:
-            if e.filename is None:
+            if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise click.ClickException(f"{e.filename}: {e.strerror}") from e
+            place = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
+            raise click.ClickException(_one_line(f"{place}{e.strerror}")) from e
+
+
+def _one_line(message: str) -> str:
+    """Names of files may hold line breaks and worse; they are shown as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
+class FiniteFloat(click.FloatRange):
+    """A number that float32 can hold, neither infinite nor NaN, perhaps within a range."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number) or abs(number) > 3.4e38:
+            self.fail(f"{value} is no finite number", param, ctx)
+        return super().convert(number, param, ctx)
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
+
+MAX_NUMBERS = 1_000_000
 
 
 class IntRanges(click.ParamType):
-    """`1,5,10-12` as [1, 5, 10, 11, 12]."""
+    """`1,5,10-12` as [1, 5, 10, 11, 12], at most `MAX_NUMBERS` of them."""
 
     name = "ranges"
 
@@ -55,10 +81,13 @@ class IntRanges(click.ParamType):
             return value
         numbers = []
         for part in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+            match = re.fullmatch(r"\s*([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?\s*", part)
             if not match or (match[2] is not None and int(match[2]) < int(match[1])):
-                self.fail(f"{value!r} is no list of numbers and ranges like 0,3,10-20", param, ctx)
-            numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+                self.fail(f"{str(value)[:80]!r} is no list of numbers and ranges like 0,3,10-20", param, ctx)
+            more = range(int(match[1]), int(match[2] or match[1]) + 1)
+            if len(numbers) + len(more) > MAX_NUMBERS:
+                self.fail(f"{str(value)[:80]!r} holds more than {MAX_NUMBERS} numbers: give it in parts", param, ctx)
+            numbers += more
         return numbers
 
 

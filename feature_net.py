@@ -17,7 +17,8 @@ from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError
+from dnnlib.util import UserError, check_writable
+from torch_utils import misc
 from torch_utils.feature_nets import save_torchscript
 from training.dataset import ImageFolderDataset
 
@@ -254,32 +255,20 @@ def accuracy(net: FeatureNet, data: LabelledImages, indices: torch.Tensor, devic
     return correct / len(indices)
 
 
-def _pick_device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise UserError(f"--device={name} is no device: try cpu, cuda or cuda:1") from e
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device={name}: PyTorch can use {torch.cuda.device_count()} CUDA devices on this machine")
-    return device
-
-
 @click.command(cls=cli.Command)
 @click.option("--data", required=True, metavar="ZIP|DIR", help="Labelled images: classes in dataset.json.")
 @click.option("--out", required=True, metavar="FILE", help="Where the TorchScript net goes.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
-@click.option("--width", default=24, show_default=True, type=click.IntRange(min=1),
+@click.option("--width", default=24, show_default=True, type=click.IntRange(1, 1024),
               help="Channels of the first stage; there are 8 times as many features.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0),
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1),
               help="Draws weights, held-out images and order.")
 @click.option("--batch", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
-@click.option("--lr", default=3e-3, show_default=True, type=click.FloatRange(min=0, min_open=True),
+@click.option("--lr", default=3e-3, show_default=True, type=cli.FiniteFloat(min=0, min_open=True),
               help="Highest learning rate.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there, else cpu]")
 @click.option("--holdout", default=0.1, show_default=True, help="Share of the images to measure the accuracy on.",
-              type=click.FloatRange(min=0, max=0.5, min_open=True))
+              type=cli.FiniteFloat(min=0, max=0.5, min_open=True))
 def main(
     data: str,
     out: str,
@@ -301,10 +290,10 @@ def main(
       python feature_net.py --data=cifar10.zip --out=cifar10-net.pt
     """
     target = Path(out)
-    if target.is_dir():
-        raise UserError(f"--out={out} is a folder: give the name of a file, such as {os.path.join(out, 'net.pt')}")
-    torch_device = _pick_device(device)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not out or target.is_dir():
+        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.pt')}")
+    torch_device = misc.pick_device(device)
+    check_writable(target)
     labelled = read_images(data)
     options = TrainingOptions(epochs=epochs, width=width, batch_size=batch, lr=lr, seed=seed, holdout=holdout)
     train_indices, test_indices = split(len(labelled.images), holdout, seed)
@@ -312,6 +301,7 @@ def main(
     score = accuracy(net, labelled, test_indices, torch_device)
     metadata = dict(name=target.stem, dataset=labelled.name, images=len(train_indices), accuracy=round(score, 4),
                     resolution=net.resolution, **dataclasses.asdict(options))
+    target.parent.mkdir(parents=True, exist_ok=True)
     save_torchscript(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
     print(f"{out}: held-out accuracy {100 * score:.1f} % on {len(test_indices)} images of {labelled.name} "
           f"({labelled.num_classes} classes)")

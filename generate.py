@@ -1,23 +1,27 @@
 """Generate images from a network pickle."""
 
+from __future__ import annotations
+
 import io
 import re
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import numpy as np
 import PIL.Image
-import torch
 from tqdm import tqdm
 
 import cli
-import legacy
 from dnnlib.util import UserError, atomic_write
 
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import torch
+
 GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
+MAX_GRID_PIXELS = 1 << 29
 
 
 class Job(NamedTuple):
@@ -46,7 +50,7 @@ class GridSize(click.ParamType):
 @click.option("--network", "network_pkl", help="Network pickle: path or URL", metavar="PATH|URL", required=True)
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
 @click.option("--projected-w", type=click.Path(dir_okay=False), help="Take w's from this .npz (key w) or .npy file")
-@click.option("--trunc", "truncation_psi", type=float, help="Truncation psi", default=1.0, show_default=True)
+@click.option("--trunc", "truncation_psi", type=cli.FiniteFloat(), help="Truncation psi", default=1.0, show_default=True)
 @click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
 @click.option("--class", "class_idx", type=click.IntRange(min=0), help="Class label, for conditional networks")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
@@ -83,9 +87,13 @@ def main(
     """
     if (seeds is None) == (projected_w is None):
         raise click.UsageError("give either --seeds or --projected-w")
-    target = pick_device(device)
+    if not outdir:
+        raise UserError("--outdir is empty: give the name of a folder")
     if seeds is not None and max(seeds) >= 1 << 32:
         raise UserError(f"--seeds holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
+    from torch_utils import misc
+
+    target = misc.pick_device(device)
     G = load_generator(network_pkl, trust=trust_pickle).to(target)
     if seeds is not None:
         label = class_label(G, class_idx)
@@ -96,7 +104,7 @@ def main(
         label = None
         jobs = projected_jobs(load_projected_w(projected_w, G), batch=1 if noise_mode == "random" else batch)
     num_images = sum(len(job.names) for job in jobs)
-    rows_cols = grid_size(grid, num_images) if grid is not None else None
+    rows_cols = grid_size(grid, num_images, side=G.img_resolution) if grid is not None else None
 
     Path(outdir).mkdir(parents=True, exist_ok=True)
     kept = []
@@ -124,20 +132,11 @@ def warn(message: str) -> None:
     click.echo(f"Warning: {message}", err=True)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or the default one; `UserError` if this machine doesn't have it."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device={name} can't be used here: {' '.join(str(e).split())[:120]}") from e
-    return device
-
-
 def load_generator(network_pkl: str, *, trust: bool) -> torch.nn.Module:
     """G_ema of a network pickle, in eval mode."""
+    import legacy
+    from torch_utils import misc
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         G = legacy.load_network_pkl(network_pkl, trust=trust, only=("G_ema",))["G_ema"]
@@ -148,6 +147,7 @@ def load_generator(network_pkl: str, *, trust: bool) -> torch.nn.Module:
         raise UserError(f"{network_pkl}: holds no G_ema")
     if G.img_channels not in (1, 3):
         raise UserError(f"{network_pkl}: makes images of {G.img_channels} channels; only 1 and 3 can be written")
+    misc.check_finite(G, f"{network_pkl}: G_ema")
     return G.eval().requires_grad_(False)
 
 
@@ -195,12 +195,11 @@ def load_projected_w(path: str, G: torch.nn.Module) -> np.ndarray:
     expected = f"[N, {G.num_ws}, {G.w_dim}]"
     if ws.dtype.kind not in "fiu" or ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) == 0:
         raise UserError(f"{path}: w is {ws.dtype} {list(ws.shape)}; the network takes float32 {expected}")
-    if not np.isfinite(ws).all():
-        raise UserError(f"{path}: w holds values that are not finite")
+    if not (np.abs(ws) <= np.finfo(np.float32).max).all():  # false for NaN too
+        raise UserError(f"{path}: w holds values that are not finite float32 numbers")
     return ws.astype(np.float32)
 
 
-@torch.no_grad()
 def run_job(
     G: torch.nn.Module,
     job: Job,
@@ -210,7 +209,9 @@ def run_job(
     truncation_cutoff: int | None,
     noise_mode: str,
 ) -> list[np.ndarray]:
-    """Make the images of a batch: uint8 arrays [H, W, C]."""
+    """Make the images of a batch: uint8 arrays [H, W, C]; G's parameters require no gradient."""
+    import torch
+
     device = next(G.parameters()).device
     if noise_mode == "random":
         torch.manual_seed(job.seeds[0] if job.seeds else 0)  # one image at a time, so that each has noise of its own
@@ -230,14 +231,18 @@ def run_job(
     return list(img.permute(0, 2, 3, 1).cpu().numpy())  # [N, H, W, C]
 
 
-def grid_size(grid: tuple[int, int] | str, num_images: int) -> tuple[int, int]:
-    """Rows and columns; `auto` is about square."""
+def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tuple[int, int]:
+    """Rows and columns of images with `side` pixels; `auto` is about square."""
     if grid == "auto":
         cols = int(np.ceil(np.sqrt(num_images)))
-        return -(-num_images // cols), cols
-    rows, cols = grid
+        rows = -(-num_images // cols)
+    else:
+        rows, cols = grid
     if rows * cols < num_images:
         raise UserError(f"--grid={rows}x{cols} has {rows * cols} places; there are {num_images} images")
+    if rows * cols * side**2 > MAX_GRID_PIXELS:
+        raise UserError(f"--grid={grid if grid == 'auto' else f'{rows}x{cols}'}: {rows}x{cols} images of {side}x{side} "
+                        f"are more than the {MAX_GRID_PIXELS:,} pixels that one file may have: make several grids")
     return rows, cols
 
 

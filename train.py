@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple
 import click
 
 import cli
-from dnnlib.util import UserError, is_url
+from dnnlib.util import UserError, check_writable
 from training import config as configs
 from training import estimate, presets, run_dir
 from training.config import DatasetConfig, TrainingConfig
@@ -237,6 +237,9 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
     if arguments.cond and not source.has_labels:
         raise UserError(f"--cond=true needs labels, and {arguments.data} has none in its dataset.json")
     size, subset = len(source), arguments.subset
+    if source.label_dim > max(size, 1000) and source.has_onehot_labels:
+        raise UserError(f"the classes of {arguments.data} go up to {source.label_dim - 1} for {size} images, and each "
+                        "costs memory: number them from 0 without gaps")
     if subset is not None and not 1 <= subset <= size:
         raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {arguments.data}")
     if not arguments.dry_run:
@@ -288,11 +291,9 @@ def validate(config: TrainingConfig, arguments: Arguments) -> None:
 def _check_metric_names(config: TrainingConfig) -> None:
     if not config.metrics:
         return
-    from metrics.metric_main import is_valid_metric, list_valid_metrics
+    from metrics.metric_main import check_metrics
 
-    for name in config.metrics:
-        if not is_valid_metric(name):
-            raise UserError(f"--metrics has {name}, expected none or some of {', '.join(list_valid_metrics())}")
+    check_metrics(config.metrics)
 
 
 def _check_gpus(config: TrainingConfig) -> None:
@@ -306,33 +307,41 @@ def _check_gpus(config: TrainingConfig) -> None:
 
 
 def _check_outdir(outdir: str) -> None:
-    """The first part of the path that exists must be a folder to write in; nothing is made yet."""
-    path = os.path.abspath(outdir)
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    if not os.path.isdir(path):
-        raise UserError(f"--outdir is {outdir}, but {path} is not a folder")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--outdir is {outdir}, but {path} can't be written to")
+    """A run directory must find its place; nothing is made yet."""
+    if not outdir:
+        raise UserError("--outdir is empty: give the name of a folder")
+    check_writable(os.path.join(outdir, "run"))
 
 
 def _check_resume(config: TrainingConfig) -> None:
-    if config.resume is None or is_url(config.resume):  # URLs are downloaded when the run begins
+    """The pickle must hold networks like those of this run; a URL is downloaded, once."""
+    if config.resume is None:
         return
+    from legacy import load_network_pkl
+
     try:
-        with open(config.resume, "rb"):
-            pass
-    except OSError as e:
+        networks = load_network_pkl(config.resume, only=("G", "D", "G_ema"))
+    except UserError as e:
         names = ", ".join(presets.RESUME_SOURCES)
-        message = f"--resume is {config.resume}: {e.strerror}; give a path, a URL or one of {names}"
-        raise UserError(message) from e
+        raise UserError(f"--resume: {e}; give a path, a URL or one of {names}") from e
+    missing = [name for name in ("G", "D", "G_ema") if networks[name] is None]
+    if missing:
+        raise UserError(f"--resume: {config.resume} has no {', '.join(missing)}; training starts from all of G, D, G_ema")
+    G = networks["G"]
+    if G.w_dim != config.G.w_dim:
+        raise UserError(f"--resume: the w's of {config.resume} have {G.w_dim} numbers, those of this run {config.G.w_dim}")
+    data = config.dataset
+    theirs, ours = (G.img_channels, G.img_resolution), (data.num_channels, data.resolution)
+    if theirs != ours:
+        print(f"Warning: {config.resume} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run {ours[0]}x{ours[1]}"
+              f"x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
 
 
 def _check_networks(config: TrainingConfig) -> None:
     if config.perceptual is not None:
         from training.perceptual import check_perceptual
 
-        check_perceptual(config.perceptual)
+        check_perceptual(config.perceptual, resolution=config.dataset.resolution)
     if config.metrics:
         from metrics.metric_main import check_detector
 

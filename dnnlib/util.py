@@ -1,6 +1,7 @@
 """Attribute dictionaries, user-facing errors, atomic files, cached downloads."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -49,26 +50,48 @@ def format_time(seconds: float) -> str:
     return f"{s // 86400}d {s // 3600 % 24:02}h {s // 60 % 60:02}m"
 
 
+def num_cores() -> int:
+    """Cores that this process may use; more decoding processes than that get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success it is flushed to disk and takes the place of `path`.
 
     On any error the temporary file is removed and what stood at `path` before stays as it was.
+
+    Raises:
+        OSError: The file can't be written; its `filename` is `path`.
     """
     path = Path(path)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with _named_errors(path):
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(fd, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
-        os.replace(tmp, path)
+        with _named_errors(path):
+            with os.fdopen(fd, "wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+            os.replace(tmp, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(tmp)
+        raise
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """A full disk is reported without a name, and other failures under the temporary one: users know neither."""
+    try:
+        yield
+    except OSError as e:
+        ours = e.filename is not None and Path(os.fsdecode(e.filename)).name.startswith(f".{path.name}.")
+        if ours or e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            raise OSError(e.errno, e.strerror, str(path)) from e
         raise
 
 
@@ -78,6 +101,24 @@ def cache_dir(*parts: str) -> Path:
         os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache"), "glead"
     )
     return Path(root, *parts)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """See to it, before long work starts, that `path` can be made or replaced; nothing is made yet.
+
+    Raises:
+        UserError: The first part of the path that exists is no folder to write in, or `path` itself can't be replaced.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise UserError(f"can't write {path}: {parent} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permissions alone don't tell of /proc and read-only disks
+            pass
+    except OSError as e:
+        raise UserError(f"can't write {path}: {parent} takes no files ({e.strerror}); choose another place") from e
 
 
 def is_url(name: str) -> bool:
@@ -96,10 +137,12 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: 
         UserError: The file is not there, the server can't be reached, or the content has another digest.
     """
     if not is_url(str(url)):
+        if os.path.exists(url) and not os.path.isfile(url) and not os.path.isdir(url):
+            raise UserError(f"can't open {url}: a device or pipe, not a file")  # some never end
         try:
             return open(url, "rb")
         except OSError as e:
-            raise UserError(f"can't open {url}: {e.strerror or e}") from e
+            raise UserError(f"can't open {url or repr(url)}: {e.strerror or e}") from e
     url = str(url)
     path = cached_path(url)
     if not path.is_file():
@@ -128,6 +171,12 @@ def _download(url: str, timeout_sec: float) -> bytes:
         with requests.get(url, timeout=timeout_sec, stream=True) as response:
             response.raise_for_status()
             return _read_with_progress(response)
+    except requests.Timeout as e:
+        raise UserError(f"can't download {url}: no answer in {timeout_sec:g} s") from e
+    except requests.HTTPError as e:
+        raise UserError(f"can't download {url}: the server says {e.response.status_code} {e.response.reason}") from e
+    except requests.ConnectionError as e:
+        raise UserError(f"can't download {url}: no connection to {urlparse(url).netloc}") from e
     except requests.RequestException as e:
         raise UserError(f"can't download {url}: {type(e).__name__}: {str(e)[:200]}") from e
 

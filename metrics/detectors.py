@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Iterator, Literal
 from urllib.parse import urlparse
 
 import torch
@@ -40,6 +40,27 @@ class FeatureNet:
     digest: str             # SHA-256 of the file.
     output: Output
     module: torch.nn.Module
+
+    def check(self) -> None:
+        """Try the net on two images.
+
+        Raises:
+            UserError: It fails, or what it gives is not what it should.
+        """
+        dtype = torch.float32 if self.output == "lpips" else torch.uint8
+        img = torch.full([2, 3, 64, 64], 127, dtype=dtype, device=next(self._tensors(), torch.empty(0)).device)
+        try:
+            with torch.inference_mode():
+                finite = bool(torch.isfinite(self(img)).all())
+        except (RuntimeError, torch.jit.Error) as e:  # the latter is what TorchScript makes of an exception
+            reason = str(e).strip().splitlines()[-1][:160]
+            raise UserError(f"feature net {self.name} fails for images of 64x64 pixels: {reason}") from e
+        if not finite:
+            raise UserError(f"feature net {self.name} gives numbers that are not finite: give another one")
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if img.shape[1] == 1:
@@ -88,8 +109,8 @@ def _load_module(spec: str, state: tuple[int, int] | None, device: str) -> tuple
         with open_url(spec) as f:
             data = f.read()
     except UserError as e:
-        place = f"; put the file at {cached_path(spec)}" if is_url(spec) else ""
-        raise UserError(f"the feature net {spec} can't be had: {e}{place}, or give another one with --detector=PATH "
+        place = f"put the file at {cached_path(spec)}, or " if is_url(spec) else ""
+        raise UserError(f"the feature net {spec} can't be had: {e}; {place}give another one with --detector=PATH "
                         "(feature_net.py trains one; results are then named after it)") from e
     module = parse_torchscript(io.BytesIO(data), name=spec, device=device)
     return module, hashlib.sha256(data).hexdigest()

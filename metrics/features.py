@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.util import atomic_write, cache_dir
+from dnnlib.util import atomic_write, cache_dir, num_cores
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions, track
@@ -87,15 +86,10 @@ def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.uti
         dataset,
         sampler=indices,
         batch_size=opts.batch_size,
-        num_workers=min(opts.workers, _num_cores()) if len(indices) > opts.batch_size else 0,
+        num_workers=min(opts.workers, num_cores()) if len(indices) > opts.batch_size else 0,
         collate_fn=_stack_images,
         pin_memory=opts.device.type == "cuda",
     )
-
-
-def _num_cores() -> int:
-    """Cores that this process may use; more decoding processes than that get in each other's way."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:

@@ -94,11 +94,11 @@ def check_detector(metrics: Sequence[str], detector: str | None = None) -> None:
         detector: Path or URL of a TorchScript file; None = each metric's standard net.
 
     Raises:
-        UserError: Unknown metric; or a net can't be had, is no TorchScript file, or lacks the interface.
+        UserError: Unknown metric; or a net can't be had, is no TorchScript file, lacks the interface, or fails.
     """
     check_metrics(metrics)
     for name in metrics:
-        detectors.load_feature_net(detector or _METRICS[name].standard_net, _METRICS[name].output)
+        detectors.load_feature_net(detector or _METRICS[name].standard_net, _METRICS[name].output).check()
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:

@@ -66,9 +66,17 @@ def runs():
 def parts(monkeypatch, runs):
     """Replace what train.py calls: it is about the command line here."""
 
-    def missing(spec):
+    def missing(spec, **_):
         if spec is not None and "missing" in spec:
             raise UserError(f"no network at {spec}: give another one")
+
+    def check_metrics(names):
+        if set(names) - {"fid50k_full", "fid50k"}:
+            raise UserError(f"unknown metric among {', '.join(names)}")
+
+    def load_network_pkl(path, only):
+        missing(path)
+        return dict.fromkeys(only, types.SimpleNamespace(w_dim=512, img_channels=3, img_resolution=32))
 
     def run_training(config, run_dir):
         print("training")
@@ -76,12 +84,12 @@ def parts(monkeypatch, runs):
 
     fakes = {
         "training.dataset": {"ImageFolderDataset": FakeDataset},
+        "legacy": {"load_network_pkl": load_network_pkl},
         "training.perceptual": {"check_perceptual": missing},
         "training.networks": {"Generator": FakeNet, "Discriminator": FakeNet},
         "training.training_loop": {"run_training": run_training},
         "metrics.metric_main": {
-            "is_valid_metric": lambda name: name in ("fid50k_full", "fid50k"),
-            "list_valid_metrics": lambda: ["fid50k_full", "fid50k"],
+            "check_metrics": check_metrics,
             "check_detector": lambda metrics, detector: missing(detector),
         },
     }
@@ -188,11 +196,11 @@ MISTAKES = [
     ("--subset=1001", "--subset is 1001, expected 1 to 1000"),
     ("--data=nowhere", "can't open nowhere"),
     ("--data=24", "the resolution of the images is 24, expected a power of two"),
-    ("--metrics=fid50k,fud", "--metrics has fud, expected none or some of fid50k_full, fid50k"),
+    ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
-    ("--resume=missing.pkl", "--resume is missing.pkl: No such file or directory; give a path, a URL or one of"),
-    ("--outdir=/dev/null/runs", "--outdir is /dev/null/runs, but /dev/null is not a folder"),
+    ("--resume=missing.pkl", "--resume: no network at missing.pkl: give another one; give a path, a URL or one of"),
+    ("--outdir=/dev/null/runs", "can't write /dev/null/runs/run: /dev/null is not a folder"),
     ("--lambda-real=1 --reg_weight_real=1", "--lambda-real and --reg_weight_real are two names of one option"),
     ("--lambda-fake=1 --reg_weight_fake=1", "--lambda-fake and --reg_weight_fake are two names of one option"),
     ("--res-g=8 --glead_res_g=8", "--res-g and --glead_res_g are two names"),
@@ -243,7 +251,7 @@ def test_outdir_that_is_read_only(run, tmp_path):
     tmp_path.chmod(0o500)
     result = run()
     tmp_path.chmod(0o700)
-    assert result.exit_code == 1 and "can't be written to" in result.stderr
+    assert result.exit_code == 1 and "takes no files" in result.stderr
 
 
 def test_cuda_without_a_gpu(run, monkeypatch):

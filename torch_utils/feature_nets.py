@@ -39,8 +39,8 @@ def parse_torchscript(file: BinaryIO, *, name: str, device: str | torch.device) 
         try:
             net = torch.jit.load(file, map_location=torch.device(device))
         except RuntimeError as e:
-            reason = str(e).strip().splitlines()[0][:160]
-            raise UserError(f"{name} is no TorchScript file (made by torch.jit.save): {reason}") from e
+            reason = str(e).strip().splitlines()[0].partition(". ")[0][:160]
+            raise UserError(f"{name} is no TorchScript file (made by torch.jit.save), or damaged: {reason}") from e
     for parameter in net.parameters():  # a ScriptModule has no requires_grad_
         parameter.requires_grad = False
     return net.eval()

@@ -8,7 +8,34 @@ from typing import Any, Callable, Iterator, Sequence, TypeVar
 import numpy as np
 import torch
 
+from dnnlib.util import UserError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device that `--device` names; without a name, CUDA if there is a GPU.
+
+    Raises:
+        UserError: PyTorch doesn't know it, or it isn't there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as e:  # a build without CUDA asserts
+        reason = " ".join(str(e).split())[:120]
+        raise UserError(f"--device={name} can't be used here: {reason}; try cpu, cuda or cuda:1") from e
+    return device
+
+
+def check_finite(network: torch.nn.Module, name: str) -> None:
+    """Raises UserError, calling the network `name`, where weights are infinite or no numbers."""
+    for key, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} holds weights that are not finite ({key}), so its training has diverged: take an "
+                            "earlier snapshot")
 
 
 @functools.lru_cache(maxsize=512)

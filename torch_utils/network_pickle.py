@@ -26,6 +26,7 @@ _CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augm
 
 # Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
 _MAX_FILE_BYTES = 8 << 30
+_READ_BYTES = 64 << 20
 _MAX_CONSTRUCTOR_INT = 1 << 17
 _MAX_PLAIN_VALUES = 2_000         # In constructor arguments and dataset options.
 _BYTES_PER_BYTE = 4               # Made by constructors, for each byte of the file; intermediate results count.
@@ -62,6 +63,9 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
             raise UserError("no network pickle: a dict with G, D or G_ema was expected")
         wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
         found = {key: content[key] if trust else _build(key, content[key], len(data)) for key in wanted}
+        for key in found.keys() & _CLASS_OF.keys():
+            if not isinstance(found[key], torch.nn.Module):
+                raise UserError(f"{key} is no network")
         return dict.fromkeys(KEYS) | found
     except UserError as e:
         raise UserError(f"{os.fspath(name)}: {e}" if isinstance(name, (str, os.PathLike)) else str(e)) from e
@@ -100,9 +104,12 @@ def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _read_all(file: BinaryIO) -> bytes:
-    data = file.read(_MAX_FILE_BYTES + 1)
-    if len(data) > _MAX_FILE_BYTES:
-        raise UserError(f"no network pickle: larger than {_MAX_FILE_BYTES >> 30} GiB")
+    chunks: list[bytes] = []
+    while chunk := file.read(_READ_BYTES):  # a larger read would set its memory aside at once
+        chunks.append(chunk)
+        if sum(map(len, chunks)) > _MAX_FILE_BYTES:
+            raise UserError(f"no network pickle: larger than {_MAX_FILE_BYTES >> 30} GiB")
+    data = b"".join(chunks)
     if not data:
         raise UserError("the file is empty; a network pickle was expected")
     if data[:2] != b"\x80\x02" and data[:2] != b"\x80\x03" and data[:2] != b"\x80\x04" and data[:2] != b"\x80\x05":
@@ -131,7 +138,7 @@ def _load_trusted(data: bytes) -> Any:
     try:
         with persistence.trust_embedded_source():
             return _TrustedUnpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ImportError, AttributeError) as e:
+    except Exception as e:  # the code in the file can raise anything, and so can what damage has made of it
         raise UserError(f"can't be unpickled: {type(e).__name__}: {' '.join(str(e).split())[:300]}") from e
 
 

@@ -324,8 +324,14 @@ def _validate_numbers(config: TrainingConfig) -> None:
         ("learning rate of G", config.G_opt.lr,       0,  False),
         ("learning rate of D", config.D_opt.lr,       0,  False),
     )
+    at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
+               ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
+               ("--decoder-kernel", config.D.decoder_kernel, 15))
+    for option, value, high in at_most:
+        _expect(value <= high, option, value, f"at most {high}")
     for option, value, low, inclusive in at_least:
-        ok = math.isfinite(value) and (value >= low if inclusive else value > low)
+        _expect(math.isfinite(value), option, value, "a finite number")
+        ok = value >= low if inclusive else value > low
         _expect(ok, option, value, f"at least {low}" if inclusive else f"more than {low}")
     _expect(config.random_seed < 2**31, "--seed", config.random_seed, "less than 2147483648")
 
@@ -368,7 +374,8 @@ def _validate_tasks(config: TrainingConfig) -> None:
     for option, task in (("--lambda-real", loss.real_task), ("--lambda-fake", loss.fake_task)):
         if task is None:
             continue
-        _expect(math.isfinite(task.weight) and task.weight > 0, option, task.weight, "at least 0")
+        _expect(math.isfinite(task.weight), option, task.weight, "a finite number")
+        _expect(task.weight > 0, option, task.weight, "at least 0")
         fits = {"reconstruction": ("perceptual", "mse"), "feature": ("cosine",)}[task.kind]
         if task.distance not in fits:
             names = " or ".join(LEGACY_DISTANCES[name] for name in fits)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, num_cores
 from training.image_files import (
     MAX_RESOLUTION, MIN_RESOLUTION, load_labels, open_image_files, shown,
 )
@@ -252,7 +252,7 @@ class ImageFolderDataset:
         problems: list[tuple[int, str]] = []
         num_checked = 0
         stop = time.monotonic() + budget_sec
-        with tqdm(total=len(order), desc=f"Checking {self.name}", unit="img", disable=not progress, leave=False,
+        with tqdm(total=len(order), desc=f"Checking {shown(self.name)}", unit="img", disable=not progress, leave=False,
                   file=sys.stderr) as bar:
             for raw_idx in order.tolist():
                 if time.monotonic() > stop:
@@ -394,7 +394,7 @@ class BatchLoader:
         start_index: Position of the first image; that of an earlier run's end goes on from there.
         rank:        The part that this process gets.
         num_ranks:   Number of parts.
-        num_workers: Processes that decode images; 0 decodes here.
+        num_workers: Processes that decode images, at most one for each core; 0 decodes here.
         pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
 
     Yields:
@@ -421,6 +421,7 @@ class BatchLoader:
         if order.dataset_size != len(dataset):
             raise ValueError(f"an order of {order.dataset_size} items for a dataset of {len(dataset)}")
         count = batch_size // num_ranks
+        num_workers = min(num_workers, num_cores())
         loader = torch.utils.data.DataLoader(
             _Batches(dataset),
             sampler=_Positions(order, start_index + rank * count, count, batch_size),

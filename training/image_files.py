@@ -290,11 +290,16 @@ def open_image_files(path: str | os.PathLike) -> ImageFiles:
     if os.path.isdir(path):
         files: ImageFiles = FolderFiles(path)
     elif not os.path.exists(path):
-        raise UserError(f"dataset {path} does not exist: give the path of a folder or zip of images")
+        kind = "is a link to nothing" if os.path.islink(path) else "does not exist"
+        raise UserError(f"dataset {path or repr(path)} {kind}: give the path of a folder or zip of images")
+    elif not os.path.isfile(path):  # devices and pipes, some of which never end
+        raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py")
     elif not os.access(path, os.R_OK):
         raise UserError(f"dataset {path} can't be read: permission denied")
-    elif path.lower().endswith(".zip") or zipfile.is_zipfile(path):
+    elif zipfile.is_zipfile(path):
         files = ZipFiles(path)
+    elif path.lower().endswith(".zip"):
+        raise UserError(f"{path} is no zip, or the end of it is missing: copy or download it again")
     else:
         raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py")
     if not files.names:

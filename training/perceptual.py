@@ -107,9 +107,7 @@ class LPIPS(PerceptualLoss):
         self.eval().requires_grad_(False)
 
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if min(img.shape[2:]) < self.min_size:
-            raise UserError(f"images of {img.shape[3]}x{img.shape[2]} pixels are too small for this perceptual net: "
-                            f"it needs {self.min_size}x{self.min_size} or more (lpips-vgg takes 16x16)")
+        _check_size(min(img.shape[2:]), self.min_size)
         x = (_as_rgb(img) - self.mean) / self.std
         embedding = []
         for i, layer in enumerate(self.layers):
@@ -197,20 +195,23 @@ def build_perceptual(spec: str, *, device: str | torch.device, img_channels: int
     return loss.to(device).eval().requires_grad_(False)
 
 
-def check_perceptual(spec: str) -> None:
-    """Make sure, before long work starts, that `build_perceptual(spec)` will succeed.
+def check_perceptual(spec: str, *, resolution: int = 64) -> None:
+    """Make sure, before long work starts, that `build_perceptual(spec)` will succeed, for images of `resolution`.
 
     Weights that are not on this machine yet are downloaded into the cache.
 
     Raises:
-        UserError: As `build_perceptual`.
+        UserError: As `build_perceptual`; or the images are too small for the net.
     """
+    if spec in _LPIPS_NAMES or spec == "random-vgg":
+        with torch.device("meta"):
+            _check_size(resolution, _min_input_size(_BACKBONES[_LPIPS_NAMES.get(spec, "vgg")].features()))
     if spec in _LPIPS_NAMES:
         name = _LPIPS_NAMES[spec]
         _linear_weights_file(name)
         _backbone_file(name)
     elif spec not in _NAMES:
-        _torchscript_distance(spec, "cpu")
+        _probe(_torchscript_distance(spec, "cpu"), spec, side=min(resolution, 64))
 
 
 def _torchscript_distance(spec: str, device: str | torch.device) -> TorchScriptDistance:
@@ -218,17 +219,35 @@ def _torchscript_distance(spec: str, device: str | torch.device) -> TorchScriptD
         raise UserError(f"unknown perceptual net {spec!r}: neither one of {', '.join(_NAMES)} nor an existing "
                         "TorchScript file (feature_net.py makes one from labelled images)")
     loss = TorchScriptDistance(load_torchscript(spec, device))
-    probe = torch.zeros(2, 3, 64, 64, device=device, requires_grad=True)
+    _probe(loss, spec, side=64)
+    return loss
+
+
+def _probe(loss: TorchScriptDistance, spec: str, *, side: int) -> None:
+    """Raises UserError unless the net gives differentiable features of two images."""
+    device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), None)
+    probe = torch.zeros(2, 3, side, side, device=device, requires_grad=True)
     try:
         features, = loss.embed(probe)
-    except RuntimeError as e:  # what TorchScript raises for unknown arguments
-        reason = str(e).strip().splitlines()[0][:160]
-        raise UserError(f"{spec} is no perceptual net: calling it with float [2, 3, 64, 64], resize_images=False, "
-                        f"return_lpips=True failed: {reason}") from e
+    except (RuntimeError, torch.jit.Error) as e:  # unknown arguments; what TorchScript makes of an exception
+        lines = str(e).strip().splitlines()
+        reason = lines[-1 if isinstance(e, torch.jit.Error) else 0][:160]
+        raise UserError(f"{spec} is no perceptual net: calling it with float [2, 3, {side}, {side}], "
+                        f"resize_images=False, return_lpips=True failed: {reason}") from e
+    expected = f"{spec} is no perceptual net: for 2 images it should give finite, differentiable features [2, K], but"
+    if not isinstance(features, torch.Tensor):
+        raise UserError(f"{expected} gave a {type(features).__name__}")
     if features.ndim != 2 or len(features) != 2 or not features.requires_grad:
-        raise UserError(f"{spec} is no perceptual net: for 2 images it should give differentiable features [2, K], "
-                        f"but gave {list(features.shape)}{'' if features.requires_grad else ' without a gradient'}")
-    return loss
+        raise UserError(f"{expected} gave {list(features.shape)}"
+                        f"{'' if features.requires_grad else ' without a gradient'}")
+    if not torch.isfinite(features).all():
+        raise UserError(f"{expected} gave others")
+
+
+def _check_size(side: int, min_size: int) -> None:
+    if side < min_size:
+        raise UserError(f"images of {side}x{side} pixels are too small for this perceptual net: it needs {min_size}x"
+                        f"{min_size} or more (lpips-vgg takes 16x16)")
 
 
 def _pretrained_lpips(name: str) -> LPIPS:

@@ -206,7 +206,7 @@ def test_missing_and_foreign_paths(tmp_path):
     (tmp_path / "half.zip").write_bytes(make_zip(tmp_path / "a.zip", some_files()).read_bytes()[:2000])
     with pytest.raises(UserError) as e:
         ImageFolderDataset(tmp_path / "half.zip")
-    assert_user_error(e, "half.zip", "damaged zip")
+    assert_user_error(e, "half.zip", "no zip, or the end of it is missing")
 
 
 def test_unreadable_path(tmp_path, monkeypatch):
