@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, check_writable, made_folder
 from training.image_files import (
     MAX_RESOLUTION, METADATA_NAME, MIN_RESOLUTION, ImageFiles, load_labels, open_image_files, shown,
 )
@@ -283,9 +283,9 @@ def write_dataset(source: Source, dest: str | os.PathLike, *, overwrite: bool = 
     """
     dest = Path(dest)
     make: Callable = _zip_writer if dest.suffix.lower() == ".zip" else _folder_writer
+    check_writable(dest)
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        with make(dest, overwrite) as write:
+        with made_folder(dest.parent), make(dest, overwrite) as write:
             return _write_items(source, write)
     except OSError as e:
         raise UserError(f"can't write {dest}: {e.strerror or e}") from e
@@ -340,6 +340,8 @@ def main(
         python dataset_tool.py --source=synthetic --resolution=32 --max-images=20000 \\
             --dest=scenes.zip
     """
+    if not dest:
+        raise UserError("--dest is empty: give a folder, or a name that ends in .zip")
     if resolution is not None and resolution & (resolution - 1):
         raise UserError(f"--resolution={resolution}: expected a power of two, such as "
                         f"{1 << resolution.bit_length() - 1}")

@@ -15,7 +15,7 @@ import PIL.Image
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, check_writable, made_folder
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
@@ -106,25 +106,26 @@ def main(
     num_images = sum(len(job.names) for job in jobs)
     rows_cols = grid_size(grid, num_images, side=G.img_resolution) if grid is not None else None
 
-    Path(outdir).mkdir(parents=True, exist_ok=True)
-    kept = []
-    with tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
-        for job in jobs:
-            images = run_job(
-                G,
-                job,
-                label,
-                truncation_psi=truncation_psi,
-                truncation_cutoff=trunc_cutoff,
-                noise_mode=noise_mode,
-            )
-            for name, image in zip(job.names, images, strict=True):
-                save_image(image, Path(outdir, f"{name}.{image_format}"))
-                progress.update()
-            if rows_cols is not None:
-                kept += images
-    if rows_cols is not None:
-        save_image(make_grid(kept, *rows_cols), Path(outdir, "grid.png"))
+    check_writable(Path(outdir, "image"))
+    with made_folder(outdir):
+        kept = []
+        with tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
+            for job in jobs:
+                images = run_job(
+                    G,
+                    job,
+                    label,
+                    truncation_psi=truncation_psi,
+                    truncation_cutoff=trunc_cutoff,
+                    noise_mode=noise_mode,
+                )
+                for name, image in zip(job.names, images, strict=True):
+                    save_image(image, Path(outdir, f"{name}.{image_format}"))
+                    progress.update()
+                if rows_cols is not None:
+                    kept += images
+        if rows_cols is not None:
+            save_image(make_grid(kept, *rows_cols), Path(outdir, "grid.png"))
     click.echo(f"{num_images} image{'s' if num_images != 1 else ''} in {outdir}")
 
 

@@ -310,7 +310,10 @@ def _check_outdir(outdir: str) -> None:
     """A run directory must find its place; nothing is made yet."""
     if not outdir:
         raise UserError("--outdir is empty: give the name of a folder")
-    check_writable(os.path.join(outdir, "run"))
+    try:
+        check_writable(os.path.join(outdir, "run"))
+    except UserError as e:
+        raise UserError(f"--outdir: {e}") from e
 
 
 def _check_resume(config: TrainingConfig) -> None:

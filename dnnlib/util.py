@@ -121,6 +121,20 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"can't write {path}: {parent} takes no files ({e.strerror}); choose another place") from e
 
 
+@contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Make a folder and those above it; on any error the new ones are removed again, unless something is in them."""
+    missing = [p for p in (Path(path), *Path(path).parents) if not p.exists()]
+    Path(path).mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for p in missing:
+                p.rmdir()
+        raise
+
+
 def is_url(name: str) -> bool:
     return urlparse(str(name)).scheme in ("http", "https")
 

@@ -41,7 +41,6 @@ def networks(tmp_path_factory):
         network_pickle.save_network_pkl(folder / f"{kind}.pkl", {"G_ema": make_generator(**options)})
     network_pickle.save_network_pkl(folder / "no_ema.pkl", {"G": make_generator()})
     (folder / "text.pkl").write_text("not a pickle")
-    (folder / "call.pkl").write_bytes(b"\x80\x04cos\nsystem\nX\x0a\0\0\0touch here\x85R.")
     return {path.stem: str(path) for path in folder.iterdir()}
 
 
@@ -186,7 +185,7 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--outdir=out", "--seeds=1", "--grid=0x3"], 2, "'0x3' is neither 'auto' nor rows"),
         (["--network={plain}", "--outdir=out", "--seeds=1", "--batch=0"], 2, "--batch"),
         (["--network={plain}", "--outdir=file", "--seeds=1"], 2, "is a file"),
-        (["--network={plain}", "--outdir=file/x", "--seeds=1"], 1, "Not a directory"),
+        (["--network={plain}", "--outdir=file/x", "--seeds=1"], 1, "is not a folder"),
         (["--network={plain}", "--outdir=out", "--seeds=4294967296"], 1, "seeds go up to 4294967295"),
         (["--network={plain}", "--outdir=out", "--seeds=0-9", "--grid=3x3"], 1, "has 9 places; there are 10 images"),
         (["--network={plain}", "--outdir=out", "--seeds=1", "--device=gpu"], 1, "--device=gpu can't be used here"),
@@ -212,7 +211,6 @@ def test_mistakes_are_one_line(networks, tmp_path, args, status, message):
     "args, status, message",
     [
         (["--network={plain}", "--outdir=out"], 2, "give either --seeds or --projected-w"),
-        (["--network={call}", "--outdir=out", "--seeds=1"], 1, "asks for os.system; --trust-pickle"),
     ],
 )
 def test_mistakes_are_one_line_in_a_process_of_its_own(networks, tmp_path, args, status, message):

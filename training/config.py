@@ -311,7 +311,7 @@ def _expect(ok: bool, option: str, value: Any, expected: str) -> None:
 
 def _validate_numbers(config: TrainingConfig) -> None:
     at_least = (
-        ("--kimg",       config.total_kimg,           0,  False),
+        ("--kimg",       config.total_kimg,       0.001,  True),
         ("--tick",       config.kimg_per_tick,        0,  False),
         ("--snap",       config.snapshot_ticks,       0,  True),
         ("--gamma",      config.loss.r1_gamma,        0,  True),

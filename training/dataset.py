@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Iterator, NamedTuple
@@ -482,6 +483,15 @@ def _start(loader: torch.utils.data.DataLoader) -> Iterator[Batch | _Failure]:
 def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    """PyTorch's workers watch their parent. That is the clean server here, which lives as long as they do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _report_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

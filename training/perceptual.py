@@ -241,7 +241,7 @@ def _probe(loss: TorchScriptDistance, spec: str, *, side: int) -> None:
         raise UserError(f"{expected} gave {list(features.shape)}"
                         f"{'' if features.requires_grad else ' without a gradient'}")
     if not torch.isfinite(features).all():
-        raise UserError(f"{expected} gave others")
+        raise UserError(f"{expected} gave numbers that are not finite")
 
 
 def _check_size(side: int, min_size: int) -> None:

@@ -532,6 +532,23 @@ def test_bad_image_ends_the_loader_with_its_name(tmp_path, num_workers):
         next(loader)
 
 
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
+    path = make_zip(tmp_path / "a.zip", some_files(5))
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from training.dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+if __name__ == "__main__":
+    loader = BatchLoader(ImageFolderDataset({str(path)!r}), order=TrainingOrder(5, 0), batch_size=2, num_workers=1)
+    next(loader)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    # Workers and their server hold the pipe open: the end of it is the end of them all.
+    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_interrupt_shows_no_traceback_of_workers(tmp_path):
     path = make_zip(tmp_path / "a.zip", some_files(5))
     script = tmp_path / "script.py"
