@@ -196,7 +196,7 @@ def test_labels_that_do_not_serve(tmp_path, labels, message):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--data=none.zip", "--out=net.pt"], "none.zip"),
-    (["--data=data.zip", "--out=."], "is a folder"),
+    (["--data=data.zip", "--out=."], "is no file"),
     (["--data=data.zip", "--out=net.pt", "--device=gpu"], "--device=gpu can't be used here"),
     (["--data=data.zip", "--out=net.pt", "--device=cuda:7"], "--device=cuda:7"),
     (["--data=data.zip", "--out=net.pt", "--lr=1e30", "--width=2"], "diverged"),

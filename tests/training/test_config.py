@@ -29,7 +29,7 @@ def make(resolution=32, device="cpu", data=None, **said):
         ({"mbstd_group_size": 0}, "--mbstd-group is 0"),
         ({"r1_gamma": -1.0}, "--gamma is -1.0, expected at least 0"),
         ({"r1_gamma": math.nan}, "--gamma is nan"),
-        ({"total_kimg": 0.0}, "--kimg is 0.0, expected more than 0"),
+        ({"total_kimg": 0.0}, "--kimg is 0.0, expected at least 0.001"),
         ({"total_kimg": math.inf}, "--kimg is inf"),
         ({"kimg_per_tick": 0.0}, "--tick is 0.0"),
         ({"snapshot_ticks": -1}, "--snap is -1"),
