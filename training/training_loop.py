@@ -1,6 +1,7 @@
 """One training run: set up, then step and maintain until all images have been shown."""
 
 import copy
+import sys
 import time
 from pathlib import Path
 
@@ -200,15 +201,25 @@ class Trainer:
         if done or (c.snapshot_ticks and progress.tick % c.snapshot_ticks == 0):
             self._write_snapshot()
             with stop.at_once():  # weights are safe by now, and metrics take long
-                for metric in c.metrics:
-                    result = metric_main.calc_metric(
-                        metric, G=self.G_ema, dataset=self.dataset, detector=c.detector, device=self.device,
-                        batch_size=c.batch_gpu, num_gpus=distributed.world_size(), rank=distributed.rank(),
-                    )
-                    metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=str(self.saved))
-                    self.log.add_metrics(result.results)
+                self._evaluate()
         self.log.start_tick(progress)
         progress.tick += 1
+
+    def _evaluate(self) -> None:
+        """Score the averaged generator; a metric that can't be had is no reason to stop training."""
+        c, shared = self.config, {}
+        for metric in c.metrics:
+            try:
+                result = metric_main.calc_metric(
+                    metric, G=self.G_ema, dataset=self.dataset, detector=c.detector, device=self.device,
+                    batch_size=c.batch_gpu, num_gpus=distributed.world_size(), rank=distributed.rank(),
+                    workers=c.workers, shared=shared, progress=sys.stderr.isatty(),
+                )
+            except UserError as e:
+                print(f"Warning: no {metric} for {self.saved}: {e}")
+                continue
+            metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=str(self.saved))
+            self.log.add_metrics(result.results)
 
     def _write_snapshot(self) -> None:
         kimg, c = f"{self.progress.nimg // 1000:06d}", self.config
