@@ -106,7 +106,8 @@ IMAGES=$DIR/shapes.zip
 if [[ -n $DATA ]]; then
     IMAGES=$DIR/images.zip
     step "$IMAGES" 'Prepare your images' \
-        "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --resolution="$RESOLUTION" --dest="$IMAGES"
+        "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --color=rgb --resolution="$RESOLUTION" \
+    --dest="$IMAGES"
 fi
 step "$DIR/perceptual.pt" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
     "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.pt" --seed=1
