@@ -79,8 +79,8 @@ def main(device: str, threads: int, repeats: int, out: str | None) -> None:
             for mode in (forward, backward, double_backward):
                 row = dict(op=name, shape=list(shape), mode=mode.__name__, **measure(fn, shape, mode, device, repeats))
                 rows.append(row)
-                print(f"{name:16s} {str(shape):18s} {mode.__name__:16s} {row['ours_ms']:9.3f} {row['reference_ms']:9.3f} "
-                      f"{row['ratio']:6.2f}", flush=True)
+                print(f"{name:16s} {str(shape):18s} {mode.__name__:16s} {row['ours_ms']:9.3f} "
+                      f"{row['reference_ms']:9.3f} {row['ratio']:6.2f}", flush=True)
     if out:
         name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU, {threads} thread(s)"
         content = dict(device=name, torch=torch.__version__, python=platform.python_version(),
