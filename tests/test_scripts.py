@@ -21,7 +21,7 @@ printf '%s\\n' "$*" >>"$LOG"
 if [[ $program == "${FAIL:-}" ]]; then exit 3; fi
 for argument in "$@"; do
     case $argument in
-        --dest=* | --out=* | --grid=*) : >"${argument#*=}" ;;
+        --dest=* | --out=*) : >"${argument#*=}" ;;
         --outdir=*) outdir=${argument#*=} ;;
         --kimg=*) printf -v name 'network-snapshot-%06d.pkl' "${argument#*=}" ;;
     esac
@@ -31,6 +31,9 @@ if [[ $program == train.py ]]; then
     run_dir=$outdir/0000$(ls "$outdir" | wc -l | tr -d ' ')-set
     mkdir "$run_dir"
     touch "$run_dir/$name" "$run_dir/reals.png" "$run_dir/fakes"{_init,000012}.png
+elif [[ $program == generate.py ]]; then
+    mkdir -p "$outdir"
+    touch "$outdir/grid.png"
 elif [[ $program == calc_metrics.py ]]; then
     echo '{"results": 1}'
 fi
@@ -73,14 +76,14 @@ def test_quickstart_runs_every_step_once(quickstart, tmp_path):
     assert len({command.rpartition("--seed=")[2] for command in commands[1:3]}) == 2
     run_dir = tmp_path / "my dir" / "runs" / "00000-set"
     assert (run_dir / "scores.txt").read_text() == '{"results": 1}\n'
-    for name in ("reals.png", "fakes_init.png", "fakes000012.png", "samples.png", "network-snapshot-000012.pkl"):
+    for name in ("reals.png", "fakes_init.png", "fakes000012.png", "samples/grid.png", "network-snapshot-000012.pkl"):
         assert f"{run_dir}/{name}" in done.stdout
     assert "reconstructions" not in done.stdout  # names only what is there
 
     done, commands = quickstart("--dir=my dir")
     assert done.returncode == 0 and commands == []
     assert done.stderr.count("done before") == 6
-    assert str(run_dir / "samples.png") in done.stdout
+    assert str(run_dir / "samples" / "grid.png") in done.stdout
 
 
 def test_quickstart_with_own_images(quickstart, tmp_path):

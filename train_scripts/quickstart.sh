@@ -106,7 +106,8 @@ IMAGES=$DIR/shapes.zip
 if [[ -n $DATA ]]; then
     IMAGES=$DIR/images.zip
     step "$IMAGES" 'Prepare your images' \
-        "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --resolution="$RESOLUTION" --dest="$IMAGES"
+        "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --color=rgb --resolution="$RESOLUTION" \
+    --dest="$IMAGES"
 fi
 step "$DIR/perceptual.pt" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
     "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.pt" --seed=1
@@ -123,14 +124,14 @@ RUN=$(dirname "$SNAPSHOT")
 
 step "$RUN/scores.txt" 'Score samples' --output="$RUN/scores.txt" \
     "$PYTHON" calc_metrics.py --network="$SNAPSHOT" --data="$IMAGES" --detector="$DIR/detector.pt" --metrics="$METRIC"
-step "$RUN/samples.png" 'Draw samples' \
-    "$PYTHON" generate.py --network="$SNAPSHOT" --seeds=0-31 --outdir="$RUN/samples" --grid="$RUN/samples.png"
+step "$RUN/samples/grid.png" 'Draw samples' \
+    "$PYTHON" generate.py --network="$SNAPSHOT" --seeds=0-63 --outdir="$RUN/samples" --grid=auto
 
 printf '\nWhere to look:\n'
 show 'Real images' "$RUN/reals.png"
 show 'Samples over time' "$RUN"/fakes*.png
 show 'Images, and what D and G rebuild of them' "$RUN"/reconstructions*.png
-show 'Samples of the finished model' "$RUN/samples.png"
+show 'Samples of the finished model' "$RUN/samples/grid.png"
 show 'The model' "$SNAPSHOT"
 show "Score ($METRIC in this detector, no published FID)" "$RUN/scores.txt"
 cat "$RUN/scores.txt"

@@ -4,7 +4,7 @@ import torch
 
 
 def ema_beta(*, batch_size: int, cur_nimg: int, ema_kimg: float, ema_rampup: float | None) -> float:
-    """Decay per iteration for a half-life of `ema_kimg`, or of `ema_rampup` times the images seen, if that is shorter."""
+    """Decay per iteration for a half-life of `ema_kimg`, or of `ema_rampup` times the images seen if shorter."""
     half_life_nimg = ema_kimg * 1000
     if ema_rampup is not None:
         half_life_nimg = min(half_life_nimg, cur_nimg * ema_rampup)

@@ -1,7 +1,7 @@
 """Losses of StyleGAN2 (Karras et al., CVPR 2020), with tasks for D (GGDR, GLeaD).
 
-One method for each training phase. A method yields scalar terms; the caller scales each and calls backward before it asks
-for the next one, so that the graphs of fake and real images are not held at the same time.
+One method for each training phase. A method yields scalar terms; the caller scales each and calls backward before it
+asks for the next one, so that the graphs of fake and real images are not held at the same time.
 """
 
 from typing import Callable, Iterator, NamedTuple, Sequence

@@ -1,8 +1,8 @@
 """Generator and discriminator of StyleGAN2 (Karras et al., CVPR 2020), with what GGDR and GLeaD add to the latter.
 
-Class, argument and parameter names are those of the StyleGAN ecosystem. Instances are pickled together with the source of
-this file and are opened by other people's checkouts, so it imports nothing of this project but `torch_utils`, and of that
-only what every StyleGAN2-ADA and StyleGAN3 checkout has.
+Class, argument and parameter names are those of the StyleGAN ecosystem. Instances are pickled together with the source
+of this file and are opened by other people's checkouts, so it imports nothing of this project but `torch_utils`, and of
+that only what every StyleGAN2-ADA and StyleGAN3 checkout has.
 """
 
 from typing import Any, Collection, Dict, NamedTuple, Optional, Sequence, Tuple, Union
@@ -64,8 +64,8 @@ def modulated_conv2d(
         styles:          [N, C_in].
         noise:           Added to the result, broadcastable to it.
         demodulate:      Scale each output feature map to unit expected standard deviation.
-        fused_modconv:   True = one grouped convolution with a kernel per image; False = scale the activations before and
-                         after an ordinary convolution, which is the same and faster in training.
+        fused_modconv:   True = one grouped convolution with a kernel per image; False = scale the activations before
+                         and after an ordinary convolution, which is the same and faster in training.
         Others as in `conv2d_resample`.
     """
     batch_size = x.shape[0]
@@ -195,7 +195,7 @@ class MappingNetwork(torch.nn.Module):
         z_dim: int,                             # 0 = no latent (as in D).
         c_dim: int,                             # 0 = no labels.
         w_dim: int,
-        num_ws: Optional[int],                  # Copies of w that are returned; None = w itself, without that dimension.
+        num_ws: Optional[int],                  # Copies of w that are returned; None = w without that dimension.
         num_layers: int = 8,
         embed_features: Optional[int] = None,   # Width of the embedded label; None = w_dim.
         layer_features: Optional[int] = None,   # Width of the hidden layers; None = w_dim.
@@ -484,7 +484,7 @@ class SynthesisNetwork(torch.nn.Module):
         return self.run(ws, **block_kwargs).img
 
     def num_ws_from(self, res: int) -> int:
-        """How many ws it takes to go on from resolution `res`: 2 log2(R / res) + 1, or all from the constant (res < 4)."""
+        """How many ws going on from resolution `res` takes: 2 log2(R / res) + 1, or all from the constant (res < 4)."""
         blocks = [getattr(self, f"b{r}") for r in self.block_resolutions if r > res]
         # From the last resolution itself nothing runs; a w is still asked for, as the released program does.
         return sum(block.num_conv for block in blocks) + 1
@@ -701,9 +701,9 @@ class DiscriminatorEpilogue(torch.nn.Module):
 class Discriminator(torch.nn.Module):
     """StyleGAN2's discriminator, with the decoder of GGDR and the heads of GLeaD if they are asked for.
 
-    The decoder's level r in {8, 16, ..., decoder_res} is a 1x1 convolution with up-sampling by 2 of the previous level and
-    the backbone's features at r / 2. On its last level sit the heads: feature map, basis image and w for G (GLeaD, Eq. 3
-    and 4), or, for glead_res_g = 1, w only (Table 3, "1x1").
+    The decoder's level r in {8, 16, ..., decoder_res} is a 1x1 convolution with up-sampling by 2 of the previous level
+    and the backbone's features at r / 2. On its last level sit the heads: feature map, basis image and w for G (GLeaD,
+    Eq. 3 and 4), or, for glead_res_g = 1, w only (Table 3, "1x1").
     """
 
     def __init__(

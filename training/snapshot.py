@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: image grids and network pickles."""
+"""What a run leaves behind while it goes on: image grids and network pickles; and how another one starts from them."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from dnnlib.util import atomic_write
+from dnnlib.util import UserError, atomic_write
 from torch_utils.network_pickle import save_network_pkl
 
 from .dataset import ImageFolderDataset
@@ -106,3 +106,19 @@ def save_networks(
     content = dict(G=networks["G"], D=networks["D"], G_ema=networks["G_ema"], augment_pipe=None)
     save_network_pkl(path, dict(content, training_set_kwargs=training_set_kwargs))
     return path
+
+
+@torch.no_grad()
+def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: str) -> None:
+    """Copy parameters and buffers of the same name and shape, and say what was left as it is."""
+    theirs = source.state_dict()
+    ours = target.state_dict()
+    matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
+    if not matching:
+        raise UserError(f"nothing in {label} fits the networks of this run: check --cfg and the resolution")
+    for name in matching:
+        ours[name].copy_(theirs[name])
+    missing = sorted(set(ours) - set(matching))
+    print(f"Copied {len(matching)} of {len(ours)} tensors from {label}"
+          + (f"; not there or of another shape: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+             if missing else ""))

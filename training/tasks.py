@@ -104,7 +104,7 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
 
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:
-    """The images [N, C, R, R] that G makes of D's (f, basis image, w), going on from resolution `res_g` (Eq. 5 and 6)."""
+    """Images [N, C, R, R] that G makes of D's (f, basis image, w), going on from resolution `res_g` (Eq. 5 and 6)."""
     start = None
     if out.f is not None:
         start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))

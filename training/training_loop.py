@@ -1,6 +1,7 @@
 """One training run: set up, then step and maintain until all images have been shown."""
 
 import copy
+import sys
 import time
 from pathlib import Path
 
@@ -83,20 +84,26 @@ class Trainer:
         torch.manual_seed(c.random_seed)
         self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(self.device)
         self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(self.device)
+        self.G_ema = copy.deepcopy(self.G).eval()
         if c.resume is not None:
-            with open_url(c.resume) as f:
-                networks = read_network_pickle(f)
-            self.G_ema = copy.deepcopy(self.G).eval()
-            for name in ("G", "D", "G_ema"):
-                copy_matching(networks[name], getattr(self, name), label=f"{name} of {c.resume}")
-        else:
-            self.G_ema = copy.deepcopy(self.G).eval()
+            self._start_from(c.resume)
         real_tasks, fake_tasks = build_tasks(c, self.G)
         self.loss = StyleGAN2Loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)
         counts = {n: sum(p.numel() for p in getattr(self, n).parameters()) / 1e6 for n in ("G", "D")}
         print(f"Networks on {self.device}: G {counts['G']:.2f} M, D {counts['D']:.2f} M parameters")
+
+    def _start_from(self, source: str) -> None:
+        """Transfer learning: take over whatever fits from a network pickle, which may lack networks."""
+        with open_url(source) as f:
+            networks = read_network_pickle(f, only=("G", "D", "G_ema"))
+        snapshot.copy_matching(networks["G"] or networks["G_ema"], self.G, label=f"G of {source}")
+        snapshot.copy_matching(networks["G_ema"] or networks["G"], self.G_ema, label=f"G_ema of {source}")
+        if networks["D"] is None:
+            print(f"{source} holds no D: it starts anew")
+        else:
+            snapshot.copy_matching(networks["D"], self.D, label=f"D of {source}")
 
     def _start_logs(self) -> None:
         self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=self.config.random_seed)
@@ -189,8 +196,8 @@ class Trainer:
         bad = self.guard.consecutive_bad()
         if bad >= _MAX_BAD_ITERATIONS:
             raise UserError(
-                f"gradients have been non-finite for {bad} iterations in a row: training has diverged. Start again from "
-                "an earlier snapshot (--resume) with a higher --gamma, or with --fp32=true"
+                f"gradients have been non-finite for {bad} iterations in a row: training has diverged. Start again "
+                "from an earlier snapshot (--resume) with a higher --gamma, or with --fp32=true"
             )
 
     def maintain(self, stop: StopRequest, *, done: bool) -> None:
@@ -200,15 +207,25 @@ class Trainer:
         if done or (c.snapshot_ticks and progress.tick % c.snapshot_ticks == 0):
             self._write_snapshot()
             with stop.at_once():  # weights are safe by now, and metrics take long
-                for metric in c.metrics:
-                    result = metric_main.calc_metric(
-                        metric, G=self.G_ema, dataset=self.dataset, detector=c.detector, device=self.device,
-                        batch_size=c.batch_gpu, num_gpus=distributed.world_size(), rank=distributed.rank(),
-                    )
-                    metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=str(self.saved))
-                    self.log.add_metrics(result.results)
+                self._evaluate()
         self.log.start_tick(progress)
         progress.tick += 1
+
+    def _evaluate(self) -> None:
+        """Score the averaged generator; a metric that can't be had is no reason to stop training."""
+        c, shared = self.config, {}
+        for metric in c.metrics:
+            try:
+                result = metric_main.calc_metric(
+                    metric, G=self.G_ema, dataset=self.dataset, detector=c.detector, device=self.device,
+                    batch_size=c.batch_gpu, num_gpus=distributed.world_size(), rank=distributed.rank(),
+                    workers=c.workers, shared=shared, progress=sys.stderr.isatty(),
+                )
+            except UserError as e:
+                print(f"Warning: no {metric} for {self.saved}: {e}")
+                continue
+            metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=str(self.saved))
+            self.log.add_metrics(result.results)
 
     def _write_snapshot(self) -> None:
         kimg, c = f"{self.progress.nimg // 1000:06d}", self.config
@@ -224,21 +241,5 @@ class Trainer:
     def save(self) -> None:
         """Save the networks as they are, before the end, and say so."""
         self._write_snapshot()
-        print(f"Stopped at {self.progress.nimg / 1000:.1f} kimg. Saved {self.saved}; --resume={self.saved} starts from it.",
-              flush=True)
-
-
-@torch.no_grad()
-def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: str) -> None:
-    """Copy parameters and buffers of the same name and shape, and say what was left as it is."""
-    theirs = source.state_dict()
-    ours = target.state_dict()
-    matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
-    if not matching:
-        raise UserError(f"nothing in {label} fits the networks of this run: check --cfg and the resolution")
-    for name in matching:
-        ours[name].copy_(theirs[name])
-    missing = sorted(set(ours) - set(matching))
-    print(f"Copied {len(matching)} of {len(ours)} tensors from {label}"
-          + (f"; not there or of another shape: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-             if missing else ""))
+        kimg = self.progress.nimg / 1000
+        print(f"Stopped at {kimg:.1f} kimg. Saved {self.saved}; --resume={self.saved} starts from it.", flush=True)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from torch_utils.network_pickle import save_network_pkl
 from training import training_loop
 from training.config import from_json
 from training.interrupt import StopRequest
@@ -28,7 +29,7 @@ METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 def arguments(tiny_dataset, tiny_net, outdir, *more):
     return [
         f"--outdir={outdir}", f"--data={tiny_dataset}", "--cfg=auto", "--cbase=128", "--cmax=8", "--map-depth=1",
-        "--batch=8", "--mbstd-group=4", "--kimg=0.064", "--tick=0.032", "--snap=1", "--device=cpu", "--workers=0",
+        "--batch=8", "--mbstd-group=4", "--kimg=0.064", "--tick=0.032", "--snap=0", "--device=cpu", "--workers=0",
         f"--perceptual={tiny_net}", f"--detector={tiny_net}", "--metrics=none", *more,
     ]
 
@@ -112,6 +113,19 @@ def test_starting_from_a_pickle(tiny_dataset, tiny_net, tmp_path):
     assert "Copied" in result.stdout
     fakes = np.array(PIL.Image.open(only_run(tmp_path / "b") / "fakes_init.png"))
     assert np.array_equal(fakes, np.array(PIL.Image.open(pkl.parent / "fakes000000.png")))
+
+
+def test_starting_from_a_pickle_without_some_networks(config, capsys):
+    config, run_dir = config
+    source = only_run(run_dir.parent / "runs") / "network-snapshot-000000.pkl"
+    with open(source, "rb") as f:
+        networks = pickle.load(f)
+    save_network_pkl(run_dir / "half.pkl", dict(networks, D=None, G=None))
+    trainer = training_loop.Trainer(dataclasses.replace(config, resume=str(run_dir / "half.pkl")), str(run_dir))
+    trainer.close()
+    for name, value in networks["G_ema"].state_dict().items():
+        assert torch.equal(trainer.G.state_dict()[name], value) and torch.equal(trainer.G_ema.state_dict()[name], value)
+    assert "no D" in capsys.readouterr().out
 
 
 @pytest.fixture

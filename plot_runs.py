@@ -1,0 +1,107 @@
+"""Plot training runs side by side: scores, D's realness scores (as Fig. 4 of GLeaD's paper), reconstruction losses."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import matplotlib
+from matplotlib import pyplot
+
+import cli
+from dnnlib.util import UserError, atomic_write
+
+matplotlib.use("Agg")  # draws into files, also where there is no display
+
+REALNESS = {"Loss/scores/real": "-", "Loss/scores/fake": "--"}
+TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", "Loss/D/fake_feature": ":"}
+
+
+class Curve(NamedTuple):
+    kimg: list[float]
+    values: list[float]
+
+
+def read_curves(run_dir: Path) -> dict[str, Curve]:
+    """Every statistic of a run over kimg, from its `stats.jsonl`.
+
+    Raises:
+        UserError: It isn't there, or is none.
+    """
+    path = run_dir / "stats.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no stats.jsonl: give run directories that train.py made")
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            kimg = record["Progress/kimg"]["mean"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"line {number} of {path} is no record of a tick") from e
+        for name, value in record.items():
+            if isinstance(value, dict):
+                curve = curves.setdefault(name, Curve([], []))
+                curve.kimg.append(kimg)
+                curve.values.append(value["mean"])
+    return curves
+
+
+def smooth(values: list[float], weight: float) -> list[float]:
+    """Exponentially weighted moving average, without bias at the start."""
+    result, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + value, weight * norm + 1
+        result.append(total / norm)
+    return result
+
+
+@click.command(cls=cli.Command)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...")
+@click.option("--out", required=True, metavar="FILE", type=click.Path(dir_okay=False), help="PNG file to write.")
+@click.option("--labels", type=cli.CommaList(), metavar="LIST", help="Names of the runs.  [default: method]")
+@click.option("--smooth", "weight", default=0.7, show_default=True, type=click.FloatRange(0, 1, max_open=True),
+              help="Weight of the past in the curves of losses; 0 = as they are.")
+def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float) -> None:
+    """Plot training runs side by side.
+
+    \b
+    python plot_runs.py runs/00000-cifar10-cifar runs/00001-cifar10-cifar-glead --out=curves.png
+    """
+    if labels and len(labels) != len(runs):
+        raise UserError(f"--labels has {len(labels)} names for {len(runs)} runs")
+    curves = [read_curves(Path(run)) for run in runs]
+    labels = labels or [method_of(Path(run)) for run in runs]
+    metrics = sorted({name for c in curves for name in c if name.startswith("Metrics/")})
+    panels = [(name.removeprefix("Metrics/"), {name: "-o"}, 0.0) for name in metrics]
+    panels.append(("realness: real (solid), fake (dashed)", REALNESS, weight))
+    if any(name in c for c in curves for name in TASKS):
+        title = "weighted tasks: real (solid), fake (dashed; features dotted)"
+        panels.append((title, TASKS, weight))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    for axis, (title, names, past) in zip(axes[0], panels):
+        for number, (run, label) in enumerate(zip(curves, labels)):
+            for name, style in names.items():
+                if name in run:
+                    first = name == next(iter(names))
+                    axis.plot(run[name].kimg, smooth(run[name].values, past), style, color=f"C{number}", markersize=3,
+                              label=label if first else None)
+        axis.set(title=title, xlabel="kimg")
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    figure.tight_layout()
+    with atomic_write(out) as f:
+        figure.savefig(f, format="png", dpi=100)
+    print(out)
+
+
+def method_of(run_dir: Path) -> str:
+    try:
+        return json.loads((run_dir / "training_options.json").read_text())["config"]["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return run_dir.name
+
+
+if __name__ == "__main__":
+    main()

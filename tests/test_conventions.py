@@ -1,0 +1,63 @@
+"""Rules of the source tree that keep it easy to change: who may import whom, sizes, no dummy terms."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["dnnlib", "torch_utils", "metrics", "training"]  # each may import what stands before it
+PACKAGES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
+COMMANDS = sorted(ROOT.glob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """First parts of the names of absolute imports, wherever in the file they are."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_import_only_what_is_below_them(path):
+    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+    commands = {p.stem for p in COMMANDS}
+    found = imports(path)
+    assert not found & set(LAYERS[layer + 1:])
+    assert not found & commands, "packages don't import command lines"
+    assert "click" not in found, "only command lines know click"
+
+
+def test_the_walk_sees_imports():
+    assert {"dnnlib", "torch"} <= imports(ROOT / "training" / "perceptual.py")
+    assert "click" in imports(ROOT / "train.py")
+
+
+@pytest.mark.parametrize("name,most", [("training/networks.py", 850), ("training/training_loop.py", 260)])
+def test_files_stay_within_their_budgets(name, most):
+    assert len((ROOT / name).read_text().splitlines()) <= most
+
+
+def test_functions_of_the_loop_and_the_losses_are_short():
+    for name in ("training_loop", "loss", "tasks", "phases"):
+        for node in ast.walk(ast.parse((ROOT / "training" / f"{name}.py").read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
+
+
+def test_no_term_is_multiplied_by_zero():
+    for path in (ROOT / "training").glob("*.py"):
+        assert not re.search(r"\*\s?0(\.0*)?(?![\w.])", path.read_text()), path
+
+
+def test_one_class_of_each_kind():
+    """A method is a composition: no second copy of a network or a loss."""
+    names = [node.name for path in PACKAGES for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.ClassDef) and re.search(r"Generator$|Discriminator$|Loss$", node.name)]
+    assert sorted(n for n in names if not n.startswith("_")) == [
+        "Discriminator", "Generator", "PerceptualLoss", "StyleGAN2Loss"]
