@@ -50,7 +50,8 @@ class GridSize(click.ParamType):
 @click.option("--network", "network_pkl", help="Network pickle: path or URL", metavar="PATH|URL", required=True)
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
 @click.option("--projected-w", type=click.Path(dir_okay=False), help="Take w's from this .npz (key w) or .npy file")
-@click.option("--trunc", "truncation_psi", type=cli.FiniteFloat(), help="Truncation psi", default=1.0, show_default=True)
+@click.option("--trunc", "truncation_psi", type=cli.FiniteFloat(), help="Truncation psi", default=1.0,
+              show_default=True)
 @click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
 @click.option("--class", "class_idx", type=click.IntRange(min=0), help="Class label, for conditional networks")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)

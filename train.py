@@ -327,17 +327,17 @@ def _check_resume(config: TrainingConfig) -> None:
     except UserError as e:
         names = ", ".join(presets.RESUME_SOURCES)
         raise UserError(f"--resume: {e}; give a path, a URL or one of {names}") from e
-    missing = [name for name in ("G", "D", "G_ema") if networks[name] is None]
-    if missing:
-        raise UserError(f"--resume: {config.resume} has no {', '.join(missing)}; training starts from all of G, D, G_ema")
-    G = networks["G"]
+    G = networks["G"] or networks["G_ema"]
+    if G is None:
+        raise UserError(f"--resume: {config.resume} holds neither G nor G_ema")
     if G.w_dim != config.G.w_dim:
-        raise UserError(f"--resume: the w's of {config.resume} have {G.w_dim} numbers, those of this run {config.G.w_dim}")
+        raise UserError(f"--resume: the w's of {config.resume} have {G.w_dim} numbers, those of this run "
+                        f"{config.G.w_dim}")
     data = config.dataset
     theirs, ours = (G.img_channels, G.img_resolution), (data.num_channels, data.resolution)
     if theirs != ours:
-        print(f"Warning: {config.resume} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run {ours[0]}x{ours[1]}"
-              f"x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
+        print(f"Warning: {config.resume} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
+              f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
 
 
 def _check_networks(config: TrainingConfig) -> None:
