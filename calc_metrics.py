@@ -52,7 +52,8 @@ def main(**options: Any) -> None:
 
 def run(
     *, network_pkl: str, metrics: list[str], data: str | None, mirror: bool | None, detector: str | None,
-    device: str | None, batch: int, gpus: int, workers: int, seed: int, cache: bool, trust_pickle: bool, table: bool, verbose: bool,
+    device: str | None, batch: int, gpus: int, workers: int, seed: int, cache: bool, trust_pickle: bool, table: bool,
+    verbose: bool,
 ) -> None:
     if not metrics:
         raise UserError("--metrics names no metric: give one, such as fid50k_full")
