@@ -114,7 +114,7 @@ def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: st
     theirs = source.state_dict()
     ours = target.state_dict()
     matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
-    if not matching:
+    if not any(ours[name].ndim > 1 and name.endswith("weight") for name in matching):
         raise UserError(f"nothing in {label} fits the networks of this run: check --cfg and the resolution")
     for name in matching:
         ours[name].copy_(theirs[name])

@@ -1,7 +1,6 @@
 """One training run: set up, then step and maintain until all images have been shown."""
 
 import copy
-import os
 import sys
 import time
 from pathlib import Path
@@ -76,7 +75,7 @@ class Trainer:
         self.loader = BatchLoader(
             self.dataset, order=TrainingOrder(len(self.dataset), self.config.random_seed),
             batch_size=self.config.batch_size, start_index=self.progress.nimg, rank=distributed.rank(),
-            num_ranks=distributed.world_size(), num_workers=min(self.config.workers, os.cpu_count() or 1),
+            num_ranks=distributed.world_size(), num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
         )
 
