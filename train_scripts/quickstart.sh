@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-DEFAULT_KIMG_CPU=12
+DEFAULT_KIMG_CPU=20
 DEFAULT_KIMG_GPU=1000
 RESOLUTION=32
 NUM_SHAPES=20000
@@ -110,7 +110,7 @@ if [[ -n $DATA ]]; then
     --dest="$IMAGES"
 fi
 step "$DIR/perceptual.pt" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.pt" --seed=1
+    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.pt" --width=12 --epochs=4 --seed=1
 step "$DIR/detector.pt" 'Train the detector, in whose features samples are scored' \
     "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.pt" --seed=2
 
