@@ -109,10 +109,10 @@ def test_quickstart_says_what_failed_and_goes_on(quickstart, tmp_path, program, 
 
 def test_quickstart_trains_again_for_another_length(quickstart):
     quickstart("--dir=out")
-    done, commands = quickstart("--dir=out", "--kimg=20")
+    done, commands = quickstart("--dir=out", "--kimg=30")
     assert done.returncode == 0
     assert programs(commands) == ["train.py", "calc_metrics.py", "generate.py"]
-    assert all("00001-set/network-snapshot-000020.pkl" in command for command in commands[1:])
+    assert all("00001-set/network-snapshot-000030.pkl" in command for command in commands[1:])
 
 
 @pytest.mark.parametrize("arguments, status, message", [
