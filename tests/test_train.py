@@ -434,14 +434,9 @@ def test_command_before_the_data_is_opened(tmp_path, args, code, message):
     assert not list(tmp_path.iterdir())
 
 
-needs_parts = pytest.mark.skipif(
-    not all((ROOT / path).is_file() for path in ("training/dataset.py", "training/networks.py")),
-    reason="needs training/dataset.py and training/networks.py",
-)
 needs_images = pytest.mark.skipif(not (SHARED / "golden/dataset").is_dir(), reason="no golden data: set GLEAD_SHARED")
 
 
-@needs_parts
 @needs_images
 def test_command_dry_run_on_real_data(tmp_path):
     data = f"--data={(SHARED / 'golden/dataset/rgb_int.zip').resolve()}"

@@ -1,5 +1,6 @@
 """Image files of a folder or a zip: listing, fast reading by position, decoding, cheap checks for damage, labels."""
 
+import abc
 import contextlib
 import hashlib
 import io
@@ -52,7 +53,7 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-class ImageFiles:
+class ImageFiles(abc.ABC):
     """The image files below one path, in sorted order of their names; see `open_image_files`.
 
     Attributes:
@@ -68,21 +69,21 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @abc.abstractmethod
     def read(self, index: int) -> bytes:
         """The bytes of one file. Raises UserError, naming it, where it can't be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
         """First and last bytes of a file, and its length; of a short file both are the whole."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_metadata(self) -> bytes | None:
         """The bytes of dataset.json, None where there is none."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def identity(self) -> bytes:
         """A digest that changes when names, or contents, of the files change; contents are not read for it."""
-        raise NotImplementedError
 
     def describe(self, index: int) -> str:
         """How messages name a file."""
