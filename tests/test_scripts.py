@@ -30,7 +30,7 @@ if [[ $program == train.py ]]; then
     mkdir -p "$outdir"
     run_dir=$outdir/0000$(ls "$outdir" | wc -l | tr -d ' ')-set
     mkdir "$run_dir"
-    touch "$run_dir/$name" "$run_dir/reals.png" "$run_dir/fakes"{_init,000020}.png
+    touch "$run_dir/$name" "$run_dir/reals.png" "$run_dir/fakes"{_init,000018}.png
 elif [[ $program == generate.py ]]; then
     mkdir -p "$outdir"
     touch "$outdir/grid.png"
@@ -72,11 +72,11 @@ def test_quickstart_runs_every_step_once(quickstart, tmp_path):
     assert programs(commands) == ["dataset_tool.py", "feature_net.py", "feature_net.py", "train.py", "calc_metrics.py",
                                   "generate.py"]
     assert f"--data={tmp_path}/my dir/shapes.zip" in commands[3]
-    assert "--kimg=20" in commands[3]
+    assert "--kimg=18" in commands[3]
     assert len({command.rpartition("--seed=")[2] for command in commands[1:3]}) == 2
     run_dir = tmp_path / "my dir" / "runs" / "00000-set"
     assert (run_dir / "scores.txt").read_text() == '{"results": 1}\n'
-    for name in ("reals.png", "fakes_init.png", "fakes000020.png", "samples/grid.png", "network-snapshot-000020.pkl"):
+    for name in ("reals.png", "fakes_init.png", "fakes000018.png", "samples/grid.png", "network-snapshot-000018.pkl"):
         assert f"{run_dir}/{name}" in done.stdout
     assert "reconstructions" not in done.stdout  # names only what is there
 

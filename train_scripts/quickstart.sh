@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-DEFAULT_KIMG_CPU=20
+DEFAULT_KIMG_CPU=18
 DEFAULT_KIMG_GPU=1000
 RESOLUTION=32
 NUM_SHAPES=20000
