@@ -106,6 +106,18 @@ def test_bias_act_derivatives(act, clamp):
     assert gradcheck(fn, [x, b]) and gradgradcheck(fn, [x, b])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bias_act_has_no_gradient_where_it_clamps(dtype):
+    """Also for limits that the type can't hold exactly."""
+    x = torch.tensor([[-400.0, -1, 1, 400]], dtype=dtype, requires_grad=True)
+    y = bias_act.bias_act(x, act="lrelu", gain=1, clamp=256 * 0.5**0.5)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx.double(), torch.tensor([[0.2, 0.2, 1, 0]], dtype=torch.float64), rtol=1e-2, atol=0)
+    x = torch.tensor([[-4000.0, 4000]], dtype=dtype, requires_grad=True)
+    (dx,) = torch.autograd.grad(bias_act.bias_act(x, act="lrelu", clamp=256 * 0.5**0.5).sum(), x)
+    assert (dx == 0).all()
+
+
 def test_bias_act_leaves_its_input_alone():
     x = torch.randn([2, 3, 4, 4])
     before = x.clone()

@@ -91,6 +91,7 @@ class _PiecewiseLinear(torch.autograd.Function):
         if gain != 1:
             y.mul_(gain)
         if clamp is not None:
+            clamp = torch.tensor(clamp, dtype=y.dtype).item()  # as `y` holds it, for the comparison in the derivative
             y.clamp_(-clamp, clamp)
         ctx.save_for_backward(y)
         ctx.args = dim % x.ndim, slope, gain, clamp
@@ -114,8 +115,12 @@ class _PiecewiseLinearGrad(torch.autograd.Function):
     def forward(ctx: Any, dy, y, slope, gain, clamp):
         ctx.save_for_backward(y)
         ctx.args = slope, gain, clamp
-        dx = dy * gain if slope == 1 else dy * torch.where(y > 0, gain, gain * slope).to(dy.dtype)
-        return dx if clamp is None else dx.masked_fill_(y.abs() >= clamp, 0)
+        dx = dy * gain if gain != 1 or (slope == 1 and clamp is None) else dy
+        if slope != 1:
+            dx = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)     # one pass each, without masks in between
+        if clamp is not None:
+            dx = torch.ops.aten.hardtanh_backward(dx, y, -clamp, clamp)
+        return dx
 
     @staticmethod
     def backward(ctx: Any, ddx):
