@@ -40,12 +40,13 @@ def _group(title: str) -> Callable[..., Any]:
     return functools.partial(click.option, cls=cli.Option, group=title)
 
 
-general, data, basic, method, nets, transfer, speed, released = map(
+general, data, basic, augmentation, method, nets, transfer, speed, released = map(
     _group,
     (
         "General options",
         "Data",
         "Training settings",
+        "Augmentation",
         "Tasks for the discriminator",
         "Networks",
         "Transfer learning",
@@ -83,8 +84,15 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @basic("--kimg", type=float, metavar="KIMG", show_default="by --cfg", help="Length of training in thousands of images.")
 @basic("--batch", type=int, metavar="INT", show_default="by --cfg", help="Images per iteration, over all GPUs.")
 @basic("--batch-gpu", type=int, metavar="INT", show_default="by --cfg", help="Images that a GPU sees at once.")
-@basic("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="noaug",
-       help="Augmentation of what D sees; only noaug is available in this version.")
+@augmentation("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="ada",
+              help="Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.")
+@augmentation("--p", type=float, metavar="FLOAT", help="Probability of each transform; needed for --aug=fixed.")
+@augmentation("--target", type=float, metavar="FLOAT", show_default=f"{presets.ADA_TARGET:g}",
+              help="What ADA brings the mean sign of D's real scores to.")
+@augmentation("--augpipe", type=click.Choice(list(presets.PIPES)), show_default="bgc", help="Transforms.")
+@augmentation("--recon-target", type=click.Choice(["input", "clean"]),
+              show_default="input; clean for --recipe=released",
+              help="What G rebuilds: what D was shown, or the image before augmentation.")
 @method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
 @method("--recipe", type=click.Choice(["paper", "released"]), default="paper",
         help="Follow GLeaD's paper, or what its released program does.")
@@ -167,9 +175,9 @@ def parse(said: dict[str, Any]) -> Arguments:
              "mbstd_group_size": "mbstd_group", "r1_gamma": "gamma", "total_kimg": "kimg", "batch_size": "batch",
              "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed", "num_gpus": "gpus",
              "freeze_layers": "freezed", "channels_last": "nhwc"}
-    same = ("method", "recipe", "aug", "lambda_real", "lambda_fake", "distance_real", "distance_fake", "res_g",
-            "decoder_kernel", "ggdr_res", "perceptual", "map_depth", "batch_gpu", "detector", "workers", "resume",
-            "fp32", "allow_tf32")
+    same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
+            "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
+            "batch_gpu", "detector", "workers", "resume", "fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -365,6 +373,7 @@ def print_options(config: TrainingConfig, description: str) -> None:
         "Real images": _describe_task(config.loss.real_task, config),
         "Generated images": _describe_task(config.loss.fake_task, config),
         "Decoder of D": _describe_decoder(config),
+        "Augmentation": _describe_augment(config),
         "Length": f"{config.total_kimg:g} kimg, a tick each {config.kimg_per_tick:g} kimg",
         "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
         "Metrics": ", ".join(config.metrics) or "none",
@@ -402,6 +411,15 @@ def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> s
 def _describe_decoder(config: TrainingConfig) -> str:
     size = config.D.decoder_kernel
     return "none" if config.D.decoder_res is None else f"up to {config.D.decoder_res}, {size}x{size} convolutions"
+
+
+def _describe_augment(config: TrainingConfig) -> str:
+    augment = config.augment
+    if augment is None:
+        return "none"
+    if augment.mode == "fixed":
+        return f"{augment.pipe}, each transform with probability {augment.p:g}"
+    return f"{augment.pipe}, adapted to a mean sign of {augment.target:g} over {augment.ada_kimg:g} kimg"
 
 
 def launch(config: TrainingConfig, outdir: str, description: str) -> None:

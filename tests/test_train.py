@@ -181,8 +181,12 @@ MISTAKES = [
     ("--cbase=8", "--cbase is 8"),
     ("--cmax=0", "--cmax is 0"),
     ("--map-depth=0", "--map-depth is 0"),
-    ("--aug=ada", "--aug=ada is not available"),
-    ("--aug=fixed", "--aug=fixed is not available"),
+    ("--aug=fixed", "--aug=fixed needs --p"),
+    ("--p=0.2", "--p is 0.2, but --aug=ada takes no strength"),
+    ("--aug=fixed --p=2", "--p is 2.0, expected 0 to 1"),
+    ("--aug=noaug --target=0.5", "--target is 0.5, but --aug=noaug adapts nothing"),
+    ("--target=2", "--target is 2.0, expected 0 to 1"),
+    ("--aug=noaug --augpipe=bg", "--augpipe is bg, but --aug is noaug"),
     ("--res-g=32", "--res-g is 32, expected a power of two from 4 to 16"),
     ("--res-g=6", "--res-g is 6"),
     ("--res-decoder=64", "--res-decoder is 64"),
@@ -237,6 +241,9 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, tmp_path, args, mess
         ("--batch=many", "Invalid value for '--batch'"),
         ("--mirror=maybe", "Invalid value for '--mirror'"),
         ("--recipe=mine", "Invalid value for '--recipe'"),
+        ("--aug=always", "Invalid value for '--aug'"),
+        ("--augpipe=all", "Invalid value for '--augpipe'"),
+        ("--recon-target=w", "Invalid value for '--recon-target'"),
         ("--reg_type=gan", "Invalid value for '--reg"),
         ("--nonsense=1", "No such option"),
     ],
@@ -276,7 +283,7 @@ def test_released_commands_resolve_to_the_released_settings(run):
     ours, _, _ = dry(run, "--method=glead", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
     assert options == ours
     star, _, _ = dry(run, *CHURCH_STAR, data="256", device="cuda")
-    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", data="256", device="cuda")
+    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
     assert star == ours
 
 
@@ -329,7 +336,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     config = resolved(
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
-        "--recipe=released",
+        "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
         "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--fp32=1", "--nhwc=1", "--nobench=1",
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl",
@@ -347,6 +354,10 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (config.G.map_depth, config.D.freeze_layers, config.D.architecture) == (4, 2, "orig")
     assert (config.cudnn_benchmark, config.allow_tf32, config.workers) == (False, True, 0)
     assert config.resume == "https://example.org/net.pkl"
+    assert (config.augment.mode, config.augment.target, config.augment.pipe) == ("ada", 0.7, "bgcfnc")
+    assert config.loss.recon_target == "input"
+    augment = resolved(run, runs, "--aug=fixed", "--p=0.3").augment
+    assert (augment.mode, augment.p, augment.pipe) == ("fixed", 0.3, "bgc")
 
 
 def test_labels_are_left_alone_without_cond(run, runs):
@@ -403,7 +414,7 @@ def test_help_is_grouped_and_shows_defaults():
     result = CliRunner().invoke(train.main, ["--help"])
     assert result.exit_code == 0
     headings = [line for line in result.output.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 9
+    assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 10
     for option in train.main.params:
         assert option.opts[0] in result.output
     assert "[default: 1]" in result.output and max(map(len, result.output.splitlines())) <= 120

@@ -122,6 +122,24 @@ def test_legacy_options_without_workers_suit_the_data_loader():
     assert configs.to_legacy_kwargs(make(workers=0))["data_loader_kwargs"] == {"pin_memory": False, "num_workers": 0}
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"p": 2.0}, "--p is 2.0, expected 0 to 1"),
+        ({"target": None}, "--target is None, expected 0 to 1"),
+        ({"mode": "fixed"}, "--target is 0.6, expected none with --aug=fixed"),
+        ({"ada_kimg": 0.0}, "ADA kimg is 0.0, expected more than 0"),
+        ({"ada_kimg": math.inf}, "ADA kimg is inf"),
+        ({"interval": 0}, "the interval of ADA is 0, expected at least 1"),
+    ],
+)
+def test_validation_of_augmentation(changes, message):
+    config = make()
+    with pytest.raises(UserError) as e:
+        validate(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **changes)))
+    assert str(e.value).startswith(message)
+
+
 def edited(**changes):
     return {**to_json(make()), **changes}
 
@@ -136,6 +154,7 @@ def edited(**changes):
         (edited(batch_size="8"), "config.batch_size is '8', expected int"),
         (edited(batch_size=True), "config.batch_size is True, expected int"),
         (edited(metrics="fid50k"), "config.metrics is 'fid50k'"),
+        (edited(augment={**to_json(make())["augment"], "transforms": ["blur"]}), "config.augment.transforms is 'blur'"),
         (edited(G=None), "config.G is None, expected an object with the fields of GeneratorConfig"),
         (edited(loss={**to_json(make())["loss"], "r1_gamma": None}), "config.loss.r1_gamma is None, expected float"),
     ],
@@ -148,5 +167,5 @@ def test_json_that_is_no_configuration(data, message):
 
 def test_json_of_a_version_with_fewer_options():
     data = to_json(make())
-    del data["allow_tf32"], data["D"]["decoder_kernel"]
-    assert from_json(data) == make()
+    del data["allow_tf32"], data["D"]["decoder_kernel"], data["augment"], data["loss"]["recon_target"]
+    assert from_json(data) == make(aug="noaug")
