@@ -45,9 +45,13 @@ class Geometry(NamedTuple):
     warp: np.ndarray            # [N, 2, 2] scalings and rotations, inverted.
     shift: np.ndarray           # [N, 2].
 
-    def is_identity(self) -> bool:
-        still = not self.blit_shift.any() and not self.shift.any()
-        return still and bool((self.blit == np.eye(2)).all() and (self.warp == np.eye(2)).all())
+    def moves(self) -> np.ndarray:
+        """bool [N]: does anything happen to the image?"""
+        turned = ((self.blit != np.eye(2)) | (self.warp != np.eye(2))).any(axis=(1, 2))
+        return turned | (self.blit_shift != 0).any(axis=1) | (self.shift != 0).any(axis=1)
+
+    def take(self, indices: np.ndarray) -> "Geometry":
+        return Geometry(*(part[indices] for part in self))
 
 
 class Transforms(NamedTuple):
@@ -209,9 +213,7 @@ class AugmentPipe(torch.nn.Module):
         """As `run`, with the given source of random numbers."""
         t = self.draw(draws, num_channels=images.shape[1])
         if t.geometry is not None:
-            # Resampling reconstructs images that stay where they are, so it can be left out; it smooths feature maps.
-            if not t.geometry.is_identity():
-                images = warp_images(images, t.geometry, self.Hz_geom)
+            images = warp_images(images, t.geometry, self.Hz_geom)
             maps = {res: warp_maps(x, t.geometry, self.Hz_geom) if res <= _MAX_MAP_RES else x for res, x in maps.items()}
         if t.color is not None:
             images = transform_colors(images, t.color)
@@ -380,9 +382,9 @@ def _spread(taps: np.ndarray, factor: int) -> np.ndarray:
 # Applying, on the device.
 
 
-def _upload(array: np.ndarray, like: Tensor) -> Tensor:
+def _upload(array: np.ndarray, like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
     """To the device and type of `like`, without waiting for the device."""
-    tensor = torch.from_numpy(array).to(like.dtype)
+    tensor = torch.from_numpy(array).to(like.dtype if dtype is None else dtype)
     return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor.to(like.device)
 
 
@@ -407,13 +409,23 @@ def _margins(linear: np.ndarray, offset: np.ndarray, width: int, height: int, su
 
 @misc.profiled_function
 def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """Resample at twice the resolution, band-limited by the wavelet filter on the way up and down."""
-    return _warp(images, geometry, wavelet, lambda x: upfirdn2d.upsample2d(x, wavelet, up=2))
+    """Resample at twice the resolution, band-limited by the wavelet filter on the way up and down.
+
+    That reconstructs an image that stays where it is, so only the others are touched.
+    """
+    moved = np.flatnonzero(geometry.moves())
+    if len(moved) == 0:
+        return images
+    if len(moved) == len(images):
+        return _warp(images, geometry, wavelet, lambda x: upfirdn2d.upsample2d(x, wavelet, up=2))
+    index = _upload(moved, images, dtype=torch.int64)
+    warped = warp_images(images.index_select(0, index), geometry.take(moved), wavelet)
+    return images.index_copy(0, index, warped)
 
 
 @misc.profiled_function
 def warp_maps(maps: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """The same for feature maps, which are up-sampled bilinearly, as in GGDR's program."""
+    """The same for feature maps, which are up-sampled bilinearly, as in GGDR's program. That smooths those that stay."""
     x = maps.to(torch.float32)
     doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # noqa: E731
     return _warp(x, geometry, wavelet, doubled).to(maps.dtype)

@@ -273,12 +273,17 @@ def test_strength_zero_changes_nothing_and_draws_follow_p():
     assert abs(flipped_or_turned.mean() - (expected)) < 0.04
 
 
-def test_identity_resampling_reconstructs_images():
-    """Why images that nothing happens to may be left out."""
+def test_images_that_stay_are_left_alone_because_resampling_reconstructs_them():
     x = random_images(2, 3, 32, 32)
+    wavelet = AugmentPipe().Hz_geom
     idle = Geometry(np.tile(np.eye(2), [2, 1, 1]), np.zeros([2, 2]), np.tile(np.eye(2), [2, 1, 1]), np.zeros([2, 2]))
-    assert idle.is_identity()
-    torch.testing.assert_close(augment.warp_images(x, idle, AugmentPipe().Hz_geom), x, rtol=0, atol=2e-5)
+    assert augment.warp_images(x, idle, wavelet) is x
+    resampled = augment._warp(x, idle, wavelet, lambda x: augment.upfirdn2d.upsample2d(x, wavelet))
+    torch.testing.assert_close(resampled, x, rtol=0, atol=2e-5)
+    shift = np.array([[0, 0], [0.1, 0]])
+    one = augment.warp_images(x, idle._replace(shift=shift), wavelet)
+    assert torch.equal(one[0], x[0])
+    torch.testing.assert_close(one[1:], augment.warp_images(x[1:], idle.take([1])._replace(shift=shift[1:]), wavelet))
 
 
 def test_draws_depend_on_the_seed_alone():
