@@ -137,10 +137,10 @@ def main(**said: Any) -> None:
 
     \b
     Examples:
-      # GLeaD on LSUN Church, as published: 8 GPUs.
-      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --res-g=32
+      # GLeaD on LSUN Church, as published: 8 GPUs, no augmentation.
+      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --aug=noaug --kimg=50000 --res-g=32
     \b
-      # The baseline, with settings that follow from the resolution and the number of GPUs.
+      # The baseline with ADA, and settings that follow from the resolution and the number of GPUs.
       python train.py --outdir=runs --data=images.zip --method=stylegan2
     \b
       # What would be run, without running it.

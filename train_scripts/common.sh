@@ -147,7 +147,8 @@ train() {
             --metrics=fid50k,pr50k3) ;;
         cifar10) settings=(--cfg=cifar --gpus=2 --aug=ada --cond=false --mirror=false --kimg=100000
             --metrics=fid50k_full,is50k) ;;
-        afhq*512) made_by=afhq-${name:4:-3} settings=(--cfg=paper512 --gpus=8 --aug=ada --mirror=true --kimg=25000
+        afhqcat512 | afhqdog512 | afhqwild512) made_by=${name/afhq/afhq-} made_by=${made_by%512}
+            settings=(--cfg=paper512 --gpus=8 --aug=ada --mirror=true --kimg=25000
             --metrics=fid50k_full,pr50k3_full) ;;
         *) die "common.sh knows no data set named $name" ;;
     esac
