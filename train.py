@@ -33,7 +33,7 @@ class Arguments(NamedTuple):
 
 class Inspected(NamedTuple):
     dataset: DatasetConfig
-    name: str
+    source: Any                     # ImageFolderDataset, open, of all images.
 
 
 def _group(title: str) -> Callable[..., Any]:
@@ -147,16 +147,17 @@ def main(**said: Any) -> None:
       python train.py --outdir=runs --data=images.zip --dry-run
     """
     arguments = parse(said)
-    dataset, name = inspect_dataset(arguments)
+    dataset, source = inspect_dataset(arguments)
     device = choose_device(arguments)
     config = presets.resolve(arguments.options, dataset, device=device)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
     validate(config, arguments)
-    description = presets.describe(arguments.options, config, name)
+    description = presets.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         print_options(config, description)
     else:
+        source.check()
         launch(config, arguments.outdir, description)
 
 
@@ -251,8 +252,6 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
                         "costs memory: number them from 0 without gaps")
     if subset is not None and not 1 <= subset <= size:
         raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {arguments.data}")
-    if not arguments.dry_run:
-        source.check()
     dataset = DatasetConfig(
         path=arguments.data,
         resolution=source.resolution,
@@ -263,7 +262,7 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
         xflip=arguments.mirror,
         random_seed=arguments.options.random_seed,
     )
-    return Inspected(dataset, source.name)
+    return Inspected(dataset, source)
 
 
 def choose_device(arguments: Arguments) -> str:

@@ -477,6 +477,17 @@ def test_mistakes_in_options_of_stylegan2_ada(run, runs, tmp_path, line):
     assert not runs and not (tmp_path / "runs").exists()
 
 
+def test_images_are_read_once_all_else_is_fine(run, runs, monkeypatch):
+    def fail(self):
+        raise UserError("image 3 is broken")
+
+    monkeypatch.setattr(FakeDataset, "check", fail)
+    assert run("--gpus=8", "--device=cuda").stderr.startswith("Error: --gpus is 8")
+    assert run("--resume=missing.pkl").stderr.startswith("Error: --resume")
+    assert run("--dry-run").exit_code == 0
+    assert run().stderr == "Error: image 3 is broken\n" and not runs
+
+
 def test_the_last_of_a_repeated_option_counts(run, runs):
     config = resolved(run, runs, "--kimg=5", "--aug=fixed", "--batch-gpu=4", "--kimg=7", "--aug=noaug", "--batch_gpu=8")
     assert (config.total_kimg, config.augment, config.batch_gpu) == (7, None, 8)
