@@ -337,6 +337,18 @@ def validate(config: TrainingConfig) -> None:
     _validate_augment(config)
 
 
+def count_freezable_layers(architecture: str, resolution: int) -> int:
+    """How many of D's layers, counted from the image on, FreezeD can leave as they are: all but those of 4x4.
+
+    Each block has two convolutions; "resnet" adds one beside them, "skip" a layer that reads the image. The others
+    read it in the first block alone.
+    """
+    blocks = resolution.bit_length() - 3  # From the image's resolution down to 8x8.
+    if blocks == 0:
+        return 0
+    return {"orig": 2 * blocks + 1, "resnet": 3 * blocks + 1, "skip": 3 * blocks}[architecture]
+
+
 def validate_gpus(num_gpus: int) -> None:
     """Raise UserError unless `num_gpus` is a power of two."""
     _expect(_is_power_of_two(num_gpus), "--gpus", num_gpus, "a power of two")
@@ -368,7 +380,7 @@ def _validate_numbers(config: TrainingConfig) -> None:
     )
     at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
                ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
-               ("--decoder-kernel", config.D.decoder_kernel, 15))
+               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024))
     for option, value, high in at_most:
         _expect(value <= high, option, value, f"at most {high}")
     for option, value, low, inclusive in at_least:
@@ -399,6 +411,9 @@ def _validate_networks(config: TrainingConfig) -> None:
     _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
     for net in (config.G, D):
         _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
+    layers = count_freezable_layers(D.architecture, res)
+    _expect(D.freeze_layers <= layers, "--freezed", D.freeze_layers,
+            f"at most {layers}, the layers of D above 4x4 for images of {res}x{res}")
     if D.decoder_res is not None:
         ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
         option = "--res-decoder" if D.heads else "--ggdr-res"
