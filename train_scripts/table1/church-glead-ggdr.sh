@@ -5,4 +5,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-train church256 --method=glead+ggdr --res-g=64 --res-decoder=64 --lambda-real=10 --lambda-fake=10 "$@"
+train church256 --method=glead+ggdr --res-g=32 --res-decoder=64 --lambda-real=10 --lambda-fake=10 "$@"
