@@ -436,14 +436,14 @@ def _describe_augment(config: TrainingConfig) -> str:
 
 def launch(config: TrainingConfig, outdir: str, description: str) -> None:
     """Make the run directory, keep the options and a log in it, and train."""
-    from training.training_loop import run_training
+    from training import launch as launcher
 
     path = run_dir.create_run_dir(outdir, description)
     run_dir.write_options(path, configs.to_legacy_kwargs(config) | {"run_dir": path})
     with run_dir.tee_output(os.path.join(path, "log.txt")):
         print_options(config, os.path.basename(path))
         print(f"\nTraining in {path}", flush=True)
-        run_training(config, path)
+    launcher.run(launcher.Job(config, path, resume=False))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,124 @@
-"""The few things that differ between one process and several. Without an initialised process group: rank 0 of 1."""
+"""The few things that differ between one process and several. Without `join`: rank 0 of 1.
 
-from typing import Any
+Processes are told apart by the variables that torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+Gradients go over NCCL on GPUs. What hosts have to agree on goes over gloo, so that a process that died or hangs is
+noticed by the others as an error, within a time limit, whatever the devices are doing.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import threading
+from typing import Any, Iterator
 
 import torch
 
+from dnnlib.util import UserError
 
-def is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+class LostRank(UserError):
+    """Another process of this run died, or did not answer in time; the message says which."""
+
+
+class _Group:
+    """What `join` sets up."""
+
+    def __init__(self, timeout_sec: float):
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.timeout_sec = timeout_sec
+        self.store: Any = None          # Shared by all processes: small values by name.
+        self.host_group: Any = None     # For tensors on the CPU.
+        self.step = 0                   # How many times this process waited for the others.
+        self.closed = threading.Event()
+        self.heart: threading.Thread | None = None
+
+
+_group: _Group | None = None
+
+
+def launched_in_parallel() -> bool:
+    """Do the environment's variables say that this is one of several processes?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def join(*, device: str, timeout_sec: float) -> torch.device:
+    """Meet the other processes of this run.
+
+    Args:
+        device:      "cuda" or "cpu".
+        timeout_sec: Wait so long for others, here and in whatever they do together.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        LostRank: Not all came.
+    """
+    global _group
+    group = _Group(timeout_sec)
+    timeout = datetime.timedelta(seconds=timeout_sec)
+    local = torch.device("cpu")
+    if device == "cuda":
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", group.rank)))
+        torch.cuda.set_device(local)
+    try:
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout)
+        group.host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+        group.store = _open_store(timeout)
+    except RuntimeError as e:
+        raise LostRank(f"rank {group.rank} did not reach the other {group.world_size - 1} process(es) within "
+                       f"{timeout_sec:g} s: {_first_line(e)}") from e
+    _group = group
+    _beat(group)
+    return local
+
+
+def _open_store(timeout: datetime.timedelta) -> Any:
+    """A client of the store that the processes met through, on a connection of its own."""
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+                                       timeout=timeout, wait_for_workers=False)
+    return _namespace(store)
+
+
+def _namespace(store: Any) -> Any:
+    """Our part of a store; each restart by torchrun has another."""
+    return torch.distributed.PrefixStore(f"glead/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def leave() -> None:
+    """End the meeting; harmless without one."""
+    global _group
+    if _group is not None:
+        _group.closed.set()
+        _group.heart.join()  # a thread that is inside the store when the interpreter ends would abort the process
+        _group = None
+        torch.distributed.destroy_process_group()
+
+
+def first_to_report(message: str) -> bool:
+    """Of all processes that want to say why the run ends, the first one may; the message is kept for the launcher."""
+    if _group is None:
+        return True
+    signed = f"{_group.rank} {message}"
+    try:
+        return _group.store.compare_set("verdict", "", signed).decode() == signed
+    except RuntimeError:  # the store is gone: nobody else can be asked
+        return True
+
+
+def reported(store: Any) -> str | None:
+    """The message that `first_to_report` kept in the store that the processes met through."""
+    store = _namespace(store)
+    return store.get("verdict").decode().partition(" ")[2] if store.check(["verdict"]) else None
 
 
 def rank() -> int:
-    return torch.distributed.get_rank() if is_distributed() else 0
+    return 0 if _group is None else _group.rank
 
 
 def world_size() -> int:
-    return torch.distributed.get_world_size() if is_distributed() else 1
+    return 1 if _group is None else _group.world_size
 
 
 def print0(*args: Any, **kwargs: Any) -> None:
@@ -26,13 +130,113 @@ def print0(*args: Any, **kwargs: Any) -> None:
 def all_reduce_mean_(tensor: torch.Tensor) -> torch.Tensor:
     """Average over all ranks, in place."""
     if world_size() > 1:
-        torch.distributed.all_reduce(tensor)
+        all_reduce_sum_(tensor)
         tensor /= world_size()
     return tensor
 
 
 def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum over all ranks, in place."""
-    if world_size() > 1:
-        torch.distributed.all_reduce(tensor)
+    """Sum over all ranks, in place.
+
+    Raises:
+        LostRank: A process is missing.
+    """
+    if _group is not None:
+        with _named_losses():
+            torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Is `flag` true on any rank? Hosts wait for one another, but not for devices.
+
+    Raises:
+        LostRank: A process is missing.
+    """
+    if _group is None:
+        return flag
+    box = torch.tensor([int(flag)])
+    with _named_losses():
+        torch.distributed.all_reduce(box, group=_group.host_group)
+    return bool(box.item())
+
+
+def from_rank0(value: Any) -> Any:
+    """What rank 0 passes, plain data, on every rank."""
+    if _group is None:
+        return value
+    box = [json.dumps(value)]
+    with _named_losses():
+        torch.distributed.broadcast_object_list(box, src=0, group=_group.host_group)
+    return json.loads(box[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Who is missing: each process says how far it is, from a thread that goes on while the main one waits or hangs.
+
+_BEAT_SEC = 0.5
+
+
+def _beat(group: _Group) -> None:
+    def run() -> None:
+        number = 0
+        while not group.closed.is_set():
+            number += 1
+            with contextlib.suppress(RuntimeError):  # the store goes away with the process that keeps it
+                group.store.set(f"beat/{group.rank}", json.dumps([number, group.step]))
+            group.closed.wait(_BEAT_SEC)
+
+    group.heart = threading.Thread(target=run, daemon=True, name="heartbeat")
+    group.heart.start()
+
+
+@contextlib.contextmanager
+def _named_losses() -> Iterator[None]:
+    """Around what all ranks do together: errors become a LostRank that names the one that is missing."""
+    if _group is not None:
+        _group.step += 1
+    try:
+        yield
+    except RuntimeError as e:
+        raise LostRank(_describe_loss(e)) from e
+
+
+def _describe_loss(error: RuntimeError) -> str:
+    group = _group
+    if group is None:
+        return _first_line(error)
+    what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
+    with contextlib.suppress(RuntimeError, ValueError):
+        dead, behind = _missing(group)
+        if dead:
+            return f"{_names(dead)} died or lost the network: {what}. The last training state is good; go on from it"
+        if behind:
+            return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
+                    "The last training state is good; go on from it")
+    return f"{what} ({_first_line(error)}). The last training state is good; go on from it"
+
+
+def _missing(group: _Group) -> tuple[list[int], list[int]]:
+    """Ranks whose heart has stopped, and ranks that are alive but behind this one."""
+    def look() -> dict[int, list[int]]:
+        beats = {}
+        for other in range(group.world_size):
+            if other != group.rank and group.store.check([f"beat/{other}"]):
+                beats[other] = json.loads(group.store.get(f"beat/{other}"))
+        return beats
+
+    before = look()
+    group.closed.wait(4 * _BEAT_SEC)
+    after = look()
+    others = [other for other in range(group.world_size) if other != group.rank]
+    dead = [other for other in others if before.get(other, [0])[0] == after.get(other, [0])[0]]
+    behind = [other for other in others if other not in dead and after[other][1] < group.step]
+    return dead, behind
+
+
+def _names(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

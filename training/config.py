@@ -137,6 +137,8 @@ class TrainingConfig:
     random_seed: int = 0
     num_gpus: int = 1
     device: str                                 # "cpu" or "cuda".
+    timeout_sec: float = 600                    # Processes wait so long for one another.
+    keep: str = "all"                           # Network pickles that stay; see `checkpoints.Keep`.
     workers: int = 3                            # Processes that decode images; 0 = none beside the main one.
     resume: str | None = None                   # Network pickle to start from.
     allow_tf32: bool = False
@@ -393,7 +395,6 @@ def _validate_numbers(config: TrainingConfig) -> None:
 def _validate_batch(config: TrainingConfig) -> None:
     gpus, batch, batch_gpu = config.num_gpus, config.batch_size, config.batch_gpu
     validate_gpus(gpus)
-    _expect(gpus == 1 or config.device == "cuda", "--gpus", gpus, "1 on the CPU")
     ok = batch >= 1 and batch % gpus == 0
     _expect(ok, "--batch", batch, f"at least 1 and divisible by --gpus={gpus}")
     ok = batch_gpu >= 1 and batch // gpus % batch_gpu == 0

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked once, the work in hand is finished and saved; asked twice, everything stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1: asked once, the work in hand is finished and saved; asked twice, everything stops at once."""
 
 import contextlib
 import signal
@@ -14,14 +14,15 @@ class StopRequest:
     Outside the main thread no signal can be caught, and nothing is ever requested.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, interruptible: bool = True) -> None:
         self.requested = False
+        self._interruptible = interruptible     # False where other processes would wait for this one.
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -32,6 +33,9 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Work that may be broken off anywhere: a request raises KeyboardInterrupt here."""
+        if not self._interruptible:
+            yield
+            return
         if self.requested:
             raise KeyboardInterrupt
         self._at_once = True
@@ -42,6 +46,6 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested, True
-        if again or self._at_once:
+        if self._at_once or again and self._interruptible:
             raise KeyboardInterrupt
         print("\nStopping after this iteration; once more stops at once.", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from torch_utils import training_stats
+from torch_utils import distributed, training_stats
 
 from .augment import AugmentOutput
 from .config import LossConfig
@@ -52,6 +52,7 @@ class StyleGAN2Loss:
         self.augment = augment
         self.observe_real = observe_real
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
+        self._pl_means: list[Tensor] = []   # What the parts of a batch would make of it.
 
     # Phases.
 
@@ -73,12 +74,17 @@ class StyleGAN2Loss:
         (grads,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [N, num_ws, w_dim]
         lengths = grads.square().sum(2).mean(1).sqrt()
         pl_mean = self.pl_mean.lerp(lengths.mean(), self.config.pl_decay)
-        self.pl_mean = pl_mean.detach()
+        self._pl_means.append(pl_mean.detach())
         penalty = (lengths - pl_mean).square()  # the gradient goes through the mean, too, as in published results
         loss = penalty * self.config.pl_weight
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", loss)
         yield loss.mean()
+
+    def update_pl_mean(self) -> None:
+        """After path length regularisation of all parts of the batch: one step of the moving average, on all ranks."""
+        self.pl_mean = distributed.all_reduce_mean_(torch.stack(self._pl_means).mean())
+        self._pl_means.clear()
 
     def d_main(self, batch: Batch) -> Iterator[Tensor]:
         """Logistic loss and the tasks, L_D + L_rec (GLeaD, Eq. 7 and 9): first the fake images, then the real ones."""

@@ -5,10 +5,13 @@ from typing import Callable, Iterator
 
 import torch
 
+from dnnlib.util import UserError
 from torch_utils import distributed
 
 from .config import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
+
+MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class Phase:
     loss: Callable[[Batch], Iterator[torch.Tensor]]
     interval: int                                       # Runs every so many iterations ...
     gain: float                                         # ... with its loss scaled by this.
+    finish: Callable[[], None] | None = None            # Comes after the loss of all parts of the batch.
 
 
 def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
@@ -34,7 +38,7 @@ def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
     phases = [Phase(name="Gmain", module=loss.G, opt=G_opt, loss=loss.g_main, interval=1, gain=1)]
     if c.loss.pl_weight > 0:
         phases.append(Phase(name="Greg", module=loss.G, opt=G_opt, loss=loss.g_path_length,
-                            interval=c.g_reg_interval, gain=c.g_reg_interval))
+                            interval=c.g_reg_interval, gain=c.g_reg_interval, finish=loss.update_pl_mean))
     phases.append(Phase(name="Dmain", module=loss.D, opt=D_opt, loss=loss.d_main, interval=1, gain=1))
     if c.loss.r1_gamma > 0:
         phases.append(Phase(name="Dreg", module=loss.D, opt=D_opt, loss=loss.d_r1,
@@ -58,7 +62,7 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
 class GradientGuard:
     """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
 
-    Counts stay on the device; only `consecutive_bad` waits for it.
+    Counts stay on the device; only `check` waits for it.
     """
 
     def __init__(self, device: torch.device):
@@ -85,6 +89,18 @@ class GradientGuard:
         self._bad_now.zero_()
         return bad
 
-    def consecutive_bad(self) -> int:
-        """Iterations in a row, up to the last, that had non-finite gradients."""
-        return int(self._streak)
+    def state(self) -> torch.Tensor:
+        """What going on needs, between iterations."""
+        return self._streak
+
+    def restore(self, state: torch.Tensor) -> None:
+        self._streak.copy_(state)
+
+    def check(self) -> None:
+        """Raise UserError if the last `MAX_BAD_ITERATIONS` iterations all had non-finite gradients."""
+        bad = int(self._streak)
+        if bad >= MAX_BAD_ITERATIONS:
+            raise UserError(
+                f"gradients have been non-finite for {bad} iterations in a row: training has diverged. Start again "
+                "from an earlier snapshot (--resume) with a higher --gamma, or with --fp32=true"
+            )

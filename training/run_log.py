@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dnnlib.util import format_time
+from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed
 
 
@@ -27,17 +27,30 @@ class Progress:
 class RunLog:
     """Measures ticks and writes their records; only rank 0 writes."""
 
-    def __init__(self, run_dir: Path, *, total_kimg: float, device: torch.device):
+    def __init__(
+        self, run_dir: Path, *, total_kimg: float, device: torch.device, state: dict[str, Any] | None = None
+    ):
+        """Go on from `state`, which `RunLog.state` gave; later records in `run_dir` are dropped, for they come again."""
+        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={})
         self.total_kimg = total_kimg
         self.device = device
-        self.start_time = self._tick_start = self._tick_end = time.monotonic()
-        self.tick_start_nimg = 0
+        self._tick_start = self._tick_end = time.monotonic()
+        self.start_time = self._tick_start - state["elapsed_sec"]
+        self.tick_start_nimg = state["tick_start_nimg"]
+        self._timed_from_nimg = state["start_nimg"]     # Where the clock of this tick was started.
         self._maintenance_sec = 0.0
-        self._record: dict[str, Any] = {}
+        self._record: dict[str, Any] = state["record"]
         self._main = distributed.rank() == 0
         if self._main:
+            kimg = state["tick_start_nimg"] / 1000
+            _drop_records(run_dir / "stats.jsonl", after_kimg=kimg)
             self._stats_file = open(run_dir / "stats.jsonl", "at", encoding="utf-8")
-            self._tensorboard = SummaryWriter(run_dir)
+            self._tensorboard = SummaryWriter(run_dir, purge_step=int(kimg) + 1 if kimg else None)
+
+    def state(self, nimg: int) -> dict[str, Any]:
+        """What going on after `nimg` images needs, plain data."""
+        return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
+                    start_nimg=nimg, record=self._record)
 
     def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
@@ -67,7 +80,7 @@ class RunLog:
             "Timing/total_hours": total_sec / 3600,
             "Timing/total_days": total_sec / 86400,
             "Timing/sec_per_tick": tick_sec,
-            "Timing/sec_per_kimg": tick_sec / max(progress.nimg - self.tick_start_nimg, 1) * 1000,
+            "Timing/sec_per_kimg": tick_sec / max(progress.nimg - self._timed_from_nimg, 1) * 1000,
             "Timing/maintenance_sec": self._maintenance_sec,
             "Resources/cpu_mem_gb": psutil.Process(os.getpid()).memory_info().rss / 2**30,
             "Resources/peak_gpu_mem_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
@@ -87,12 +100,30 @@ class RunLog:
             self._tensorboard.flush()
         self._tick_start = time.monotonic()
         self._maintenance_sec = self._tick_start - self._tick_end
-        self.tick_start_nimg = progress.nimg
+        self.tick_start_nimg = self._timed_from_nimg = progress.nimg
 
     def close(self) -> None:
         if self._main:
             self._stats_file.close()
             self._tensorboard.close()
+
+
+def _drop_records(path: Path, *, after_kimg: float) -> None:
+    """Leave out records of later ticks, and what a crash has left of a line."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = []
+    for line in lines:
+        try:
+            if line.endswith("\n") and json.loads(line)["Progress/kimg"]["mean"] <= after_kimg:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    if kept != lines:
+        with atomic_write(path) as f:
+            f.write("".join(kept).encode())
 
 
 def _constants(values: dict[str, float]) -> dict[str, dict[str, float]]:

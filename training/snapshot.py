@@ -2,15 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import torch
 
-from dnnlib.util import UserError, atomic_write
-from torch_utils.network_pickle import save_network_pkl
+from dnnlib.util import UserError, atomic_write, open_url
+from torch_utils import distributed
+from torch_utils.network_pickle import read_network_pickle
 
+from .config import TrainingConfig
 from .dataset import ImageFolderDataset
 from .networks import Discriminator, Generator
 from .tasks import reconstruct
@@ -79,6 +81,16 @@ def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_g
     save_image_grid(path, np.concatenate(images), columns=grid.columns)
 
 
+def save_pictures(
+    run_dir: Path, nimg: int, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig
+) -> None:
+    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it (K = kimg)."""
+    kimg = f"{nimg // 1000:06d}"
+    save_fakes(run_dir / f"fakes{kimg}.png", G_ema, grid, batch_gpu=config.batch_gpu)
+    if D.has_heads:
+        save_reconstructions(run_dir / f"reconstructions{kimg}.png", G, G_ema, D, grid, res_g=config.D.res_g)
+
+
 @torch.no_grad()
 def save_reconstructions(
     path: str | os.PathLike, G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int
@@ -98,13 +110,16 @@ def save_reconstructions(
     save_image_grid(path, np.concatenate(rows), columns=n)
 
 
-def save_networks(
-    run_dir: str | os.PathLike, *, nimg: int, networks: dict[str, Any], training_set_kwargs: dict[str, Any]
-) -> Path:
-    """Write `network-snapshot-KKKKKK.pkl` (K = kimg) and return its path."""
-    path = Path(run_dir, f"network-snapshot-{nimg // 1000:06d}.pkl")
-    save_network_pkl(path, dict(networks, training_set_kwargs=training_set_kwargs))
-    return path
+def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) -> None:
+    """Transfer learning: take over whatever fits from a network pickle, a path or URL, which may lack networks."""
+    with open_url(source) as f:
+        networks = read_network_pickle(f, only=("G", "D", "G_ema"))
+    copy_matching(networks["G"] or networks["G_ema"], G, label=f"G of {source}")
+    copy_matching(networks["G_ema"] or networks["G"], G_ema, label=f"G_ema of {source}")
+    if networks["D"] is None:
+        distributed.print0(f"{source} holds no D: it starts anew")
+    else:
+        copy_matching(networks["D"], D, label=f"D of {source}")
 
 
 @torch.no_grad()
@@ -118,6 +133,6 @@ def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: st
     for name in matching:
         ours[name].copy_(theirs[name])
     missing = sorted(set(ours) - set(matching))
-    print(f"Copied {len(matching)} of {len(ours)} tensors from {label}"
+    distributed.print0(f"Copied {len(matching)} of {len(ours)} tensors from {label}"
           + (f"; not there or of another shape: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
              if missing else ""))

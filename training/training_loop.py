@@ -4,46 +4,52 @@ import copy
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError, format_time, open_url
-from metrics import metric_main
+from dnnlib.util import UserError, format_time
 from torch_utils import distributed, training_stats
-from torch_utils.network_pickle import read_network_pickle
 
-from . import snapshot
+from . import run_state, snapshot
 from .ada import build_augmentation
+from .checkpoints import Checkpoints, Keep
 from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
 from .dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from .draws import draw_part
 from .ema import ema_beta, update_ema
+from .evaluation import evaluate
 from .interrupt import StopRequest
-from .loss import Batch, StyleGAN2Loss
+from .loss import StyleGAN2Loss
 from .networks import Discriminator, Generator
 from .phases import GradientGuard, Phase, build_phases
 from .run_log import Progress, RunLog
 from .tasks import build_tasks
+from .training_state import newest_good_state, read_state
 
-_MAX_BAD_ITERATIONS = 100       # A run whose gradients stay non-finite for so long stops.
-_CHECK_INTERVAL = 10            # Iterations between looks at that count, because a look waits for the device.
+_CHECK_INTERVAL = 10    # Iterations between looks at the number of bad gradients: a look waits for the device.
 
 
-def run_training(config: TrainingConfig, run_dir: str) -> None:
-    """Train as `config` says, leaving logs, grids and pickles in `run_dir`, which exists.
+def run_training(config: TrainingConfig, run_dir: str, *, resume: bool = False) -> None:
+    """Train as `config` says, leaving logs, grids, pickles and training states in `run_dir`, which exists.
 
-    Ctrl-C and SIGTERM finish the iteration, save, and return.
+    Several processes that have met by `distributed.join` share the work. Ctrl-C, SIGTERM and SIGUSR1 finish the
+    iteration, save, and return.
+
+    Args:
+        resume: Go on from the newest good training state in `run_dir`.
 
     Raises:
-        UserError: Data became unreadable, or gradients stayed non-finite; what there was has been saved.
+        UserError: Data became unreadable, gradients stayed non-finite, there is no good state, or the last save failed.
+        LostRank: Another process of the run is missing.
     """
-    with StopRequest() as stop:
+    with StopRequest(interruptible=distributed.world_size() == 1) as stop:
         try:
             with stop.at_once():
-                trainer = Trainer(config, run_dir)
+                trainer = Trainer(config, run_dir, resume=resume)
         except KeyboardInterrupt:
-            print(f"Stopped while setting up: nothing was trained, and {run_dir} holds no networks.")
+            print(f"Stopped while setting up: nothing was trained in {run_dir}.")
             return
         try:
             trainer.train(stop)
@@ -54,17 +60,32 @@ def run_training(config: TrainingConfig, run_dir: str) -> None:
 class Trainer:
     """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks."""
 
-    def __init__(self, config: TrainingConfig, run_dir: str):
+    def __init__(self, config: TrainingConfig, run_dir: str, *, resume: bool = False):
         self.config = config
         self.run_dir = Path(run_dir)
         self.device = torch.device(config.device)
-        self.progress = Progress()
-        self.saved: Path | None = None
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        state = self._find_state() if resume else None
+        self.progress = Progress(**state["progress"]) if state else Progress()
+        self.unfinished_tick: bool | None = None    # A tick to finish first; is a snapshot due in it?
+        self.saved: Path | None = None              # The pickle that was saved last.
         self._open_data()
-        self._build_networks()
-        self._start_logs()
+        self._build_networks(start_from=None if state else config.resume)
+        if state:
+            run_state.restore(self, state)
+        self._start_logs(state and state["log"])
+
+    def _find_state(self) -> dict[str, Any]:
+        """The same one on all ranks: rank 0 looks for it."""
+        found = newest_good_state(self.run_dir) if distributed.rank() == 0 else None
+        path = distributed.from_rank0(found and str(found[0].path))
+        if path is None:
+            raise UserError(f"{self.run_dir} holds no good training state: start a new run, perhaps from a network pickle")
+        distributed.print0(f"Going on from {path}")
+        return found[1] if found else read_state(path)
 
     def _open_data(self) -> None:
         c = self.config.dataset
@@ -72,7 +93,8 @@ class Trainer:
             c.path, resolution=c.resolution, use_labels=c.use_labels, max_size=c.max_size, xflip=c.xflip,
             random_seed=c.random_seed,
         )
-        print(f"Training on {len(self.dataset)} images {self.dataset.image_shape}, labels {self.dataset.label_shape}")
+        distributed.print0(f"Training on {len(self.dataset)} images {self.dataset.image_shape}, labels "
+                           f"{self.dataset.label_shape}")
         self.loader = BatchLoader(
             self.dataset, order=TrainingOrder(len(self.dataset), self.config.random_seed),
             batch_size=self.config.batch_size, start_index=self.progress.nimg, rank=distributed.rank(),
@@ -80,14 +102,14 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _build_networks(self) -> None:
+    def _build_networks(self, *, start_from: str | None) -> None:
         c = self.config
         torch.manual_seed(c.random_seed)
         self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(self.device)
         self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
-        if c.resume is not None:
-            self._start_from(c.resume)
+        if start_from is not None:
+            snapshot.start_from(start_from, self.G, self.D, self.G_ema)
         real_tasks, fake_tasks = build_tasks(c, self.G)
         self.augment_pipe, self.ada = build_augmentation(c, self.device)
         self.loss = StyleGAN2Loss(
@@ -96,38 +118,36 @@ class Trainer:
         )
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)
-        counts = {n: sum(p.numel() for p in getattr(self, n).parameters()) / 1e6 for n in ("G", "D")}
-        print(f"Networks on {self.device}: G {counts['G']:.2f} M, D {counts['D']:.2f} M parameters")
+        self.parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment_pipe}
+        counts = {n: sum(p.numel() for p in self.parts[n].parameters()) / 1e6 for n in ("G", "D")}
+        distributed.print0(f"Networks on {self.device.type}: G {counts['G']:.2f} M, D {counts['D']:.2f} M parameters")
 
-    def _start_from(self, source: str) -> None:
-        """Transfer learning: take over whatever fits from a network pickle, which may lack networks."""
-        with open_url(source) as f:
-            networks = read_network_pickle(f, only=("G", "D", "G_ema"))
-        snapshot.copy_matching(networks["G"] or networks["G_ema"], self.G, label=f"G of {source}")
-        snapshot.copy_matching(networks["G_ema"] or networks["G"], self.G_ema, label=f"G_ema of {source}")
-        if networks["D"] is None:
-            print(f"{source} holds no D: it starts anew")
-        else:
-            snapshot.copy_matching(networks["D"], self.D, label=f"D of {source}")
-
-    def _start_logs(self) -> None:
-        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=self.config.random_seed)
-        snapshot.save_image_grid(self.run_dir / "reals.png", self.grid.images, columns=self.grid.columns)
-        snapshot.save_fakes(self.run_dir / "fakes_init.png", self.G_ema, self.grid, batch_gpu=self.config.batch_gpu)
-        self.log = RunLog(self.run_dir, total_kimg=self.config.total_kimg, device=self.device)
+    def _start_logs(self, state: dict[str, Any] | None) -> None:
+        c, first = self.config, distributed.rank() == 0
+        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=c.random_seed) if first else None
+        if first and state is None:
+            snapshot.save_image_grid(self.run_dir / "reals.png", self.grid.images, columns=self.grid.columns)
+            snapshot.save_fakes(self.run_dir / "fakes_init.png", self.G_ema, self.grid, batch_gpu=c.batch_gpu)
+        self.log = RunLog(self.run_dir, total_kimg=c.total_kimg, device=self.device, state=state)
+        self.checkpoints = Checkpoints(self.run_dir, keep=Keep.parse(c.keep), metric=next(iter(c.metrics), None),
+                                       snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1))
 
     def close(self) -> None:
         self.loader.close()
         self.log.close()
+        self.checkpoints.close()
 
     def train(self, stop: StopRequest) -> None:
         """Step until all images have been shown or a stop is requested, with maintenance after each tick."""
         c = self.config
         total_nimg = int(c.total_kimg * 1000)
-        print(f"Training for {c.total_kimg:g} kimg ...")
+        distributed.print0(f"Training for {c.total_kimg:g} kimg ...")
         bar = self._bar()
+        stopping = False
         try:
-            while self.progress.nimg < total_nimg and not stop.requested:
+            if self.unfinished_tick is not None:
+                self._finish_tick(stop)
+            while self.progress.nimg < total_nimg and not (stopping := distributed.any_rank(stop.requested)):
                 self.step()
                 bar.update(c.batch_size)
                 done = self.progress.nimg >= total_nimg
@@ -137,21 +157,27 @@ class Trainer:
                     self.maintain(stop, done=done)
                     bar = self._bar()
         except KeyboardInterrupt:  # asked twice, or in the middle of a metric
-            stop.requested = True
+            stopping = True
+        except distributed.LostRank:
+            raise
         except UserError:
             bar.close()
-            self.save()
+            if distributed.world_size() == 1:
+                self.stop()
             raise
         bar.close()
-        if stop.requested:
-            self.save()
-        else:
-            print(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.saved}")
+        if stopping:
+            self.stop()
+        problems = self.checkpoints.wait()
+        if problems:
+            raise UserError("; ".join(problems))
+        if not stopping:
+            distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.saved}")
 
     def _bar(self) -> tqdm:
         """Progress within a tick, on a terminal only; ticks have lines of their own."""
         return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
-                    leave=False, disable=None)
+                    leave=False, disable=None if distributed.rank() == 0 else True)
 
     def step(self) -> None:
         """One iteration: every phase whose turn it is, then the moving average."""
@@ -162,6 +188,7 @@ class Trainer:
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
+        distributed.all_reduce_mean_(self.G.mapping.w_avg)
         beta = ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg, ema_kimg=c.ema_kimg,
                         ema_rampup=c.ema_rampup)
         update_ema(self.G_ema, self.G, beta)
@@ -171,83 +198,64 @@ class Trainer:
         if self.ada is not None and self.progress.iteration % c.augment.interval == 0:
             self.ada.adjust()
         if self.progress.iteration % _CHECK_INTERVAL == 0:
-            self._check_gradients()
+            self.guard.check()
 
     def _run_phase(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
         """Accumulate the gradients of the batch, part by part, and update the phase's network."""
         parts = list(zip(real_img.split(self.config.batch_gpu), real_c.split(self.config.batch_gpu)))
+        first_nimg = self.progress.nimg + distributed.rank() * len(real_img)
         phase.opt.zero_grad(set_to_none=True)
         phase.module.requires_grad_(True)
         for number, (img, c) in enumerate(parts):
             # Keyed by position, so that an interrupted run, or one on another number of GPUs, draws the same.
-            part = distributed.rank() * len(parts) + number
-            key = np.random.SeedSequence((self.config.random_seed, self.progress.nimg, index, part)).generate_state(2)
-            torch.manual_seed(int(key[0]))
-            gen_z = torch.randn([len(img), self.G.z_dim], device=self.device)
-            batch = Batch(img, c, gen_z, self._draw_labels(len(img), int(key[1])))
-            for term in phase.loss(batch):
+            key = (self.config.random_seed, first_nimg + number * self.config.batch_gpu, index)
+            for term in phase.loss(draw_part(key, img, c, z_dim=self.G.z_dim, dataset=self.dataset)):
                 (term * (phase.gain / len(parts))).backward()
         phase.module.requires_grad_(False)
+        if phase.finish is not None:
+            phase.finish()
         self.guard.process(phase.module)
         phase.opt.step()
 
-    def _draw_labels(self, n: int, seed: int) -> torch.Tensor:
-        """Labels of random training images [n, c_dim]."""
-        if self.G.c_dim == 0:
-            return torch.zeros([n, 0], device=self.device)
-        indices = np.random.RandomState(seed).randint(len(self.dataset), size=n)
-        labels = torch.from_numpy(np.stack([self.dataset.get_label(int(i)) for i in indices]))
-        return labels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else labels
-
-    def _check_gradients(self) -> None:
-        bad = self.guard.consecutive_bad()
-        if bad >= _MAX_BAD_ITERATIONS:
-            raise UserError(
-                f"gradients have been non-finite for {bad} iterations in a row: training has diverged. Start again "
-                "from an earlier snapshot (--resume) with a higher --gamma, or with --fp32=true"
-            )
-
     def maintain(self, stop: StopRequest, *, done: bool) -> None:
-        """End a tick: status line, grids, pickle, metrics, statistics."""
+        """End a tick: status line, grids, pickle, training state, metrics, statistics."""
         c, progress = self.config, self.progress
         strength = 0.0 if self.augment_pipe is None else float(self.augment_pipe.p)
         self.log.end_tick(progress, training_stats.collect(), augment_p=strength)
-        if done or (c.snapshot_ticks and progress.tick % c.snapshot_ticks == 0):
+        due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
+        due = distributed.any_rank(due or self.checkpoints.overdue)
+        if due:
             self._write_snapshot()
-            with stop.at_once():  # weights are safe by now, and metrics take long
-                self._evaluate()
-        self.log.start_tick(progress)
-        progress.tick += 1
+        self.unfinished_tick = due
+        self._save_state()      # before metrics, which take long
+        self._finish_tick(stop)
 
-    def _evaluate(self) -> None:
-        """Score the averaged generator; a metric that can't be had is no reason to stop training."""
-        c, shared = self.config, {}
-        for metric in c.metrics:
-            try:
-                result = metric_main.calc_metric(
-                    metric, G=self.G_ema, dataset=self.dataset, detector=c.detector, device=self.device,
-                    batch_size=c.batch_gpu, num_gpus=distributed.world_size(), rank=distributed.rank(),
-                    workers=c.workers, shared=shared, progress=sys.stderr.isatty(),
-                )
-            except UserError as e:
-                print(f"Warning: no {metric} for {self.saved}: {e}")
-                continue
-            metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=str(self.saved))
-            self.log.add_metrics(result.results)
+    def _finish_tick(self, stop: StopRequest) -> None:
+        if self.unfinished_tick:
+            with stop.at_once():
+                evaluate(self.config, self.G_ema, self.dataset, self.device, run_dir=self.run_dir, log=self.log,
+                         snapshot_pkl=self.saved)
+        self.log.start_tick(self.progress)
+        self.progress.tick += 1
+        self.unfinished_tick = None
 
     def _write_snapshot(self) -> None:
-        kimg, c = f"{self.progress.nimg // 1000:06d}", self.config
-        snapshot.save_fakes(self.run_dir / f"fakes{kimg}.png", self.G_ema, self.grid, batch_gpu=c.batch_gpu)
-        if self.D.has_heads:
-            path = self.run_dir / f"reconstructions{kimg}.png"
-            snapshot.save_reconstructions(path, self.G, self.G_ema, self.D, self.grid, res_g=c.D.res_g)
-        self.saved = snapshot.save_networks(
-            self.run_dir, nimg=self.progress.nimg, training_set_kwargs=to_legacy_kwargs(c)["training_set_kwargs"],
-            networks=dict(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe),
-        )
+        if distributed.rank() != 0:
+            return
+        c, nimg = self.config, self.progress.nimg
+        snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c)
+        kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
+        self.saved = self.checkpoints.save_networks(nimg=nimg, networks=self.parts, training_set_kwargs=kwargs)
 
-    def save(self) -> None:
-        """Save the networks as they are, before the end, and say so."""
-        self._write_snapshot()
-        kimg = self.progress.nimg / 1000
-        print(f"Stopped at {kimg:.1f} kimg. Saved {self.saved}; --resume={self.saved} starts from it.", flush=True)
+    def _save_state(self) -> None:
+        state = run_state.capture(self)
+        if distributed.rank() == 0:
+            self.checkpoints.save_state(state, nimg=self.progress.nimg)
+
+    def stop(self) -> None:
+        """Save everything as it is, before the end, and say how to go on."""
+        if self.unfinished_tick is None:  # else a state was saved a moment ago
+            self._write_snapshot()
+            self._save_state()
+        distributed.print0(f"Stopped at {self.progress.nimg / 1000:.1f} kimg, saved {self.saved}. To go on: "
+                           f"python train.py --resume={self.run_dir}", flush=True)

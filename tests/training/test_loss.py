@@ -96,6 +96,7 @@ def check(g, prefix, phase, loss, gain, *, reports=()):
     if g.has(f"out/{key}/w_avg_after"):
         g.compare(f"out/{key}/w_avg_after", loss.G.mapping.w_avg)
     if g.has(f"out/{key}/pl_mean_after"):
+        loss.update_pl_mean()
         g.compare(f"out/{key}/pl_mean_after", loss.pl_mean)
     return reported
 

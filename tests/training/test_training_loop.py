@@ -195,7 +195,7 @@ def test_gradients_that_stay_non_finite_stop_the_run(config, monkeypatch, capsys
     with pytest.raises(UserError, match="non-finite for 1[0-9]0 iterations"):
         training_loop.run_training(dataclasses.replace(config, loss=dataclasses.replace(config.loss, pl_weight=0)),
                                    str(run_dir))
-    assert "Saved" in capsys.readouterr().out
+    assert "saved" in capsys.readouterr().out
     state = weights(run_dir)
     assert all(v.isfinite().all() for v in state.values())
     lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
@@ -230,7 +230,7 @@ def test_unreadable_image_during_training_saves_and_names_it(config, monkeypatch
     monkeypatch.setattr(training_loop.BatchLoader, "__next__", broken)
     with pytest.raises(UserError, match="img00000007"):
         training_loop.run_training(config, str(run_dir))
-    assert "Saved" in capsys.readouterr().out and (run_dir / "network-snapshot-000000.pkl").is_file()
+    assert "saved" in capsys.readouterr().out and (run_dir / "network-snapshot-000000.pkl").is_file()
 
 
 @pytest.mark.parametrize("when,expected", [("tick 0", "Stopped at"), ("Training for", "Stopped at"),
@@ -249,7 +249,7 @@ def test_interrupted_runs_stay_usable(tiny_dataset, tiny_net, tmp_path, when, ex
     assert process.returncode == 0 and "Traceback" not in err, err
     run_dir = only_run(tmp_path / "runs")
     assert not list(run_dir.glob("*.tmp")) and not list(run_dir.glob(".*"))
-    stopped = re.search(r"Stopped at [0-9.]+ kimg. Saved (\S+);", out)
+    stopped = re.search(r"Stopped at [0-9.]+ kimg, saved (\S+)\. To go on", out)
     if stopped:
         weights(run_dir, Path(stopped[1]).name)
     else:

@@ -1,0 +1,144 @@
+"""Writing what a run saves, beside training: network pickles and training states, how many of them are kept, failures."""
+
+import concurrent.futures
+import copy
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dnnlib.util import UserError
+from torch_utils.network_pickle import save_network_pkl
+
+from .training_state import state_path, write_state
+
+_PICKLE = re.compile(r"network-snapshot-(\d{6,})\.pkl")
+_HIGHER_IS_BETTER = re.compile(r"(pr|is)\d")    # Metrics by name; of the others the lowest score is the best.
+
+
+class Keep(NamedTuple):
+    """Which network pickles of a run stay; those that any of these rules names."""
+
+    last: int | None = None     # So many of the newest; None = all of them.
+    best: bool = False          # The one with the best score of the first metric.
+    every: int | None = None    # One of so many; None = no such rule.
+
+    @classmethod
+    def parse(cls, text: str) -> "Keep":
+        """From "all", or a list such as "last:3,best,every:10".
+
+        Raises:
+            UserError: It is neither.
+        """
+        if text == "all":
+            return cls()
+        values: dict[str, Any] = {"last": 1}  # the newest is never deleted
+        for part in text.split(","):
+            match = re.fullmatch(r"(last|every):([1-9]\d{0,5})|best", part.strip())
+            if match is None:
+                raise UserError(f"--keep is {text!r}, expected 'all' or a list of last:N, best and every:N")
+            values |= {match[1]: int(match[2])} if match[1] else {"best": True}
+        return cls(**values)
+
+
+class Checkpoints:
+    """Writes in a thread of its own; training waits for one copy in memory, and for a write only if another is due.
+
+    A write that fails is reported, and training goes on: the next state follows with the next tick, and `overdue` says
+    that a network pickle should.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, *, keep: Keep, metric: str | None, snapshot_kimg: float):
+        self.run_dir = Path(run_dir)
+        self.keep = keep
+        self.snapshot_kimg = snapshot_kimg  # From one pickle to the next.
+        self.metric = metric                # By which the best pickle is found.
+        self.overdue = False
+        self.state_nimg = -1                # Position of the state that was handed over last.
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writes: list[tuple[Path, concurrent.futures.Future]] = []
+
+    def save_networks(
+        self, *, nimg: int, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
+    ) -> Path:
+        """Hand over copies for `network-snapshot-KKKKKK.pkl` (K = kimg); the file is there after `wait`."""
+        path = self.run_dir / f"network-snapshot-{nimg // 1000:06d}.pkl"
+        copies = {name: None if net is None else copy.deepcopy(net).cpu() for name, net in networks.items()}
+        self.overdue = False
+        self._submit(path, self._write_networks, path, dict(copies, training_set_kwargs=training_set_kwargs))
+        return path
+
+    def save_state(self, content: dict[str, Any], *, nimg: int) -> Path:
+        """Hand over a copy of a training state; the file is there after `wait`."""
+        path = state_path(self.run_dir, nimg)
+        self.state_nimg = nimg
+        self._submit(path, write_state, path, host_copy(content))
+        return path
+
+    def wait(self) -> list[str]:
+        """Until everything is written; what went wrong, a line for each file."""
+        problems = []
+        for path, write in self._writes:
+            try:
+                write.result()
+            except OSError as e:
+                self.overdue |= path.suffix == ".pkl"
+                problems.append(f"can't save {path}: {e.strerror or e}")
+        self._writes.clear()
+        return problems
+
+    def close(self) -> None:
+        self.wait()
+        self._thread.shutdown()
+
+    def _submit(self, path: Path, function: Any, *args: Any) -> None:
+        if any(other.suffix == path.suffix or not write.done() for other, write in self._writes):
+            for problem in self.wait():
+                print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
+        self._writes.append((path, self._thread.submit(function, *args)))
+
+    def _write_networks(self, path: Path, content: dict[str, Any]) -> None:
+        save_network_pkl(path, content)
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete the pickles that no rule of `keep` names."""
+        if self.keep.last is None:
+            return
+        names = sorted(name for name in os.listdir(self.run_dir) if _PICKLE.fullmatch(name))
+        stay = set(names[-self.keep.last :])
+        if self.keep.every is not None:
+            period = self.keep.every * self.snapshot_kimg
+            numbers = [int(_PICKLE.fullmatch(name)[1]) // period for name in names]
+            stay |= {names[numbers.index(number)] for number in numbers}  # the first of each period
+        if self.keep.best and (best := self.best()) is not None:
+            stay.add(best)
+        for name in set(names) - stay:
+            (self.run_dir / name).unlink(missing_ok=True)
+
+    def best(self) -> str | None:
+        """The name of the pickle with the best score so far; None where nothing was scored."""
+        scores: dict[str, float] = {}
+        try:
+            lines = (self.run_dir / f"metric-{self.metric}.jsonl").read_text().splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            record = json.loads(line)
+            scores[record["snapshot_pkl"]] = next(iter(record["results"].values()))
+        sign = -1 if _HIGHER_IS_BETTER.match(self.metric or "") else 1
+        return min(scores, key=lambda name: sign * scores[name], default=None)
+
+
+def host_copy(value: Any) -> Any:
+    """A deep copy of dicts, lists and tensors, the latter on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(item) for item in value)
+    return value

@@ -1,0 +1,149 @@
+"""Starting a run: in this process, in several that this one starts and watches, or as one of those of torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, NamedTuple
+
+from dnnlib.util import UserError
+
+from . import config as configs
+from . import run_dir
+from .config import TrainingConfig
+
+LOST = 75                   # Exit status of a process that ended because others are missing.
+_GRACE_SEC = 10             # After one process failed, the others have so long to end by themselves.
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)   # Ctrl-C reaches all processes of a terminal by itself.
+
+
+class Job(NamedTuple):
+    """What every process of a run has to know."""
+
+    config: TrainingConfig
+    run_dir: str
+    resume: bool        # Go on from the training state in `run_dir`.
+
+    def to_json(self) -> dict[str, Any]:
+        return {"config": configs.to_json(self.config), "run_dir": self.run_dir, "resume": self.resume}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Job":
+        return cls(configs.from_json(data["config"]), data["run_dir"], data["resume"])
+
+
+def run(job: Job) -> None:
+    """Train in as many processes as `job` says; returns when all are done.
+
+    Raises:
+        UserError: A process failed. It has said why.
+    """
+    if job.config.num_gpus == 1:
+        run_rank(job)
+    else:
+        _run_processes(job)
+
+
+def run_rank(job: Job) -> None:
+    """Train, as one process of the run, or as the only one. All but rank 0 leave the log to that."""
+    from torch_utils import distributed
+
+    from .training_loop import run_training
+
+    if distributed.rank() != 0:
+        run_training(job.config, job.run_dir, resume=job.resume)
+        return
+    with run_dir.tee_output(os.path.join(job.run_dir, "log.txt")):
+        run_training(job.config, job.run_dir, resume=job.resume)
+
+
+def _run_processes(job: Job) -> None:
+    import torch
+
+    from torch_utils import distributed
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port
+    size = job.config.num_gpus
+    with tempfile.TemporaryDirectory(prefix="glead-") as folder:
+        path = Path(folder, "job.json")
+        path.write_text(json.dumps(job.to_json()))
+        common = {
+            "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # PyTorch would start a thread per core in each
+        }
+        command = [sys.executable, "-m", "training.worker", str(path)]
+        root = str(Path(__file__).resolve().parents[1])
+        common["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with _Processes() as processes:
+            for rank in range(size):
+                processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            processes.wait(lambda: distributed.reported(store))
+
+
+class _Processes:
+    """Child processes that live and die together; signals are passed on to them."""
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen] = []
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Processes":
+        for number in (signal.SIGINT, *_FORWARDED):
+            self._previous[number] = signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._end()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def start(self, command: list[str], env: dict[str, str]) -> None:
+        self._children.append(subprocess.Popen(command, env=env))
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        if number in _FORWARDED:
+            for child in self._children:
+                child.send_signal(number)
+
+    def wait(self, reason: Callable[[], str | None]) -> None:
+        """Until all ended; the first failure ends the others.
+
+        Args:
+            reason: Gives what a process that lost the others had to say about them.
+
+        Raises:
+            UserError: One failed.
+        """
+        while True:
+            codes = [child.poll() for child in self._children]
+            failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+            if failed:
+                self._end(_GRACE_SEC)  # they notice by themselves, and leave
+                guilty = [rank for rank in failed if codes[rank] != LOST]
+                raise UserError(reason() if not guilty else self._describe(guilty[0], codes[guilty[0]]))
+            if None not in codes:
+                return
+            time.sleep(0.1)
+
+    def _describe(self, rank: int, code: int) -> str:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
+        return (f"rank {rank} of {len(self._children)} {how}, so the run ended; the same command goes on from its last "
+                "training state")
+
+    def _end(self, grace_sec: float = 0) -> None:
+        stop = time.monotonic() + grace_sec
+        for act in (None, subprocess.Popen.terminate, subprocess.Popen.kill):
+            for child in self._children:
+                if act is not None and child.poll() is None:
+                    act(child)
+            while time.monotonic() < stop and any(child.poll() is None for child in self._children):
+                time.sleep(0.05)
+            stop = time.monotonic() + 2
+        for child in self._children:
+            child.wait()

@@ -1,0 +1,139 @@
+"""Training state: everything that going on with a run needs, in files that are whole and checked, or not used.
+
+A state is tensors and plain data in PyTorch's own format, a zip archive, so that `torch.load(path, weights_only=True)`
+reads it. The archive's comment, its last 64 bytes, is the SHA-256 of all that stands before.
+"""
+
+import hashlib
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from dnnlib.util import UserError, atomic_write
+
+FORMAT = 1                                  # Of what a state holds; another number is refused.
+_NAME = re.compile(r"training-state-(\d{9,})\.pt")
+_KEPT = 2                                   # States that a run keeps: the newest, and one in case it is damaged.
+_DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
+_ZIP_END = struct.Struct("<4s16sH")         # Last record of an archive without comment: mark, ..., comment length.
+_CHUNK = 1 << 22
+
+
+class StateFile(NamedTuple):
+    path: Path
+    nimg: int       # Images shown when it was written.
+
+
+def state_path(run_dir: str | os.PathLike, nimg: int) -> Path:
+    return Path(run_dir, f"training-state-{nimg:09d}.pt")
+
+
+def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
+    """The states in a run directory, the newest first; their content is not looked at."""
+    try:
+        names = os.listdir(run_dir)
+    except OSError:
+        return []
+    found = [StateFile(Path(run_dir, name), int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+    return sorted(found, key=lambda state: state.nimg, reverse=True)
+
+
+def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write a state, whole or not at all, and delete older ones in its folder but for one.
+
+    Args:
+        path:    From `state_path`.
+        content: Tensors on the CPU, and plain data: dicts, lists, strings, numbers, None.
+
+    Raises:
+        OSError: It can't be written; what was there stays.
+    """
+    path = Path(path)
+    with atomic_write(path) as f:
+        signed = _SignedWriter(f)
+        try:
+            torch.save(dict(content, format=FORMAT), signed)
+        except RuntimeError as e:  # PyTorch's writer hides what went wrong
+            raise signed.error or e from e
+        signed.finish()
+    for old in list_states(path.parent)[_KEPT:]:
+        old.path.unlink(missing_ok=True)
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a state after checking that it is whole and unaltered.
+
+    Raises:
+        UserError: It is not; it was written in another format; or it can't be read.
+    """
+    try:
+        with open(path, "rb") as f:
+            if not _is_whole(f):
+                raise UserError(f"training state {path} is damaged: its content is not what its checksum says")
+            f.seek(0)
+            content = torch.load(f, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise UserError(f"can't read training state {path}: {e.strerror or e}") from e
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise UserError(f"training state {path} has format {found}, expected {FORMAT}: another version wrote it")
+    return content
+
+
+def newest_good_state(run_dir: str | os.PathLike) -> tuple[StateFile, dict[str, Any]] | None:
+    """The newest state that is whole, and its content; None where there is none. Says which ones are damaged."""
+    for state in list_states(run_dir):
+        try:
+            return state, read_state(state.path)
+        except UserError as e:
+            print(f"Warning: {e}; trying the one before")
+    return None
+
+
+class _SignedWriter:
+    """Passes an archive on, with a checksum of all of it as its comment."""
+
+    def __init__(self, f: BinaryIO):
+        self._file = f
+        self._digest = hashlib.sha256()
+        self._held = b""                    # The last bytes so far: in the end, the record that gets the comment.
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        self._held += data
+        ready = max(len(self._held) - _ZIP_END.size, 0)
+        self._pass_on(self._held[:ready])
+        self._held = self._held[ready:]
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        mark, rest, comment_length = _ZIP_END.unpack(self._held)
+        assert mark == b"PK\5\6" and comment_length == 0
+        self._pass_on(_ZIP_END.pack(mark, rest, _DIGEST_BYTES))
+        self._file.write(self._digest.hexdigest().encode())
+
+    def _pass_on(self, data: bytes) -> None:
+        self._digest.update(data)
+        try:
+            self._file.write(data)
+        except OSError as e:
+            self.error = e
+            raise
+
+
+def _is_whole(f: BinaryIO) -> bool:
+    left = f.seek(0, os.SEEK_END) - _DIGEST_BYTES
+    f.seek(0)
+    digest = hashlib.sha256()
+    while left > 0 and (chunk := f.read(min(left, _CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
+    return left == 0 and f.read() == digest.hexdigest().encode()
