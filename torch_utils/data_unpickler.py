@@ -496,8 +496,10 @@ class Array:
         shape: tuple[int, ...],
         dtype: _DtypeCode,
         is_fortran: bool,
-        data: bytes,
+        data: bytes | str,
     ) -> None:
+        if isinstance(data, str):
+            data = data.encode("latin-1")  # Python 2's strings of bytes, which are read as text.
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, bytes):
             raise Damaged("an array of an unexpected type")
         self.shape, self.dtype, self.order, self.data = _ints(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
