@@ -41,9 +41,9 @@ from training.image_files import MAX_RESOLUTION
 @click.option("--height", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
               help="Height to scale to; less than the width only with center-crop-wide.")
 @click.option("--transform", type=click.Choice(["center-crop", "center-crop-wide"]),
-              help="center-crop: cut to the short side; center-crop-wide: cut to the shape WIDTH:HEIGHT, scale, and lay "
-                   "on a black square, leaving smaller images out. Without it, images that are not square are squeezed "
-                   "(and counted) where a size is given, and refused where none is.")
+              help="center-crop: cut to the short side; center-crop-wide: cut to the shape WIDTH:HEIGHT, scale, and "
+                   "lay on a black square, leaving smaller images out. Without it, images that are not square are "
+                   "squeezed (and counted) where a size is given, and refused where none is.")
 @click.option("--resize-filter", type=click.Choice(list(RESIZE_FILTERS)),
               help="How images are scaled; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 sets.  "
                    "[default: lanczos]")
@@ -95,8 +95,8 @@ def main(
         images, dest, options=conversion, max_images=max_images, workers=workers, skip_bad=skip_bad,
         shard_size=shard_size, overwrite=overwrite,
     )
-    print(f"Wrote {summary.num_images} images of {summary.resolution}x{summary.resolution}x{summary.channels} to {dest}; "
-          f"labels: {images.labels or 'none'}")
+    size = f"{summary.resolution}x{summary.resolution}x{summary.channels}"
+    print(f"Wrote {summary.num_images} images of {size} to {dest}; labels: {images.labels or 'none'}")
 
 
 def _check_not_inside(source: str, dest: str) -> None:

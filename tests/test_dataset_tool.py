@@ -113,7 +113,8 @@ def test_shards_and_notes(sources, tmp_path):
     assert left_behind(tmp_path / "c10") == [f"c10-0000{i}.zip" for i in range(3)]
     labels = [json.loads(contents(tmp_path / "c10" / name)["dataset.json"])["labels"]
               for name in left_behind(tmp_path / "c10")]
-    assert sum(labels, []) == [[f"00000/img{i:08d}.png", label] for i, label in enumerate([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])]
+    order = [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
+    assert sum(labels, []) == [[f"00000/img{i:08d}.png", label] for i, label in enumerate(order)]
     result = run("--source=afhq", f"--dest={tmp_path}/a.zip", "--preset=afhq", "--resolution=4", cwd=sources)
     assert lines_of(result.stderr) == ["Note: taking the 2 images below train/, and not the 1 others"]
     assert result.stdout.endswith("labels: 2 classes from sub-folders: cat, dog\n")
@@ -221,8 +222,8 @@ def start_long_conversion(folder, *options):
     """A conversion that has begun to write, and the ids of its workers."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "dataset_tool.py", "--source=synthetic", "--resolution=64", "--max-images=1000000",
-         "--workers=2", *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        start_new_session=True,
+         "--workers=2", *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT, start_new_session=True,
     )
     deadline = time.monotonic() + 60
     workers = []

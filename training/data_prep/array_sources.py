@@ -31,6 +31,10 @@ def _unpacked_head(path: str, count: int) -> bytes:
         return b""
 
 
+def _cannot_unpack(path: str, error: Exception) -> UserError:
+    return UserError(f"{path} can't be unpacked ({' '.join(str(error).split())[:100]}): copy or download it again")
+
+
 class _Cifar(NamedTuple):
     """One of the archives of https://www.cs.toronto.edu/~kriz/cifar.html."""
 
@@ -119,7 +123,7 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
             while bounded.read(1 << 20):
                 pass  # The checksum stands at the end.
     except _UNPACKING_ERRORS as e:
-        raise UserError(f"{path} can't be unpacked ({' '.join(str(e).split())[:100]}): copy or download it again") from e
+        raise _cannot_unpack(path, e) from e
     if kind is None:
         raise UserError(f"{path} is an empty archive: copy or download it again")
     missing = [name for name in kind.batches if name not in members]
@@ -143,7 +147,8 @@ def _parse_batch(data: bytes, kind: _Cifar, what: str) -> tuple[np.ndarray, list
     batch = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     images, labels = batch.get("data"), batch.get(kind.labels)
     images = images.to_numpy() if isinstance(images, data_unpickler.Array) else np.zeros([0, 0])
-    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072 or not isinstance(labels, list):
+    is_images = images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072 and len(images) > 0
+    if not is_images or not isinstance(labels, list):
         raise UserError(f"{what} is no batch of CIFAR: expected data of 3072 bytes for each image, and {kind.labels}")
     num_classes = kind.classes if isinstance(kind.classes, int) else len(kind.classes)
     if len(labels) != len(images) or any(type(x) is not int or not 0 <= x < num_classes for x in labels):
@@ -163,10 +168,11 @@ class MnistSource(Source):
         self._images = np.pad(pixels, [(0, 0), (2, 2), (2, 2)])
         self._classes: list[int] | None = None
         if use_labels:
-            labels_path = os.path.join(os.path.dirname(path), os.path.basename(path).replace("images-idx3", "labels-idx1"))
+            folder, name = os.path.split(path)
+            labels_path = os.path.join(folder, name.replace("images-idx3", "labels-idx1"))
             if labels_path == path or not os.path.isfile(labels_path):
-                raise UserError(f"the labels of {path} are missing: put {os.path.basename(labels_path)} beside it "
-                                "(as train-images-idx3-ubyte.gz has train-labels-idx1-ubyte.gz), or give --labels=none")
+                raise UserError(f"the labels of {path} are missing: put them beside it, as train-images-idx3-ubyte.gz "
+                                "has train-labels-idx1-ubyte.gz beside it, or give --labels=none")
             self._classes = _read_idx(labels_path, magic=0x801, record_shape=()).tolist()
             if len(self._classes) != len(self._images):
                 raise UserError(f"{labels_path} has {len(self._classes)} labels for the {len(self._images)} images of "
@@ -210,10 +216,10 @@ def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.nda
             expected = numbers[1] * int(np.prod(record_shape, dtype=int))
             data = f.read(expected + 1)
     except _UNPACKING_ERRORS as e:
-        raise UserError(f"{path} can't be unpacked ({' '.join(str(e).split())[:100]}): copy or download it again") from e
+        raise _cannot_unpack(path, e) from e
     if len(data) != expected:
-        raise UserError(f"{path} has {'fewer' if len(data) < expected else 'more'} bytes than the {numbers[1]} items that "
-                        "it announces: copy or download it again")
+        raise UserError(f"{path} has {'fewer' if len(data) < expected else 'more'} bytes than the {numbers[1]} items "
+                        "that it announces: copy or download it again")
     return np.frombuffer(data, dtype=np.uint8).reshape(numbers[1], *record_shape)
 
 

@@ -176,7 +176,7 @@ class LmdbSource(Source):
             with self._environment.begin(buffers=True) as transaction:
                 yield transaction
         except lmdb.Error as e:
-            raise BadImage(f"{self._path} can't be read ({e}): the database is damaged; copy or download it again") from e
+            raise BadImage(f"{self._path} is damaged ({e}): copy or download it again") from e
 
     def load(self, key: bytes) -> Image.Image:
         what = self.describe(key)

@@ -80,8 +80,8 @@ def write_dataset(
     ) as writer:
         with WorkerPool(source, workers) as pool:
             converter = Converter(options, _first_image(source, pool, count, skip_bad))
-            results = _converted(source, pool, converter, count)
-            with tqdm(total=count, desc="Writing", unit="img", file=sys.stderr, leave=False) as bar:
+            bar = tqdm(total=count, desc="Writing", unit="img", file=sys.stderr, leave=False)
+            with contextlib.closing(_converted(source, pool, converter, count)) as results, bar:
                 for label, outcome in results:
                     remarks.note(outcome)
                     if outcome.png is not None:
@@ -122,8 +122,8 @@ class _Remarks:
 def _first_image(source: Source, pool: WorkerPool, count: int, skip_bad: bool) -> FirstImage:
     """The first image that can be read: what is common to all may depend on it."""
     with contextlib.closing(source.records()) as records:
-        keys = ((record.key,) for record in itertools.islice(records, count))
-        for _, (first,) in pool.map(_look, keys):
+        for record in itertools.islice(records, count):
+            [(_, [first])] = pool.map(_look, [(record.key,)])
             if isinstance(first, FirstImage):
                 return first
             if not skip_bad:

@@ -69,8 +69,8 @@ class WorkerPool:
                 args, future = pending.popleft()
                 yield args, future.result()
         except BrokenProcessPool as e:
-            raise UserError(f"one of {self._workers} worker processes was killed: either memory ran out (give fewer with "
-                            "--workers), or the source is damaged") from e
+            raise UserError(f"one of {self._workers} worker processes was killed: either memory ran out (give fewer "
+                            "with --workers), or the source is damaged") from e
 
 
 _state: Any = None

@@ -1,4 +1,4 @@
-"""Where datasets are written: a zip, a folder, or a folder of zips. Nothing appears there before all of it is written."""
+"""Where datasets are written: a zip, a folder, or a folder of zips; nothing appears there before it is complete."""
 
 import abc
 import contextlib

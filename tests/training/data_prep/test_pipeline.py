@@ -60,8 +60,8 @@ def test_bytes_do_not_depend_on_workers_or_time(tmp_path):
     data = (tmp_path / "1.zip").read_bytes()
     assert all((tmp_path / name).read_bytes() == data for name in ("2.zip", "3.zip", "2 again.zip"))
     for workers in (1, 2):
-        write_dataset(open_source(str(tmp_path / "in")), tmp_path / f"shards{workers}/s", options=SMALL, workers=workers,
-                      shard_size=40)
+        write_dataset(open_source(str(tmp_path / "in")), tmp_path / f"shards{workers}/s", options=SMALL,
+                      workers=workers, shard_size=40)
     for name in left_behind(tmp_path / "shards1/s"):
         assert (tmp_path / "shards1/s" / name).read_bytes() == (tmp_path / "shards2/s" / name).read_bytes()
 

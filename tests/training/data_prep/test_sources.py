@@ -134,7 +134,7 @@ def test_odd_names_in_zips_are_accepted_and_never_used(tmp_path):
     source = open_source(str(tmp_path / "odd.zip"))
     write_dataset(source, tmp_path / "deep/out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "odd.zip"]
-    assert [p.name for p in (tmp_path / "deep/out/00000").iterdir() if p.suffix == ".png"].__len__() == 5
+    assert len(list((tmp_path / "deep/out/00000").glob("*.png"))) == 5
     order = sorted(range(5), key=lambda i: ODD_NAMES[i])
     dataset = ImageFolderDataset(tmp_path / "deep/out")
     for i, k in enumerate(order):
