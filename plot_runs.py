@@ -73,6 +73,8 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     labels = labels or [method_of(Path(run)) for run in runs]
     metrics = sorted({name for c in curves for name in c if name.startswith("Metrics/")})
     panels = [(name.removeprefix("Metrics/"), {name: "-o"}, 0.0) for name in metrics]
+    if any(max(c["Progress/augment"].values) > 0 for c in curves if "Progress/augment" in c):
+        panels.append(("strength p of augmentation", {"Progress/augment": "-"}, 0.0))
     panels.append(("realness: real (solid), fake (dashed)", REALNESS, weight))
     if any(name in c for c in curves for name in TASKS):
         title = "weighted tasks: real (solid), fake (dashed; features dotted)"

@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple
 import click
 
 import cli
-from dnnlib.util import UserError, check_writable
+from dnnlib.util import UserError, check_writable, is_url
 from training import config as configs
 from training import estimate, presets, run_dir
 from training.config import DatasetConfig, TrainingConfig
@@ -33,19 +33,20 @@ class Arguments(NamedTuple):
 
 class Inspected(NamedTuple):
     dataset: DatasetConfig
-    name: str
+    source: Any                     # ImageFolderDataset, open, of all images.
 
 
 def _group(title: str) -> Callable[..., Any]:
     return functools.partial(click.option, cls=cli.Option, group=title)
 
 
-general, data, basic, method, nets, transfer, speed, released = map(
+general, data, basic, augmentation, method, nets, transfer, speed, released = map(
     _group,
     (
         "General options",
         "Data",
         "Training settings",
+        "Augmentation",
         "Tasks for the discriminator",
         "Networks",
         "Transfer learning",
@@ -73,7 +74,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--detector", metavar="PATH|URL", help="Feature net of the metrics.  [default: each metric's standard one]")
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
-@general("-n", "--dry-run", is_flag=True, help="Print the options, parameter counts and memory, and stop.")
+@general("-n", "--dry-run", is_flag=True,
+         help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
 @data("--data", metavar="PATH", required=True, help="Training data: folder or zip.")
 @data("--cond", **BOOL, default=False, help="Train with the labels of the data set.")
 @data("--subset", type=int, metavar="N", show_default="all", help="Train with N images, drawn by --seed.")
@@ -83,8 +85,15 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @basic("--kimg", type=float, metavar="KIMG", show_default="by --cfg", help="Length of training in thousands of images.")
 @basic("--batch", type=int, metavar="INT", show_default="by --cfg", help="Images per iteration, over all GPUs.")
 @basic("--batch-gpu", type=int, metavar="INT", show_default="by --cfg", help="Images that a GPU sees at once.")
-@basic("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="noaug",
-       help="Augmentation of what D sees; only noaug is available in this version.")
+@augmentation("--aug", type=click.Choice(["noaug", "ada", "fixed"]), show_default="ada",
+              help="Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.")
+@augmentation("--p", type=float, metavar="FLOAT", help="Probability of each transform; needed for --aug=fixed.")
+@augmentation("--target", type=float, metavar="FLOAT", show_default=f"{presets.ADA_TARGET:g}",
+              help="What ADA brings the mean sign of D's real scores to.")
+@augmentation("--augpipe", type=click.Choice(list(presets.PIPES)), show_default="bgc", help="Transforms.")
+@augmentation("--recon-target", type=click.Choice(["input", "clean"]),
+              show_default="input; clean for --recipe=released",
+              help="What G rebuilds: what D was shown, or the image before augmentation.")
 @method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
 @method("--recipe", type=click.Choice(["paper", "released"]), default="paper",
         help="Follow GLeaD's paper, or what its released program does.")
@@ -106,7 +115,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
 @transfer("--resume", metavar="NAME|PATH|URL", show_default="noresume",
           help=f"Network pickle to start from, or one of {', '.join(presets.RESUME_SOURCES)}.")
-@transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave D's first layers as they are.")
+@transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave so many of D's layers as they are.")
 @speed("--fp32", **BOOL, default=False, help="No half precision.")
 @speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision.")
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
@@ -128,26 +137,27 @@ def main(**said: Any) -> None:
 
     \b
     Examples:
-      # GLeaD on LSUN Church, as published: 8 GPUs.
-      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --res-g=32
+      # GLeaD on LSUN Church, as published: 8 GPUs, no augmentation.
+      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --aug=noaug --kimg=50000 --res-g=32
     \b
-      # The baseline, with settings that follow from the resolution and the number of GPUs.
+      # The baseline with ADA, and settings that follow from the resolution and the number of GPUs.
       python train.py --outdir=runs --data=images.zip --method=stylegan2
     \b
       # What would be run, without running it.
       python train.py --outdir=runs --data=images.zip --dry-run
     """
     arguments = parse(said)
-    dataset, name = inspect_dataset(arguments)
+    dataset, source = inspect_dataset(arguments)
     device = choose_device(arguments)
     config = presets.resolve(arguments.options, dataset, device=device)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
     validate(config, arguments)
-    description = presets.describe(arguments.options, config, name)
+    description = presets.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         print_options(config, description)
     else:
+        source.check()
         launch(config, arguments.outdir, description)
 
 
@@ -167,9 +177,9 @@ def parse(said: dict[str, Any]) -> Arguments:
              "mbstd_group_size": "mbstd_group", "r1_gamma": "gamma", "total_kimg": "kimg", "batch_size": "batch",
              "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed", "num_gpus": "gpus",
              "freeze_layers": "freezed", "channels_last": "nhwc"}
-    same = ("method", "recipe", "aug", "lambda_real", "lambda_fake", "distance_real", "distance_fake", "res_g",
-            "decoder_kernel", "ggdr_res", "perceptual", "map_depth", "batch_gpu", "detector", "workers", "resume",
-            "fp32", "allow_tf32")
+    same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
+            "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
+            "batch_gpu", "detector", "workers", "resume", "fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -242,8 +252,6 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
                         "costs memory: number them from 0 without gaps")
     if subset is not None and not 1 <= subset <= size:
         raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {arguments.data}")
-    if not arguments.dry_run:
-        source.check()
     dataset = DatasetConfig(
         path=arguments.data,
         resolution=source.resolution,
@@ -254,7 +262,7 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
         xflip=arguments.mirror,
         random_seed=arguments.options.random_seed,
     )
-    return Inspected(dataset, source.name)
+    return Inspected(dataset, source)
 
 
 def choose_device(arguments: Arguments) -> str:
@@ -267,18 +275,22 @@ def choose_device(arguments: Arguments) -> str:
 
 
 def validate(config: TrainingConfig, arguments: Arguments) -> None:
-    """Find out now what would otherwise stop the run later; a dry run only warns of what this machine lacks.
+    """Find out now what would otherwise stop the run later.
+
+    A dry run only warns of what this machine lacks. It downloads nothing, so networks from elsewhere go unchecked.
 
     Raises:
         UserError: The first thing that is wrong.
     """
     _check_metric_names(config)
-    checks = (
-        lambda: _check_gpus(config),
-        lambda: _check_outdir(arguments.outdir),
-        lambda: _check_resume(config),
-        lambda: _check_networks(config),
-    )
+    checks = [lambda: _check_gpus(config), lambda: _check_outdir(arguments.outdir)]
+    for net, check in (
+        (config.resume, _check_resume),
+        (config.perceptual, _check_perceptual),
+        (_detector(config), _check_detector),
+    ):
+        if net is not None and not (arguments.dry_run and _is_downloaded(net)):
+            checks.append(functools.partial(check, config))
     for check in checks:
         try:
             check()
@@ -318,8 +330,6 @@ def _check_outdir(outdir: str) -> None:
 
 def _check_resume(config: TrainingConfig) -> None:
     """The pickle must hold networks like those of this run; a URL is downloaded, once."""
-    if config.resume is None:
-        return
     from legacy import load_network_pkl
 
     try:
@@ -340,15 +350,25 @@ def _check_resume(config: TrainingConfig) -> None:
               f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
 
 
-def _check_networks(config: TrainingConfig) -> None:
-    if config.perceptual is not None:
-        from training.perceptual import check_perceptual
+def _check_perceptual(config: TrainingConfig) -> None:
+    from training.perceptual import check_perceptual
 
-        check_perceptual(config.perceptual, resolution=config.dataset.resolution)
-    if config.metrics:
-        from metrics.metric_main import check_detector
+    check_perceptual(config.perceptual, resolution=config.dataset.resolution)
 
-        check_detector(config.metrics, config.detector)
+
+def _check_detector(config: TrainingConfig) -> None:
+    from metrics.metric_main import check_detector
+
+    check_detector(config.metrics, config.detector)
+
+
+def _detector(config: TrainingConfig) -> str | None:
+    """Which feature net the metrics need: a path, a URL, "standard", or none."""
+    return (config.detector or "standard") if config.metrics else None
+
+
+def _is_downloaded(net: str) -> bool:
+    return is_url(net) or net == "standard" or net in presets.PERCEPTUAL.values()
 
 
 def print_options(config: TrainingConfig, description: str) -> None:
@@ -365,6 +385,7 @@ def print_options(config: TrainingConfig, description: str) -> None:
         "Real images": _describe_task(config.loss.real_task, config),
         "Generated images": _describe_task(config.loss.fake_task, config),
         "Decoder of D": _describe_decoder(config),
+        "Augmentation": _describe_augment(config),
         "Length": f"{config.total_kimg:g} kimg, a tick each {config.kimg_per_tick:g} kimg",
         "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
         "Metrics": ", ".join(config.metrics) or "none",
@@ -402,6 +423,15 @@ def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> s
 def _describe_decoder(config: TrainingConfig) -> str:
     size = config.D.decoder_kernel
     return "none" if config.D.decoder_res is None else f"up to {config.D.decoder_res}, {size}x{size} convolutions"
+
+
+def _describe_augment(config: TrainingConfig) -> str:
+    augment = config.augment
+    if augment is None:
+        return "none"
+    if augment.mode == "fixed":
+        return f"{augment.pipe}, each transform with probability {augment.p:g}"
+    return f"{augment.pipe}, adapted to a mean sign of {augment.target:g} over {augment.ada_kimg:g} kimg"
 
 
 def launch(config: TrainingConfig, outdir: str, description: str) -> None:

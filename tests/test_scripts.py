@@ -62,7 +62,7 @@ def programs(commands):
 
 
 def test_scripts_parse():
-    for script in (*(ROOT / "train_scripts").glob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"):
+    for script in (*(ROOT / "train_scripts").rglob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"):
         subprocess.run(["bash", "-n", script], check=True)
 
 

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import train
 from dnnlib.util import UserError
-from training.config import from_json
+from training import presets
+from training.config import TrainingConfig, from_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
@@ -181,8 +184,12 @@ MISTAKES = [
     ("--cbase=8", "--cbase is 8"),
     ("--cmax=0", "--cmax is 0"),
     ("--map-depth=0", "--map-depth is 0"),
-    ("--aug=ada", "--aug=ada is not available"),
-    ("--aug=fixed", "--aug=fixed is not available"),
+    ("--aug=fixed", "--aug=fixed needs --p"),
+    ("--p=0.2", "--p is 0.2, but --aug=ada takes no strength"),
+    ("--aug=fixed --p=2", "--p is 2.0, expected 0 to 1"),
+    ("--aug=noaug --target=0.5", "--target is 0.5, but --aug=noaug adapts nothing"),
+    ("--target=2", "--target is 2.0, expected 0 to 1"),
+    ("--aug=noaug --augpipe=bg", "--augpipe is bg, but --aug is noaug"),
     ("--res-g=32", "--res-g is 32, expected a power of two from 4 to 16"),
     ("--res-g=6", "--res-g is 6"),
     ("--res-decoder=64", "--res-decoder is 64"),
@@ -237,6 +244,9 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, tmp_path, args, mess
         ("--batch=many", "Invalid value for '--batch'"),
         ("--mirror=maybe", "Invalid value for '--mirror'"),
         ("--recipe=mine", "Invalid value for '--recipe'"),
+        ("--aug=always", "Invalid value for '--aug'"),
+        ("--augpipe=all", "Invalid value for '--augpipe'"),
+        ("--recon-target=w", "Invalid value for '--recon-target'"),
         ("--reg_type=gan", "Invalid value for '--reg"),
         ("--nonsense=1", "No such option"),
     ],
@@ -276,7 +286,7 @@ def test_released_commands_resolve_to_the_released_settings(run):
     ours, _, _ = dry(run, "--method=glead", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
     assert options == ours
     star, _, _ = dry(run, *CHURCH_STAR, data="256", device="cuda")
-    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", data="256", device="cuda")
+    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
     assert star == ours
 
 
@@ -329,7 +339,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     config = resolved(
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
-        "--recipe=released",
+        "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
         "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--fp32=1", "--nhwc=1", "--nobench=1",
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl",
@@ -347,6 +357,154 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (config.G.map_depth, config.D.freeze_layers, config.D.architecture) == (4, 2, "orig")
     assert (config.cudnn_benchmark, config.allow_tf32, config.workers) == (False, True, 0)
     assert config.resume == "https://example.org/net.pkl"
+    assert (config.augment.mode, config.augment.target, config.augment.pipe) == ("ada", 0.7, "bgcfnc")
+    assert config.loss.recon_target == "input"
+    augment = resolved(run, runs, "--aug=fixed", "--p=0.3").augment
+    assert (augment.mode, augment.p, augment.pipe) == ("fixed", 0.3, "bgc")
+
+
+class Case(NamedTuple):
+    """An option of StyleGAN2-ADA's program: what it is without being said, what it does, what it refuses."""
+
+    read: Callable[[train.Arguments, TrainingConfig], Any]
+    default: Any                            # REQUIRED, or what `read` gives.
+    said: dict[str, Any]                    # What `read` gives, by arguments.
+    mistakes: dict[str, str]                # Message, by arguments.
+
+
+REQUIRED = "missing"
+INVALID = "Invalid value"
+STYLEGAN2_ADA = {
+    "--outdir": Case(lambda a, c: a.outdir, REQUIRED, {"--outdir=some": "some"}, {"--outdir=": "--outdir is empty"}),
+    "--gpus": Case(lambda a, c: c.num_gpus, 1, {"--gpus=8": 8, "--gpus=1": 1},
+                   {"--gpus=6": "--gpus is 6, expected a power of two", "--gpus=0": "--gpus is 0", "--gpus=x": INVALID,
+                    "--gpus=8 --device=cpu": "--gpus is 8, expected 1 on the CPU"}),
+    "--snap": Case(lambda a, c: c.snapshot_ticks, 50, {"--snap=5": 5, "--snap=0": 0}, {"--snap=-1": "--snap is -1"}),
+    "--metrics": Case(lambda a, c: c.metrics, ("fid50k_full",),
+                      {"--metrics=none": (), "--metrics=fid50k,fid50k_full": ("fid50k", "fid50k_full")},
+                      {"--metrics=fud": "unknown metric"}),
+    "--seed": Case(lambda a, c: (c.random_seed, c.dataset.random_seed), (0, 0), {"--seed=7": (7, 7)},
+                   {"--seed=-1": "--seed is -1", "--seed=0.5": INVALID}),
+    "--dry-run": Case(lambda a, c: a.dry_run, False, {"-n": True, "--dry-run": True, "--dry_run": True}, {}),
+    "--data": Case(lambda a, c: c.dataset.path, REQUIRED, {"--data=64": "64"},
+                   {"--data=nowhere": "can't open nowhere"}),
+    "--cond": Case(lambda a, c: (c.dataset.use_labels, c.dataset.label_dim), (False, 0),
+                   {"--cond=1 --data=32-labels": (True, 10), "--cond=no --data=32-labels": (False, 0)},
+                   {"--cond=1 --data=32": "--cond=true needs labels", "--cond=both": INVALID}),
+    "--subset": Case(lambda a, c: c.dataset.max_size, None, {"--subset=10": 10, "--subset=1000": None},
+                     {"--subset=1001": "--subset is 1001, expected 1 to 1000", "--subset=0": "--subset is 0"}),
+    "--mirror": Case(lambda a, c: c.dataset.xflip, False,
+                     {f"--mirror={word}": True for word in ("1", "true", "True", "yes", "on")}
+                     | {f"--mirror={word}": False for word in ("0", "false", "FALSE", "no", "off")},
+                     {"--mirror=maybe": INVALID}),
+    "--cfg": Case(lambda a, c: (c.preset, c.batch_size, c.G.map_depth), ("auto", 32, 2),
+                  {"--cfg=paper256": ("paper256", 64, 8), "--cfg=stylegan2": ("stylegan2", 32, 8)},
+                  {"--cfg=paper128": INVALID}),
+    "--gamma": Case(lambda a, c: c.loss.r1_gamma, 0.0002 * 32**2 / 32, {"--gamma=5": 5, "--gamma=0": 0},
+                    {"--gamma=-1": "--gamma is -1.0", "--gamma=inf": "--gamma is inf"}),
+    "--kimg": Case(lambda a, c: c.total_kimg, 25000, {"--kimg=100": 100, "--kimg=0.5": 0.5},
+                   {"--kimg=0": "--kimg is 0.0"}),
+    "--batch": Case(lambda a, c: c.batch_size, 32, {"--batch=48": 48, "--batch=8 --gpus=8": 8},
+                    {"--batch=0": "--batch is 0", "--batch=9 --gpus=2": "--batch is 9, expected at least 1 and"}),
+    "--aug": Case(lambda a, c: c.augment and c.augment.mode, "ada",
+                  {"--aug=noaug": None, "--aug=ada": "ada", "--aug=fixed --p=0.5": "fixed"},
+                  {"--aug=fixed": "--aug=fixed needs --p", "--aug=some": INVALID}),
+    "--p": Case(lambda a, c: c.augment.p, 0, {"--p=0.3 --aug=fixed": 0.3, "--p=0 --aug=fixed": 0},
+                {"--p=0.3": "--p is 0.3, but --aug=ada", "--p=1.1 --aug=fixed": "--p is 1.1, expected 0 to 1"}),
+    "--target": Case(lambda a, c: c.augment.target, 0.6, {"--target=0.5": 0.5, "--target=0": 0},
+                     {"--target=1.1": "--target is 1.1", "--target=0.5 --aug=noaug": "--target is 0.5, but --aug"}),
+    "--augpipe": Case(lambda a, c: c.augment.transforms, presets.PIPES["bgc"],
+                      {f"--augpipe={name}": transforms for name, transforms in presets.PIPES.items()},
+                      {"--augpipe=bgcx": INVALID, "--augpipe=bg --aug=noaug": "--augpipe is bg, but --aug is noaug"}),
+    "--resume": Case(lambda a, c: (c.resume, c.ema_rampup, c.augment.ada_kimg), (None, 0.05, 500),
+                     {"--resume=noresume": (None, 0.05, 500), "--resume=net.pkl": ("net.pkl", None, 100),
+                      "--resume=https://example.org/a.pkl": ("https://example.org/a.pkl", None, 100)}
+                     | {f"--resume={name}": (url, None, 100) for name, url in presets.RESUME_SOURCES.items()},
+                     {"--resume=missing.pkl": "--resume: no network at missing.pkl"}),
+    "--freezed": Case(lambda a, c: c.D.freeze_layers, 0, {"--freezed=3": 3, "--freezed=10": 10},
+                      {"--freezed=-1": "--freezed is -1", "--freezed=9999": "--freezed is 9999, expected at most 10"}),
+    "--fp32": Case(lambda a, c: [(net.num_fp16_res, net.conv_clamp) for net in (c.G, c.D)], [(4, 256)] * 2,
+                   {"--fp32=1": [(0, None)] * 2}, {"--fp32=half": INVALID}),
+    "--nhwc": Case(lambda a, c: (c.G.channels_last, c.D.channels_last), (False, False),
+                   {"--nhwc=true": (True, True)}, {}),
+    "--nobench": Case(lambda a, c: c.cudnn_benchmark, True, {"--nobench=true": False, "--nobench=0": True}, {}),
+    "--allow-tf32": Case(lambda a, c: c.allow_tf32, False, {"--allow-tf32=1": True, "--allow_tf32=true": True},
+                         {}),
+    "--workers": Case(lambda a, c: c.workers, 3, {"--workers=0": 0, "--workers=8": 8},
+                      {"--workers=-1": "--workers is -1", "--workers=5000": "--workers is 5000, expected at most"}),
+}
+
+
+def resolve_line(arguments):
+    """What a command line means, without validation against the machine."""
+    context = train.main.make_context("train.py", list(arguments))
+    arguments = train.parse(context.params)
+    dataset, _ = train.inspect_dataset(arguments)
+    return arguments, presets.resolve(arguments.options, dataset, device=train.choose_device(arguments))
+
+
+def test_every_option_of_stylegan2_ada_is_there():
+    names = {"outdir", "gpus", "snap", "metrics", "seed", "dry-run", "data", "cond", "subset", "mirror", "cfg", "gamma",
+             "kimg", "batch", "aug", "p", "target", "augpipe", "resume", "freezed", "fp32", "nhwc", "nobench",
+             "allow-tf32", "workers"}
+    assert STYLEGAN2_ADA.keys() == {f"--{name}" for name in names}
+    assert STYLEGAN2_ADA.keys() <= {opt for param in train.main.params for opt in param.opts}
+    assert "-n" in next(param for param in train.main.params if param.name == "dry_run").opts
+
+
+@pytest.mark.parametrize("option", STYLEGAN2_ADA)
+def test_options_of_stylegan2_ada(option):
+    case = STYLEGAN2_ADA[option]
+    required = ["--outdir=runs", "--data=32"]
+    if case.default is REQUIRED:
+        with pytest.raises(click.MissingParameter) as e:
+            resolve_line(argument for argument in required if not argument.startswith(option))
+        assert e.value.param.opts == [option]
+    else:
+        assert case.read(*resolve_line(required)) == case.default
+    for said, value in case.said.items():
+        assert case.read(*resolve_line(required + said.split())) == value, said
+
+
+@pytest.mark.parametrize("line", [line for case in STYLEGAN2_ADA.values() for line in case.mistakes])
+def test_mistakes_in_options_of_stylegan2_ada(run, runs, tmp_path, line):
+    (message,) = {case.mistakes[line] for case in STYLEGAN2_ADA.values() if line in case.mistakes}
+    device = [] if "--device" in line else ["--device=auto"]
+    result = run(*line.split(), *device)
+    assert result.exit_code == (2 if message is INVALID else 1)
+    start = f"Error: {message}" + (f" for '{line.partition('=')[0]}'" if message is INVALID else "")
+    assert result.stderr.splitlines()[-1].startswith(start)
+    assert not runs and not (tmp_path / "runs").exists()
+
+
+def test_images_are_read_once_all_else_is_fine(run, runs, monkeypatch):
+    def fail(self):
+        raise UserError("image 3 is broken")
+
+    monkeypatch.setattr(FakeDataset, "check", fail)
+    assert run("--gpus=8", "--device=cuda").stderr.startswith("Error: --gpus is 8")
+    assert run("--resume=missing.pkl").stderr.startswith("Error: --resume")
+    assert run("--dry-run").exit_code == 0
+    assert run().stderr == "Error: image 3 is broken\n" and not runs
+
+
+def test_the_last_of_a_repeated_option_counts(run, runs):
+    config = resolved(run, runs, "--kimg=5", "--aug=fixed", "--batch-gpu=4", "--kimg=7", "--aug=noaug", "--batch_gpu=8")
+    assert (config.total_kimg, config.augment, config.batch_gpu) == (7, None, 8)
+
+
+def test_a_dry_run_downloads_nothing(run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("looked at a network from elsewhere")
+
+    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", fail)
+    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual", fail)
+    monkeypatch.setattr(sys.modules["metrics.metric_main"], "check_detector", fail)
+    url = "https://example.org/net.pt"
+    for arguments in ((), ("--recipe=released", "--resume=ffhq256"), (f"--perceptual={url}", f"--detector={url}")):
+        assert dry(run, *arguments)[2] == ""
+    with pytest.raises(AssertionError, match="from elsewhere"):
+        CliRunner().invoke(train.main, ["--outdir=o", "--data=32", "-n", "--detector=net.pt"], catch_exceptions=False)
 
 
 def test_labels_are_left_alone_without_cond(run, runs):
@@ -403,7 +561,7 @@ def test_help_is_grouped_and_shows_defaults():
     result = CliRunner().invoke(train.main, ["--help"])
     assert result.exit_code == 0
     headings = [line for line in result.output.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 9
+    assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 10
     for option in train.main.params:
         assert option.opts[0] in result.output
     assert "[default: 1]" in result.output and max(map(len, result.output.splitlines())) <= 120

@@ -1,7 +1,8 @@
-# What the scripts share: finding Python, the virtual environment, running a command. Sourced, not run.
+# What the scripts share: Python and its environment, running a command, published settings. Sourced, not run.
 #
 # Environment:
 #   GLEAD_PYTHON  use this interpreter, which has all of requirements.txt, instead of making .venv.
+#   GLEAD_DATA    the folder of the prepared data sets; default: datasets, in the repository.
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -76,4 +77,94 @@ run() {
         printf 'Mend the cause, then start %s again: what is done is kept.\n' "$0" >&2
         exit "$status"
     fi
+}
+
+# Where the prepared data sets are, by the names that find_data knows.
+DATASETS=${GLEAD_DATA:-$REPO/datasets}
+
+# last_value NAME ARGUMENT...: print the value of the last --NAME=VALUE or --NAME VALUE; fail where there is none.
+last_value() {
+    local name=--$1 argument previous='' value='' status=1
+    shift
+    for argument in "$@"; do
+        if [[ $argument == "$name"=* ]]; then
+            value=${argument#*=} status=0
+        elif [[ $previous == "$name" ]]; then
+            value=$argument status=0
+        fi
+        previous=$argument
+    done
+    printf '%s\n' "$value"
+    return "$status"
+}
+
+# If --help is among the arguments, print the comment at the top of the script that was started and what is said about
+# all scripts, and exit.
+offer_help() {
+    local argument
+    for argument in "$@"; do
+        if [[ $argument == -h || $argument == --help ]]; then
+            sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+            printf '\nEnvironment: GLEAD_DATA = folder of the prepared data sets  [default: %s]\n' "$REPO/datasets"
+            printf '%13sGLEAD_PYTHON = interpreter that has the packages of requirements.txt, instead of .venv\n' ''
+            exit 0
+        fi
+    done
+}
+
+# run_python ARGUMENT...: show the command, then become it.
+run_python() {
+    printf '$' >&2
+    printf ' %q' "$PYTHON" "$@" >&2
+    printf '\n' >&2
+    exec "$PYTHON" "$@"
+}
+
+# find_data NAME SCRIPT: print where the data set is, a zip or a folder; name the script that makes it if it is missing.
+find_data() {
+    local path
+    for path in "$DATASETS/$1.zip" "$DATASETS/$1"; do
+        if [[ -e $path ]]; then
+            printf '%s\n' "$path"
+            return
+        fi
+    done
+    die "No data set at $DATASETS/$1.zip: make it with 'bash train_scripts/data/$2.sh --source=DOWNLOAD'," \
+        'or say where it is: --data=PATH for this one, GLEAD_DATA=FOLDER for all.'
+}
+
+# train DATASET ARGUMENT...: train.py with what all published runs on DATASET share, then the arguments: later ones win.
+train() {
+    local name=$1 made_by=$1 settings data
+    shift
+    offer_help "$@"
+    case $name in
+        ffhq256) made_by=ffhq settings=(--cfg=paper256 --gpus=8 --aug=noaug --mirror=true --kimg=25000
+            --metrics=fid50k_full,pr50k3_full) ;;
+        church256) made_by=lsun-church settings=(--cfg=paper256 --gpus=8 --aug=noaug --mirror=false --kimg=50000
+            --metrics=fid50k_full,pr50k3_full) ;;
+        bedroom256) made_by=lsun-bedroom settings=(--cfg=paper256 --gpus=8 --aug=noaug --mirror=false --kimg=50000
+            --metrics=fid50k,pr50k3) ;;
+        cifar10) settings=(--cfg=cifar --gpus=2 --aug=ada --cond=false --mirror=false --kimg=100000
+            --metrics=fid50k_full,is50k) ;;
+        afhqcat512 | afhqdog512 | afhqwild512) made_by=${name/afhq/afhq-} made_by=${made_by%512}
+            settings=(--cfg=paper512 --gpus=8 --aug=ada --mirror=true --kimg=25000
+            --metrics=fid50k_full,pr50k3_full) ;;
+        *) die "common.sh knows no data set named $name" ;;
+    esac
+    data=$(last_value data "$@") || data=$(find_data "$name" "$made_by")
+    setup_python
+    run_python "$REPO/train.py" --outdir="$REPO/runs" --data="$data" "${settings[@]}" "$@"
+}
+
+# prepare NAME DOWNLOAD ARGUMENT...: dataset_tool.py with these arguments makes the data set $DATASETS/NAME.
+prepare() {
+    local name=$1 download=$2 source
+    shift 2
+    offer_help "$@"
+    source=$(last_value source "$@") || die "--source is missing: give the path of $download"
+    [[ -e $source ]] || die "--source=$source: there is no such file or folder"
+    setup_python
+    last_value dest "$@" >/dev/null || mkdir -p "$DATASETS"
+    run_python "$REPO/dataset_tool.py" --dest="$DATASETS/$name" "$@"
 }

@@ -116,8 +116,8 @@ step "$DIR/detector.pt" 'Train the detector, in whose features samples are score
 
 find_snapshot
 step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images" \
-    "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --data="$IMAGES" --kimg="$KIMG" \
-    --perceptual="$DIR/perceptual.pt" --detector="$DIR/detector.pt" --metrics="$METRIC"
+    "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --aug=noaug --data="$IMAGES" \
+    --kimg="$KIMG" --perceptual="$DIR/perceptual.pt" --detector="$DIR/detector.pt" --metrics="$METRIC"
 find_snapshot
 [[ -n $SNAPSHOT ]] || die "train.py left no snapshot of $KIMG kimg under $DIR/runs: see the log.txt there"
 RUN=$(dirname "$SNAPSHOT")

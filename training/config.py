@@ -16,6 +16,13 @@ Method = Literal["stylegan2", "ggdr", "glead", "glead+ggdr"]
 Recipe = Literal["paper", "released"]
 Distance = Literal["perceptual", "mse", "cosine"]
 
+Transform = Literal[  # Of the augmentation pipe.
+    "xflip", "rotate90", "xint",                                            # Pixel blitting.
+    "scale", "rotate", "aniso", "xfrac",                                    # General geometry.
+    "brightness", "contrast", "lumaflip", "hue", "saturation",              # Colour.
+    "imgfilter", "noise", "cutout",
+]
+
 LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}  # As the released GLeaD program calls them.
 
 
@@ -79,6 +86,20 @@ class LossConfig:
     fake_task: TaskConfig | None = None
     feature_res: int | None = None      # Resolution of the features that a "feature" task compares.
     real_task_in_dreg: bool = False     # The released program repeats the real task in the lazy R1 phase.
+    recon_target: Literal["input", "clean"] = "input"   # G rebuilds what D was shown, or the image before augmentation.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What happens to the images before D sees them (Karras et al., NeurIPS 2020)."""
+
+    pipe: str                                       # Name of the set of transforms, such as "bgc".
+    transforms: tuple[Transform, ...]               # Each at strength 1.
+    mode: Literal["ada", "fixed"]                   # Adapt p so that the sign statistic reaches its target, or keep p.
+    p: float                                        # Probability of each transform; with "ada", the initial one.
+    target: float | None                            # Of the sign statistic, mean sign(D(real)); None with "fixed".
+    ada_kimg: float = 500                           # So many thousand images take p from 0 to 1.
+    interval: int = 4                               # Iterations between adjustments of p.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,7 @@ class TrainingConfig:
     loss: LossConfig
     G_opt: OptimizerConfig
     D_opt: OptimizerConfig
+    augment: AugmentConfig | None = None        # None = D sees the images as they are.
     perceptual: str | None                      # Name, path or URL of the perceptual net; None = no task needs one.
     total_kimg: float
     batch_size: int                             # Images per iteration, over all GPUs.
@@ -203,6 +225,11 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
     return kwargs
 
 
+def augment_kwargs(config: TrainingConfig) -> dict[str, int]:
+    """Arguments of `training.augment.AugmentPipe`: the strength of each transform; empty without augmentation."""
+    return {} if config.augment is None else dict.fromkeys(config.augment.transforms, 1)
+
+
 def _channels(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
     return {name: getattr(net, name) for name in ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")}
 
@@ -250,7 +277,21 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
     }
     if config.resume is not None:
         options["resume_pkl"] = config.resume
+    options |= _augment_options(config)
     return options | {"config": to_json(config)}
+
+
+def _augment_options(config: TrainingConfig) -> dict[str, Any]:
+    """As StyleGAN2-ADA's program, which leaves out what is at its default of 0 or 500."""
+    augment = config.augment
+    if augment is None:
+        return {}
+    options = {"augment_kwargs": {"class_name": "training.augment.AugmentPipe", **augment_kwargs(config)}}
+    if augment.mode == "fixed":
+        return options | {"augment_p": augment.p}
+    default = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}["ada_kimg"]
+    options |= {"ada_target": augment.target}
+    return options if augment.ada_kimg == default else options | {"ada_kimg": augment.ada_kimg}
 
 
 def _data_loader_kwargs(config: TrainingConfig) -> dict[str, Any]:
@@ -293,6 +334,19 @@ def validate(config: TrainingConfig) -> None:
     _validate_batch(config)
     _validate_networks(config)
     _validate_tasks(config)
+    _validate_augment(config)
+
+
+def count_freezable_layers(architecture: str, resolution: int) -> int:
+    """How many of D's layers, counted from the image on, FreezeD can leave as they are: all but those of 4x4.
+
+    Each block has two convolutions; "resnet" adds one beside them, "skip" a layer that reads the image. The others
+    read it in the first block alone.
+    """
+    blocks = resolution.bit_length() - 3  # From the image's resolution down to 8x8.
+    if blocks == 0:
+        return 0
+    return {"orig": 2 * blocks + 1, "resnet": 3 * blocks + 1, "skip": 3 * blocks}[architecture]
 
 
 def validate_gpus(num_gpus: int) -> None:
@@ -326,7 +380,7 @@ def _validate_numbers(config: TrainingConfig) -> None:
     )
     at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
                ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
-               ("--decoder-kernel", config.D.decoder_kernel, 15))
+               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024))
     for option, value, high in at_most:
         _expect(value <= high, option, value, f"at most {high}")
     for option, value, low, inclusive in at_least:
@@ -357,6 +411,9 @@ def _validate_networks(config: TrainingConfig) -> None:
     _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
     for net in (config.G, D):
         _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
+    layers = count_freezable_layers(D.architecture, res)
+    _expect(D.freeze_layers <= layers, "--freezed", D.freeze_layers,
+            f"at most {layers}, the layers of D above 4x4 for images of {res}x{res}")
     if D.decoder_res is not None:
         ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
         option = "--res-decoder" if D.heads else "--ggdr-res"
@@ -386,3 +443,16 @@ def _validate_tasks(config: TrainingConfig) -> None:
         raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
     if config.D.res_g == 1 and config.method == "glead+ggdr":
         raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")
+
+
+def _validate_augment(config: TrainingConfig) -> None:
+    augment = config.augment
+    if augment is None:
+        return
+    _expect(0 <= augment.p <= 1, "--p", augment.p, "0 to 1")
+    _expect(math.isfinite(augment.ada_kimg) and augment.ada_kimg > 0, "ADA kimg", augment.ada_kimg, "more than 0")
+    _expect(augment.interval >= 1, "the interval of ADA", augment.interval, "at least 1")
+    if augment.mode == "ada":
+        _expect(augment.target is not None and 0 <= augment.target <= 1, "--target", augment.target, "0 to 1")
+    else:
+        _expect(augment.target is None, "--target", augment.target, "none with --aug=fixed")

@@ -12,12 +12,13 @@ from torch.nn.functional import softplus
 
 from torch_utils import training_stats
 
+from .augment import AugmentOutput
 from .config import LossConfig
 from .networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput
 from .tasks import Shown, Task
 
 Tensor = torch.Tensor
-Augment = Callable[..., tuple]  # (img, states) -> (img, states), one random transform per image.
+Augment = Callable[[Tensor, dict[int, Tensor]], AugmentOutput]  # Of images and G's feature maps; see `AugmentPipe.run`.
 
 
 class Batch(NamedTuple):
@@ -40,7 +41,8 @@ class StyleGAN2Loss:
         config: LossConfig,
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
-        augment: Augment | None = None,
+        augment: Augment | None = None,                         # What happens to all images before D sees them.
+        observe_real: Callable[[Tensor], None] | None = None,   # Is told D's logits of real images.
     ):
         self.G = G
         self.D = D
@@ -48,6 +50,7 @@ class StyleGAN2Loss:
         self.real_tasks = real_tasks
         self.fake_tasks = fake_tasks
         self.augment = augment
+        self.observe_real = observe_real
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
 
     # Phases.
@@ -124,10 +127,11 @@ class StyleGAN2Loss:
         return self.G.synthesis.run(self._map(z, c), keep=keep)
 
     def _shown(self, img: Tensor, states: dict | None = None) -> Shown:
+        states = states or {}
         if self.augment is None:
-            return Shown(img, img, states or {})
-        shown, states = self.augment(img, states or {})
-        return Shown(shown, img, states)
+            return Shown(img, img, states)
+        out = self.augment(img, {res: state.x for res, state in states.items()})
+        return Shown(out.images, img, {res: state._replace(x=out.maps[res]) for res, state in states.items()})
 
     def _run_d(self, shown: Shown, c: Tensor, tasks: Sequence[Task]) -> DiscriminatorOutput:
         if tasks:
@@ -145,3 +149,5 @@ class StyleGAN2Loss:
     def _report_scores(self, kind: str, logits: Tensor) -> None:
         training_stats.report(f"Loss/scores/{kind}", logits)
         training_stats.report(f"Loss/signs/{kind}", logits.sign())
+        if kind == "real" and self.observe_real is not None:
+            self.observe_real(logits)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from dnnlib.util import UserError
 from training.config import (
     LEGACY_DISTANCES,
+    AugmentConfig,
     DatasetConfig,
     DiscriminatorConfig,
     Distance,
@@ -18,6 +19,7 @@ from training.config import (
     Recipe,
     TaskConfig,
     TrainingConfig,
+    Transform,
     validate,
     validate_gpus,
 )
@@ -71,6 +73,29 @@ _ROWS = {
 }
 PRESETS = {name: Preset(*row) for name, row in _ROWS.items()}
 
+# Sets of transforms: ADA paper, Sections 2.3 and 2.4, which settle on bgc.
+_BLIT: tuple[Transform, ...] = ("xflip", "rotate90", "xint")
+_GEOM: tuple[Transform, ...] = ("scale", "rotate", "aniso", "xfrac")
+_COLOR: tuple[Transform, ...] = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+_FILTER: tuple[Transform, ...] = ("imgfilter",)
+_NOISE: tuple[Transform, ...] = ("noise",)
+_CUTOUT: tuple[Transform, ...] = ("cutout",)
+PIPES = {
+    "blit":   _BLIT,
+    "geom":   _GEOM,
+    "color":  _COLOR,
+    "filter": _FILTER,
+    "noise":  _NOISE,
+    "cutout": _CUTOUT,
+    "bg":     _BLIT + _GEOM,
+    "bgc":    _BLIT + _GEOM + _COLOR,
+    "bgcf":   _BLIT + _GEOM + _COLOR + _FILTER,
+    "bgcfn":  _BLIT + _GEOM + _COLOR + _FILTER + _NOISE,
+    "bgcfnc": _BLIT + _GEOM + _COLOR + _FILTER + _NOISE + _CUTOUT,
+}
+ADA_TARGET = 0.6            # Of the sign statistic: ADA paper, Section 3.
+ADA_KIMG_TRANSFER = 100     # ADA's program adapts faster when it starts from a trained network; 500 otherwise.
+
 # StyleGAN2-ADA's source networks for transfer learning, by the names that its --resume takes.
 _SOURCE_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
 RESUME_SOURCES = {
@@ -84,6 +109,7 @@ RESUME_SOURCES = {
 LAMBDA_REAL = 10.0          # GLeaD Eq. 7, lambda 1 (Table 2).
 LAMBDA_FAKE = 3.0           # GLeaD Eq. 7, lambda 2 (Table 2).
 LAMBDA_FEATURE = 10.0       # GGDR's weight of the cosine distance; also in GLeaD's "Ours*".
+RECON_TARGET = {"paper": "input", "released": "clean"}
 PERCEPTUAL = {"paper": "lpips-vgg", "released": "lpips-alex"}
 
 
@@ -94,7 +120,11 @@ class Options:
     preset: str = "auto"
     method: Method = "glead"
     recipe: Recipe = "paper"
-    aug: Literal["noaug", "ada", "fixed"] | None = None
+    aug: Literal["noaug", "ada", "fixed"] | None = None     # None = ada, and not named in the run's description.
+    p: float | None = None
+    target: float | None = None
+    augpipe: str | None = None
+    recon_target: Literal["input", "clean"] | None = None
     lambda_real: float | None = None
     lambda_fake: float | None = None
     distance_real: Distance | None = None
@@ -180,8 +210,6 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
     """
     if options.preset not in PRESETS:
         raise UserError(f"--cfg is {options.preset}, expected one of {', '.join(PRESETS)}")
-    if options.aug in ("ada", "fixed"):
-        raise UserError(f"--aug={options.aug} is not available in this version: say --aug=noaug, or leave it out")
     validate_gpus(options.num_gpus)
     preset = auto_preset(PRESETS[options.preset], dataset.resolution, options.num_gpus)
     resume = None if options.resume == "noresume" else RESUME_SOURCES.get(options.resume or "", options.resume)
@@ -198,6 +226,7 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         loss=loss,
         G_opt=OptimizerConfig(lr=preset.lr),
         D_opt=OptimizerConfig(lr=preset.lr),
+        augment=_augment(options, transfer=resume is not None),
         perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
         total_kimg=_given(options.total_kimg, preset.total_kimg),
         batch_size=_given(options.batch_size, preset.batch_size),
@@ -296,6 +325,34 @@ def _loss(options: Options, preset: Preset, resolution: int) -> LossConfig:
         fake_task=fake_task,
         feature_res=feature_res,
         real_task_in_dreg=options.recipe == "released" and real_task is not None,
+        recon_target=_given(options.recon_target, RECON_TARGET[options.recipe]),
+    )
+
+
+def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
+    """What --aug, --p, --target and --augpipe mean together."""
+    aug = _given(options.aug, "ada")
+    if options.p is not None and aug != "fixed":
+        raise UserError(f"--p is {options.p:g}, but --aug={aug} takes no strength: say --aug=fixed, or leave out --p")
+    if options.target is not None and aug != "ada":
+        raise UserError(f"--target is {options.target:g}, but --aug={aug} adapts nothing: say --aug=ada, or leave out "
+                        "--target")
+    if options.augpipe is not None and aug == "noaug":
+        raise UserError(f"--augpipe is {options.augpipe}, but --aug is noaug: leave out one of them")
+    if aug == "noaug":
+        return None
+    if aug == "fixed" and options.p is None:
+        raise UserError("--aug=fixed needs --p, the probability of each augmentation, from 0 to 1")
+    pipe = _given(options.augpipe, "bgc")
+    if pipe not in PIPES:
+        raise UserError(f"--augpipe is {pipe}, expected one of {', '.join(PIPES)}")
+    return AugmentConfig(
+        pipe=pipe,
+        transforms=PIPES[pipe],
+        mode=aug,
+        p=_given(options.p, 0.0),
+        target=_given(options.target, ADA_TARGET) if aug == "ada" else None,
+        **({"ada_kimg": ADA_KIMG_TRANSFER} if transfer and aug == "ada" else {}),
     )
 
 
@@ -313,10 +370,11 @@ _TASK_OPTIONS = {  # Option names, by the field of Options; the second is the na
     "decoder_kernel": "--decoder-kernel (--decoder_conv_kernel_size)",
     "ggdr_res":       "--ggdr-res",
     "perceptual":     "--perceptual",
+    "recon_target":   "--recon-target",
 }
 _WITHOUT_EFFECT = {
     "stylegan2":  tuple(_TASK_OPTIONS),
-    "ggdr":       ("lambda_real", "distance_real", "res_g", "decoder_res", "perceptual"),
+    "ggdr":       ("lambda_real", "distance_real", "res_g", "decoder_res", "perceptual", "recon_target"),
     "glead":      ("ggdr_res",),
     "glead+ggdr": ("ggdr_res",),
 }
@@ -337,6 +395,12 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
                 lines.append(f"--reg_loss_{images} has no effect where --lambda-{images} is 0")
         if options.perceptual is not None and config.perceptual is None:
             lines.append("--perceptual has no effect: no task of D compares images by a perceptual net")
+        if options.recon_target is not None:
+            tasks = (config.loss.real_task, config.loss.fake_task)
+            if all(task is None or task.kind == "feature" for task in tasks):
+                lines.append("--recon-target has no effect: G rebuilds no images")
+            elif config.augment is None:
+                lines.append("--recon-target has no effect with --aug=noaug")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
     return lines
@@ -353,6 +417,9 @@ def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str
     for name, value in (("gamma", options.r1_gamma), ("kimg", options.total_kimg), ("batch", options.batch_size)):
         parts += [name + f"{value:.6f}".rstrip("0").rstrip(".")] if value is not None else []
     parts += [options.aug] if options.aug is not None else []
+    parts += [f"p{options.p:g}"] if options.p is not None else []
+    parts += [f"target{options.target:g}"] if options.target is not None else []
+    parts += [options.augpipe] if options.augpipe is not None else []
     parts += _describe_method(options, config)
     if options.resume is not None:
         known = options.resume in RESUME_SOURCES
@@ -375,6 +442,7 @@ def _describe_method(options: Options, config: TrainingConfig) -> list[str]:
                 parts += [f"{images}_{target}_{LEGACY_DISTANCES[task.distance]}{float(task.weight)}"]
         parts += [f"dconvks{D.decoder_kernel}"]
         parts += [config.recipe] if config.recipe != "paper" else []
+        parts += [f"target_{options.recon_target}"] if options.recon_target is not None else []
         if options.perceptual is not None and config.perceptual is not None:
             parts += [os.path.splitext(os.path.basename(options.perceptual))[0]]
     return parts

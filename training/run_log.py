@@ -39,10 +39,10 @@ class RunLog:
             self._stats_file = open(run_dir / "stats.jsonl", "at", encoding="utf-8")
             self._tensorboard = SummaryWriter(run_dir)
 
-    def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]]) -> None:
+    def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
         self._tick_end = time.monotonic()
-        fields = self._measure(progress)
+        fields = self._measure(progress) | {"Progress/augment": augment_p}  # strength of augmentation
         self._record = {**stats, **_constants(fields)}
         f = fields
         left_sec = (self.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
@@ -63,7 +63,6 @@ class RunLog:
         return {
             "Progress/tick": progress.tick,
             "Progress/kimg": progress.nimg / 1000,
-            "Progress/augment": 0.0,  # Strength of adaptive augmentation.
             "Timing/total_sec": total_sec,
             "Timing/total_hours": total_sec / 3600,
             "Timing/total_days": total_sec / 86400,

@@ -103,8 +103,7 @@ def save_networks(
 ) -> Path:
     """Write `network-snapshot-KKKKKK.pkl` (K = kimg) and return its path."""
     path = Path(run_dir, f"network-snapshot-{nimg // 1000:06d}.pkl")
-    content = dict(G=networks["G"], D=networks["D"], G_ema=networks["G_ema"], augment_pipe=None)
-    save_network_pkl(path, dict(content, training_set_kwargs=training_set_kwargs))
+    save_network_pkl(path, dict(networks, training_set_kwargs=training_set_kwargs))
     return path
 
 

@@ -20,7 +20,7 @@ class Shown(NamedTuple):
 
     img: Tensor                         # After augmentation, as D saw them [N, C, R, R].
     clean: Tensor                       # Before augmentation.
-    states: dict[int, SynthesisState]   # Of G, by resolution, augmented like `img`; empty for real images.
+    states: dict[int, SynthesisState]   # Of G, by resolution, feature maps warped like `img`; empty for real images.
 
 
 class Task(Protocol):
@@ -98,7 +98,8 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
             return []
         if task.kind == "feature":
             return [FeatureMatching(res=config.loss.feature_res, weight=task.weight)]
-        return [ImageReconstruction(G=G, res_g=config.D.res_g, distance=distance(task.distance), weight=task.weight)]
+        return [ImageReconstruction(G=G, res_g=config.D.res_g, distance=distance(task.distance), weight=task.weight,
+                                    target=config.loss.recon_target)]
 
     return build(config.loss.real_task), build(config.loss.fake_task)
 

@@ -15,6 +15,7 @@ from torch_utils import distributed, training_stats
 from torch_utils.network_pickle import read_network_pickle
 
 from . import snapshot
+from .ada import build_augmentation
 from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
 from .dataset import BatchLoader, ImageFolderDataset, TrainingOrder
 from .ema import ema_beta, update_ema
@@ -88,7 +89,11 @@ class Trainer:
         if c.resume is not None:
             self._start_from(c.resume)
         real_tasks, fake_tasks = build_tasks(c, self.G)
-        self.loss = StyleGAN2Loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
+        self.augment_pipe, self.ada = build_augmentation(c, self.device)
+        self.loss = StyleGAN2Loss(
+            self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks,
+            augment=self.augment_pipe and self.augment_pipe.run, observe_real=self.ada and self.ada.observe,
+        )
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)
         counts = {n: sum(p.numel() for p in getattr(self, n).parameters()) / 1e6 for n in ("G", "D")}
@@ -163,6 +168,8 @@ class Trainer:
         training_stats.report("Progress/nonfinite_gradients", self.guard.end_iteration())
         self.progress.nimg += c.batch_size
         self.progress.iteration += 1
+        if self.ada is not None and self.progress.iteration % c.augment.interval == 0:
+            self.ada.adjust()
         if self.progress.iteration % _CHECK_INTERVAL == 0:
             self._check_gradients()
 
@@ -203,7 +210,8 @@ class Trainer:
     def maintain(self, stop: StopRequest, *, done: bool) -> None:
         """End a tick: status line, grids, pickle, metrics, statistics."""
         c, progress = self.config, self.progress
-        self.log.end_tick(progress, training_stats.collect())
+        strength = 0.0 if self.augment_pipe is None else float(self.augment_pipe.p)
+        self.log.end_tick(progress, training_stats.collect(), augment_p=strength)
         if done or (c.snapshot_ticks and progress.tick % c.snapshot_ticks == 0):
             self._write_snapshot()
             with stop.at_once():  # weights are safe by now, and metrics take long
@@ -234,8 +242,8 @@ class Trainer:
             path = self.run_dir / f"reconstructions{kimg}.png"
             snapshot.save_reconstructions(path, self.G, self.G_ema, self.D, self.grid, res_g=c.D.res_g)
         self.saved = snapshot.save_networks(
-            self.run_dir, nimg=self.progress.nimg, networks=dict(G=self.G, D=self.D, G_ema=self.G_ema),
-            training_set_kwargs=to_legacy_kwargs(c)["training_set_kwargs"],
+            self.run_dir, nimg=self.progress.nimg, training_set_kwargs=to_legacy_kwargs(c)["training_set_kwargs"],
+            networks=dict(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe),
         )
 
     def save(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from dnnlib.util import UserError
 from training import config as configs
 from training.config import DatasetConfig, from_json, to_json, validate
+from training.networks import Conv2dLayer, Discriminator
 from training.presets import Options, resolve
 
 
@@ -36,7 +37,10 @@ def make(resolution=32, device="cpu", data=None, **said):
         ({"workers": -1}, "--workers is -1"),
         ({"random_seed": -1}, "--seed is -1"),
         ({"random_seed": 2**31}, "--seed is 2147483648, expected less than"),
+        ({"workers": 9999}, "--workers is 9999, expected at most 1024"),
         ({"freeze_layers": -1}, "--freezed is -1"),
+        ({"freeze_layers": 11}, "--freezed is 11, expected at most 10, the layers of D above 4x4 for images of 32x32"),
+        ({"freeze_layers": 8, "preset": "cifar"}, "--freezed is 8, expected at most 7"),
         ({"map_depth": 0}, "--map-depth is 0"),
         ({"channel_max": 0}, "--cmax is 0"),
         ({"channel_base": 16}, "--cbase is 16, expected at least 32"),
@@ -78,6 +82,7 @@ def test_mistakes_name_the_option_and_what_was_expected(said, start):
         {"snapshot_ticks": 0},
         {"r1_gamma": 0.0},
         {"workers": 0},
+        {"freeze_layers": 10},
     ],
 )
 def test_limits_that_are_allowed(said):
@@ -118,8 +123,34 @@ def test_network_arguments():
     assert configs.discriminator_kwargs(make(method="ggdr"))["decoder_res"] == 8
 
 
+@pytest.mark.parametrize("architecture", ["orig", "skip", "resnet"])
+@pytest.mark.parametrize("resolution", [4, 8, 64])
+def test_layers_that_can_be_frozen_are_those_of_the_network(architecture, resolution):
+    D = Discriminator(c_dim=0, img_resolution=resolution, img_channels=3, channel_base=64, architecture=architecture)
+    layers = [m for name, m in D.named_modules() if isinstance(m, Conv2dLayer) and not name.startswith("b4.")]
+    assert configs.count_freezable_layers(architecture, resolution) == len(layers)
+
+
 def test_legacy_options_without_workers_suit_the_data_loader():
     assert configs.to_legacy_kwargs(make(workers=0))["data_loader_kwargs"] == {"pin_memory": False, "num_workers": 0}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"p": 2.0}, "--p is 2.0, expected 0 to 1"),
+        ({"target": None}, "--target is None, expected 0 to 1"),
+        ({"mode": "fixed"}, "--target is 0.6, expected none with --aug=fixed"),
+        ({"ada_kimg": 0.0}, "ADA kimg is 0.0, expected more than 0"),
+        ({"ada_kimg": math.inf}, "ADA kimg is inf"),
+        ({"interval": 0}, "the interval of ADA is 0, expected at least 1"),
+    ],
+)
+def test_validation_of_augmentation(changes, message):
+    config = make()
+    with pytest.raises(UserError) as e:
+        validate(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **changes)))
+    assert str(e.value).startswith(message)
 
 
 def edited(**changes):
@@ -136,6 +167,7 @@ def edited(**changes):
         (edited(batch_size="8"), "config.batch_size is '8', expected int"),
         (edited(batch_size=True), "config.batch_size is True, expected int"),
         (edited(metrics="fid50k"), "config.metrics is 'fid50k'"),
+        (edited(augment={**to_json(make())["augment"], "transforms": ["blur"]}), "config.augment.transforms is 'blur'"),
         (edited(G=None), "config.G is None, expected an object with the fields of GeneratorConfig"),
         (edited(loss={**to_json(make())["loss"], "r1_gamma": None}), "config.loss.r1_gamma is None, expected float"),
     ],
@@ -148,5 +180,5 @@ def test_json_that_is_no_configuration(data, message):
 
 def test_json_of_a_version_with_fewer_options():
     data = to_json(make())
-    del data["allow_tf32"], data["D"]["decoder_kernel"]
-    assert from_json(data) == make()
+    del data["allow_tf32"], data["D"]["decoder_kernel"], data["augment"], data["loss"]["recon_target"]
+    assert from_json(data) == make(aug="noaug")

@@ -6,6 +6,7 @@ import torch
 
 from lpips_small import small_lpips
 from torch_utils import training_stats
+from training.augment import AugmentOutput
 from training.config import LossConfig
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, DiscriminatorOutput, Generator
@@ -321,7 +322,7 @@ def test_reconstruction_target_under_augmentation(target):
     distance = Target()
     task = ImageReconstruction(G=G, res_g=8, distance=distance, weight=10, target=target)
     loss = StyleGAN2Loss(G, D, config=LossConfig(r1_gamma=1), real_tasks=[task],
-                         augment=lambda img, states: (img.flip(3), states))
+                         augment=lambda img, maps: AugmentOutput(img.flip(3), maps))
     data = tiny_batch()
     list(loss.d_main(data))
     expected = data.real_img.flip(3) if target == "input" else data.real_img

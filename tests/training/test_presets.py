@@ -2,14 +2,26 @@
 
 import dataclasses
 import json
+import math
 import os
+import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dnnlib.util import UserError
 from training import presets
-from training.config import DatasetConfig, TaskConfig, from_json, to_json, to_legacy_kwargs
+from training.config import (
+    AugmentConfig,
+    DatasetConfig,
+    TaskConfig,
+    Transform,
+    augment_kwargs,
+    from_json,
+    to_json,
+    to_legacy_kwargs,
+)
 from training.presets import Options, describe, resolve, warnings
 
 SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
@@ -38,17 +50,18 @@ CONFIGS = [
     for program in ("sg2", "ggdr", "glead")
     for key, published in golden(program)["configs"].items()
 ]
-# These say nothing about what is built here: augmentation comes as a part of its own, one program has a site's switch.
-NOT_OURS = ("ada_target", "augment_p", "augment_kwargs", "ada_kimg", "use_nsml")
+NOT_OURS = ("use_nsml",)  # A switch for one site.
+AUGMENTATION = ("ada_target", "augment_p", "augment_kwargs", "ada_kimg")
 
 
 def comparable(legacy, published):
     """Ours without the keys that the published options lack, in their spelling."""
-    ours = {name: value for name, value in legacy.items() if name in published}
+    ours = {name: value for name, value in legacy.items() if name in published or name in AUGMENTATION}
     ours["training_set_kwargs"] = dict(ours["training_set_kwargs"])
     if ours["training_set_kwargs"]["max_size"] is None:
         ours["training_set_kwargs"]["max_size"] = 1000  # all images of the data set of the golden runs
-    for kwargs in ("G_kwargs", "D_kwargs", "loss_kwargs"):  # one file holds all methods here
+    for kwargs in {"G_kwargs", "D_kwargs", "loss_kwargs", "augment_kwargs"} & ours.keys() & published.keys():
+        # One file holds all methods here, one class all augmentation.
         ours[kwargs] = {**ours[kwargs], "class_name": published[kwargs]["class_name"]}
     if published["D_kwargs"]["class_name"] == "training.networks_ggdr.Discriminator":
         assert ours["D_kwargs"].pop("decoder_conv_kernel_size") == 1  # fixed in that program
@@ -76,6 +89,8 @@ def test_golden_configs(program, key, published):
 
 OPTIONS = {
     "noaug": ({"aug": "noaug"}, {}),
+    "fixed_p": ({"aug": "fixed", "p": 0.3, "augpipe": "bgcfnc"}, {}),
+    "ada_target": ({"target": 0.7}, {}),
     "gamma_kimg_batch": ({"r1_gamma": 5.0, "total_kimg": 123, "batch_size": 16}, {}),
     "mirror_cond_subset": (
         {"random_seed": 4},
@@ -105,30 +120,98 @@ def test_golden_options(program, name):
         assert sorted(words.split("-")) == sorted(published["desc"].split("-"))
 
 
+ERRORS = ("bad_gpus", "bad_batch", "fixed_without_p")
+
+
 @needs_golden
-@pytest.mark.parametrize("name", ["bad_gpus", "bad_batch"])
+@pytest.mark.parametrize("name", ERRORS)
 def test_golden_errors(name):
     published = golden("sg2")["options"][name]
     names = {"gpus": "num_gpus", "batch": "batch_size"}
-    said = {"num_gpus": 8} | {names[option]: value for option, value in published["kwargs"].items()}
+    said = {"num_gpus": 8} | {names.get(option, option): value for option, value in published["kwargs"].items()}
     with pytest.raises(UserError) as e:
         resolve(Options(preset="paper256", **said), dataset(), device="cuda")
     option = published["error"].split()[1]
     assert str(e.value).startswith(option)
 
 
-def test_every_golden_option_is_either_tested_or_about_augmentation():
-    if not golden("sg2")["options"]:
-        pytest.skip("no golden numbers: set GLEAD_SHARED")
-    untested = golden("sg2")["options"].keys() - OPTIONS.keys() - {"bad_gpus", "bad_batch"}
-    assert untested == {"fixed_p", "ada_target", "fixed_without_p"}
+@needs_golden
+@pytest.mark.parametrize("program", ["sg2", "ggdr", "glead"])
+def test_every_golden_option_is_tested(program):
+    assert golden(program)["options"].keys() == {*OPTIONS, *ERRORS}
+
+
+@needs_golden
+def test_golden_pipes():
+    meta = json.loads(str(np.load(SHARED / "golden/augment/pipes.npz")["meta"]))
+    assert meta["specs"]
+    for name, strengths in meta["specs"].items():
+        options = Options(aug="fixed", p=1.0, augpipe=name)
+        assert augment_kwargs(resolve(options, dataset(), device="cuda")) == strengths
+
+
+def test_pipes_are_sums_of_the_six_basic_ones():
+    letters = {"b": "blit", "g": "geom", "c": "color", "f": "filter", "n": "noise"}
+    for name in ("bg", "bgc", "bgcf", "bgcfn"):
+        assert presets.PIPES[name] == sum((presets.PIPES[letters[letter]] for letter in name), ())
+    assert presets.PIPES["bgcfnc"] == presets.PIPES["bgcfn"] + presets.PIPES["cutout"]
+    assert set(presets.PIPES["bgcfnc"]) == set(typing.get_args(Transform))
+
+
+def augment(**said):
+    return resolve(Options(**said), dataset(), device="cuda").augment
+
+
+def test_augmentation_defaults():
+    bgc = {"pipe": "bgc", "transforms": presets.PIPES["bgc"]}
+    ada = AugmentConfig(**bgc, mode="ada", p=0.0, target=0.6, ada_kimg=500, interval=4)
+    assert augment() == augment(aug="ada") == augment(preset="paper256", resume="noresume") == ada
+    assert augment(resume="net.pkl") == dataclasses.replace(ada, ada_kimg=100)
+    assert augment(aug="ada", target=0.5).target == 0.5
+    fixed = AugmentConfig(**bgc, mode="fixed", p=0.2, target=None)
+    assert augment(aug="fixed", p=0.2) == augment(aug="fixed", p=0.2, resume="net.pkl") == fixed
+    assert augment(aug="noaug") is None
+    assert augment_kwargs(resolve(Options(aug="noaug"), dataset(), device="cuda")) == {}
+
+
+def test_target_of_reconstructions():
+    def target(**said):
+        return resolve(Options(**said), dataset(), device="cuda").loss.recon_target
+
+    assert (target(), target(recipe="released")) == ("input", "clean")
+    assert target(recon_target="clean") == target(recipe="released", recon_target="clean") == "clean"
+    assert target(recipe="released", recon_target="input") == "input"
+
+
+@pytest.mark.parametrize(
+    "said, start",
+    [
+        ({"p": 0.3}, "--p is 0.3, but --aug=ada takes no strength"),
+        ({"aug": "noaug", "p": 0.0}, "--p is 0, but --aug=noaug takes no strength"),
+        ({"aug": "fixed"}, "--aug=fixed needs --p"),
+        ({"aug": "fixed", "p": 1.5}, "--p is 1.5, expected 0 to 1"),
+        ({"aug": "fixed", "p": -0.1}, "--p is -0.1, expected 0 to 1"),
+        ({"aug": "fixed", "p": math.nan}, "--p is nan, expected 0 to 1"),
+        ({"target": 1.1}, "--target is 1.1, expected 0 to 1"),
+        ({"target": -1.0}, "--target is -1.0, expected 0 to 1"),
+        ({"aug": "fixed", "p": 0.1, "target": 0.5}, "--target is 0.5, but --aug=fixed adapts nothing"),
+        ({"aug": "noaug", "target": 0.5}, "--target is 0.5, but --aug=noaug adapts nothing"),
+        ({"aug": "noaug", "augpipe": "bgc"}, "--augpipe is bgc, but --aug is noaug"),
+        ({"augpipe": "all"}, "--augpipe is all, expected one of blit, geom, "),
+    ],
+)
+def test_contradictions_in_augmentation(said, start):
+    with pytest.raises(UserError) as e:
+        augment(**said)
+    assert str(e.value).startswith(start) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("method", ["stylegan2", "ggdr", "glead", "glead+ggdr"])
 @pytest.mark.parametrize("recipe", ["paper", "released"])
+@pytest.mark.parametrize("augmented", [{}, {"aug": "noaug"}, {"aug": "fixed", "p": 0.5, "augpipe": "bgcfnc"}])
 @pytest.mark.parametrize("preset", presets.PRESETS)
-def test_json_round_trip(method, recipe, preset):
-    options = Options(preset=preset, method=method, recipe=recipe)
+def test_json_round_trip(method, recipe, preset, augmented):
+    options = Options(preset=preset, method=method, recipe=recipe, **augmented)
     config = resolve(options, dataset(32, label_dim=10, use_labels=True), device="cpu")
     text = json.dumps(to_legacy_kwargs(config), allow_nan=False)
     assert from_json(json.loads(text)) == config
@@ -157,10 +240,10 @@ def test_methods_as_in_the_papers():
     assert (config.D.decoder_res, config.D.res_g, config.loss.feature_res) == (64, 64, 64)
 
 
-def test_released_recipe_changes_two_things_only():
+def test_released_recipe_changes_three_things_only():
     paper, released = (tasks(method="glead", recipe=recipe)[0] for recipe in ("paper", "released"))
     assert (released.perceptual, released.loss.real_task_in_dreg) == ("lpips-alex", True)
-    loss = dataclasses.replace(released.loss, real_task_in_dreg=False)
+    loss = dataclasses.replace(released.loss, real_task_in_dreg=False, recon_target="input")
     assert dataclasses.replace(released, recipe="paper", perceptual="lpips-vgg", loss=loss) == paper
     assert tasks(method="glead", recipe="released", perceptual="lpips-vgg")[0].perceptual == "lpips-vgg"
 
@@ -239,6 +322,11 @@ def test_starting_from_a_pickle_has_no_ema_rampup():
         ({"method": "glead", "metrics": (), "detector": "x.pt"}, ["--detector"]),
         ({"method": "glead", "res_g": 8, "perceptual": "lpips-vgg", "decoder_res": 8, "lambda_fake": 1.0}, []),
         ({"method": "ggdr", "ggdr_res": 16, "lambda_fake": 1.0, "decoder_kernel": 3}, []),
+        ({"method": "glead", "recon_target": "clean"}, []),
+        ({"method": "glead", "aug": "noaug", "recon_target": "clean"}, ["--recon-target"]),
+        ({"method": "glead+ggdr", "lambda_real": 0.0, "recon_target": "clean"}, ["--recon-target"]),
+        ({"method": "ggdr", "recon_target": "clean"}, ["--recon-target"]),
+        ({"method": "stylegan2", "aug": "noaug", "recon_target": "input"}, ["--recon-target"]),
     ],
 )
 def test_warnings_for_options_without_effect(said, lines):
@@ -256,6 +344,12 @@ def test_warnings_for_options_without_effect(said, lines):
         ({"method": "stylegan2", "resume": "noresume"}, {}, "d-auto1-noresume"),
         ({"method": "stylegan2", "total_kimg": 0.5, "batch_size": 100}, {}, "d-auto1-kimg0.5-batch100"),
         ({"method": "ggdr"}, {}, "d-auto1-ggdr-res8"),
+        ({"method": "stylegan2", "aug": "ada", "target": 0.55, "augpipe": "bg"}, {}, "d-auto1-ada-target0.55-bg"),
+        (
+            {"method": "glead", "recon_target": "clean"},
+            {},
+            "d-auto1-glead-gres_8_dres_16-real_gfwimage_lpips10.0-fake_gfwimage_lpips3.0-dconvks1-target_clean",
+        ),
         (
             {"method": "glead", "lambda_fake": 0.0, "recipe": "released", "perceptual": "/nets/small.pt"},
             {},
@@ -273,9 +367,6 @@ def test_description_is_a_file_name():
     assert describe(options, resolve(options, dataset(32), device="cpu"), "a b/c") == "a_b_c-auto1"
 
 
-def test_unknown_preset_and_augmentation():
+def test_unknown_preset():
     with pytest.raises(UserError, match="--cfg is nope, expected one of auto, "):
         resolve(Options(preset="nope"), dataset(), device="cpu")
-    for aug in ("ada", "fixed"):
-        with pytest.raises(UserError, match=f"--aug={aug} is not available"):
-            resolve(Options(aug=aug), dataset(), device="cpu")

@@ -30,7 +30,7 @@ def arguments(tiny_dataset, tiny_net, outdir, *more):
     return [
         f"--outdir={outdir}", f"--data={tiny_dataset}", "--cfg=auto", "--cbase=128", "--cmax=8", "--map-depth=1",
         "--batch=8", "--mbstd-group=4", "--kimg=0.064", "--tick=0.032", "--snap=0", "--device=cpu", "--workers=0",
-        f"--perceptual={tiny_net}", f"--detector={tiny_net}", "--metrics=none", *more,
+        f"--perceptual={tiny_net}", f"--detector={tiny_net}", "--metrics=none", "--aug=noaug", *more,
     ]
 
 
@@ -94,6 +94,30 @@ def test_a_run_of_each_method(tiny_dataset, tiny_net, tmp_path, method):
         record = json.loads((run_dir / "metric-fid1k_full.jsonl").read_text().splitlines()[-1])
         assert list(record["results"]) == ["fid1k_full@tiny-net"]
         assert record["snapshot_pkl"] == "network-snapshot-000000.pkl"
+
+
+@pytest.mark.parametrize("method, pipe", [("ggdr", "bgc"), ("glead", "bgcfnc")])
+def test_adaptive_augmentation_follows_the_signs(tiny_dataset, tiny_net, tmp_path, method, pipe):
+    """Every fourth iteration p moves by batch * interval / 500 kimg, as the reported signs of real scores say."""
+    result = train(arguments(tiny_dataset, tiny_net, tmp_path, f"--method={method}", "--aug=ada", "--target=0.1",
+                             f"--augpipe={pipe}", "--kimg=0.16", "--tick=0.008"), tmp_path)
+    assert result.returncode == 0, result.stderr
+    run_dir = only_run(tmp_path)
+    assert f"-ada-target0.1-{pipe}" in run_dir.name
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert len(lines) == 20  # one for each iteration
+    p = num = total = 0
+    for iteration, line in enumerate(lines, 1):
+        signs = line["Loss/signs/real"]
+        num, total = num + signs["num"], total + signs["num"] * signs["mean"]
+        if iteration % 4 == 0:
+            p = max(p + np.sign(total / num - 0.1) * 8 * 4 / 500e3, 0)
+            num = total = 0
+        assert line["Progress/augment"]["mean"] == pytest.approx(p, abs=1e-8)
+    assert max(line["Progress/augment"]["mean"] for line in lines) > 0
+    with open(run_dir / "network-snapshot-000000.pkl", "rb") as f:
+        saved = pickle.load(f)["augment_pipe"]
+    assert float(saved.p) == pytest.approx(p) and saved.cutout == (pipe == "bgcfnc")
 
 
 def test_runs_repeat_exactly_and_seeds_matter(tiny_dataset, tiny_net, tmp_path):

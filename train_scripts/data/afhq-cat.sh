@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# AFHQ Cat at 512x512: the training images.
+# --source is the folder afhq/train/cat of https://github.com/clovaai/stargan-v2 (its first version, not v2).
+# Usage: bash train_scripts/data/afhq-cat.sh --source=PATH [--dest=PATH] [any option of dataset_tool.py]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+prepare afhqcat512.zip 'the folder afhq/train/cat' --preset=afhq "$@"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Resolution of f on LSUN Church: 64x64.
+# Published (GLeaD, Table 3): FID 2.88.
+# Usage: bash train_scripts/table3/res-g-64.sh [--data=PATH] [any option of train.py]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+train church256 --method=glead --res-g=64 --res-decoder=64 --lambda-real=10 --lambda-fake=3 "$@"
