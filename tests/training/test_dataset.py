@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from training.dataset import ImageFolderDataset
+from training.loader import BatchLoader, TrainingOrder
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
@@ -538,7 +539,8 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
     script.write_text(f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from training.dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from training.dataset import ImageFolderDataset
+from training.loader import BatchLoader, TrainingOrder
 if __name__ == "__main__":
     loader = BatchLoader(ImageFolderDataset({str(path)!r}), order=TrainingOrder(5, 0), batch_size=2, num_workers=1)
     next(loader)
@@ -555,7 +557,8 @@ def test_interrupt_shows_no_traceback_of_workers(tmp_path):
     script.write_text(f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from training.dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from training.dataset import ImageFolderDataset
+from training.loader import BatchLoader, TrainingOrder
 if __name__ == "__main__":
     dataset = ImageFolderDataset({str(path)!r})
     loader = BatchLoader(dataset, order=TrainingOrder(5, 0), batch_size=2, num_workers=2)
