@@ -245,8 +245,12 @@ class ImageFolderDataset:
 
     def get_labels(self, indices: Sequence[int]) -> np.ndarray:
         """Labels of some items: float32 [N, label_dim]."""
-        labels = [self.get_label(index) for index in indices]
-        return np.stack(labels) if labels else np.zeros([0, self.label_dim], dtype=np.float32)
+        raw_labels = self._raw_labels[[self._locate(index)[0] for index in indices]]
+        if not self.has_onehot_labels:
+            return raw_labels
+        labels = np.zeros([len(raw_labels), self.label_dim], dtype=np.float32)
+        labels[np.arange(len(labels)), raw_labels] = 1
+        return labels
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One item: image uint8 [C, H, W], label float32 [label_dim].

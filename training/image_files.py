@@ -22,7 +22,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from training.zip_directory import (
-    DEFLATED, LOCAL_HEADER, NotAZip, Record, ZipDirectory, open_directory, shown, unusual,
+    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, shown, unusual,
 )
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -259,16 +259,19 @@ class _Zipped(ImageFiles):
     _identity: bytes | None = None
 
     @abc.abstractmethod
-    def iter_records(self) -> Iterator[Record]:
-        """What the zip says about each image, in order."""
+    def iter_entries(self) -> Iterator[Entries]:
+        """What the zip says about all images, in order."""
 
     def identity(self) -> bytes:
         if self._identity is None:
-            digest, separator = hashlib.sha256(), ""
+            digest, separator, done = hashlib.sha256(), b"", 0
             sizes, crcs = np.empty([2, len(self)], dtype=np.int64)
-            for i, record in enumerate(self.iter_records()):
-                digest.update(f"{separator}{record.name}".encode(errors="surrogateescape"))
-                sizes[i], crcs[i], separator = record.size, record.crc, "\n"
+            for part in self.iter_entries():
+                if part.names:
+                    digest.update(separator + b"\n".join(part.names))
+                    separator = b"\n"
+                end = done + len(part.names)
+                sizes[done:end], crcs[done:end], done = part.sizes, part.crcs, end
             digest.update(sizes)
             digest.update(crcs)
             self._identity = digest.digest()
@@ -307,14 +310,14 @@ class ZipFiles(_Zipped):
     def get_name(self, index: int) -> str:
         return self._record(index).name
 
-    def iter_records(self) -> Iterator[Record]:
+    def iter_entries(self) -> Iterator[Entries]:
         try:
-            yield from self._directory.records(self._positions)
+            yield from self._directory.entries(self._positions)
         except OSError as e:
             raise UserError(f"{self.path} can't be read: {e.strerror or e}") from e
 
     def iter_names(self) -> Iterator[str]:
-        return (record.name for record in self.iter_records())
+        return (name.decode(errors="surrogateescape") for part in self.iter_entries() for name in part.names)
 
     def select(self, indices: Sequence[int]) -> "ZipFiles":
         other = copy.copy(self)
@@ -428,8 +431,8 @@ class ShardFiles(_Zipped):
             return map(self.get_name, range(len(self)))
         return (f"{os.path.basename(shard.path)}/{name}" for shard in self.shards for name in shard.iter_names())
 
-    def iter_records(self) -> Iterator[Record]:
-        return itertools.chain.from_iterable(shard.iter_records() for shard in self.shards)
+    def iter_entries(self) -> Iterator[Entries]:
+        return itertools.chain.from_iterable(shard.iter_entries() for shard in self.shards)
 
     def select(self, indices: Sequence[int]) -> "ShardFiles":
         located = [self._locate(int(index)) for index in indices]
@@ -559,14 +562,20 @@ def parse_labels(raw: bytes | None, where: str) -> list[Any]:
 
 
 def _by_name(entries: list[Any], where: str) -> dict[str, Any]:
-    by_name = {}
+    # A few passes in C over what is nearly always good; the slow one only finds the words for what is not.
+    pairs = set(map(type, entries)) == {list} and set(map(len, entries)) == {2}
+    if pairs and {type(name) for name, _ in entries} == {str}:
+        by_name = dict(entries)
+        if len(by_name) == len(entries):
+            return by_name
+    seen = set()
     for entry in entries:
         if not is_label_entry(entry):
             raise UserError(f'{where} is malformed: expected ["name.png", label], found {json.dumps(entry)[:80]}')
-        if entry[0] in by_name:
+        if entry[0] in seen:
             raise UserError(f"{where} has two labels for {shown(entry[0])}")
-        by_name[entry[0]] = entry[1]
-    return by_name
+        seen.add(entry[0])
+    raise AssertionError("entries are good or not")
 
 
 def is_label_entry(entry: Any) -> bool:
@@ -589,12 +598,14 @@ def _match_labels(files: ImageFiles, by_name: dict[str, Any], where: str) -> np.
         extra = [name for name in by_name if name not in known]
         raise UserError(f"{where} has labels for {len(extra)} images that are not there, the first is "
                         f"{shown(extra[0])}")
+    if set(map(type, labels)) == {int} and min(labels) >= 0 and max(labels) < MAX_CLASSES:
+        return np.array(labels, dtype=np.int32)
     width = len(labels[0]) if type(labels[0]) is list else None
     for index, label in enumerate(labels):
         problem = label_problem(label, width)
         if problem:
             raise UserError(f"{where}: label of {shown(files.get_name(index))} is {json.dumps(label)[:80]}, {problem}")
-    return np.array(labels, dtype=np.int32 if width is None else np.float32)
+    return np.array(labels, dtype=np.float32)
 
 
 def label_problem(label: Any, width: int | None) -> str | None:

@@ -5,6 +5,7 @@ What they import of this project must not import PyTorch either.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,8 @@ import numpy as np
 
 from dnnlib.util import UserError, num_cores
 from training.dataset import Images
+
+_WRITE_BYTES = 4 << 20  # So much is written at a time, which bounds the memory of a reader.
 
 
 class SharedBuffer:
@@ -143,10 +146,14 @@ _shared: SharedBuffer | None = None
 def read_images(images: Images, offset: int) -> None:
     """In a reader process: put images, one after another, into the shared buffer. Raises UserError, OSError."""
     assert _shared is not None
-    for position in range(len(images.flips)):
-        image = images.read(position)
-        _shared.write(image, offset)
-        offset += image.nbytes
+    count, shape = len(images.flips), images.shape
+    together = max(1, _WRITE_BYTES // math.prod(shape))
+    for first in range(0, count, together):
+        group = np.empty([min(together, count - first), *shape], dtype=np.uint8)
+        for i in range(len(group)):
+            group[i] = images.read(first + i)
+        _shared.write(group, offset)
+        offset += group.nbytes
 
 
 def _start_reader(shared: SharedBuffer | None) -> None:

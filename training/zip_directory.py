@@ -63,6 +63,16 @@ class Chunk(NamedTuple):
     readable: np.ndarray    # bool
     begins: np.ndarray      # int64: where the entries stand in the file.
     ends: np.ndarray        # int64: where they end, at least.
+    sizes: np.ndarray       # int64: unpacked.
+    crcs: np.ndarray        # int64
+
+
+class Entries(NamedTuple):
+    """Some entries, one after another."""
+
+    names: list[bytes]      # UTF-8
+    sizes: np.ndarray       # int64
+    crcs: np.ndarray        # int64
 
 
 class Index(NamedTuple):
@@ -166,6 +176,19 @@ class ZipDirectory(NamedTuple):
         if count != self.num_entries and (count - self.num_entries) % 65536:  # Old writers count modulo 2 ** 16.
             raise self._damaged(f"{count} entries, but its end says {self.num_entries}")
 
+    def entries(self, positions: np.ndarray) -> Iterator[Entries]:
+        """What stands at these positions, in their order; quick where that is the order of the directory."""
+        wanted = positions.astype(np.int64)
+        if len(wanted) < self.num_entries // 2 or not (wanted[:-1] < wanted[1:]).all():
+            for record in self.records(positions):
+                name = record.name.encode(errors="surrogateescape")
+                yield Entries([name], np.array([record.size]), np.array([record.crc]))
+            return
+        for chunk in self.chunks():
+            first, end = np.searchsorted(wanted, [chunk.positions[0], chunk.positions[-1] + 1])
+            rows = np.searchsorted(chunk.positions, wanted[first:end])
+            yield Entries(chunk.names[rows].tolist(), chunk.sizes[rows], chunk.crcs[rows])
+
     def _walk(self, data: bytes) -> tuple[np.ndarray, int]:
         """Where in `data` records begin, and where the last whole one ends."""
         length = _record_length(data, 0)
@@ -187,11 +210,11 @@ class ZipDirectory(NamedTuple):
         buffer = np.frombuffer(data, np.uint8)
         headers = buffer[starts[:, None] + np.arange(_RECORD_BYTES)]    # [N, 46]
         fields = headers.view(_FIELDS)[:, 0]
-        begins, packed_sizes = fields["offset"].astype(np.int64), fields["packed_size"].astype(np.int64)
-        large = (fields["offset"] == _SATURATED_32) | (packed_sizes == _SATURATED_32) | (fields["size"] == _SATURATED_32)
+        begins, packed_sizes, sizes = (fields[key].astype(np.int64) for key in ("offset", "packed_size", "size"))
+        large = (begins == _SATURATED_32) | (packed_sizes == _SATURATED_32) | (sizes == _SATURATED_32)
         for i in np.flatnonzero(large).tolist():
             record = self._parse(data, int(starts[i]))
-            begins[i], packed_sizes[i] = record.offset - self.prefix, record.packed_size
+            begins[i], packed_sizes[i], sizes[i] = record.offset - self.prefix, record.packed_size, record.size
         begins += self.prefix
         return Chunk(
             positions=starts + position,
@@ -199,6 +222,8 @@ class ZipDirectory(NamedTuple):
             readable=(fields["flags"] & _ENCRYPTED == 0) & np.isin(fields["method"], (STORED, DEFLATED)),
             begins=begins,
             ends=begins + LOCAL_HEADER.size + fields["name"] + packed_sizes,
+            sizes=sizes,
+            crcs=fields["crc"].astype(np.int64),
         )
 
     def index(self, extensions: tuple[str, ...], metadata_name: str) -> Index:
