@@ -297,12 +297,11 @@ def open_directory(path: str) -> ZipDirectory:
             raise NotAZip(f"{path} is no zip, or the end of it is missing: copy or download it again")
         _, disk, first_disk, _, num_entries, length, offset, _ = _END.unpack_from(tail, at)
         end = tail_begin + at
-        if _SATURATED_16 in (disk, first_disk, num_entries) or _SATURATED_32 in (length, offset):
-            begin64 = end - _LOCATOR.size - _END64.size
-            data = os.pread(handle.fd, _END64.size + _LOCATOR.size, begin64) if begin64 >= 0 else b""
-            if data[:4] == b"PK\6\6" and data[_END64.size : _END64.size + 4] == b"PK\6\7":
-                _, _, _, _, disk, first_disk, _, num_entries, length, offset = _END64.unpack_from(data)
-                end = begin64
+        begin64 = end - _LOCATOR.size - _END64.size
+        data = os.pread(handle.fd, _END64.size + _LOCATOR.size, begin64) if begin64 >= 0 else b""
+        if data[:4] == b"PK\6\6" and data[_END64.size : _END64.size + 4] == b"PK\6\7":
+            _, _, _, _, disk, first_disk, _, num_entries, length, offset = _END64.unpack_from(data)
+            end = begin64
     except OSError as e:
         raise UserError(f"can't open {path}: {e.strerror or e}") from e
     if disk or first_disk:
