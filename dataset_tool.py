@@ -373,7 +373,7 @@ def _check_not_inside(source: str, dest: str) -> None:
 
 @click.command(cls=cli.Command)
 @click.argument("path", metavar="PATH")
-@click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: one per core.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
 def check(path: str, workers: int | None, as_json: bool) -> None:
     """Read all of a dataset and name whatever is wrong with it.

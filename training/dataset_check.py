@@ -166,7 +166,7 @@ class DatasetCheck:
         else:
             self._note_others(name for name in walk(self._path, images=False) if name not in shards)
             if os.path.exists(os.path.join(self._path, METADATA_NAME)):
-                self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each zip")
+                self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
         archives = []
         for path in [os.path.join(self._path, shard) for shard in shards] or [self._path]:
             try:

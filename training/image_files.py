@@ -528,13 +528,13 @@ def load_labels(files: ImageFiles) -> np.ndarray | None:
         entries = parse_labels(files.read_metadata(), where)
         return _match_labels(files, _by_name(entries, where), where) if entries else None
     if os.path.exists(os.path.join(files.path, METADATA_NAME)):
-        raise UserError(f"{METADATA_NAME} stands beside the zips in {files.path}, expected one in each zip: move it away")
+        raise UserError(f"{METADATA_NAME} stands beside the zips in {files.path}, expected one in each: move it away")
     parts = [load_labels(shard) for shard in files.shards]
     for shard, part in zip(files.shards, parts):
         kinds = [describe_labels(labels) for labels in (parts[0], part)]
         if kinds[0] != kinds[1]:
-            raise UserError(f"{shard.path} has {kinds[1]}, but {files.shards[0].path} has {kinds[0]}: expected the same "
-                            "kind of labels in all zips")
+            raise UserError(f"{shard.path} has {kinds[1]}, but {files.shards[0].path} has {kinds[0]}: expected the "
+                            "same kind of labels in all zips")
     return None if parts[0] is None else np.concatenate(parts)
 
 

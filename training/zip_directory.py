@@ -1,7 +1,7 @@
 """The directory at the end of a zip, read a part at a time: millions of entries cost eight bytes each or less.
 
 Python's zipfile makes an object of half a kilobyte for each entry. Here an entry is where its record stands in the
-directory; name, place and checksum are looked up in the file when they are needed. The format is PKWARE's APPNOTE 6.3.10.
+directory; name, place and checksum are looked up in the file when they are needed. The format is PKWARE's APPNOTE.
 """
 
 import functools

@@ -71,7 +71,9 @@ REGULAR = [f"00000/img{i:08d}.png" for i in range(300)]
 MIXED = ["b.png", "a.JPG", "dir/", "dataset.json", "x.txt", "\u00e9.png", "dir/c.webp", "png", ".png", "b.png", "z.PNG"]
 
 
-@pytest.mark.parametrize("names", [REGULAR, REGULAR[::-1], [*REGULAR, "dataset.json"], [*REGULAR[:9], *MIXED], MIXED, []])
+@pytest.mark.parametrize("names", [
+    REGULAR, REGULAR[::-1], [*REGULAR, "dataset.json"], [*REGULAR[:9], *MIXED], MIXED, [],
+])
 @pytest.mark.parametrize("options", [
     {}, {"comment": b"a comment"}, {"prefix": b"#!/bin/sh\n"}, {"streamed": True},
     {"method": zipfile.ZIP_DEFLATED},
@@ -89,7 +91,8 @@ def test_comment_that_looks_like_an_end(tmp_path):
 def test_many_chunks_agree_with_zipfile(tmp_path, monkeypatch):
     """Regular and irregular runs that end anywhere in what is read at a time."""
     rng = random.Random(0)
-    names = [*REGULAR, *(f"{'x' * rng.randint(1, 99)}{i}.png" for i in range(200)), *(f"y{i:04d}.png" for i in range(300))]
+    irregular = [f"{'x' * rng.randint(1, 99)}{i}.png" for i in range(200)]
+    names = [*REGULAR, *irregular, *(f"y{i:04d}.png" for i in range(300))]
     path = make(tmp_path / "a.zip", names)
     for chunk_bytes in (150, 1000, 4001):
         monkeypatch.setattr("training.zip_directory._CHUNK_BYTES", chunk_bytes)
@@ -189,7 +192,8 @@ def test_open_files_are_bounded(tmp_path):
 def test_reader_of_many_images_is_small_and_opens_quickly(tmp_path):
     for i in range(2):
         write_fake_zip(tmp_path / f"x-{i:05d}.zip", i * 100_000, 100_000)
-    done = subprocess.run([sys.executable, "-c", READ_ALONE, tmp_path, "1000"], cwd=ROOT, capture_output=True, check=True)
+    command = [sys.executable, "-c", READ_ALONE, tmp_path, "1000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     figures = json.loads(done.stdout)
     assert figures["rss_mb"] < 120 and figures["opening_sec"] < 15 and not figures["torch"]
     files = ZipFiles(tmp_path / "x-00000.zip")
