@@ -48,6 +48,28 @@ class Command(click.Command):
             raise click.ClickException(_one_line(f"{place}{e.strerror}")) from e
 
 
+class DefaultGroup(click.Group):
+    """Sub-commands, and a command of its own that is taken where the first argument is the name of none of them.
+
+    `--help` is that of the default command, with a list of the others at its end.
+    """
+
+    def __init__(self, default: click.Command, *commands: click.Command) -> None:
+        super().__init__(default.name, commands=commands)
+        self.default = default
+        lines = [f"  {command.name:10s} {command.get_short_help_str(100)}" for command in commands]
+        default.epilog = "\n".join(["\b", "Other commands, each with a --help of its own:", *lines])
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        command = super() if args and args[0] in self.commands else self.default
+        return command.make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
 def _one_line(message: str) -> str:
     """Names of files may hold line breaks and worse; they are shown as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 import cli
 from dnnlib.util import UserError
+from training import dataset_check
 from training.data_prep.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
 from training.data_prep.pipeline import write_dataset
 from training.data_prep.presets import DATA_PRESETS
@@ -104,5 +106,28 @@ def _check_not_inside(source: str, dest: str) -> None:
         raise UserError(f"--dest={dest} has --source={source} inside: choose another --dest")
 
 
+@click.command(cls=cli.Command)
+@click.argument("path", metavar="PATH")
+@click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
+def check(path: str, workers: int | None, as_json: bool) -> None:
+    """Read all of a dataset and name whatever is wrong with it.
+
+    PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image, and a summary follows.
+    The exit status is 1 if there are problems.
+    """
+    found: list[dataset_check.Problem] = []
+
+    def report(problem: dataset_check.Problem) -> None:
+        found.append(problem)
+        if not as_json:
+            tqdm.write(f"{problem.kind}: {problem.message}", file=sys.stdout)
+
+    summary = dataset_check.DatasetCheck(path, report, workers=workers).run()
+    print(dataset_check.to_json(summary, found) if as_json else dataset_check.format_summary(summary))
+    if found:
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    main()
+    cli.DefaultGroup(main, check)()

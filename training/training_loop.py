@@ -17,9 +17,10 @@ from torch_utils.network_pickle import read_network_pickle
 from . import snapshot
 from .ada import build_augmentation
 from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
-from .dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from .dataset import ImageFolderDataset
 from .ema import ema_beta, update_ema
 from .interrupt import StopRequest
+from .loader import BatchLoader, TrainingOrder
 from .loss import Batch, StyleGAN2Loss
 from .networks import Discriminator, Generator
 from .phases import GradientGuard, Phase, build_phases

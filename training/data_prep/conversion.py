@@ -3,16 +3,14 @@
 import contextlib
 import dataclasses
 import io
-import struct
 import warnings
-import zlib
 from typing import Iterator, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dnnlib.util import UserError
-from training.image_files import FORMATS, MAX_RESOLUTION, MIN_RESOLUTION
+from training.image_files import DECODING_ERRORS, FORMATS, MAX_RESOLUTION, MIN_RESOLUTION
 
 Transform = Literal["center-crop", "center-crop-wide"]
 Color = Literal["auto", "rgb", "gray"]
@@ -22,12 +20,6 @@ MAX_PIXELS = 1 << 27   # 400 MB once decoded, in every worker; a header that ann
 PNG_LEVEL = 1          # zlib's fastest: training decodes these files again and again.
 
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-
-# What Pillow's decoders are known to raise on damaged data.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    OverflowError, ZeroDivisionError, AttributeError,
-)
 
 # Remarks about odd EXIF data and palettes: such images are converted by our rules, or refused in one line.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -71,7 +63,7 @@ def _decoding_errors(what: str) -> Iterator[None]:
                        "it") from e
     except MemoryError as e:
         raise BadImage(f"{what} does not fit in memory when decoded: scale it down or remove it") from e
-    except _DECODING_ERRORS as e:
+    except DECODING_ERRORS as e:
         # Pillow's "cannot identify image file" shows a memory address and tells nothing.
         text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
         raise BadImage(f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from training.image_files import (
-    MAX_FILE_BYTES, METADATA_NAME, ImageFiles, load_labels, open_image_files, shown,
+    MAX_FILE_BYTES, METADATA_NAME, ImageFiles, has_metadata, load_labels, open_image_files, shown,
 )
 
 from training.data_prep.conversion import BadImage, decode
@@ -76,7 +76,7 @@ def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[
     """What the labels are, in words, and the label of each image."""
     if wanted == "none":
         return None, None
-    if wanted == "auto" and files.read_metadata() is not None:
+    if wanted == "auto" and has_metadata(files):
         array = load_labels(files)
         if array is None:
             return None, None
