@@ -229,7 +229,9 @@ def test_mismatches_name_the_parameter_and_both_shapes():
     lacking = {name: tensor for name, tensor in state.items() if name != "mapping.fc0.bias"}
     with pytest.raises(UserError, match=r"lacks mapping\.fc0\.bias \[16\]"):
         load({"G_ema": foreign_network("Generator", lacking, **kwargs)})
-    with pytest.raises(UserError, match=r"has 'synthesis\.input\.freqs', which this project's Generator lacks"):
+    with pytest.raises(UserError, match=r"has 'synthesis\.b8\.odd', which this project's Generator lacks"):
+        load({"G_ema": foreign_network("Generator", {**state, "synthesis.b8.odd": torch.zeros(2)}, **kwargs)})
+    with pytest.raises(UserError, match="layers of StyleGAN3; only its StyleGAN2 configurations"):
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.input.freqs": torch.zeros(2)}, **kwargs)})
     with pytest.raises(UserError, match=r"can't be built from the arguments in the pickle: TypeError.*magic"):
         load({"G_ema": foreign_network("Generator", state, **kwargs, magic=1)})
@@ -515,11 +517,6 @@ def test_refusal_names_all_globals_and_the_way_to_accept_them():
     data = pickle.dumps({"G": Call(os.getcwd), "D": Call(eval, "1"), "G_ema": make_generator()})
     with pytest.raises(UserError, match=r"asks for builtins\.eval, posix\.getcwd; --trust-pickle"):
         load(data)
-
-
-def test_tensorflow_pickles_are_told_apart():
-    with pytest.raises(UserError, match="TensorFlow"):
-        load(b"\x80\x03cdnnlib.tflib.network\nNetwork\nq\x00)\x81.")
 
 
 def test_trusted_pickles_that_cannot_be_opened_are_errors():
