@@ -172,7 +172,7 @@ def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
         raise UserError(f"{key} is no network")
     cls = persistence.find_class(value.class_name, value.module_src)
     if cls.__name__ != _CLASS_OF[key]:
-        raise UserError(f"{key} is a {cls.__name__}; a {_CLASS_OF[key]} was expected")
+        raise UserError(f"{key} is of class {cls.__name__}, expected {_CLASS_OF[key]}")
     return _build(cls, persistence.upgrade_state(cls, value.state, value.module_src), num_bytes)
 
 

@@ -22,7 +22,7 @@ from dnnlib.util import EasyDict, UserError
 from .data_unpickler import Array, TfNetwork
 from .module_state import ModuleRecord
 
-_MAX_VARIABLES, _MAX_NETWORKS, _MAX_DEPTH, _MAX_NAME = 2_000, 16, 4, 128  # Ten times what networks have.
+_MAX_VARIABLES, _MAX_NETWORKS, _MAX_NAME = 2_000, 16, 128  # Several times what networks have.
 _OLDER = re.compile(r"_lod\d*/|StyleMod/")  # In names of variables of earlier architectures.
 
 
@@ -92,10 +92,12 @@ def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRec
 def _collect(network: TfNetwork) -> dict[str, np.ndarray]:
     """The variables of a network and its components, with the latter's names before theirs."""
     result: dict[str, np.ndarray] = {}
-    for num_networks, (prefix, state) in enumerate(_walk(network)):
+    for prefix, state in _walk(network):
         variables = state.get("variables")
-        if not isinstance(variables, (list, tuple)) or num_networks >= _MAX_NETWORKS:
+        if not isinstance(variables, (list, tuple)):
             raise UserError("a network of TensorFlow in the pickle is damaged: it has no variables")
+        if len(result) + len(variables) > _MAX_VARIABLES:
+            raise UserError("a network of TensorFlow in the pickle has too many variables for one of StyleGAN2")
         for item in variables:
             name, value = item if isinstance(item, (list, tuple)) and len(item) == 2 else (None, None)
             value = value.to_numpy() if isinstance(value, Array) else value
@@ -103,21 +105,28 @@ def _collect(network: TfNetwork) -> dict[str, np.ndarray]:
                 raise UserError("a network of TensorFlow in the pickle is damaged: a variable is no named array")
             if value.dtype.kind != "f" and name != "lod":
                 raise UserError(f"variable {name!a} of the TensorFlow network is of type {value.dtype}, not float")
-            if prefix + name in result or len(result) >= _MAX_VARIABLES:
+            if prefix + name in result:
                 raise UserError("a network of TensorFlow in the pickle is damaged: variables are repeated")
             result[prefix + name] = np.asarray(value)
     return result
 
 
-def _walk(network: TfNetwork, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield prefix, network.state
-    components = network.state.get("components")
-    if not isinstance(components, Mapping) or depth >= _MAX_DEPTH:
-        raise UserError("a network of TensorFlow in the pickle is damaged: its components are no networks")
-    for name, component in components.items():
-        if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(component, TfNetwork):
-            raise UserError("a network of TensorFlow in the pickle is damaged: its components are no networks")
-        yield from _walk(component, f"{prefix}{name}/", depth + 1)
+def _walk(network: TfNetwork) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The states of a network and its components, each with the start of its variables' names."""
+    pending = [("", network)]
+    for _ in range(_MAX_NETWORKS):
+        if not pending:
+            return
+        prefix, network = pending.pop()
+        yield prefix, network.state
+        components = network.state.get("components")
+        components = components if isinstance(components, Mapping) else {"?": None}
+        for name, component in components.items():
+            if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(component, TfNetwork):
+                raise UserError("a network of TensorFlow in the pickle is damaged: its components are no networks")
+            pending.append((f"{prefix}{name}/", component))
+    if pending:
+        raise UserError("a network of TensorFlow in the pickle has too many components for one of StyleGAN2")
 
 
 def _flipped(weight: np.ndarray) -> np.ndarray:
