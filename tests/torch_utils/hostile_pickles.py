@@ -113,7 +113,7 @@ def zip_bomb():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in ("archive/data.pkl", "archive/data/0"):
-            archive.writestr(name, bytes(64 << 20))
+            archive.writestr(name, bytes(16 << 20))
     return buffer.getvalue()
 
 
@@ -275,10 +275,10 @@ HOSTILE = {
     "numpy.load": lambda t: pickle.dumps({"G_ema": Call(np.load, str(t))}),
     "zip bomb": lambda t: zip_bomb(),
     "zip bomb in a storage": lambda t: network_of(tensor(Storage(zip_bomb()), (1,), (1,))),
-    "gzip bomb": lambda t: gzip.compress(bytes(64 << 20), 1),
-    "zlib bomb by a codec": lambda t: b"\x80\x02c_codecs\nencode\n(" + pickle.dumps(zlib.compress(bytes(64 << 20)), 3)[2:-1]
+    "gzip bomb": lambda t: gzip.compress(bytes(16 << 20), 1),
+    "zlib bomb by a codec": lambda t: b"\x80\x02c_codecs\nencode\n(" + pickle.dumps(zlib.compress(bytes(16 << 20)), 3)[2:-1]
     + b"X\x0a\0\0\0zlib_codectR.",
-    "zlib bomb by another codec": lambda t: pickle.dumps({"G_ema": Call(_codecs.decode, zlib.compress(bytes(64 << 20)), "zlib")}),
+    "zlib bomb by another codec": lambda t: pickle.dumps({"G_ema": Call(_codecs.decode, zlib.compress(bytes(16 << 20)), "zlib")}),
     # Networks of TensorFlow.
     "TF: build_module_src": lambda t: tf_file(
         lambda network: network.state.update(build_module_src=f"open({str(t)!r}, 'w')", name=3, components={})
