@@ -196,7 +196,8 @@ def _translate(name: str, value: np.ndarray, class_name: str) -> tuple[str, np.n
             if kind in ("bias", "noise_strength"):
                 return f"{layer}.{kind}", value
     raise UserError(
-        f"variable {name!a} of shape {list(value.shape)} of the TensorFlow network has no place in a {class_name} of StyleGAN2"
+        f"variable {name!a} of shape {list(value.shape)} of the TensorFlow network has no place in a {class_name} of "
+        "StyleGAN2"
     )
 
 
@@ -282,8 +283,8 @@ def _discriminator_kwargs(facts: _Facts) -> EasyDict:
     labelled = "mapping.embed.weight" in facts.tensors
     if not labelled and facts.width("b4.out.weight", 0) != 1:
         raise UserError(
-            "a conditional discriminator of the first StyleGAN2 program (TensorFlow), which has one output for each class; "
-            "that is not supported"
+            "a conditional discriminator of the first StyleGAN2 program (TensorFlow), which has one output for each "
+            "class; that is not supported"
         )
     resolution = facts.resolution(r"b(\d+)\.conv0\.weight")
     activation = facts.option("nonlinearity", "lrelu")

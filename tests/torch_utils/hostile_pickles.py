@@ -108,6 +108,16 @@ def cyclic():
     return {"_init_args": (), "_init_kwargs": args}
 
 
+def odd_blocks():
+    """Attributes that stand in for arguments left out."""
+    odd = [torch.zeros(4), [[]] * 1000, 10**400, float("nan"), "x" * 1000, {1: cyclic()}]
+    blocks = {f"b{k}": Foreign("SynthesisBlock", {"use_fp16": value, "conv_clamp": value}) for k, value in enumerate(odd)}
+    blocks["b4"] = Foreign("SynthesisBlock", {"_modules": {"conv1": Foreign("SynthesisLayer", {"conv_clamp": odd})}})
+    modules = {"synthesis": Foreign("SynthesisNetwork", {"_modules": blocks}), "mapping": Foreign("M", {"w_avg_beta": odd})}
+    kwargs = dict(z_dim=8, c_dim=0, w_dim=16, img_resolution=8, img_channels=3, mapping_kwargs={}, channel_base=64)
+    return {"_init_args": (), "_init_kwargs": kwargs, "_modules": modules}
+
+
 def zip_bomb():
     """A zip as torch.save writes, in which zeros are compressed a thousandfold."""
     buffer = io.BytesIO()
@@ -266,6 +276,7 @@ HOSTILE = {
     "parameters that are no tensors": (
         lambda t: pickle.dumps({"G_ema": Foreign("Generator", {"_parameters": {"a": "b"}})})
     ),
+    "attributes of odd types in blocks": lambda t: pickle.dumps({"G_ema": Foreign("Generator", odd_blocks())}),
     "metadata that is no dict": lambda t: pickle.dumps({"G_ema": Call(persistence._reconstruct_persistent_obj, [1])}),
     "importlib, by the name of __import__": lambda t: pickle.dumps({"G_ema": Call(__import__, "antigravity")}),
     "operator.methodcaller": lambda t: pickle.dumps({"G_ema": Call(operator.methodcaller, "system", f"touch {t}")}),
@@ -278,7 +289,9 @@ HOSTILE = {
     "gzip bomb": lambda t: gzip.compress(bytes(16 << 20), 1),
     "zlib bomb by a codec": lambda t: b"\x80\x02c_codecs\nencode\n(" + pickle.dumps(zlib.compress(bytes(16 << 20)), 3)[2:-1]
     + b"X\x0a\0\0\0zlib_codectR.",
-    "zlib bomb by another codec": lambda t: pickle.dumps({"G_ema": Call(_codecs.decode, zlib.compress(bytes(16 << 20)), "zlib")}),
+    "zlib bomb by another codec": (
+        lambda t: pickle.dumps({"G_ema": Call(_codecs.decode, zlib.compress(bytes(16 << 20)), "zlib")})
+    ),
     # Networks of TensorFlow.
     "TF: build_module_src": lambda t: tf_file(
         lambda network: network.state.update(build_module_src=f"open({str(t)!r}, 'w')", name=3, components={})
@@ -297,7 +310,9 @@ HOSTILE = {
     "TF: 9,000 variables": lambda t: tf_file(**{f"foo{k}": np.float32(0) for k in range(9_000)}),
     "TF: a network that holds itself": lambda t: tf_cyclic(),
     "TF: components multiplied": lambda t: tf_doubled(30),
-    "TF: a call as variables": lambda t: tf_file(lambda network: network.state.update(variables=Call(eval, f"open({str(t)!r}, 'w')"))),
+    "TF: a call as variables": lambda t: tf_file(
+        lambda network: network.state.update(variables=Call(eval, f"open({str(t)!r}, 'w')"))
+    ),
     "TF: a call as an option": lambda t: tf_option(fmap_max=Call(exec, f"open({str(t)!r}, 'w')")),
     "TF: channels beyond limits": lambda t: tf_option(fmap_base=1 << 30, fmap_max=1 << 30),
     "TF: options of odd types": lambda t: tf_option(fmap_base=[1], mapping_lrmul="x"),

@@ -170,3 +170,23 @@ def test_damaged_networks_are_named():
         with pytest.raises(UserError, match=message) as caught:
             load(broken(change), only=("G_ema",))
         assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_cut_or_damaged_load_or_are_errors():
+    network, _ = tf_networks.make_generator(np.random.RandomState(0), fmap_max=2)
+    data = tf_networks.dumps((network,) * 3)
+    rng = np.random.RandomState(0)
+    outcomes = {True: 0, False: 0}
+    damaged = [data[:length] for length in rng.randint(1, len(data), size=30)]
+    starts = [i for i in range(len(data) - 8) if data[i:i + 1] in (b"\x8c", b"\x94", b"h", b"K", b"R", b"b", b"t")]
+    for position in rng.choice(starts, size=120):
+        flipped = bytearray(data)
+        flipped[position + rng.randint(3)] ^= 1 << rng.randint(8)
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        try:
+            legacy.load_network_pkl(io.BytesIO(content), only=("G_ema",))
+            outcomes[True] += 1
+        except UserError:
+            outcomes[False] += 1
+    assert outcomes[False] > 30 and sum(outcomes.values()) == 150

@@ -139,7 +139,7 @@ def make_discriminator(rng, *, label_size=0, architecture="resnet", mapping_laye
 
 
 def as_float32(variables):
-    return {name: np.float32(value) if np.ndim(value) == 0 else value.astype(np.float32) for name, value in variables.items()}
+    return {k: np.float32(v) if np.ndim(v) == 0 else v.astype(np.float32) for k, v in variables.items()}
 
 
 def as_list(variables):
@@ -231,7 +231,8 @@ def generate(v, z, label, *, architecture="skip", lrmul=0.01, kernel=(1, 3, 3, 1
         nonlocal num_noises
         x = modulated(x, v, scope, w_latent, up=up, kernel=kernel)
         if noise:
-            x = x + torch.as_tensor(v[f"synthesis/noise{num_noises}"][0], dtype=torch.float64) * float(v[f"{scope}/noise_strength"])
+            image_noise = torch.as_tensor(v[f"synthesis/noise{num_noises}"][0], dtype=torch.float64)
+            x = x + image_noise * float(v[f"{scope}/noise_strength"])
         num_noises += 1
         return lrelu(x + bias(v, f"{scope}/bias")[:, None, None])
 
@@ -255,7 +256,9 @@ def generate(v, z, label, *, architecture="skip", lrmul=0.01, kernel=(1, 3, 3, 1
     return image
 
 
-def discriminate(v, images, labels, *, architecture="resnet", group_size=4, num_features=1, kernel=(1, 3, 3, 1), lrmul=0.1):
+def discriminate(
+    v, images, labels, *, architecture="resnet", group_size=4, num_features=1, kernel=(1, 3, 3, 1), lrmul=0.1
+):
     """Logits [N] of images [N, C, H, W]."""
 
     def layer(x, scope, down=False):
