@@ -15,7 +15,7 @@ from .sampling import map_latents
 
 Tensor = torch.Tensor
 
-_COMPARED_RES = 256         # Larger images are scaled down to it before they are compared.
+COMPARED_RES = 256         # Larger images are scaled down to it before they are compared.
 _SMALLEST_NOISE = 8         # Noise pyramids go down to this resolution.
 _NOISE_SUFFIX = "noise_const"
 
@@ -41,6 +41,7 @@ class WStatistics(NamedTuple):
 
 
 class Projection(NamedTuple):
+    w_mean: Tensor              # float32 [w_dim] on the CPU, where the search began.
     w_steps: Tensor             # float32 [num_steps, w_dim] on the CPU: w after each step.
     noise: dict[str, Tensor]    # Noise maps [r, r], by their name in G.synthesis.
     start_distance: float       # Perceptual distance of the mean w's image ...
@@ -122,7 +123,8 @@ def project(
     random = torch.Generator().manual_seed(config.seed)  # on the CPU: the same numbers on every device
     stats = w_statistics(G, label, samples=config.w_samples, seed=config.seed)
     with torch.no_grad():
-        embedded = perceptual.embed(_compared(target))
+        # detach: once it has seen an image that needs a gradient, TorchScript records a graph even here
+        embedded = tuple(e.detach() for e in perceptual.embed(_compared(target)))
     shapes = {name: G.synthesis.get_buffer(name).shape for name in noise_names(G)}
     noise = {name: torch.randn(shape, generator=random).to(device).requires_grad_() for name, shape in shapes.items()}
     w = stats.mean.clone()[None].requires_grad_()  # [1, w_dim]
@@ -149,11 +151,11 @@ def project(
         ends = torch.cat([stats.mean[None], w.detach()])
         targets = tuple(e.expand(2, *e.shape[1:]) for e in embedded)
         start_distance, distance = perceptual.distance(_compared(synthesize_with(G, ends, noise)), targets).tolist()
-    return Projection(w_steps, noise, start_distance, distance)
+    return Projection(stats.mean.cpu(), w_steps, noise, start_distance, distance)
 
 
 def _compared(img: Tensor) -> Tensor:
-    return F.interpolate(img, size=_COMPARED_RES, mode="area") if img.shape[-1] > _COMPARED_RES else img
+    return F.interpolate(img, size=COMPARED_RES, mode="area") if img.shape[-1] > COMPARED_RES else img
 
 
 # ----------------------------------------------------------------------------------------------------------------------

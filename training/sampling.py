@@ -101,7 +101,7 @@ def to_pixels(img: torch.Tensor) -> np.ndarray:
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """Images uint8 [N, H, W, C] as float32 [N, C, H, W] in [-1, 1], as D sees them in training."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(torch.float32) / 127.5 - 1
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")) / 127.5 - 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------

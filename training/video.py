@@ -134,7 +134,7 @@ def _write_animation(
     times = np.rint(np.arange(num_frames + 1) * 1000 / fps / unit).astype(int) * unit
     options: dict[str, Any] = dict(save_all=True, loop=0, duration=np.diff(times).tolist())
     if unit == 1:
-        options |= dict(format="WEBP", lossless=lossless, quality=90, method=2, exact=True)
+        options |= dict(format="WEBP", lossless=lossless, quality=90, method=2)
     else:
         options |= dict(format="GIF")
     with open(temporary, "wb") as f:
