@@ -67,10 +67,10 @@ class Options(NamedTuple):
 @cli.network_option
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
 @click.option("--projected-w", type=click.Path(dir_okay=False),
-              help="Take w's from this .npz (key w; noise maps, as projector.py writes them, are used too) or .npy file")
+              help="Take w's, and noise maps if it holds some, from this .npz (key w) or .npy file")
 @click.option("--reconstruct", multiple=True, metavar="IMAGES",
-              help="Let D read images and G rebuild them (GLeaD networks): file, folder, zip or pattern like 'a/*.png'; "
-                   "may be given several times")
+              help="Let D read images and G rebuild them (GLeaD networks): file, folder, zip or pattern like "
+                   "'a/*.png'; may be given several times")
 @cli.trunc_option
 @click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
 @cli.class_option
@@ -80,8 +80,8 @@ class Options(NamedTuple):
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
               help="Write all images into one grid.png too; of a video: places that show different keys")
 @click.option("--video", type=click.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
-              help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a bare "
-                   "name lands in --outdir")
+              help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
+                   "bare name lands in --outdir")
 @click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
               cls=cli.Option, help="w: smooth spline through the keys' w's; z: great circles from z to z")
 @click.option("--frames-per-key", type=click.IntRange(1, 100_000), default=60, show_default=True, group="Video",
@@ -327,8 +327,8 @@ def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
     """G and D of a pickle: that G by which D was trained, not the average; or the average where it has no other."""
     networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
     if networks["D"] is None:
-        raise UserError(f"{opts.network_pkl}: holds no D; --reconstruct needs a network pickle with the D of a GLeaD run "
-                        "(train.py --method=glead or glead+ggdr)")
+        raise UserError(f"{opts.network_pkl}: holds no D; --reconstruct needs a network pickle with the D of a GLeaD "
+                        "run (train.py --method=glead or glead+ggdr)")
     if networks["G"] is None and networks["G_ema"] is None:
         raise UserError(f"{opts.network_pkl}: holds neither G nor G_ema")
     if networks["G"] is None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
+    from training.input_images import InputImages
+    from training.perceptual import PerceptualLoss
     from training.projection import Projection
 
 VIDEO_FPS = 30
@@ -49,8 +51,8 @@ class Target(NamedTuple):
 @click.option("--target", multiple=True, metavar="IMAGES",
               help="Image to project: file, folder, zip or pattern like 'a/*.png'; may be given several times")
 @click.option("--self-test", is_flag=True,
-              help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir may "
-                   "be left out")
+              help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir "
+                   "may be left out")
 @click.option("--outdir", type=click.Path(file_okay=False),
               help="Where to write the results; of several images, each in a folder of its own")
 @click.option("--num-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
@@ -98,12 +100,7 @@ def main(**options: Any) -> None:
     for target in targets:
         found = project_one(opts, G, target, distance, label)
         if opts.self_test:
-            gain = found.start_distance / max(found.distance, 1e-12)
-            click.echo(f"self-test {'passed' if gain >= SELF_TEST_GAIN else 'failed'}: the distance is {gain:.1f} times "
-                       "smaller")
-            if gain < SELF_TEST_GAIN:
-                raise UserError(f"the image was not found again: {SELF_TEST_GAIN} times were expected, which takes a few "
-                                "hundred steps")
+            judge(found)
 
 
 def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
@@ -124,7 +121,7 @@ def find_targets(opts: Options, G: torch.nn.Module) -> Iterator[Target]:
     return _targets(images, Path(opts.outdir))
 
 
-def _targets(images: Any, outdir: Path) -> Iterator[Target]:
+def _targets(images: InputImages, outdir: Path) -> Iterator[Target]:
     for image in images:
         if image.changes:
             click.echo(f"Note: {image.name} made fit for {images.resolution}x{images.resolution}: {image.changes}",
@@ -132,7 +129,19 @@ def _targets(images: Any, outdir: Path) -> Iterator[Target]:
         yield Target(image.name, image.pixels, outdir if len(images) == 1 else outdir / image.name)
 
 
-def project_one(opts: Options, G: torch.nn.Module, target: Target, distance: Any, label: np.ndarray | None) -> Projection:
+def judge(found: Projection) -> None:
+    """Tell whether the self-test was passed; raises UserError if not."""
+    gain = found.start_distance / max(found.distance, 1e-12)
+    passed = gain >= SELF_TEST_GAIN
+    click.echo(f"self-test {'passed' if passed else 'failed'}: the distance is {gain:.1f} times smaller")
+    if not passed:
+        raise UserError(f"the image was not found again: the distance should be {SELF_TEST_GAIN} times smaller, which "
+                        "takes some hundred steps")
+
+
+def project_one(
+    opts: Options, G: torch.nn.Module, target: Target, distance: PerceptualLoss, label: np.ndarray | None
+) -> Projection:
     """Project an image, tell how well it went, write the results if they are wanted."""
     import torch
 
@@ -160,9 +169,7 @@ def project_one(opts: Options, G: torch.nn.Module, target: Target, distance: Any
     return found
 
 
-def write_results(
-    opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray
-) -> None:
+def write_results(opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray) -> None:
     from training.projection import ProjectedW, save_projected_w
     from training.sampling import save_image
     from training.video import resolve_path, write_video

@@ -21,7 +21,7 @@ DEFAULT_STYLES = 7  # As in StyleGAN2-ADA: layers 0 to 6.
 @click.command(cls=cli.Command)
 @cli.network_option
 @click.option("--rows", type=cli.IntRanges(), required=True, help="Seeds of the images that give the other layers")
-@click.option("--cols", type=cli.IntRanges(), required=True, help="Seeds of the images that give the layers in --styles")
+@click.option("--cols", type=cli.IntRanges(), required=True, help="Seeds of the images that give those in --styles")
 @click.option("--styles", type=cli.IntRanges(),
               help="Layers that are taken from the column, 0 = the coarsest  [default: 0-6, but not the last one]")
 @cli.trunc_option
@@ -46,12 +46,12 @@ def main(
 ) -> None:
     """Mix the styles of seeds.
 
-    For each row and column: ROW-COL.png has the w's of the row's seed, but those of the column's in --styles. SEED-SEED.png is
-    the image of a seed itself. grid.png shows all, with rows' and columns' own images at its margins.
+    For each row and column: ROW-COL.png has the w's of the row's seed, but those of the column's in --styles.
+    SEED-SEED.png is the image of a seed itself. grid.png shows all, with rows' and columns' own images at its margins.
 
     \b
     Example:
-      python style_mixing.py --outdir=out --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --trunc=0.7
+      python style_mixing.py --outdir=out --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6
     """
     cli.check_outdir(outdir)
     cli.check_seeds("--rows", rows)

@@ -41,10 +41,12 @@ def read(path):
 
 
 def write_photos(folder):
+    """Smooth colours, which video formats keep well."""
     rng = np.random.RandomState(0)
     folder.mkdir()
-    for name, shape in (("a.png", [16, 16, 3]), ("b.jpg", [40, 20, 3])):
-        PIL.Image.fromarray(rng.randint(0, 256, shape).astype(np.uint8)).save(folder / name)
+    for name, size in (("a.png", (16, 16)), ("b.jpg", (20, 40))):
+        corners = PIL.Image.fromarray(rng.randint(0, 256, [2, 2, 3]).astype(np.uint8))
+        corners.resize(size, PIL.Image.Resampling.BILINEAR).save(folder / name)
 
 
 def distances(line):

@@ -101,7 +101,7 @@ def test_labels_gray_seeds_given_twice_and_default_layers(networks, tmp_path):
 @pytest.mark.parametrize("args, status, message", [
     (["--cols=1", "--outdir=out"], 2, "--rows"),
     (["--rows=", "--cols=1", "--outdir=out"], 2, "is no list of numbers"),
-    (["--rows=1", "--cols=1", "--styles=4-6", "--outdir=out"], 1, "--styles holds 6; this network has the layers 0 to 5"),
+    (["--rows=1", "--cols=1", "--styles=4-6", "--outdir=out"], 1, "--styles holds 6; this network has the layers 0"),
     (["--rows=1", "--cols=1", "--styles=-1", "--outdir=out"], 2, "is no list of numbers"),
     (["--rows=1", "--cols=9999999999", "--outdir=out"], 1, "--cols holds 9999999999; seeds go up to 4294967295"),
     (["--rows=1-2000", "--cols=1-2000", "--outdir=out"], 1, "more than the 536,870,912 pixels"),

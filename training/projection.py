@@ -1,4 +1,4 @@
-"""Projecting images to w (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, App. D)."""
+"""Projecting images to w: the optimisation of StyleGAN2 (Karras et al., CVPR 2020), Appendix D."""
 
 import os
 from dataclasses import dataclass
