@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 import click
 from tqdm import tqdm
@@ -27,8 +27,20 @@ PROBE_PSI = 0.7
 HASH_BYTES = 1 << 20
 
 
+class Comparison(NamedTuple):
+    """Of the images before and after."""
+
+    difference: float       # The largest.
+    largest: float          # Value of an image before.
+
+    @property
+    def relative(self) -> float:
+        """Generators whose images go beyond [-1, 1] are allowed more, as float32 is."""
+        return self.difference / max(self.largest, 1)
+
+
 @click.command(cls=cli.Command)
-@click.option("--network", help="File with networks, in any of the formats: path or URL", metavar="PATH|URL", required=True)
+@click.option("--network", help="File with networks, of any format: path or URL", metavar="PATH|URL", required=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write", required=True)
 @click.option("--format", "format_name", type=click.Choice(list(SUFFIXES.values())),
               help="Format of --out  [default: by its suffix]")
@@ -127,16 +139,17 @@ def convert(
 
     networks = select(legacy.load_network_pkl(network, trust=trust, only=only), network, format_name, only=only)
     progress.update()
-    with made_folder(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    folder_name = dict(dir=target.parent, prefix=f".{target.name}.")
+    with made_folder(target.parent), tempfile.TemporaryDirectory(**folder_name) as folder:
         progress.set_description("writing")
         written = write(Path(folder, target.name), networks, format_name, noise_mode=noise_mode)
         progress.update()
         progress.set_description("checking")
-        difference = check(networks, written[0], format_name, noise_mode=noise_mode)
+        compared = check(networks, written[0], format_name, noise_mode=noise_mode)
         progress.update()
         if card_path is not None:
             written.append(Path(folder, card_path.name))
-            text = describe(network, networks, written[:-1], difference, noise_mode=noise_mode)
+            text = describe(network, networks, written[:-1], compared, noise_mode=noise_mode)
             with atomic_write(written[-1]) as f:
                 f.write(text.encode())
         digest, num_bytes = sha256(written[0]), written[0].stat().st_size
@@ -145,8 +158,9 @@ def convert(
         progress.update()
     progress.close()
     click.echo(f"{target}: {', '.join(networks)}; {num_bytes:,} bytes, sha256 {digest}")
-    if difference is not None:
-        click.echo(f"Images of the source and of {target.name} differ by {difference:.2g} at most")
+    if compared is not None:
+        click.echo(f"Images of the source and of {target.name} differ by {compared.difference:.2g} at most; their "
+                   f"largest value is {compared.largest:.2g}")
     if card_path is not None:
         click.echo(f"Model card: {card_path}")
 
@@ -159,7 +173,8 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
     there = {key: networks[key] for key in KEYS if networks[key] is not None}
     absent = [key for key in only or () if key not in there]
     if absent:
-        raise UserError(f"--only={','.join(only)}: {source} holds no {absent[0]}, but {', '.join(there) or 'nothing of it'}")
+        found = ", ".join(there) or "nothing of it"
+        raise UserError(f"--only={','.join(only)}: {source} holds no {absent[0]}, but {found}")
     possible = FORMATS[format_name].keys
     refused = [key for key in there if key not in possible]
     if refused and only is not None:
@@ -167,8 +182,8 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
                         f"{', '.join(possible)}")
     chosen = {key: value for key, value in there.items() if key in possible}
     if not chosen.keys() & {"G", "D", "G_ema"}:
-        raise UserError(f"{source}: there is no network for the format {format_name}, which holds {', '.join(possible)}; "
-                        f"found {', '.join(there)}")
+        raise UserError(f"{source}: there is no network for the format {format_name}, which holds "
+                        f"{', '.join(possible)}; found {', '.join(there)}")
     if refused:
         warn(f"left out, because the format {format_name} has no place for it: {', '.join(refused)}")
     if format_name == "pkl" and not chosen.keys() >= {"G", "D", "G_ema"}:
@@ -194,8 +209,8 @@ def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode:
     return [path]
 
 
-def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> float | None:
-    """Read the file again; returns the largest difference between images, None if it holds no generator.
+def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Comparison | None:
+    """Read the file again and compare images; None if it holds no generator.
 
     Raises:
         UserError: Images differ by more than the format's tolerance.
@@ -211,19 +226,20 @@ def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode:
         expected["G_ema"] = onnx_file.without_noise(networks["G_ema"])
     if kind.lossless:
         check_same(expected, again)
-    differences = []
+    fixed_noise = noise_mode if format_name == "onnx" else "const"
+    comparisons = []
     for key in ("G_ema", "G"):
         if key in networks:
             make = onnx_file.Session(path) if format_name == "onnx" else sampler(again[key], noise_mode="const")
-            differences.append(compare(networks[key], make, noise_mode=noise_mode if format_name == "onnx" else "const"))
-    if not differences:
+            comparisons.append(compare(networks[key], make, noise_mode=fixed_noise))
+    if not comparisons:
         return None
-    worst = max(differences, key=lambda pair: pair[0] / max(pair[1], 1))
-    if not worst[0] <= kind.tolerance * max(worst[1], 1):
+    worst = max(comparisons, key=lambda comparison: comparison.relative)
+    if not worst.relative <= kind.tolerance:  # true for NaN
         hint = " (it has no conv_clamp, which this generator reaches)" if format_name == "pt" else ""
-        raise UserError(f"images change by {worst[0]:.2g} in the format {format_name}{hint}, at most {kind.tolerance:g} is "
-                        "allowed: nothing was written")
-    return max(pair[0] for pair in differences)
+        raise UserError(f"images change by {worst.difference:.2g} (largest value {worst.largest:.2g}) in the format "
+                        f"{format_name}{hint}; at most {kind.tolerance:g} of it is allowed: nothing was written")
+    return worst
 
 
 def check_same(expected: dict[str, Any], found: dict[str, Any]) -> None:
@@ -244,8 +260,8 @@ def sampler(G: torch.nn.Module, *, noise_mode: str) -> Any:
     return make
 
 
-def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> tuple[float, float]:
-    """Largest difference between what `G` and `make` draw, and largest value that G draws; batches of 1 and more."""
+def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Comparison:
+    """What `make` draws with what `G` does, in batches of 1 and more, truncated and not."""
     import torch
 
     reference = sampler(G, noise_mode=noise_mode)
@@ -257,18 +273,20 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> tuple[float, f
         expected = reference(z, c, psi)
         difference = max(difference, (make(z, c, psi) - expected).abs().max().item())
         largest = max(largest, expected.abs().max().item())
-    return difference, largest
+    return Comparison(difference, largest)
 
 
 def describe(
-    source: str, networks: dict[str, Any], written: list[Path], difference: float | None, *, noise_mode: str
+    source: str, networks: dict[str, Any], written: list[Path], compared: Comparison | None, *, noise_mode: str
 ) -> str:
     from training import model_card
 
     files = [model_card.ModelFile(path.name, path.stat().st_size, sha256(path)) for path in written]
-    is_local = not is_url(source)
-    origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256(Path(source))) if is_local else source
-    run = model_card.read_run(source) if is_local else None
+    origin, run = source, None
+    if not is_url(source):
+        origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256(Path(source)))
+        run = model_card.read_run(source)
+    difference = None if compared is None else compared.difference
     return model_card.render(networks, files, origin=origin, run=run, difference=difference, noise_mode=noise_mode)
 
 

@@ -36,7 +36,9 @@ _OPTIONS = {  # Label -> where training_options.json, of this project and of oth
     "preset": "config.preset",
     "recipe": "config.recipe",
 }
-_DATA_OPTIONS = {"resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most so many": "max_size"}
+_DATA_OPTIONS = {
+    "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most so many": "max_size",
+}
 _MAX_FILE_BYTES = 16 << 20      # Of what is read from a run directory.
 _MAX_CELL = 200
 
@@ -134,8 +136,8 @@ def _scores(run: Run | None) -> str:
         return f"{_UNKNOWN.capitalize()}: none was recorded for this snapshot."
     table = _table(("metric", "value", "features"), [(s.name, f"{s.value:.5g}", s.detector) for s in run.scores])
     note = "" if all("@" not in s.name for s in run.scores) else (
-        "\n\nScores with `@` were computed in the features of another net than the standard one: they compare runs with one "
-        "another, and are no published FID."
+        "\n\nScores with `@` were computed in the features of another net than the standard one: they compare runs "
+        "with one another, and are no published FID."
     )
     return table + note
 
@@ -147,8 +149,8 @@ def _architecture(networks: Mapping[str, Any]) -> str:
             count = sum(p.numel() for p in net.parameters())
             rows.append((f"`{key}`", type(net).__name__, _shape(net), f"{count:,}", _details(net)))
     table = _table(("network", "class", "images (channels x height x width)", "parameters", "details"), rows)
-    pipe = "\n\nThe augmentation pipe of its training, `augment_pipe`, is in the file." if "augment_pipe" in networks else ""
-    return table + pipe
+    pipe = "\n\nThe augmentation pipe of its training, `augment_pipe`, is in the file."
+    return table + (pipe if "augment_pipe" in networks else "")
 
 
 def _shape(net: torch.nn.Module) -> str:
@@ -167,7 +169,8 @@ def _details(net: torch.nn.Module) -> str:
 
 
 def _files(files: Sequence[ModelFile], origin: ModelFile | str, difference: float | None) -> str:
-    table = _table(("file", "bytes", "sha256"), [(f"`{_cell(f.name)}`", f"{f.num_bytes:,}", f"`{f.sha256}`") for f in files])
+    rows = [(f"`{f.name}`", f"{f.num_bytes:,}", f"`{f.sha256}`") for f in files]
+    table = _table(("file", "bytes", "sha256"), rows)
     if isinstance(origin, str):
         source = f"what lay at `{_cell(origin)}`"
     else:
@@ -188,15 +191,30 @@ def _sampling(networks: Mapping[str, Any], name: str, noise_mode: str) -> str:
         noise = " --noise-mode=none" if noise_mode == "none" else ""
         parts.append(f"With this project:\n\n```bash\npython generate.py --outdir=out --network={name} "
                      f"--seeds=0-15 --trunc=0.7{label_option}{noise}\n```")
-    parts.append("In Python, images as float32 [N, C, height, width], about [-1, 1]:\n\n```python\nimport legacy, torch\n"
+    parts.append("In Python, images as float32 [N, C, height, width], about [-1, 1]:\n\n```python\n"
+                 "import legacy, torch\n"
                  f'G = legacy.load_network_pkl("{name}")["{key}"]\n'
                  f"img = G(torch.randn([1, {G.z_dim}]), {label}, truncation_psi=0.7)\n```")
     if name.endswith(".onnx"):
         label = f', "c": numpy.eye({G.c_dim}, dtype="float32")[:1]' if G.c_dim > 0 else ""
         parts.append('Without PyTorch:\n\n```python\nimport numpy, onnxruntime\nsession = onnxruntime.InferenceSession('
                      f'"{name}")\nz = numpy.random.randn(1, {G.z_dim}).astype("float32")\n'
-                     f'img = session.run(["img"], {{"z": z{label}, "truncation_psi": numpy.array(0.7, "float32")}})[0]\n```')
+                     f'psi = numpy.array(0.7, "float32")\n'
+                     f'img = session.run(["img"], {{"z": z{label}, "truncation_psi": psi}})[0]\n```')
+    if name.endswith(".pt"):
+        parts.append(_in_rosinality(G))
     return "\n\n".join(parts)
+
+
+def _in_rosinality(G: torch.nn.Module) -> str:
+    """What to build there: its numbers of channels are fixed but for a multiplier at the high resolutions."""
+    size, layers = f"{G.img_resolution}, {G.w_dim}, {G.mapping.num_layers}", G.synthesis
+    channels = {res: getattr(layers, f"b{res}").conv1.out_channels for res in layers.block_resolutions}
+    for multiplier in (1, 2):
+        if all(n == (512 if res < 64 else multiplier * 16384 // res) for res, n in channels.items()):
+            return f"In rosinality's stylegan2-pytorch: `Generator({size}, channel_multiplier={multiplier})`."
+    return (f"In rosinality's stylegan2-pytorch: `Generator({size})`, after setting `channels` in its constructor to "
+            f"`{channels}`.")
 
 
 def _not_known(options: Mapping[str, Any], run: Run | None, trained_on: Any) -> str:

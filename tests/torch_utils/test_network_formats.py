@@ -27,7 +27,7 @@ from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 
 WRITERS = {
-    "pkl": save_network_pkl, "safetensors": safetensors_file.write, "pt": state_dict_file.write, "onnx": onnx_file.write,
+    "pkl": save_network_pkl, "safetensors": safetensors_file.write, "pt": state_dict_file.write,
 }
 SMALL = dict(channel_base=128, channel_max=16)
 
@@ -51,7 +51,8 @@ def make_generator(seed=0, *, arch="skip", c_dim=0, res=16, channels=3, **synthe
 
 def make_networks(*, arch="skip", c_dim=0, res=16, channels=3):
     shape = dict(arch=arch, c_dim=c_dim, res=res, channels=channels)
-    D = Discriminator(c_dim, res, channels, architecture=arch, decoder_res=8, glead_res_g=8, decoder_out_channel=12, **SMALL)
+    decoder = dict(decoder_res=8, glead_res_g=8, decoder_out_channel=12)
+    D = Discriminator(c_dim, res, channels, architecture=arch, **decoder, **SMALL)
     options = dict(class_name="training.dataset.ImageFolderDataset", path="a.zip", max_size=None, xflip=True)
     pipe = AugmentPipe(xflip=1, brightness=1)
     pipe.p.fill_(0.25)
@@ -149,7 +150,8 @@ def reference_images(state, z, *, mean=None, psi=1.0):
             if kernel is None:
                 images.append(F.conv2d(x[i:i + 1], k, padding=k.shape[2] // 2))
             else:
-                images.append(filtered(F.conv_transpose2d(x[i:i + 1], k.transpose(0, 1), stride=2), kernel, 1, 1))
+                y = F.conv_transpose2d(x[i:i + 1], k.transpose(0, 1), stride=2)
+                images.append(filtered(y, kernel, (len(kernel) - 3) // 2 + 1, (len(kernel) - 4) // 2 + 1))
         return torch.cat(images)
 
     def styled(name, x, w, noise, kernel=None):
@@ -163,7 +165,7 @@ def reference_images(state, z, *, mean=None, psi=1.0):
     def enlarged(img, kernel):
         spread = torch.zeros([*img.shape[:2], 2 * img.shape[2], 2 * img.shape[3]])
         spread[:, :, ::2, ::2] = img
-        return filtered(spread, kernel, 2, 1)
+        return filtered(spread, kernel, (len(kernel) - 1) // 2 + 1, (len(kernel) - 2) // 2)
 
     w = z / (z.square().mean(1, keepdim=True) + 1e-8).sqrt()
     for idx in range(1, sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in state) + 1):
@@ -237,11 +239,10 @@ Z = torch.from_numpy(np.random.RandomState(3).randn(3, 12)).float()
 def test_their_generators_draw_the_images_of_their_formulas(taps):
     state, mean = foreign_state_dict(taps=taps), torch.linspace(-1, 1, 12)
     G = load(torch_saved({"g_ema": state, "latent_avg": mean}))["G_ema"]
-    if len(taps) == 4:
-        for psi in (1.0, 0.5):
-            expected = reference_images(state, Z, mean=mean, psi=psi)
-            actual = G(Z, None, truncation_psi=psi, noise_mode="const")
-            assert (actual - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+    for psi in (1.0, 0.5):
+        expected = reference_images(state, Z, mean=mean, psi=psi)
+        actual = G(Z, None, truncation_psi=psi, noise_mode="const")
+        assert (actual - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
     back = state_dict_file.to_state_dict(G)
     assert set(back) == set(state)
     assert all(torch.allclose(back[name], state[name], atol=1e-6) for name in state)
@@ -258,7 +259,8 @@ def test_our_generators_draw_the_same_by_their_formulas(res):
 def test_files_as_training_programs_write_them():
     state = foreign_state_dict()
     options = argparse.Namespace(size=16, path="x")
-    checkpoint = {"g": state, "g_ema": state, "d": {}, "args": options, "latent_avg": torch.ones(1, 12), "ada_aug_p": 0.5}
+    checkpoint = {"g": state, "g_ema": state, "d": {}, "args": options, "ada_aug_p": 0.5}
+    checkpoint["latent_avg"] = torch.ones(1, 12)
     with pytest.warns(UserWarning, match="discriminator in the file"):
         found = load(torch_saved(checkpoint))
     assert found["D"] is None and torch.equal(found["G"].mapping.w_avg, torch.ones(12))
@@ -358,7 +360,8 @@ def test_foreign_and_lying_graphs_are_refused(graphs, tmp_path):
 
     for change, message in (
         (outside, "no float32 tensor within the file"), (lie, "no float32 tensor within the file"),
-        (rename, "lacks mapping.fc0.weight"), (lambda model, _: model.ClearField("metadata_props"), "convert.py didn't write"),
+        (rename, "lacks G_ema.mapping.fc0.weight"),
+        (lambda model, _: model.ClearField("metadata_props"), "convert.py didn't write"),
     ):
         with pytest.raises(UserError, match=message):
             load(changed(change))
@@ -371,7 +374,8 @@ def test_foreign_and_lying_graphs_are_refused(graphs, tmp_path):
 def safetensors_bytes(tmp_path, change=lambda described, tensors: None, **metadata):
     """A file with changes to its description and tensors."""
     safetensors_file.write(tmp_path / "x.safetensors", {"G_ema": make_generator(res=8)})
-    described, tensors = json.loads((tmp_path / "x.json").read_text()), load_safetensors((tmp_path / "x.safetensors").read_bytes())
+    described = json.loads((tmp_path / "x.json").read_text())
+    tensors = load_safetensors((tmp_path / "x.safetensors").read_bytes())
     change(described, tensors)
     return save_safetensors(tensors, metadata or {"glead": json.dumps(described)})
 
@@ -405,7 +409,11 @@ def set_argument(described, tensors):
 
 def set_huge(described, tensors):
     described["networks"]["G_ema"]["init_args"][3] = 65536
-    described["networks"]["G_ema"]["init_kwargs"]["synthesis_kwargs"]["channel_base"] = 1 << 17
+    described["networks"]["G_ema"]["init_kwargs"]["synthesis_kwargs"] |= dict(channel_base=1 << 17, channel_max=1 << 20)
+
+
+def set_deep(described, tensors):
+    described["networks"]["G_ema"]["init_kwargs"]["mapping_kwargs"]["num_layers"] = 1_000_000
 
 
 def drop(described, tensors):
@@ -429,14 +437,15 @@ def drop_networks(described, tensors):
 
 
 @pytest.mark.parametrize("change,message", [
-    (set_version, "version 2; this program reads version 1"),
-    (set_class, "no Generator"),
+    (set_version, "version 2; this program reads 1"),
+    (set_class, "G_ema is no Generator"),
     (set_argument, "can't be built"),
-    (set_huge, "larger than the file"),
-    (drop, r"lacks synthesis.b8.conv0.weight \[16, 16, 3, 3\]"),
-    (add, "has 'synthesis.b8.conv9.weight'"),
+    (set_huge, r"synthesis.b4.const of shape \[16, 4, 4\], expected \[32768, 4, 4\]"),
+    (set_deep, "1000000 layers in a mapping network"),
+    (drop, r"lacks G_ema.synthesis.b8.conv0.weight \[16, 16, 3, 3\]"),
+    (add, "has 'G_ema.synthesis.b8.conv9.weight'"),
     (add_network, "'G.synthesis.b8.conv0.weight' that belongs to no network"),
-    (reshape, r"synthesis.b8.conv0.weight of shape \[2, 3\], expected \[16, 16, 3, 3\]"),
+    (reshape, r"G_ema.synthesis.b8.conv0.weight of shape \[2, 3\], expected \[16, 16, 3, 3\]"),
     (drop_networks, "none of format"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_safetensors_that_do_not_fit_are_refused(change, message, tmp_path):
@@ -512,11 +521,13 @@ STATE_DICT_ERRORS = {
     "shape": (lambda: torch_saved({"g_ema": broken(**{"convs.0.noise.weight": torch.ones(2)})}),
               r"convs.0.noise.weight of shape \[2\], expected \[1\]"),
     "expanded": (lambda: torch_saved({"g_ema": broken(**{"input.input": torch.ones(1).expand(1, 1 << 17, 4, 4)})}),
-                 "g_ema has"),
+                 "more numbers than the file has bytes"),
     "channels": (lambda: torch_saved({"g_ema": foreign_state_dict(channels=(8, 12, 16))}), "8 channels at 4x4"),
-    "kernel": (lambda: torch_saved({"g_ema": broken(**{"to_rgbs.0.upsample.kernel": torch.eye(4)})}), "up-sampling kernels"),
+    "kernel": (lambda: torch_saved({"g_ema": broken(**{"to_rgbs.0.upsample.kernel": torch.eye(4)})}),
+               "up-sampling kernels"),
     "list": (lambda: torch_saved({"g_ema": broken(**{"input.input": [1]})}), "no tensor of floating-point"),
-    "mean": (lambda: torch_saved({"g_ema": foreign_state_dict(), "latent_avg": torch.ones(5)}), r"latent_avg has the shape \[5\]"),
+    "mean": (lambda: torch_saved({"g_ema": foreign_state_dict(), "latent_avg": torch.ones(5)}),
+             r"latent_avg has the shape \[5\]"),
 }
 
 

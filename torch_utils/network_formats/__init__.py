@@ -7,8 +7,8 @@
 | `state_dict_file`  | `.pt`          | generators of the skip architecture, under rosinality's names     |
 | `onnx_file`        | `.onnx`        | one generator, as a graph that other run-time systems execute     |
 
-`read_networks` tells them apart by their content. Reading never runs code from a file: what a file describes is built by
-this project's constructors and filled with tensors, whose names and shapes have to fit.
+`read_networks` tells them apart by their content. Reading never runs code from a file: what a file describes is built
+by this project's constructors and filled with tensors, whose names and shapes have to fit.
 """
 
 import io

@@ -17,13 +17,13 @@ import torch
 
 from dnnlib.util import EasyDict, UserError
 
-from .. import network_pickle
-from ..persistence import ModuleRecord
+from ..persistence import find_class
 
 FORMAT = "glead-networks"
 VERSION = 1
 CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
 MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
+_MAX_LAYERS = 100
 
 
 def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def parse(text: bytes | str) -> dict[str, Any]:
         raise UserError(f"its description of networks is none of format {FORMAT!r}")
     version = found.get("format_version")
     if version != VERSION:
-        raise UserError(f"its description of networks has version {str(version)[:20]}; this program reads version {VERSION}")
+        raise UserError(f"its description of networks has version {str(version)[:20]}; this program reads {VERSION}")
     for key, entry in found["networks"].items():
         if key not in CLASS_OF:
             raise UserError(f"its description holds an unknown network {key[:40]!a}; known: {', '.join(CLASS_OF)}")
@@ -87,18 +87,13 @@ def parse(text: bytes | str) -> dict[str, Any]:
 
 
 def build(
-    description: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    num_bytes: int,
-    only: Sequence[str] | None = None,
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, only: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Build the networks of a description and fill them.
 
     Args:
         description: As `parse` returns it.
         tensors:     By name, `G_ema.synthesis.b4.const`; names of networks that aren't described are refused.
-        num_bytes:   Size of the file: bounds the memory that constructors may take.
         only:        Build only these.
 
     Returns:
@@ -114,19 +109,52 @@ def build(
             raise UserError(f"holds a tensor {name[:120]!a} that belongs to no network in its description")
         parts[key][rest] = tensor
     wanted = [key for key in parts if only is None or key in only]
-    found: dict[str, Any] = {key: _build(key, description["networks"][key], parts[key], num_bytes) for key in wanted}
+    found: dict[str, Any] = {key: _build(key, description["networks"][key], parts[key]) for key in wanted}
     options = description.get("training_set_kwargs")
     if options is not None and (only is None or "training_set_kwargs" in only):
         found["training_set_kwargs"] = _easy(options)
     return found
 
 
-def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], num_bytes: int) -> torch.nn.Module:
-    state = {"_init_args": entry["init_args"], "_init_kwargs": entry["init_kwargs"], "_parameters": tensors}
+def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    with torch.device("meta"):  # shapes without memory: what the file declares may be far larger than what it holds
+        _check_tensors(key, _construct(key, entry), tensors)
+    module = _construct(key, entry)
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
+    args, kwargs = _easy(entry["init_args"]), _easy(entry["init_kwargs"])
+    for options in (kwargs, *args, *kwargs.values()):
+        if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
+            count = options["num_layers"]
+            raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
+    cls = find_class(CLASS_OF[key])
     try:
-        return network_pickle._build(key, ModuleRecord(class_name=CLASS_OF[key], state=state), num_bytes)
-    except UserError as e:
-        raise UserError(str(e).replace("the pickle", "the file")) from e  # the checks are those of pickles
+        with torch.random.fork_rng(devices=[]):
+            return cls(*args, **kwargs)
+    except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"its {key} can't be built from the arguments in the file: {type(e).__name__}: {reason}") from e
+
+
+def _is_large(num_layers: Any) -> bool:
+    return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
+
+
+def _check_tensors(key: str, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise UserError(f"lacks {key}.{name} {list(tensor.shape)}, which a {CLASS_OF[key]} with its arguments has")
+        if tensors[name].shape != tensor.shape:
+            shapes = f"{list(tensors[name].shape)}, expected {list(tensor.shape)}"
+            raise UserError(f"has {key}.{name} of shape {shapes} for a {CLASS_OF[key]} with its arguments")
+    unknown = [name for name in tensors if name not in expected]
+    if unknown:
+        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise UserError(f"has {f'{key}.{unknown[0]}'[:200]!a}{more}, which a {CLASS_OF[key]} with its arguments lacks")
 
 
 def _easy(value: Any) -> Any:

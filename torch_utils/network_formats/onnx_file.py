@@ -85,7 +85,7 @@ def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = N
         raise UserError(f"damaged: its description is not one of {_KEY} alone")
     tensors = {tensor.name: _to_tensor(onnx, tensor) for tensor in model.graph.initializer
                if tensor.name.startswith(f"{_KEY}.")}
-    return description.build(described, tensors | _filters(described, tensors), num_bytes=len(data), only=only)
+    return description.build(described, tensors | _filters(described, tensors), only=only)
 
 
 def without_noise(G: torch.nn.Module) -> torch.nn.Module:
@@ -153,9 +153,10 @@ def _export(G: torch.nn.Module) -> Any:
 
 
 def _strip(model: Any) -> None:
-    """Take out the stack traces of the export: they are larger than small networks, and name folders of this machine."""
+    """Take out stack traces of the export: they are larger than small networks, and name folders of this machine."""
     graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *model.functions):
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (graph, *graph.node, *values, *model.functions):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     model.ClearField("metadata_props")

@@ -46,7 +46,7 @@ def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = N
     """
     header = _header(data)
     described = _description(header, path)
-    return description.build(described, _tensors(data), num_bytes=len(data), only=only)
+    return description.build(described, _tensors(data), only=only)
 
 
 def _header(data: bytes) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
     for theirs, ours in _KEYS.items():
         if networks.get(ours) is not None:
             content[theirs] = to_state_dict(networks[ours], key=ours)
-    means = [networks[key].mapping.w_avg.detach().cpu().clone() for key in _KEYS.values() if networks.get(key) is not None]
+    present = [networks[key] for key in _KEYS.values() if networks.get(key) is not None]
+    means = [G.mapping.w_avg.detach().cpu().clone() for G in present]
     content["latent_avg"] = means[0]
     if not torch.equal(means[0], means[-1]):  # training keeps both the same
         content["g_latent_avg"] = means[-1]
@@ -80,7 +81,7 @@ def to_state_dict(G: torch.nn.Module, *, key: str = "G") -> dict[str, torch.Tens
     ours = G.state_dict()
     size = _Size(G.mapping.num_layers, G.w_dim, {r: ours[f"synthesis.b{r}.conv1.weight"].shape[0]
                                                  for r in G.synthesis.block_resolutions}, G.img_channels)
-    result = {entry.theirs: ours[entry.ours].detach().cpu().reshape(entry.their_shape).clone() for entry in _layout(size)}
+    result = {e.theirs: ours[e.ours].detach().cpu().reshape(e.their_shape).clone() for e in _layout(size)}
     kernel = ours["synthesis.b4.resample_filter"].detach().cpu()
     kernel = (torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel) * _UP_GAIN
     return result | {name: kernel.clone() for name in _filter_names(size)}
@@ -129,13 +130,14 @@ def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = N
     result = {}
     for theirs in found:
         if only is None or _KEYS[theirs] in only:
+            _check_amount(content[theirs], len(data), theirs)
             mean = content.get(f"{theirs}_latent_avg", content.get("latent_avg"))
-            result[_KEYS[theirs]] = from_state_dict(content[theirs], mean, key=theirs, num_bytes=len(data))
+            result[_KEYS[theirs]] = from_state_dict(content[theirs], mean, key=theirs)
     return result
 
 
 def from_state_dict(
-    state: Mapping[str, Any], latent_avg: torch.Tensor | None = None, *, key: str = "g_ema", num_bytes: int
+    state: Mapping[str, Any], latent_avg: torch.Tensor | None = None, *, key: str = "g_ema"
 ) -> torch.nn.Module:
     """Build a generator from a state dict under the names of this format.
 
@@ -143,7 +145,6 @@ def from_state_dict(
         state:      Name -> tensor.
         latent_avg: Mean w, [w_dim] or [1, w_dim]; None = computed, with a warning.
         key:        What messages call it.
-        num_bytes:  Size of the file; bounds the memory of what is built.
 
     Raises:
         UserError: A tensor is missing, unknown or of another shape.
@@ -154,7 +155,8 @@ def from_state_dict(
     for entry in layout:
         tensor = _get(state, entry.theirs, key)
         if tuple(tensor.shape) != entry.their_shape:
-            raise UserError(f"{key} has {entry.theirs} of shape {list(tensor.shape)}, expected {list(entry.their_shape)}")
+            shapes = f"{list(tensor.shape)}, expected {list(entry.their_shape)}"
+            raise UserError(f"{key} has {entry.theirs} of shape {shapes}")
         tensors[f"G_ema.{entry.ours}"] = tensor.reshape(entry.our_shape)
     known = {entry.theirs for entry in layout} | set(_filter_names(size)) | {"style.0.kernel"}
     unknown = sorted(set(state) - known)
@@ -170,7 +172,7 @@ def from_state_dict(
     if mean.numel() != size.w_dim:
         raise UserError(f"latent_avg has the shape {list(mean.shape)}, expected [{size.w_dim}]")
     tensors["G_ema.mapping.w_avg"] = mean.reshape(size.w_dim)
-    G = description.build(_describe(size, taps, key), tensors, num_bytes=num_bytes)["G_ema"]
+    G = description.build(_describe(size, taps, key), tensors)["G_ema"]
     if no_mean:
         _compute_mean(G)
     return G
@@ -184,9 +186,10 @@ def _load(data: bytes) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training programs save their options so
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises all kinds of things on damage
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(e))
+        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(e))
         if refused:
-            raise UserError(f"refused, because it asks for {refused[1][:100]}: only tensors and plain data are read") from e
+            name = refused[1][:100]
+            raise UserError(f"refused, because it asks for {name}: only tensors and plain data are read") from e
         raise UserError(f"truncated, damaged, or not written by torch.save ({type(e).__name__})") from e
 
 
@@ -200,8 +203,15 @@ def _check_zip(data: bytes) -> None:
         raise UserError("the file is a TorchScript program: it holds code, not networks that could be read")
     if "data.pkl" not in names:
         raise UserError("the file is a zip archive, but not one written by torch.save (a dataset?)")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > len(data):
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or sum(entry.file_size for entry in entries) > len(data):
         raise UserError("damaged: a compressed zip archive, which torch.save doesn't write")
+
+
+def _check_amount(state: Mapping[str, Any], num_bytes: int, key: str) -> None:
+    """Views of a small storage may pretend to be large tensors, and many to be different ones."""
+    if sum(tensor.numel() for tensor in state.values() if isinstance(tensor, torch.Tensor)) > num_bytes:
+        raise UserError(f"damaged: {key} has more numbers than the file has bytes")
 
 
 def _get(state: Mapping[str, torch.Tensor], name: str, key: str) -> torch.Tensor:
@@ -250,8 +260,9 @@ def _describe(size: _Size, taps: torch.Tensor, key: str) -> dict[str, Any]:
     channel_base = max(res * n for res, n in size.channels.items())
     for res, n in size.channels.items():
         if n != min(channel_base // res, channel_max):
-            raise UserError(f"{key} has {n} channels at {res}x{res}; channel_base / resolution, at most {channel_max}, was "
-                            f"expected ({min(channel_base // res, channel_max)})")
+            expected = min(channel_base // res, channel_max)
+            raise UserError(f"{key} has {n} channels at {res}x{res}, expected {expected}: {channel_base} / resolution, "
+                            f"at most {channel_max}")
     synthesis = {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": None}
     default = torch.tensor(_DEFAULT_TAPS, dtype=torch.float32)
     if taps.shape != default.shape or not torch.allclose(taps, default / default.sum(), atol=1e-6):
