@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dnnlib.util import UserError, format_time, open_url
 from metrics import metric_main
 from torch_utils import distributed, training_stats
-from torch_utils.network_pickle import read_network_pickle
+from torch_utils.network_formats import read_networks
 
 from . import snapshot
 from .ada import build_augmentation
@@ -103,7 +103,7 @@ class Trainer:
     def _start_from(self, source: str) -> None:
         """Transfer learning: take over whatever fits from a network pickle, which may lack networks."""
         with open_url(source) as f:
-            networks = read_network_pickle(f, only=("G", "D", "G_ema"))
+            networks = read_networks(f, only=("G", "D", "G_ema"))
         snapshot.copy_matching(networks["G"] or networks["G_ema"], self.G, label=f"G of {source}")
         snapshot.copy_matching(networks["G_ema"] or networks["G"], self.G_ema, label=f"G_ema of {source}")
         if networks["D"] is None:
