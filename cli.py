@@ -1,15 +1,22 @@
-"""What the command lines share: the error boundary and option types."""
+"""What the command lines share: the error boundary, option types, options of those that make images, warnings."""
 
+from __future__ import annotations
+
+import contextlib
 import errno
 import math
 import os
 import re
 import sys
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import click
 
 from dnnlib.util import UserError
+
+if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
+    import numpy as np
 
 
 class Option(click.Option):
@@ -46,6 +53,28 @@ class Command(click.Command):
                 raise
             place = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
             raise click.ClickException(_one_line(f"{place}{e.strerror}")) from e
+
+
+class DefaultGroup(click.Group):
+    """Sub-commands, and a command of its own that is taken where the first argument is the name of none of them.
+
+    `--help` is that of the default command, with a list of the others at its end.
+    """
+
+    def __init__(self, default: click.Command, *commands: click.Command) -> None:
+        super().__init__(default.name, commands=commands)
+        self.default = default
+        lines = [f"  {command.name:10s} {command.get_short_help_str(100)}" for command in commands]
+        default.epilog = "\n".join(["\b", "Other commands, each with a --help of its own:", *lines])
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        command = super() if args and args[0] in self.commands else self.default
+        return command.make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
 
 def _one_line(message: str) -> str:
@@ -102,3 +131,102 @@ class CommaList(click.ParamType):
         if value.strip().lower() in ("", "none"):
             return []
         return [part.strip() for part in value.split(",") if part.strip()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options of the command lines that make images.
+
+network_option = click.option("--network", "network_pkl", metavar="PATH|URL", required=True,
+                              help="Network pickle: path or URL")
+trunc_option = click.option("--trunc", "truncation_psi", type=FiniteFloat(), default=1.0, show_default=True,
+                            help="Truncation psi")
+class_option = click.option("--class", "class_idx", type=click.IntRange(min=0),
+                            help="Class label, for conditional networks")
+noise_mode_option = click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
+                                 show_default=True)
+device_option = click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
+trust_option = click.option("--trust-pickle", is_flag=True,
+                            help="Run the code in the pickle; only for files you trust")
+
+
+def warn(message: str) -> None:
+    click.echo(f"Warning: {_one_line(message)}", err=True)
+
+
+@contextlib.contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Show what is warned of inside as lines for users."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            warn(str(warning.message))
+
+
+def warn_unused(names: Sequence[str], *, because: str) -> None:
+    """Warn of those of the current command's options that were given, although they have no effect here."""
+    ctx = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    given = [param.opts[0] for param in ctx.command.params
+             if param.name in names and ctx.get_parameter_source(param.name) != default]
+    if given:
+        warn(f"{', '.join(given)}: no effect {because}")
+
+
+def check_outdir(outdir: str | None) -> None:
+    if not outdir:
+        raise UserError("--outdir is empty: give the name of a folder")
+
+
+def check_seeds(option: str, seeds: Sequence[int]) -> None:
+    """NumPy's limit."""
+    if max(seeds) >= 1 << 32:
+        raise UserError(f"{option} holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
+
+
+def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_ema",)) -> dict[str, Any]:
+    """Networks of a pickle for making images: finite, in eval mode, without gradients, on the CPU.
+
+    Args:
+        network_pkl: Path or URL.
+        trust:       Run the code that it carries.
+        only:        Which of `G`, `D`, `G_ema`; those that the file lacks are None.
+    """
+    import legacy
+    from torch_utils import misc
+
+    with shown_warnings():
+        networks = legacy.load_network_pkl(network_pkl, trust=trust, only=only)
+    networks = {key: networks[key] for key in only}
+    for key, network in networks.items():
+        if network is not None:
+            misc.check_finite(network, f"{network_pkl}: {key}")
+            network.eval().requires_grad_(False)
+            if network.img_channels not in (1, 3):
+                raise UserError(f"{network_pkl}: {key} is for images of {network.img_channels} channels; only 1 and 3 "
+                                "can be read and written")
+    return networks
+
+
+def load_generator(network_pkl: str, *, trust: bool) -> Any:
+    """G_ema of a network pickle; as `load_networks`."""
+    G = load_networks(network_pkl, trust=trust)["G_ema"]
+    if G is None:
+        raise UserError(f"{network_pkl}: holds no G_ema")
+    return G
+
+
+def class_label(G: Any, class_idx: int | None) -> np.ndarray | None:
+    """One-hot label, float32 [c_dim]; None for an unconditional network."""
+    import numpy as np
+
+    if G.c_dim == 0:
+        if class_idx is not None:
+            warn("--class has no effect: the network is unconditional")
+        return None
+    if class_idx is None:
+        raise UserError(f"the network is conditional: give --class, from 0 to {G.c_dim - 1}")
+    if class_idx >= G.c_dim:
+        raise UserError(f"--class={class_idx} is out of range: the network knows the classes 0 to {G.c_dim - 1}")
+    return np.eye(G.c_dim, dtype=np.float32)[class_idx]

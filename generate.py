@@ -1,35 +1,28 @@
-"""Generate images from a network pickle."""
+"""Generate images and videos from a network pickle, and let D and G of a GLeaD network rebuild images."""
 
 from __future__ import annotations
 
-import io
 import re
 import sys
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import click
-import numpy as np
-import PIL.Image
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError, atomic_write, check_writable, made_folder
+from dnnlib.util import UserError, check_writable, made_folder
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import numpy as np
     import torch
 
-GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
-MAX_GRID_PIXELS = 1 << 29
+    from training.input_images import InputImages
+    from training.sampling import Grid, LatentPath
 
-
-class Job(NamedTuple):
-    """One batch: what goes into the generator, and what the resulting files are called."""
-
-    names: list[str]
-    seeds: list[int]               # Empty for projected w's.
-    ws: np.ndarray | None          # float32 [N, num_ws, w_dim]; None = made from the seeds.
+MAX_SHOWN = 64      # Images in reconstructions.png ...
+SHOWN_COLUMNS = 16  # ... and in each of its rows.
 
 
 class GridSize(click.ParamType):
@@ -46,36 +39,60 @@ class GridSize(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+class Options(NamedTuple):
+    """What was asked for; see `--help`."""
+
+    network_pkl: str
+    seeds: list[int] | None
+    projected_w: str | None
+    reconstruct: tuple[str, ...]
+    truncation_psi: float
+    trunc_cutoff: int | None
+    class_idx: int | None
+    noise_mode: str
+    outdir: str | None
+    image_format: str
+    grid: tuple[int, int] | str | None
+    video: str | None
+    interpolate: str
+    frames_per_key: int
+    fps: float
+    lossless: bool
+    batch: int
+    device: str | None
+    trust_pickle: bool
+
+
 @click.command(cls=cli.Command)
-@click.option("--network", "network_pkl", help="Network pickle: path or URL", metavar="PATH|URL", required=True)
+@cli.network_option
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
-@click.option("--projected-w", type=click.Path(dir_okay=False), help="Take w's from this .npz (key w) or .npy file")
-@click.option("--trunc", "truncation_psi", type=cli.FiniteFloat(), help="Truncation psi", default=1.0,
-              show_default=True)
+@click.option("--projected-w", type=click.Path(dir_okay=False),
+              help="Take w's, and noise maps if it holds some, from this .npz (key w) or .npy file")
+@click.option("--reconstruct", multiple=True, metavar="IMAGES",
+              help="Let D read images and G rebuild them (GLeaD networks): file, folder, zip or pattern like "
+                   "'a/*.png'; may be given several times")
+@cli.trunc_option
 @click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
-@click.option("--class", "class_idx", type=click.IntRange(min=0), help="Class label, for conditional networks")
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
-@click.option("--outdir", type=click.Path(file_okay=False), help="Where to write the images", required=True)
+@cli.class_option
+@cli.noise_mode_option
+@click.option("--outdir", type=click.Path(file_okay=False), help="Where to write the images")
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
-@click.option("--grid", type=GridSize(), metavar="RxC|auto", help="Write all images into one grid.png too")
+@click.option("--grid", type=GridSize(), metavar="RxC|auto",
+              help="Write all images into one grid.png too; of a video: places that show different keys")
+@click.option("--video", type=click.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
+              help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
+                   "bare name lands in --outdir")
+@click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
+              cls=cli.Option, help="w: smooth spline through the keys' w's; z: great circles from z to z")
+@click.option("--frames-per-key", type=click.IntRange(1, 100_000), default=60, show_default=True, group="Video",
+              cls=cli.Option, help="Frames from one key to the next")
+@click.option("--fps", type=cli.FiniteFloat(min=0.1, max=240), default=30.0, show_default=True, group="Video",
+              cls=cli.Option, help="Frames per second")
+@click.option("--lossless", is_flag=True, group="Video", cls=cli.Option, help="Keep every pixel; .webp only")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
-@click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
-@click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")
-def main(
-    network_pkl: str,
-    seeds: list[int] | None,
-    projected_w: str | None,
-    truncation_psi: float,
-    trunc_cutoff: int | None,
-    class_idx: int | None,
-    noise_mode: str,
-    outdir: str,
-    image_format: str,
-    grid: tuple[int, int] | str | None,
-    batch: int,
-    device: str | None,
-    trust_pickle: bool,
-) -> None:
+@cli.device_option
+@cli.trust_option
+def main(**options: Any) -> None:
     """Generate images from a network pickle.
 
     A seed gives the same image as in other StyleGAN2-style projects.
@@ -85,187 +102,257 @@ def main(
       python generate.py --outdir=out --network=network-snapshot-025000.pkl --seeds=85,265,297 --trunc=0.7
       python generate.py --outdir=out --network=cifar10.pkl --seeds=0-35 --class=1 --grid=6x6
       python generate.py --outdir=out --network=ffhq.pkl --projected-w=projected_w.npz
+      python generate.py --video=walk.mp4 --network=ffhq.pkl --seeds=0-31 --grid=2x4 --trunc=0.7
+      python generate.py --outdir=out --network=glead.pkl --reconstruct=photos
     """
-    if (seeds is None) == (projected_w is None):
-        raise click.UsageError("give either --seeds or --projected-w")
-    if not outdir:
-        raise UserError("--outdir is empty: give the name of a folder")
-    if seeds is not None and max(seeds) >= 1 << 32:
-        raise UserError(f"--seeds holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
-    from torch_utils import misc
-
-    target = misc.pick_device(device)
-    G = load_generator(network_pkl, trust=trust_pickle).to(target)
-    if seeds is not None:
-        label = class_label(G, class_idx)
-        jobs = seed_jobs(seeds, batch=1 if noise_mode == "random" else batch)
+    opts = Options(**options)
+    check_usage(opts)
+    if opts.reconstruct:
+        write_reconstructions(opts)
+    elif opts.video is not None:
+        write_video(opts)
     else:
-        if class_idx is not None or truncation_psi != 1 or trunc_cutoff is not None:
-            warn("--class, --trunc and --trunc-cutoff have no effect on --projected-w")
-        label = None
-        jobs = projected_jobs(load_projected_w(projected_w, G), batch=1 if noise_mode == "random" else batch)
-    num_images = sum(len(job.names) for job in jobs)
-    rows_cols = grid_size(grid, num_images, side=G.img_resolution) if grid is not None else None
-
-    check_writable(Path(outdir, "image"))
-    with made_folder(outdir):
-        kept = []
-        with tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
-            for job in jobs:
-                images = run_job(
-                    G,
-                    job,
-                    label,
-                    truncation_psi=truncation_psi,
-                    truncation_cutoff=trunc_cutoff,
-                    noise_mode=noise_mode,
-                )
-                for name, image in zip(job.names, images, strict=True):
-                    save_image(image, Path(outdir, f"{name}.{image_format}"))
-                    progress.update()
-                if rows_cols is not None:
-                    kept += images
-        if rows_cols is not None:
-            save_image(make_grid(kept, *rows_cols), Path(outdir, "grid.png"))
-    click.echo(f"{num_images} image{'s' if num_images != 1 else ''} in {outdir}")
+        write_images(opts)
 
 
-def warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
+def check_usage(opts: Options) -> None:
+    """Find contradictions before PyTorch is imported, and warn of options that have no effect."""
+    if (opts.seeds is not None) + (opts.projected_w is not None) + bool(opts.reconstruct) != 1:
+        raise click.UsageError("give either --seeds or --projected-w or --reconstruct")
+    if opts.outdir is None and (opts.video is None or opts.reconstruct):
+        raise click.UsageError("Missing option '--outdir'.")
+    if opts.outdir is not None:
+        cli.check_outdir(opts.outdir)
+    if opts.seeds is not None:
+        cli.check_seeds("--seeds", opts.seeds)
+    latent_options = ["truncation_psi", "trunc_cutoff", "class_idx"]
+    video_options = ["interpolate", "frames_per_key", "fps", "lossless"]
+    if opts.reconstruct:
+        ignored = [*latent_options, *video_options, "image_format", "grid", "video", "batch"]
+        cli.warn_unused(ignored, because="on --reconstruct")
+    elif opts.projected_w is not None:
+        cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
+    if not opts.reconstruct:
+        if opts.video is None:
+            cli.warn_unused(video_options, because="without --video")
+        else:
+            cli.warn_unused(["image_format"], because="on --video")
 
 
-def load_generator(network_pkl: str, *, trust: bool) -> torch.nn.Module:
-    """G_ema of a network pickle, in eval mode."""
-    import legacy
-    from torch_utils import misc
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        G = legacy.load_network_pkl(network_pkl, trust=trust, only=("G_ema",))["G_ema"]
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            warn(str(warning.message))
-    if G is None:
-        raise UserError(f"{network_pkl}: holds no G_ema")
-    if G.img_channels not in (1, 3):
-        raise UserError(f"{network_pkl}: makes images of {G.img_channels} channels; only 1 and 3 can be written")
-    misc.check_finite(G, f"{network_pkl}: G_ema")
-    return G.eval().requires_grad_(False)
+# ----------------------------------------------------------------------------------------------------------------------
+# Images.
 
 
-def class_label(G: torch.nn.Module, class_idx: int | None) -> np.ndarray | None:
-    """One-hot label, float32 [c_dim]; None for an unconditional network."""
-    if G.c_dim == 0:
-        if class_idx is not None:
-            warn("--class has no effect: the network is unconditional")
-        return None
-    if class_idx is None:
-        raise UserError(f"the network is conditional: give --class, from 0 to {G.c_dim - 1}")
-    if class_idx >= G.c_dim:
-        raise UserError(f"--class={class_idx} is out of range: the network knows the classes 0 to {G.c_dim - 1}")
-    return np.eye(G.c_dim, dtype=np.float32)[class_idx]
+def write_images(opts: Options) -> None:
+    from training.sampling import Grid, save_image, synthesize
+
+    G, latents = load_latents(opts)
+    rows_cols = grid_size(opts.grid, len(latents), side=G.img_resolution) if opts.grid is not None else None
+    grid: Grid | None = None
+    check_writable(Path(opts.outdir, "image"))
+    with made_folder(opts.outdir), tqdm(total=len(latents), unit="img", file=sys.stderr) as progress:
+        for begin in range(0, len(latents), opts.batch):
+            part = slice(begin, begin + opts.batch)
+            images = synthesize(G, latents.ws(part), noise_mode=opts.noise_mode,
+                                noise_seeds=latents.noise_seeds[part], batch=opts.batch)
+            if rows_cols is not None and grid is None:
+                grid = Grid(*rows_cols, shape=images.shape[1:])
+            for index, image in enumerate(images, start=begin):
+                save_image(image, Path(opts.outdir, f"{latents.names[index]}.{opts.image_format}"))
+                if grid is not None:
+                    grid.place(*divmod(index, grid.cols), image)
+                progress.update()
+        if grid is not None:
+            save_image(grid.pixels, Path(opts.outdir, "grid.png"))
+    click.echo(f"{len(latents)} image{'s' if len(latents) != 1 else ''} in {opts.outdir}")
 
 
-def seed_jobs(seeds: list[int], *, batch: int) -> list[Job]:
-    chunks = (seeds[start:start + batch] for start in range(0, len(seeds), batch))
-    return [Job(names=[f"seed{seed:04d}" for seed in chunk], seeds=chunk, ws=None) for chunk in chunks]
+@dataclass(frozen=True)
+class Latents:
+    """The latents that were asked for, of which ws are made when they are needed."""
+
+    names: list[str]                            # Of the images.
+    noise_seeds: list[int]                      # Of the images, for random noise.
+    ws: Callable[[slice], torch.Tensor]         # [N, num_ws, w_dim] of some of them.
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
-def projected_jobs(ws: np.ndarray, *, batch: int) -> list[Job]:
-    starts = range(0, len(ws), batch)
-    names = [f"proj{idx:02d}" for idx in range(len(ws))]
-    return [Job(names=names[start:start + batch], seeds=[], ws=ws[start:start + batch]) for start in starts]
-
-
-def load_projected_w(path: str, G: torch.nn.Module) -> np.ndarray:
-    """The w's in a file, float32 [N, num_ws, w_dim]; `UserError` if there are none that fit the network."""
-    try:
-        with open(path, "rb") as f:
-            content = np.load(f, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                ws = content
-            elif "w" in content:
-                ws = content["w"]
-            else:
-                raise UserError(f"{path}: holds {', '.join(content.files)[:200] or 'nothing'}, no array 'w'")
-    except UserError:
-        raise
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or 'neither .npz nor .npy'}") from e
-    except Exception as e:  # zipfile, zlib and NumPy's own parser each have errors of their own
-        raise UserError(f"can't read {path}: neither .npz nor .npy, or damaged ({type(e).__name__})") from e
-    expected = f"[N, {G.num_ws}, {G.w_dim}]"
-    if ws.dtype.kind not in "fiu" or ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) == 0:
-        raise UserError(f"{path}: w is {ws.dtype} {list(ws.shape)}; the network takes float32 {expected}")
-    if not (np.abs(ws) <= np.finfo(np.float32).max).all():  # false for NaN too
-        raise UserError(f"{path}: w holds values that are not finite float32 numbers")
-    return ws.astype(np.float32)
-
-
-def run_job(
-    G: torch.nn.Module,
-    job: Job,
-    label: np.ndarray | None,
-    *,
-    truncation_psi: float,
-    truncation_cutoff: int | None,
-    noise_mode: str,
-) -> list[np.ndarray]:
-    """Make the images of a batch: uint8 arrays [H, W, C]; G's parameters require no gradient."""
+def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
+    """The generator on its device, and the latents for it."""
     import torch
 
-    device = next(G.parameters()).device
-    if noise_mode == "random":
-        torch.manual_seed(job.seeds[0] if job.seeds else 0)  # one image at a time, so that each has noise of its own
-    if job.ws is not None:
-        img = G.synthesis(torch.from_numpy(job.ws).to(device), noise_mode=noise_mode)
-    else:
-        z = np.concatenate([np.random.RandomState(seed).randn(1, G.z_dim) for seed in job.seeds])
-        c = np.zeros([len(z), 0], np.float32) if label is None else np.tile(label, [len(z), 1])
-        img = G(
-            torch.from_numpy(z).to(device, torch.float32),
-            torch.from_numpy(c).to(device),
-            truncation_psi=truncation_psi,
-            truncation_cutoff=truncation_cutoff,
-            noise_mode=noise_mode,
-        )
-    img = (img.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-    return list(img.permute(0, 2, 3, 1).cpu().numpy())  # [N, H, W, C]
+    from torch_utils import misc
+    from training.projection import load_projected_w
+    from training.sampling import seed_latents
+
+    device = misc.pick_device(opts.device)
+    G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
+    if opts.seeds is not None:
+        to_ws, names = mapping(opts, G), [f"seed{seed:04d}" for seed in opts.seeds]
+        return G, Latents(names, opts.seeds, lambda part: to_ws(seed_latents(opts.seeds[part], G.z_dim)))
+    projected = load_projected_w(opts.projected_w, G)
+    noise = {name: torch.from_numpy(array) for name, array in projected.noise.items()}
+    G.synthesis.load_state_dict(noise, strict=False)  # the maps were checked, and all else stays
+    names = [f"proj{idx:02d}" for idx in range(len(projected.ws))]
+    return G, Latents(names, [0] * len(names), lambda part: torch.from_numpy(projected.ws[part]))
+
+
+def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """z's to ws, with the class and the truncation that were asked for."""
+    from training.sampling import Truncation, map_latents
+
+    label = cli.class_label(G, opts.class_idx)
+    truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
+    batch = 1 if opts.noise_mode == "random" else opts.batch  # then all that is random belongs to the seed exactly
+    return lambda z: map_latents(G, z, label=label, truncation=truncation, batch=batch)
 
 
 def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tuple[int, int]:
     """Rows and columns of images with `side` pixels; `auto` is about square."""
+    from training.sampling import check_grid
+
     if grid == "auto":
-        cols = int(np.ceil(np.sqrt(num_images)))
+        cols = 1
+        while cols**2 < num_images:
+            cols += 1
         rows = -(-num_images // cols)
     else:
         rows, cols = grid
     if rows * cols < num_images:
         raise UserError(f"--grid={rows}x{cols} has {rows * cols} places; there are {num_images} images")
-    if rows * cols * side**2 > MAX_GRID_PIXELS:
-        raise UserError(f"--grid={grid if grid == 'auto' else f'{rows}x{cols}'}: {rows}x{cols} images of {side}x{side} "
-                        f"are more than the {MAX_GRID_PIXELS:,} pixels that one file may have: make several grids")
+    check_grid(rows, cols, side=side, what=f"--grid={grid if grid == 'auto' else f'{rows}x{cols}'}")
     return rows, cols
 
 
-def make_grid(images: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
-    """Images [H, W, C] side by side on white, row by row; places left over stay white."""
-    height, width, channels = images[0].shape
-    step_y, step_x = height + GRID_MARGIN, width + GRID_MARGIN
-    canvas = np.full([rows * step_y + GRID_MARGIN, cols * step_x + GRID_MARGIN, channels], 255, np.uint8)
-    for idx, image in enumerate(images):
-        y, x = GRID_MARGIN + idx // cols * step_y, GRID_MARGIN + idx % cols * step_x
-        canvas[y:y + height, x:x + width] = image
-    return canvas
+# ----------------------------------------------------------------------------------------------------------------------
+# Videos.
 
 
-def save_image(image: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, C], C = 1 or 3, in the format that the name of the file tells."""
-    buffer = io.BytesIO()
-    options = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": 95, "subsampling": 0}
-    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, **options)
-    with atomic_write(path) as f:
-        f.write(buffer.getvalue())
+def write_video(opts: Options) -> None:
+    from training import sampling, video
+
+    path = Path(opts.video)
+    if opts.outdir is not None and path.parent == Path(".") and not opts.video.startswith("."):
+        path = Path(opts.outdir, path)
+    with cli.shown_warnings():
+        path = video.resolve_path(path)
+    if opts.noise_mode == "random":
+        raise UserError("--noise-mode=random would flicker in a video: choose const or none")
+    rows, cols = video_grid(opts.grid)
+    if opts.seeds is not None:
+        check_keys(len(opts.seeds), rows, cols)
+    G, latents = load_latents(opts)
+    num_keys = check_keys(len(latents), rows, cols)
+    num_frames = num_keys * opts.frames_per_key
+    side = G.img_resolution
+    sampling.check_grid(rows, cols, side=side, what=f"--grid={rows}x{cols}")
+    video.check_video(path, size=(rows * side, cols * side), num_frames=num_frames, fps=opts.fps,
+                      lossless=opts.lossless)
+    check_writable(path)
+    frames = sampling.frames_along(
+        G, latent_paths(opts, G, latents, num_keys), num_keys=num_keys, frames_per_key=opts.frames_per_key,
+        grid=(rows, cols), noise_mode=opts.noise_mode, batch=opts.batch,
+    )
+    with made_folder(path.parent), tqdm(frames, total=num_frames, unit="frame", file=sys.stderr) as shown:
+        video.write_video(path, shown, num_frames=num_frames, fps=opts.fps, lossless=opts.lossless)
+    click.echo(f"{num_frames} frames in {path}")
+
+
+def video_grid(grid: tuple[int, int] | str | None) -> tuple[int, int]:
+    if grid == "auto":
+        raise UserError("--grid=auto: of a video, give rows and columns, such as 2x4")
+    return grid or (1, 1)
+
+
+def check_keys(num_latents: int, rows: int, cols: int) -> int:
+    """How many keys each place of the grid shows."""
+    num_keys, rest = divmod(num_latents, rows * cols)
+    if rest or num_keys < 2:
+        each = f"for each of the {rows * cols} places of --grid={rows}x{cols}, as many for one as for another"
+        raise UserError(f"--video needs two or more seeds or w's {each if rows * cols > 1 else 'as keys'}; there are "
+                        f"{num_latents}")
+    return num_keys
+
+
+def latent_paths(opts: Options, G: torch.nn.Module, latents: Latents, num_keys: int) -> list[LatentPath]:
+    """One closed path for each place: the first `num_keys` seeds belong to the first place, and so on."""
+    from training.sampling import seed_latents, w_path, z_path
+
+    if opts.seeds is None or opts.interpolate == "w":
+        return [w_path(keys) for keys in latents.ws(slice(None)).split(num_keys)]
+    to_ws = mapping(opts, G)
+    return [z_path(keys, to_ws) for keys in seed_latents(opts.seeds, G.z_dim).split(num_keys)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reconstructions.
+
+
+def write_reconstructions(opts: Options) -> None:
+    import torch
+
+    from torch_utils import misc
+    from training.input_images import InputImages
+    from training.reconstruction import find_res_g, rebuild
+    from training.sampling import psnr, save_image
+
+    device = misc.pick_device(opts.device)
+    G, D = load_pair(opts)
+    res_g = find_res_g(G, D, name=opts.network_pkl)
+    images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels)
+    images.check()
+    check_writable(Path(opts.outdir, "image"))
+    G, D = G.to(device), D.to(device)
+    pairs, errors, changed = [], [], {}
+    torch.manual_seed(0)  # of --noise-mode=random
+    with made_folder(opts.outdir), tqdm(images, unit="img", file=sys.stderr) as progress:
+        for image in progress:
+            rebuilt = rebuild(G, D, image.pixels[None], res_g=res_g, noise_mode=opts.noise_mode)
+            save_image(rebuilt.pixels[0], Path(opts.outdir, f"{image.name}-rec.png"))
+            errors.append((rebuilt.mse[0], psnr(image.pixels, rebuilt.pixels[0])))
+            tqdm.write(f"{image.name}: mse {errors[-1][0]:.5f}, psnr {errors[-1][1]:.2f} dB", file=sys.stdout)
+            if image.changes:
+                changed[image.changes] = changed.get(image.changes, 0) + 1
+            if len(pairs) < MAX_SHOWN:
+                pairs.append((image.pixels, rebuilt.pixels[0]))
+        save_image(compare(pairs).pixels, Path(opts.outdir, "reconstructions.png"))
+    say_changes(changed, images)
+    mse, decibels = (sum(values) / len(errors) for values in zip(*errors))
+    click.echo(f"mean of {len(errors)}: mse {mse:.5f}, psnr {decibels:.2f} dB; images in {opts.outdir}")
+
+
+def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """G and D of a pickle: that G by which D was trained, not the average; or the average where it has no other."""
+    networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
+    if networks["D"] is None:
+        raise UserError(f"{opts.network_pkl}: holds no D; --reconstruct needs a network pickle with the D of a GLeaD "
+                        "run (train.py --method=glead or glead+ggdr)")
+    if networks["G"] is None and networks["G_ema"] is None:
+        raise UserError(f"{opts.network_pkl}: holds neither G nor G_ema")
+    if networks["G"] is None:
+        cli.warn(f"{opts.network_pkl} holds no G, only its average: images are rebuilt by that")
+    return networks["G"] or networks["G_ema"], networks["D"]
+
+
+def say_changes(changed: dict[str, int], images: InputImages) -> None:
+    side = f"{images.resolution}x{images.resolution}"
+    for what, number in changed.items():
+        click.echo(f"Note: {number} of {len(images)} images made fit for {side}x{images.channels}: {what}", err=True)
+
+
+def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Grid:
+    """Rows of images, each above a row of what became of them."""
+    from training.sampling import Grid
+
+    cols = min(len(pairs), SHOWN_COLUMNS)
+    grid = Grid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
+    for index, (image, rebuilt) in enumerate(pairs):
+        row, col = divmod(index, cols)
+        grid.place(2 * row, col, image)
+        grid.place(2 * row + 1, col, rebuilt)
+    return grid
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Loading network pickles of this and of other StyleGAN2-style projects, under the name that their scripts import.
+"""Loading networks of this and of other StyleGAN2-style projects, under the name that their scripts import.
 
     with dnnlib.util.open_url(network_pkl) as f:
         G = legacy.load_network_pkl(f)["G_ema"].to(device)
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Sequence
 import torch
 
 from dnnlib.util import EasyDict, open_url
-from torch_utils import network_pickle
+from torch_utils.network_formats import read_networks
 
 __all__ = ["load_network_pkl"]
 
@@ -22,13 +22,16 @@ def load_network_pkl(
     trust: bool = False,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Load the networks of a pickle, without running any code that it carries.
+    """Load the networks of a file, without running any code that it carries.
+
+    Network pickles, safetensors files, state dicts under rosinality's names and ONNX files (the latter if convert.py
+    wrote them) are told apart by their content.
 
     Args:
         f:          File open in binary mode, path, or http(s) URL (downloaded once).
         force_fp16: Let the four highest resolutions run in float16 on CUDA devices, whatever the networks were trained
                     with.
-        trust:      Use the ordinary unpickler and run the source in the file: only for files whose origin you trust.
+        trust:      Use the ordinary unpickler and run the source in a pickle: only for files whose origin you trust.
         only:       Build only these of the keys below; the others are None.
 
     Returns:
@@ -36,13 +39,13 @@ def load_network_pkl(
         the file lacks is None.
 
     Raises:
-        UserError: The file can't be read, is no network pickle, asks for globals that are refused (`trust` is the way
+        UserError: The file can't be read, holds no networks, asks for globals that are refused (`trust` is the way
             to accept them), or holds networks of another architecture.
     """
     if isinstance(f, (str, os.PathLike)):
         with open_url(f) as file:
             return load_network_pkl(file, force_fp16, trust=trust, only=only)
-    networks = network_pickle.read_network_pickle(f, trust=trust, only=only)
+    networks = read_networks(f, trust=trust, only=only)
     if force_fp16:
         for key in ("G", "D", "G_ema"):
             if networks[key] is not None:

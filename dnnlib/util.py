@@ -64,22 +64,29 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Raises:
         OSError: The file can't be written; its `filename` is `path`.
     """
+    with atomic_path(path) as temporary, open(temporary, "wb") as f:
+        yield f
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """As `atomic_write`, for those who write to a file by its name: gives that of the temporary file."""
     path = Path(path)
     with _named_errors(path):
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(fd)
     try:
         with _named_errors(path):
-            with os.fdopen(fd, "wb") as f:
-                yield f
-                f.flush()
+            yield Path(name)
+            with open(name, "rb+") as f:
                 os.fsync(f.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
-            os.replace(tmp, path)
+            os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+            os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(tmp)
+            os.unlink(name)
         raise
 
 

@@ -1,10 +1,13 @@
 """The command line that makes images, run as users run it."""
 
+import functools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import click.testing
@@ -13,23 +16,15 @@ import PIL.Image
 import pytest
 import torch
 
+import small_networks
+from small_networks import make_discriminator, make_generator
+
 import generate
-from torch_utils import network_pickle
-from training.networks import Generator
+from training import video
+from training.sampling import psnr
+from training.tasks import reconstruct
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def make_generator(*, c_dim=0, img_channels=3):
-    torch.manual_seed(0)
-    synthesis_kwargs = {"channel_base": 128, "channel_max": 16}
-    G = Generator(8, c_dim, 12, 16, img_channels, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=synthesis_kwargs)
-    with torch.no_grad():
-        G.mapping.w_avg.copy_(torch.randn(12))
-        for name, parameter in G.named_parameters():
-            if name.endswith("noise_strength"):
-                parameter.fill_(0.2)
-    return G.eval()
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +33,25 @@ def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     kinds = {"plain": {}, "classes": {"c_dim": 3}, "gray": {"img_channels": 1}}
     for kind, options in kinds.items():
-        network_pickle.save_network_pkl(folder / f"{kind}.pkl", {"G_ema": make_generator(**options)})
-    network_pickle.save_network_pkl(folder / "no_ema.pkl", {"G": make_generator()})
+        small_networks.save(folder / f"{kind}.pkl", G_ema=make_generator(**options))
+    small_networks.save(folder / "no_ema.pkl", G=make_generator())
+    G = make_generator()
+    small_networks.save(folder / "glead.pkl", G=G, D=make_discriminator())
+    small_networks.save(folder / "glead_w.pkl", G=G, D=make_discriminator(res_g=1, decoder_res=16), G_ema=G)
+    classes = make_generator(c_dim=3, img_channels=1)
+    small_networks.save(folder / "glead_gray.pkl", D=make_discriminator(c_dim=3, img_channels=1), G_ema=classes)
+    small_networks.save(folder / "ggdr.pkl", G=G, D=make_discriminator(decoder_out_channel=0))
+    small_networks.save(folder / "baseline.pkl", G=G, D=make_discriminator(decoder_res=None))
+    small_networks.save(folder / "unfit.pkl", G=G, D=make_discriminator(decoder_out_channel=16))
     (folder / "text.pkl").write_text("not a pickle")
     return {path.stem: str(path) for path in folder.iterdir()}
 
 
-def run_process(cwd, *args):
+def run_process(cwd, *args, env=None):
     return subprocess.run(
         [sys.executable, str(ROOT / "generate.py"), "--device=cpu", *args],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
         text=True,
         timeout=120,
@@ -158,6 +161,170 @@ def test_projected_w(networks, tmp_path, form):
         assert_same_image(read(tmp_path / f"out/proj{idx:02d}.png"), img[idx])
 
 
+def test_noise_maps_of_a_projection_are_used(networks, tmp_path):
+    G = make_generator()
+    ws = G.mapping(torch.randn(1, 8), torch.zeros(1, 0))
+    noise = {name: torch.randn_like(value) for name, value in G.synthesis.named_buffers() if "noise_const" in name}
+    np.savez(tmp_path / "w.npz", w=ws.numpy(), **{name: value.numpy() for name, value in noise.items()})
+    run_ok(tmp_path, f"--network={networks['plain']}", "--projected-w=w.npz", "--outdir=out")
+    G.synthesis.load_state_dict(noise, strict=False)
+    img = (G.synthesis(ws, noise_mode="const") * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert_same_image(read(tmp_path / "out/proj00.png"), img[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Videos.
+
+
+def read_video(path):
+    image = PIL.Image.open(path)
+    frames = []
+    for index in range(image.n_frames):
+        image.seek(index)
+        frames.append(np.asarray(image.convert("RGB")))
+    return frames
+
+
+@pytest.mark.parametrize("way", ["w", "z"])
+def test_keys_of_a_lossless_video_are_the_images_of_the_seeds(networks, tmp_path, way):
+    common = [f"--network={networks['plain']}", "--seeds=4,7,9", "--trunc=0.8", "--batch=1", "--outdir=out"]
+    run_ok(tmp_path, *common)
+    options = [f"--interpolate={way}", "--video=walk.webp", "--lossless", "--frames-per-key=5", "--fps=10"]
+    result = run_ok(tmp_path, *common, *options)
+    assert result.stdout == "15 frames in out/walk.webp\n" and "frame/s" in result.stderr
+    frames = read_video(tmp_path / "out/walk.webp")
+    assert len(frames) == 15
+    for index, seed in enumerate([4, 7, 9]):
+        assert np.array_equal(frames[5 * index], read(tmp_path / f"out/seed{seed:04d}.png"))
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:] + frames[:1])]
+    assert min(steps) > 0 and max(steps) < 0.5 * np.abs(frames[0].astype(int) - frames[5]).mean()
+
+
+def test_grid_of_videos(networks, tmp_path):
+    common = [f"--network={networks['gray']}", "--batch=1"]
+    run_ok(tmp_path, *common, "--seeds=1-4", "--video=./sub/a.webp", "--grid=1x2", "--lossless", "--frames-per-key=3")
+    run_ok(tmp_path, *common, "--seeds=3-4", "--video=b.webp", "--lossless", "--frames-per-key=3")
+    both, second = read_video(tmp_path / "sub/a.webp"), read_video(tmp_path / "b.webp")
+    assert len(both) == len(second) == 6 and both[0].shape == (16, 32, 3)
+    assert all(np.array_equal(a[:, 16:], b) for a, b in zip(both, second))
+
+
+def test_video_of_projected_ws_and_of_a_class(networks, tmp_path):
+    ws = make_generator().mapping(torch.randn(2, 8), torch.zeros(2, 0)).numpy()
+    np.savez(tmp_path / "w.npz", w=ws)
+    common = ["--frames-per-key=2", "--batch=1"]
+    run_ok(tmp_path, f"--network={networks['plain']}", "--projected-w=w.npz", "--video=a.gif", *common)
+    assert len(read_video(tmp_path / "a.gif")) == 4
+    options = ["--class=2", "--seeds=7,8", "--video=b.webp", "--lossless", "--interpolate=z"]
+    run_ok(tmp_path, f"--network={networks['classes']}", *options, *common)
+    expected = expected_images(make_generator(c_dim=3), [7, 8], label=2)
+    frames = read_video(tmp_path / "b.webp")
+    assert_same_image(frames[0], expected[0])
+    assert_same_image(frames[2], expected[1])
+
+
+@pytest.mark.skipif(video.find_ffmpeg() is None, reason="no ffmpeg")
+def test_mp4(networks, tmp_path):
+    run_ok(tmp_path, f"--network={networks['plain']}", "--seeds=1,2", "--video=a.mp4", "--frames-per-key=4")
+    assert (tmp_path / "a.mp4").read_bytes()[4:8] == b"ftyp" and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_without_ffmpeg_an_mp4_becomes_a_webp_and_says_so(networks, tmp_path):
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub/imageio_ffmpeg.py").write_text("raise ImportError")
+    options = ["--seeds=1,2", "--video=out/a.mp4", "--frames-per-key=4"]
+    env = {"PYTHONPATH": "stub", "PATH": ""}
+    result = run_ok(tmp_path, f"--network={networks['plain']}", *options, run=functools.partial(run_process, env=env))
+    assert "Warning: no ffmpeg (pip install imageio-ffmpeg): writing out/a.webp in place of out/a.mp4" in result.stderr
+    assert result.stdout == "8 frames in out/a.webp\n" and os.listdir(tmp_path / "out") == ["a.webp"]
+    assert len(read_video(tmp_path / "out/a.webp")) == 8
+
+
+@pytest.mark.skipif(video.find_ffmpeg() is None, reason="no ffmpeg")
+def test_interrupted_video(networks, tmp_path):
+    args = [f"--network={networks['plain']}", "--seeds=1,2", "--video=out/a.mp4", "--frames-per-key=100000"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "generate.py"), "--device=cpu", *args], cwd=tmp_path,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    while "frame/s" not in seen:  # the bar shows a rate once frames are being made
+        seen += process.stderr.read(1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] != ["a.mp4"]
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and rest.endswith("Aborted!\n") and "Traceback" not in rest
+    assert os.listdir(tmp_path) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reconstructions.
+
+
+def write_photos(folder):
+    """Images of all kinds; those in `square` fit 16x16 RGB as they are."""
+    rng = np.random.RandomState(0)
+    (folder / "square").mkdir(parents=True)
+    for index in range(6):
+        pixels = rng.randint(0, 256, [16, 16, 3]).astype(np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"square/{index}.png")
+    PIL.Image.fromarray(rng.randint(0, 256, [32, 40, 3]).astype(np.uint8)).save(folder / "wide.png")
+    PIL.Image.fromarray(rng.randint(0, 256, [16, 16]).astype(np.uint8)).save(folder / "0.bmp")
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.write(folder / "square/3.png", "deep/3.png")
+
+
+@pytest.mark.parametrize("kind, res_g", [("glead", 8), ("glead_w", 1)])
+def test_reconstructions_are_what_d_and_g_make(networks, tmp_path, kind, res_g):
+    write_photos(tmp_path / "in")
+    result = run_ok(tmp_path, f"--network={networks[kind]}", "--outdir=out", "--reconstruct=in/square")
+    originals = np.stack([read(tmp_path / f"in/square/{index}.png") for index in range(6)])
+    D = make_discriminator(res_g=res_g, decoder_res=8 if res_g == 8 else 16)
+    img = torch.from_numpy(originals.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    out = D.run(torch.cat([img, img[:2]]), torch.zeros(8, 0))  # two groups of minibatch standard deviation
+    expected = reconstruct(make_generator(), out, res_g=res_g, noise_mode="const")[:6]
+    pixels = (expected * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    strip = read(tmp_path / "out/reconstructions.png")
+    lines = result.stdout.splitlines()
+    for index in range(6):
+        rebuilt = read(tmp_path / f"out/{index}-rec.png")
+        assert_same_image(rebuilt, pixels[index])
+        mse = (expected[index] - img[index]).square().mean().item()
+        assert lines[index] == f"{index}: mse {mse:.5f}, psnr {psnr(originals[index], rebuilt):.2f} dB"
+        x = 2 + 18 * index
+        assert np.array_equal(strip[2:18, x:x + 16], originals[index])
+        assert np.array_equal(strip[20:36, x:x + 16], rebuilt)
+    assert lines[6].startswith("mean of 6: mse ") and len(lines) == 7 and "Note" not in result.stderr
+
+
+def test_images_are_made_fit_and_named(networks, tmp_path):
+    write_photos(tmp_path / "in")
+    sources = ["--reconstruct=in/*.bmp", "--reconstruct=in/wide.png", "--reconstruct=in/a.zip",
+               "--reconstruct=in/square/0.png"]
+    result = run_ok(tmp_path, f"--network={networks['glead']}", "--outdir=out", *sources)
+    assert "Note: 1 of 4 images made fit for 16x16x3: L to RGB" in result.stderr
+    assert "Note: 1 of 4 images made fit for 16x16x3: cropped, scaled" in result.stderr
+    names = ["0-2-rec.png", "0-rec.png", "3-rec.png", "reconstructions.png", "wide-rec.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    middle = read(tmp_path / "in/wide.png")[:, 4:36].reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert np.abs(middle - read(tmp_path / "out/reconstructions.png")[2:18, 20:36]).max() <= 1
+
+
+def test_a_single_image_of_a_gray_network_with_labels(networks, tmp_path):
+    write_photos(tmp_path / "in")
+    options = [f"--network={networks['glead_gray']}", "--class=1", "--reconstruct=in/0.bmp"]
+    result = run_ok(tmp_path, *options, "--outdir=a")
+    assert "Warning: --class: no effect on --reconstruct" in result.stderr
+    assert "holds no G, only its average" in result.stderr
+    run_ok(tmp_path, f"--network={networks['glead_gray']}", "--reconstruct=in", "--outdir=b")
+    assert np.array_equal(read(tmp_path / "a/0-rec.png"), read(tmp_path / "b/0-rec.png"))
+    img = torch.from_numpy(read(tmp_path / "in/0.bmp")[None, None].copy()).float() / 127.5 - 1
+    D = make_discriminator(c_dim=3, img_channels=1)
+    for label in torch.eye(3):
+        rebuilt = reconstruct(make_generator(c_dim=3, img_channels=1), D.run(img, label[None]), res_g=8,
+                              noise_mode="const")
+        pixels = (rebuilt[0, 0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
+        assert_same_image(read(tmp_path / "a/0-rec.png"), pixels)
+
+
 def test_existing_images_are_replaced(networks, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/seed0000.png").write_text("old")
@@ -173,6 +340,9 @@ def make_bad_inputs(folder):
     (folder / "junk.npz").write_bytes(b"PK\x03\x04junk")
     (folder / "code.npy").write_bytes(pickle.dumps([1, 2]))
     (folder / "file").write_text("a file, not a folder")
+    (folder / "empty").mkdir()
+    PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, [64, 64, 3]).astype(np.uint8)).save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
 
 
 @pytest.mark.parametrize(
@@ -201,6 +371,28 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--outdir=out", "--projected-w=text.npy"], 1, "w is <U1 [1, 1]"),
         (["--network={plain}", "--outdir=out", "--projected-w=junk.npz"], 1, "neither .npz nor .npy"),
         (["--network={plain}", "--outdir=out", "--projected-w=code.npy"], 1, "neither .npz nor .npy"),
+        (["--network={plain}", "--outdir=out", "--seeds="], 2, "is no list of numbers"),
+        (["--network={plain}", "--outdir=out", "--seeds=1", "--reconstruct=a.png"], 2, "give either --seeds or"),
+        (["--network={plain}", "--video=out/a.mp4", "--seeds=1"], 1, "two or more seeds or w's as keys; there are 1"),
+        (["--network={plain}", "--video=out/a.gif", "--seeds=1-6", "--grid=2x2"], 1, "places of --grid=2x2, as many"),
+        (["--network={plain}", "--video=out/a.gif", "--seeds=1-4", "--grid=auto"], 1, "such as 2x4"),
+        (["--network={plain}", "--video=out/a.avi", "--seeds=1-4"], 1, "ends in .mp4, .webp, .gif"),
+        (["--network={plain}", "--video=", "--seeds=1-4"], 1, "ends in .mp4, .webp, .gif"),
+        (["--network={plain}", "--video=out/a.gif", "--seeds=1-4", "--fps=60"], 1, "GIF has at most 50"),
+        (["--network={plain}", "--video=out/a.gif", "--seeds=1-4", "--lossless"], 1, "can't be lossless"),
+        (["--network={plain}", "--video=out/a.webp", "--seeds=1-4", "--noise-mode=random"], 1, "would flicker"),
+        (["--network={plain}", "--video=file/a.webp", "--seeds=1-4"], 1, "is not a folder"),
+        (["--network={plain}", "--video=out/a.webp", "--seeds=1-4", "--fps=nan"], 2, "no finite number"),
+        (["--network={glead}", "--reconstruct=file"], 2, "--outdir"),
+        (["--network={plain}", "--outdir=out", "--reconstruct=file"], 1, "holds no D; --reconstruct needs"),
+        (["--network={baseline}", "--outdir=out", "--reconstruct=file"], 1, "with heads for G; this one has none"),
+        (["--network={ggdr}", "--outdir=out", "--reconstruct=file"], 1, "without heads for G, as GGDR has it"),
+        (["--network={unfit}", "--outdir=out", "--reconstruct=file"], 1, "they don't belong together"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=nothing.png"], 1, "nothing.png: there is no such file"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=*.bmp"], 1, "*.bmp: no file fits this pattern"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=file"], 1, "file is no image: expected one of .png"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=cut.png"], 1, "cut.png can't be decoded"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=empty"], 1, "no images in empty"),
     ],
 )
 def test_mistakes_are_one_line(networks, tmp_path, args, status, message):

@@ -20,7 +20,7 @@ import torch
 from dnnlib.util import EasyDict, UserError
 
 from . import persistence
-from .persistence import ModuleRecord
+from .module_state import ModuleRecord
 
 _MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 90,000, the storages and calls included.
 _CALL_OPCODES = 10       # A call counts as so many.
@@ -34,8 +34,8 @@ class Damaged(Exception):
 class Content(NamedTuple):
     """What a pickle holds."""
 
-    value: Any             # Plain data, tensors, `ModuleRecord`s and `Array`s; of no use if anything was refused.
-    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted.
+    value: Any             # Plain data, tensors, and what stands for the rest: `ModuleRecord`, `TfNetwork`, `Array`.
+    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted; if any, `value` is of no use.
 
 
 def loads(data: bytes) -> Content:
@@ -79,7 +79,7 @@ class _Refused:
 _MARK = object()
 _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
+    "BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -125,7 +125,7 @@ class _Machine:
             for opcode, arg, _ in pickletools.genops(stream):
                 self.count(1)
                 if opcode.name in _LITERALS:
-                    self.stack.append(arg)
+                    self.stack.append(bytes(arg) if isinstance(arg, bytearray) else arg)
                 elif opcode.name in _CONSTANTS:
                     self.stack.append(_CONSTANTS[opcode.name]())
                 elif opcode.name == "STOP":
@@ -310,6 +310,8 @@ class _Machine:
         self._charge(state)
         if isinstance(obj, ModuleRecord) and isinstance(state, dict):
             obj.state.update(state)
+        elif isinstance(obj, TfNetwork) and isinstance(state, dict):
+            obj.__setstate__(state)
         elif isinstance(obj, (_DtypeCode, Array)) and isinstance(state, tuple):
             obj.set_state(*state)
         else:
@@ -496,8 +498,10 @@ class Array:
         shape: tuple[int, ...],
         dtype: _DtypeCode,
         is_fortran: bool,
-        data: bytes,
+        data: bytes | str,
     ) -> None:
+        if isinstance(data, str):
+            data = data.encode("latin-1")  # Python 2's strings of bytes, which are read as text.
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, bytes):
             raise Damaged("an array of an unexpected type")
         self.shape, self.dtype, self.order, self.data = _ints(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
@@ -505,7 +509,21 @@ class Array:
             raise Damaged("an array of another size than declared")
 
     def to_numpy(self) -> np.ndarray:
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape, order=self.order)
+        return np.ndarray(self.shape, self.dtype, self.data, order=self.order)
+
+
+class TfNetwork:
+    """What stands for a network of TensorFlow: its name, options and variables, see `tf_pickle`."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def _make_tf_network(_machine: _Machine) -> TfNetwork:
+    return TfNetwork()
 
 
 def _make_dtype(_machine: _Machine, code: str, _align: Any = False, _copy: Any = True) -> _DtypeCode:
@@ -514,6 +532,13 @@ def _make_dtype(_machine: _Machine, code: str, _align: Any = False, _copy: Any =
 
 def _make_array(_machine: _Machine, _kind: Any, _shape: Any, _code: Any) -> Array:
     return Array()
+
+
+def _array_of_buffer(_machine: _Machine, data: bytes, dtype: _DtypeCode, shape: Any, order: str) -> Array:
+    """Arrays as protocol 5 has them."""
+    array = Array()
+    array.set_state(1, shape, dtype, order == "F", data)
+    return array
 
 
 def _make_scalar(_machine: _Machine, dtype: _DtypeCode, data: bytes) -> np.generic:
@@ -543,4 +568,6 @@ _NETWORK_GLOBALS: dict[str, Any] = {
     "numpy.ndarray": None,
     **{f"{module}.multiarray._reconstruct": _make_array for module in ("numpy.core", "numpy._core")},
     **{f"{module}.multiarray.scalar": _make_scalar for module in ("numpy.core", "numpy._core")},
+    **{f"{module}.numeric._frombuffer": _array_of_buffer for module in ("numpy.core", "numpy._core")},
+    "dnnlib.tflib.network.Network": _make_tf_network,
 }

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
-from . import data_unpickler, persistence
-from .persistence import ModuleRecord
+from . import data_unpickler, module_state, persistence, tf_pickle
+from .module_state import ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
 _CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augment_pipe": "AugmentPipe"}
@@ -58,11 +58,11 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
     name = getattr(file, "name", None)
     try:
         data = _read_all(file)
-        content = _load_trusted(data) if trust else _load_as_data(data)
+        content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
         if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
             raise UserError("no network pickle: a dict with G, D or G_ema was expected")
         wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
-        found = {key: content[key] if trust else _build(key, content[key], len(data)) for key in wanted}
+        found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
         for key in found.keys() & _CLASS_OF.keys():
             if not isinstance(found[key], torch.nn.Module):
                 raise UserError(f"{key} is no network")
@@ -131,6 +131,8 @@ class _TrustedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+        if (module, name) == ("dnnlib.tflib.network", "Network"):
+            return data_unpickler.TfNetwork  # the original would need TensorFlow
         return super().find_class(module, name)
 
 
@@ -144,8 +146,8 @@ def _load_trusted(data: bytes) -> Any:
 
 def _load_as_data(data: bytes) -> Any:
     content, refused = data_unpickler.loads(data)
-    if any("tflib" in name for name in refused):
-        raise UserError("a network pickle of TensorFlow: convert it with the legacy.py of StyleGAN2-ADA first")
+    if "tfutil.Network" in refused:
+        raise UserError("networks of progressive growing (TensorFlow); only those of StyleGAN2 are supported")
     if refused:
         shown = ", ".join(ascii(name)[1:-1] for name in refused[:8])
         shown += f" and {len(refused) - 8} more" if len(refused) > 8 else ""
@@ -157,27 +159,39 @@ def _load_as_data(data: bytes) -> Any:
 # From records to networks.
 
 
-def _build(key: str, value: Any, num_bytes: int) -> Any:
+def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
+    """What goes under this key of the result; `num_bytes` is the size of the file."""
+    if isinstance(value, data_unpickler.TfNetwork):
+        record = tf_pickle.rebuild(value, _CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
+        return _build(persistence.find_class(record.class_name), record.state, num_bytes, with_filters=False)
+    if trust:
+        return value
     if key not in _CLASS_OF:
         return _plain_copy(value)
     if not isinstance(value, ModuleRecord):
         raise UserError(f"{key} is no network")
     cls = persistence.find_class(value.class_name, value.module_src)
     if cls.__name__ != _CLASS_OF[key]:
-        raise UserError(f"{key} is a {cls.__name__}; a {_CLASS_OF[key]} was expected")
-    state = dict(value.state)
+        raise UserError(f"{key} is of class {cls.__name__}, expected {_CLASS_OF[key]}")
+    return _build(cls, persistence.upgrade_state(cls, value.state, value.module_src), num_bytes)
+
+
+def _build(cls: type, state: Mapping[str, Any], num_bytes: int, *, with_filters: bool = True) -> torch.nn.Module:
+    """Build a module; unless the state comes with filters, they are those that the constructor makes."""
+    state = dict(state)
     for name in ("_init_args", "_init_kwargs"):
         if name in state:
             state[name] = _plain_copy(state[name], max_int=_MAX_CONSTRUCTOR_INT)
-    state = persistence.upgrade_state(cls, state)
-    num_tensors = len(persistence.flatten_state(state))
+    num_tensors = len(module_state.flatten_state(state))
     budget = _Budget(
         max_bytes=_SLACK_BYTES + _BYTES_PER_BYTE * num_bytes,
         max_operations=1000 + _OPERATIONS_PER_TENSOR * num_tensors,
     )
     with budget:
-        module = persistence.construct(cls, state)
-    return persistence.fill_module(module, state)
+        module = module_state.construct(cls, state)
+    if not with_filters:
+        state["_buffers"] = {k: v for k, v in module.state_dict().items() if k.endswith("resample_filter")}
+    return module_state.fill_module(module, state)
 
 
 class _Budget(TorchFunctionMode):

@@ -1,23 +1,21 @@
-"""Training images: the dataset, the order in which training sees it, and the loader of batches."""
+"""Training images: items with labels from a folder, a zip or a folder of zips.
+
+PyTorch is not imported here: processes that only read images stay small.
+"""
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-from types import TracebackType
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError, num_cores
+from dnnlib.util import UserError
 from training.image_files import (
-    MAX_RESOLUTION, MIN_RESOLUTION, load_labels, open_image_files, shown,
+    MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, load_labels, open_image_files, shown,
 )
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
@@ -35,14 +33,54 @@ class CheckResult(NamedTuple):
     num_images: int
 
 
+class Images(NamedTuple):
+    """A few items' images, wherever they are in a dataset: all that a process needs to read them."""
+
+    files: ImageFiles               # Those of the items alone.
+    flips: Sequence[bool]           # Mirrored?
+    shape: tuple[int, int, int]     # [C, H, W] that they must have.
+    like: str                       # The file that set this example.
+
+    def read(self, position: int) -> np.ndarray:
+        """One image: uint8 [C, H, W]. Raises UserError, naming it, where it can't be read or has another shape."""
+        return self.decode(position, flip=self.flips[position])
+
+    def decode(self, position: int, *, flip: bool = False) -> np.ndarray:
+        image = self.files.open_lazily(position)
+        self.check_header(position, *image.size, image.mode)  # Before decoding: nothing of another size is decoded.
+        pixels = self.files.pixels(position, image)
+        if flip:
+            pixels = pixels[:, ::-1]
+        # [H, W] or [H, W, C] => [C, H, W]
+        return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
+
+    def check_file(self, position: int) -> None:
+        """Look at header and end of the file only, unless they are odd. Raises UserError."""
+        header = self.files.probe(position)
+        self.check_header(position, header.width, header.height, header.mode)
+        if not header.complete:
+            self.decode(position)
+
+    def check_header(self, position: int, width: int, height: int, mode: str) -> None:
+        channels, res, _ = self.shape
+        if (width, height) == (res, res) and NUM_CHANNELS.get(mode) == channels:
+            return
+        what = self.files.describe(position)
+        if mode not in NUM_CHANNELS:
+            raise UserError(_bad_mode(what, mode))
+        raise UserError(f"{what} is {width}x{height} with {NUM_CHANNELS[mode]} channel(s), expected {res}x{res} with "
+                        f"{channels} like {shown(self.like)}: convert all with dataset_tool.py")
+
+
 class ImageFolderDataset:
-    """Square images of one size in a folder or zip, with optional labels from its dataset.json.
+    """Square images of one size in a folder, zip or folder of zips, with optional labels from dataset.json.
 
     Items are in sorted order of file names; mirrored copies, if asked for, come after all of the unmirrored ones.
-    Objects can be pickled and used in forked or spawned processes.
+    Objects can be pickled and used in forked or spawned processes. They hold about eight bytes for each image in zips.
 
     Args:
-        path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale.
+        path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale; or a
+                     folder of such zips, each with a dataset.json of its own.
         resolution:  Expected side; None takes it from the images.
         use_labels:  Give labels, if there are any; without, every label is empty.
         max_size:    Keep a random subset of so many images; None keeps all.
@@ -65,6 +103,7 @@ class ImageFolderDataset:
     ):
         self._files = open_image_files(path)
         self._image_shape = self._find_shape()
+        self._first_name = self._files.get_name(0)
         self._all_labels: np.ndarray | None = None
         self._configure(resolution, use_labels, max_size, xflip, random_seed)
 
@@ -82,11 +121,12 @@ class ImageFolderDataset:
         self._options = dict(
             resolution=resolution, use_labels=use_labels, max_size=max_size, xflip=xflip, random_seed=random_seed
         )
-        self._raw_idx = np.arange(len(self._files), dtype=np.int64)
+        self._subset: np.ndarray | None = None  # Indices of files; None = all.
         if max_size is not None and max_size < len(self._files):
-            np.random.RandomState(random_seed).shuffle(self._raw_idx)
-            self._raw_idx = np.sort(self._raw_idx[:max_size])
-        self._num_unflipped = len(self._raw_idx)
+            everything = np.arange(len(self._files), dtype=np.int64)
+            np.random.RandomState(random_seed).shuffle(everything)
+            self._subset = np.sort(everything[:max_size])
+        self._num_unflipped = len(self._files) if self._subset is None else len(self._subset)
         self._raw_labels = self._all_labels if use_labels else np.zeros([len(self._files), 0], dtype=np.float32)
         self._label_dim = (
             int(self._raw_labels.max()) + 1 if self._raw_labels.ndim == 1 else self._raw_labels.shape[1]
@@ -99,6 +139,7 @@ class ImageFolderDataset:
             raise TypeError(f"no such option of ImageFolderDataset: {', '.join(sorted(unknown))}")
         other = object.__new__(ImageFolderDataset)
         other._files, other._image_shape, other._all_labels = self._files, self._image_shape, self._all_labels
+        other._first_name = self._first_name
         other._configure(**{**self._options, **options})
         return other
 
@@ -167,10 +208,14 @@ class ImageFolderDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what the items are: names, sizes and checksums (folders: times) of files, labels, options."""
+        """Hex digest of what the items are: names, sizes and checksums (folders: times) of files, labels, options.
+
+        Neither where the files are nor how they are divided among zips matters.
+        """
         options = {key: self._options[key] for key in ("use_labels", "xflip")}
+        labels = self._raw_labels.astype(np.int64) if self.has_onehot_labels else self._raw_labels
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-        for part in (self._files.identity(), self._raw_idx.tobytes(), self._raw_labels.tobytes()):
+        for part in (self._files.identity(), self._raw_indices(), labels.ravel()):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
 
@@ -184,7 +229,28 @@ class ImageFolderDataset:
         if not -size <= index < size:
             raise IndexError(f"index {index} of a dataset of {size}")
         flip, position = divmod(int(index) % size, self._num_unflipped)
-        return int(self._raw_idx[position]), bool(flip)
+        return position if self._subset is None else int(self._subset[position]), bool(flip)
+
+    def _raw_indices(self) -> np.ndarray:
+        return np.arange(len(self._files)) if self._subset is None else self._subset
+
+    def _all_images(self) -> Images:
+        return Images(self._files, [], self._image_shape, self._first_name)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        """What a process needs to read the images of some items; small, however many there are in all."""
+        located = [self._locate(index) for index in indices]
+        files = self._files.select([raw_idx for raw_idx, _ in located])
+        return Images(files, [flip for _, flip in located], self._image_shape, self._first_name)
+
+    def get_labels(self, indices: Sequence[int]) -> np.ndarray:
+        """Labels of some items: float32 [N, label_dim]."""
+        raw_labels = self._raw_labels[[self._locate(index)[0] for index in indices]]
+        if not self.has_onehot_labels:
+            return raw_labels
+        labels = np.zeros([len(raw_labels), self.label_dim], dtype=np.float32)
+        labels[np.arange(len(labels)), raw_labels] = 1
+        return labels
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One item: image uint8 [C, H, W], label float32 [label_dim].
@@ -193,12 +259,7 @@ class ImageFolderDataset:
             UserError: The image, which is named, can't be read or is not like the first one.
         """
         raw_idx, flip = self._locate(index)
-        pixels = self._load_pixels(raw_idx)
-        if flip:
-            pixels = pixels[:, ::-1]
-        # [H, W] or [H, W, C] => [C, H, W]
-        image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return np.array(image, order="C"), self._label(raw_idx)
+        return self._all_images().decode(raw_idx, flip=flip), self._label(raw_idx)
 
     def get_label(self, index: int) -> np.ndarray:
         """The label of one item, float32 [label_dim]."""
@@ -206,11 +267,14 @@ class ImageFolderDataset:
 
     def get_details(self, index: int) -> ItemDetails:
         raw_idx, flip = self._locate(index)
-        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=np.array(self._raw_labels[raw_idx]))
+        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=self._raw_label(raw_idx))
 
     def get_name(self, index: int) -> str:
         """The file name of one item, relative to the path of the dataset."""
-        return self._files.names[self._locate(index)[0]]
+        return self._files.get_name(self._locate(index)[0])
+
+    def _raw_label(self, raw_idx: int) -> np.ndarray:
+        return np.array(self._raw_labels[raw_idx], dtype=np.int64 if self.has_onehot_labels else np.float32)
 
     def _label(self, raw_idx: int) -> np.ndarray:
         if not self.has_onehot_labels:
@@ -218,21 +282,6 @@ class ImageFolderDataset:
         label = np.zeros(self.label_dim, dtype=np.float32)
         label[self._raw_labels[raw_idx]] = 1
         return label
-
-    def _load_pixels(self, raw_idx: int) -> np.ndarray:
-        image = self._files.open_lazily(raw_idx)
-        self._check_header(raw_idx, *image.size, image.mode)  # Before decoding: nothing of another size is decoded.
-        return self._files.pixels(raw_idx, image)
-
-    def _check_header(self, raw_idx: int, width: int, height: int, mode: str) -> None:
-        channels, res, _ = self._image_shape
-        if (width, height) == (res, res) and NUM_CHANNELS.get(mode) == channels:
-            return
-        what = self._files.describe(raw_idx)
-        if mode not in NUM_CHANNELS:
-            raise UserError(_bad_mode(what, mode))
-        raise UserError(f"{what} is {width}x{height} with {NUM_CHANNELS[mode]} channel(s), expected {res}x{res} with "
-                        f"{channels} like {shown(self._files.names[0])}: convert all with dataset_tool.py")
 
     # --- Checks before training.
 
@@ -249,17 +298,17 @@ class ImageFolderDataset:
         Raises:
             UserError: Some images are unreadable, damaged or of another size or kind; some of them are named.
         """
-        order = np.random.RandomState(0).permutation(self._raw_idx)
+        order, images = np.random.RandomState(0).permutation(self._raw_indices()), self._all_images()
         problems: list[tuple[int, str]] = []
         num_checked = 0
         stop = time.monotonic() + budget_sec
         with tqdm(total=len(order), desc=f"Checking {shown(self.name)}", unit="img", disable=not progress, leave=False,
                   file=sys.stderr) as bar:
-            for raw_idx in order.tolist():
+            for raw_idx in map(int, order):
                 if time.monotonic() > stop:
                     break
                 try:
-                    self._check_file(raw_idx)
+                    images.check_file(raw_idx)
                 except UserError as e:
                     problems.append((raw_idx, str(e)))
                 num_checked += 1
@@ -271,230 +320,15 @@ class ImageFolderDataset:
                   "the others were not looked at.", file=sys.stderr, flush=True)
         return CheckResult(num_checked, len(order))
 
-    def _check_file(self, raw_idx: int) -> None:
-        header = self._files.probe(raw_idx)
-        self._check_header(raw_idx, header.width, header.height, header.mode)
-        if not header.complete:
-            self._load_pixels(raw_idx)
-
     def _describe_problems(self, problems: list[tuple[int, str]]) -> str:
         problems = sorted(problems)
         if len(problems) == 1:
             return problems[0][1]
-        others = [shown(self._files.names[raw_idx]) for raw_idx, _ in problems[1:_MAX_NAMED]]
+        others = [shown(self._files.get_name(raw_idx)) for raw_idx, _ in problems[1:_MAX_NAMED]]
         more = len(problems) - 1 - len(others)
         named = ", ".join(others) + (f" and {more} more" if more else "")
         return f"{problems[0][1]} ({len(problems)} bad images, also {named})"
 
 
-
 def _bad_mode(what: str, mode: str) -> str:
     return f"{what} has pixels of kind {mode}, expected RGB or grayscale (L): convert with dataset_tool.py"
-
-
-class TrainingOrder:
-    """The endless sequence of dataset indices that training sees: every epoch is a permutation of its own.
-
-    It is keyed by (seed, position) alone: no state, the same for any number of processes, and any position can be the
-    start. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
-    streams of `RandomState` never change.
-
-    Args:
-        dataset_size: Number of items, mirrored ones included.
-        seed:         Non-negative.
-    """
-
-    def __init__(self, dataset_size: int, seed: int):
-        if dataset_size < 1 or seed < 0:
-            raise ValueError(f"dataset_size {dataset_size} and seed {seed}: expected at least 1 and 0")
-        self.dataset_size = dataset_size
-        self.seed = seed
-        self._epochs: dict[int, np.ndarray] = {}
-
-    def epoch(self, number: int) -> np.ndarray:
-        """The permutation that one epoch is: int32 or int64 [dataset_size]; do not write to it."""
-        if number not in self._epochs:
-            generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
-            small = self.dataset_size <= np.iinfo(np.int32).max
-            permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
-            generator.shuffle(permutation)
-            while len(self._epochs) > 1:  # A batch may lie across the border of two epochs: keep two.
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[number] = permutation
-        return self._epochs[number]
-
-    def __getitem__(self, k: int) -> int:
-        """The dataset index at position k = 0, 1, 2, ..."""
-        if k < 0:
-            raise IndexError(f"position {k} in the training order: expected 0 or more")
-        return int(self.epoch(k // self.dataset_size)[k % self.dataset_size])
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """The dataset indices at positions start ... start + count - 1: int64 [count]."""
-        if start < 0:
-            raise IndexError(f"position {start} in the training order: expected 0 or more")
-        parts = []
-        while count > 0:
-            number, offset = divmod(start, self.dataset_size)
-            part = self.epoch(number)[offset : offset + count]
-            parts.append(part.astype(np.int64))
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts) if parts else np.zeros([0], dtype=np.int64)
-
-
-class Batch(NamedTuple):
-    images: torch.Tensor  # uint8 [N, C, H, W].
-    labels: torch.Tensor  # float32 [N, label_dim].
-
-
-class _Failure(NamedTuple):
-    """A user's mistake on its way from a worker to the main process."""
-
-    message: str
-
-
-class _Batches(torch.utils.data.Dataset):
-    """Maps a list of indices to a Batch, so that a whole batch is one item for the workers."""
-
-    def __init__(self, dataset: ImageFolderDataset):
-        self._dataset = dataset
-
-    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
-        images = np.empty([len(indices), *self._dataset.image_shape], dtype=np.uint8)
-        labels = np.empty([len(indices), self._dataset.label_dim], dtype=np.float32)
-        try:
-            for i, index in enumerate(indices):
-                images[i], labels[i] = self._dataset[index]
-        except UserError as e:
-            return _Failure(str(e))
-        return Batch(torch.from_numpy(images), torch.from_numpy(labels))
-
-
-class _Positions(torch.utils.data.Sampler):
-    """Endless lists of the dataset indices of one rank's part of each batch."""
-
-    def __init__(self, order: TrainingOrder, first: int, count: int, step: int):
-        self._order, self._first, self._count, self._step = order, first, count, step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        position = self._first
-        while True:
-            yield self._order.take(position, self._count).tolist()
-            position += self._step
-
-
-class BatchLoader:
-    """Endless iterator of training batches; closes its workers by `close()`, `with`, or when an error is raised.
-
-    Positions k ... k + batch_size - 1 of the order form one global batch, of which each rank gets a contiguous part.
-
-    Args:
-        dataset:     What the indices of `order` refer to.
-        order:       The order of training.
-        batch_size:  Images of one global batch, a multiple of `num_ranks`.
-        start_index: Position of the first image; that of an earlier run's end goes on from there.
-        rank:        The part that this process gets.
-        num_ranks:   Number of parts.
-        num_workers: Processes that decode images, at most one for each core; 0 decodes here.
-        pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
-
-    Yields:
-        Batch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
-
-    Raises:
-        UserError: On `next`, when an image can't be read; the image is named.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageFolderDataset,
-        *,
-        order: TrainingOrder,
-        batch_size: int,
-        start_index: int = 0,
-        rank: int = 0,
-        num_ranks: int = 1,
-        num_workers: int = 3,
-        pin_memory: bool = False,
-    ):
-        if batch_size < 1 or batch_size % num_ranks or not 0 <= rank < num_ranks:
-            raise ValueError(f"batch of {batch_size} for rank {rank} of {num_ranks}: expected a multiple of the ranks")
-        if order.dataset_size != len(dataset):
-            raise ValueError(f"an order of {order.dataset_size} items for a dataset of {len(dataset)}")
-        count = batch_size // num_ranks
-        num_workers = min(num_workers, num_cores())
-        loader = torch.utils.data.DataLoader(
-            _Batches(dataset),
-            sampler=_Positions(order, start_index + rank * count, count, batch_size),
-            batch_size=None,
-            collate_fn=_identity,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            multiprocessing_context=_worker_context() if num_workers else None,
-            worker_init_fn=_start_worker if num_workers else None,
-        )
-        self._iterator = _start(loader)
-
-    def __iter__(self) -> "BatchLoader":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._iterator is None:
-            raise StopIteration
-        batch = next(self._iterator)
-        if isinstance(batch, _Failure):
-            self.close()
-            raise UserError(batch.message)
-        return batch
-
-    def close(self) -> None:
-        """Stop the workers; iteration is over."""
-        self._iterator = None  # The DataLoader's iterator ends its processes when it is let go.
-
-    def __enter__(self) -> "BatchLoader":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _identity(batch: Batch | _Failure) -> Batch | _Failure:
-    return batch
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """Workers never descend from a process that has started CUDA or threads: a clean server forks them."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.dataset"])
-    return context
-
-
-def _start(loader: torch.utils.data.DataLoader) -> Iterator[Batch | _Failure]:
-    """Workers inherit a mask that keeps Ctrl-C from them: the main process ends them, and theirs is no traceback."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _start_worker(worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _report_unless_left
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    """PyTorch's workers watch their parent. That is the clean server here, which lives as long as they do."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _report_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Workers hand tensors over in a thread of their own; that the main process ends meanwhile is no news."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)

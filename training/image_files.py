@@ -1,22 +1,29 @@
-"""Image files of a folder or a zip: listing, fast reading by position, decoding, cheap checks for damage, labels."""
+"""Image files of a folder, a zip or a folder of zips: listing, fast reading, decoding, checks for damage, labels."""
 
 import abc
+import array
+import bisect
+import collections.abc
 import contextlib
+import copy
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
 import warnings
-import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
 
 from dnnlib.util import UserError
+from training.zip_directory import (
+    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, shown, unusual,
+)
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA_NAME = "dataset.json"
@@ -26,13 +33,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders are not let 
 MAX_FILE_BYTES = 1 << 30                  # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
 PROBE_BYTES = 64 << 10                    # Shorter files are read whole when they are probed.
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 # What Pillow's decoders are known to raise on damaged data.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    OverflowError, Image.DecompressionBombError,
+    OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
 )
 
 # Large images are errors here by their size, which is said in one line; Pillow's warning would be a second one.
@@ -48,26 +54,42 @@ class ImageHeader(NamedTuple):
     complete: bool   # The end of the file looks as the format demands; False = decode it to be sure.
 
 
-def shown(name: str) -> str:
-    """`name` fit for a message of one line."""
-    return name if name.isprintable() else ascii(name)
+class ChecksumError(UserError):
+    """A file in a zip is not what it was when the zip was made."""
 
 
 class ImageFiles(abc.ABC):
     """The image files below one path, in sorted order of their names; see `open_image_files`.
 
+    Objects can be pickled, forked and used by several threads. They hold a few bytes for each file, no names.
+
     Attributes:
-        path:  Where they are.
-        name:  Last part of the path, without `.zip`.
-        names: Names relative to the path, with forward slashes, sorted as plain strings.
+        path: Where they are.
+        name: Last part of the path, without `.zip`.
     """
 
     path: str
     name: str
-    names: list[str]
 
-    def __len__(self) -> int:
-        return len(self.names)
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def get_name(self, index: int) -> str:
+        """The name of one file relative to the path, with forward slashes. Raises UserError if it can't be read."""
+
+    @abc.abstractmethod
+    def iter_names(self) -> Iterator[str]:
+        """All names, in order."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All names, sorted as plain strings; each is looked up when it is asked for."""
+        return _Names(self)
+
+    @abc.abstractmethod
+    def select(self, indices: Sequence[int]) -> "ImageFiles":
+        """Some of the files, in the order given: an object whose size doesn't depend on how many there are in all."""
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes:
@@ -87,7 +109,7 @@ class ImageFiles(abc.ABC):
 
     def describe(self, index: int) -> str:
         """How messages name a file."""
-        return f"image {shown(self.names[index])} in {self.path}"
+        return f"image {shown(self.get_name(index))} in {self.path}"
 
     def open(self, index: int) -> Image.Image:
         """One image, decoded. Raises UserError, naming it, where that fails."""
@@ -99,9 +121,18 @@ class ImageFiles(abc.ABC):
 
     def open_lazily(self, index: int) -> Image.Image:
         """One image of which only the header has been decoded, so that its size can be checked first."""
-        data = self.read(index)
+        return self.parse(index, self.read(index))
+
+    def parse(self, index: int, data: bytes) -> Image.Image:
+        """As `open_lazily`, from what `read` gave."""
         with self._decoding_errors(index):
             return Image.open(io.BytesIO(data), formats=FORMATS)
+
+    def verify(self, index: int, data: bytes) -> None:
+        """Compare the checksums that an image itself carries, which is a matter of PNG alone."""
+        image = self.parse(index, data)
+        with self._decoding_errors(index):
+            image.verify()
 
     def pixels(self, index: int, image: Image.Image) -> np.ndarray:
         """Pixels of what `open_lazily` gave: uint8 [H, W] or [H, W, C]."""
@@ -113,7 +144,7 @@ class ImageFiles(abc.ABC):
         head, tail, size = self.read_ends(index)
         try:
             image = Image.open(io.BytesIO(head), formats=FORMATS)
-        except _DECODING_ERRORS:
+        except DECODING_ERRORS:
             image = self.open_lazily(index)  # A large header (EXIF, colour profile) goes on beyond `head`.
         return ImageHeader(*image.size, image.mode, _looks_complete(image.format, head, tail, size))
 
@@ -121,30 +152,71 @@ class ImageFiles(abc.ABC):
     def _decoding_errors(self, index: int) -> Iterator[None]:
         try:
             yield
-        except _DECODING_ERRORS as e:
+        except DECODING_ERRORS as e:
             # Pillow's "cannot identify image file" shows a memory address and tells nothing.
             text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
             raise UserError(f"{self.describe(index)} can't be decoded{f' ({text})' if text else ''}: replace or remove "
                             f"it; formats are {', '.join(FORMATS)}") from e
 
 
+class _Names(collections.abc.Sequence):
+    def __init__(self, files: ImageFiles):
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._files.iter_names()
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"file {index} of {len(self)}")
+        return self._files.get_name(index % len(self))
+
+
 class FolderFiles(ImageFiles):
+    """Images in a folder and its sub-folders. Names are kept one after another as bytes, not as objects."""
+
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
         self.name = os.path.basename(os.path.abspath(path))
         try:
-            found = list(_walk(self.path))
+            self._keep(walk(self.path))
         except OSError as e:
             raise UserError(f"can't read folder {e.filename or self.path}: {e.strerror or e}") from e
-        self.names = sorted(found)
+
+    def _keep(self, names: Iterator[str]) -> None:
+        text, ends = bytearray(), array.array("Q")
+        for name in names:
+            text += name.encode(errors="surrogateescape")
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), np.array(ends, dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def get_name(self, index: int) -> str:
+        begin = int(self._ends[index - 1]) if index else 0
+        return self._text[begin : int(self._ends[index])].decode(errors="surrogateescape")
+
+    def iter_names(self) -> Iterator[str]:
+        return map(self.get_name, range(len(self)))
+
+    def select(self, indices: Sequence[int]) -> "FolderFiles":
+        other = copy.copy(self)
+        other._keep(self.get_name(int(i)) for i in indices)
+        return other
 
     def _file(self, index: int) -> str:
-        return os.path.join(self.path, self.names[index])
+        return os.path.join(self.path, self.get_name(index))
 
     def read(self, index: int) -> bytes:
         try:
             with open(self._file(index), "rb") as f:
-                _limit_size(self, index, os.fstat(f.fileno()).st_size)
+                _limit_size(self.describe(index), os.fstat(f.fileno()).st_size)
                 return f.read()
         except OSError as e:
             raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
@@ -153,7 +225,7 @@ class FolderFiles(ImageFiles):
         try:
             with open(self._file(index), "rb", buffering=0) as f:
                 size = os.fstat(f.fileno()).st_size
-                _limit_size(self, index, size)
+                _limit_size(self.describe(index), size)
                 if size <= PROBE_BYTES:
                     data = f.read()
                     return data, data, size
@@ -181,8 +253,33 @@ class FolderFiles(ImageFiles):
         return digest.digest()
 
 
-class ZipFiles(ImageFiles):
-    """Images in a zip, stored or deflated.
+class _Zipped(ImageFiles):
+    """What one zip and several have in common."""
+
+    _identity: bytes | None = None
+
+    @abc.abstractmethod
+    def iter_entries(self) -> Iterator[Entries]:
+        """What the zip says about all images, in order."""
+
+    def identity(self) -> bytes:
+        if self._identity is None:
+            digest, separator, done = hashlib.sha256(), b"", 0
+            sizes, crcs = np.empty([2, len(self)], dtype=np.int64)
+            for part in self.iter_entries():
+                if part.names:
+                    digest.update(separator + b"\n".join(part.names))
+                    separator = b"\n"
+                end = done + len(part.names)
+                sizes[done:end], crcs[done:end], done = part.sizes, part.crcs, end
+            digest.update(sizes)
+            digest.update(crcs)
+            self._identity = digest.digest()
+        return self._identity
+
+
+class ZipFiles(_Zipped):
+    """Images in a zip, stored or deflated: four bytes in memory for each, which say where the zip describes it.
 
     Reading is by position (`pread`) from one descriptor per process, opened when it is first needed, so that objects
     can be pickled, forked and used by several threads without sharing a file position.
@@ -191,200 +288,370 @@ class ZipFiles(ImageFiles):
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
         self.name = os.path.splitext(os.path.basename(self.path))[0]
-        self._fd: int | None = None
+        self._directory = open_directory(self.path)
+        self._positions, self._metadata = self._directory.index(IMAGE_EXTENSIONS, METADATA_NAME)
+
+    @classmethod
+    def from_entries(cls, directory: ZipDirectory, positions: np.ndarray) -> "ZipFiles":
+        """Entries of a zip, good or bad, by the positions of their records."""
+        files = object.__new__(cls)
+        files.path, files._directory, files._positions, files._metadata = directory.path, directory, positions, None
+        return files
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _record(self, index: int) -> Record:
         try:
-            with zipfile.ZipFile(self.path) as f:
-                entries = {info.filename: info for info in f.infolist()}
-                self._metadata = f.read(METADATA_NAME) if METADATA_NAME in entries else None
+            return self._directory.record(int(self._positions[index]))
         except OSError as e:
-            raise UserError(f"can't open {self.path}: {e.strerror or e}") from e
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
-            raise UserError(f"{self.path} is a damaged zip ({e}): copy or download it again") from e
-        self.names = sorted(name for name in entries if _is_image(name))
-        infos = [entries[name] for name in self.names]
-        for info in infos:
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise UserError(f"image {shown(info.filename)} in {self.path} is encrypted or packed by an unusual "
-                                f"method: make a zip that stores its files (zip -0)")
-        self._offsets = np.array([info.header_offset for info in infos], dtype=np.int64)
-        self._packed_sizes = np.array([info.compress_size for info in infos], dtype=np.int64)
-        self._sizes = np.array([info.file_size for info in infos], dtype=np.int64)
-        self._crcs = np.array([info.CRC for info in infos], dtype=np.int64)
-        self._deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in infos], dtype=bool)
+            raise UserError(f"{self.path} can't be read: {e.strerror or e}") from e
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_fd": None}
+    def get_name(self, index: int) -> str:
+        return self._record(index).name
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            os.close(self._fd)
+    def iter_entries(self) -> Iterator[Entries]:
+        try:
+            yield from self._directory.entries(self._positions)
+        except OSError as e:
+            raise UserError(f"{self.path} can't be read: {e.strerror or e}") from e
 
-    def _pread(self, length: int, offset: int) -> bytes:
-        if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return os.pread(self._fd, length, offset)
+    def iter_names(self) -> Iterator[str]:
+        return (name.decode(errors="surrogateescape") for part in self.iter_entries() for name in part.names)
 
-    def _begin(self, index: int, header: bytes) -> int:
-        """Length of the local header in front of an entry's data."""
-        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-            raise UserError(f"{self.describe(index)} is not where the zip's directory says: the zip is damaged or has "
-                            "been replaced meanwhile")
-        _, name_length, extra_length = _LOCAL_HEADER.unpack_from(header)
-        return _LOCAL_HEADER.size + name_length + extra_length
+    def select(self, indices: Sequence[int]) -> "ZipFiles":
+        other = copy.copy(self)
+        other._positions, other._identity = self._positions[np.asarray(indices, dtype=np.int64)], None
+        return other
 
     def read(self, index: int) -> bytes:
-        _limit_size(self, index, int(self._sizes[index]))
-        offset, packed_size = int(self._offsets[index]), int(self._packed_sizes[index])
-        try:
-            # One system call for header and data in nearly all cases; extra fields are rarely this long.
-            chunk = self._pread(_LOCAL_HEADER.size + 4 * len(self.names[index]) + 64 + packed_size, offset)
-            begin = self._begin(index, chunk)
-            data = chunk[begin : begin + packed_size]
-            if len(data) < packed_size:
-                data = self._pread(packed_size, offset + begin)
-        except OSError as e:
-            raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
-        return self._verified(index, data)
-
-    def _verified(self, index: int, data: bytes) -> bytes:
-        size = int(self._sizes[index])
-        if self._deflated[index]:
-            try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # Never more than was announced.
-            except zlib.error as e:
-                raise UserError(f"{self.describe(index)} can't be unpacked ({e}): the zip is damaged") from e
-        if len(data) != size or zlib.crc32(data) != self._crcs[index]:
-            raise UserError(f"{self.describe(index)} is damaged: its checksum is not the one in the zip's directory; "
-                            "copy or download the zip again")
-        return data
+        record = self._record(index)
+        return read_record(self._directory, record, f"image {shown(record.name)} in {self.path}")
 
     def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        size = int(self._sizes[index])
-        if self._deflated[index] or size <= PROBE_BYTES:
-            data = self.read(index)
+        record = self._record(index)
+        what, size = f"image {shown(record.name)} in {self.path}", record.size
+        if record.method == DEFLATED or size <= PROBE_BYTES:
+            data = read_record(self._directory, record, what)
             return data, data, size
-        _limit_size(self, index, size)
-        offset = int(self._offsets[index])
+        _limit_size(what, size)
         try:
-            chunk = self._pread(PROBE_BYTES, offset)
-            begin = self._begin(index, chunk)
-            return chunk[begin:], self._pread(1024, offset + begin + size - 1024), size
+            chunk = self._directory.pread(PROBE_BYTES, record.offset)
+            begin = _data_begin(record, chunk, what)
+            return chunk[begin:], self._directory.pread(1024, record.offset + begin + size - 1024), size
         except OSError as e:
-            raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
+            raise UserError(f"{what} can't be read: {e.strerror or e}") from e
 
     def read_metadata(self) -> bytes | None:
-        return self._metadata
+        if self._metadata is None:
+            return None
+        what = f"{METADATA_NAME} of {self.path}"
+        try:
+            record = self._directory.record(self._metadata)
+        except OSError as e:
+            raise UserError(f"{what} can't be read: {e.strerror or e}") from e
+        return read_record(self._directory, record, what)
 
-    def identity(self) -> bytes:
-        digest = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
-        digest.update(self._sizes.tobytes() + self._crcs.tobytes())
-        return digest.digest()
 
+def read_record(directory: ZipDirectory, record: Record, what: str) -> bytes:
+    """The bytes of one file of a zip, whose checksum is right. Raises UserError; `what` names the file in it."""
+    if not record.readable:
+        raise unusual(what)
+    _limit_size(what, max(record.size, record.packed_size))
+    offset, packed_size = record.offset, record.packed_size
+    try:
+        # One system call for header and data in nearly all cases; extra fields are rarely this long.
+        chunk = directory.pread(LOCAL_HEADER.size + len(record.raw_name) + 64 + packed_size, offset)
+        begin = _data_begin(record, chunk, what)
+        data = chunk[begin : begin + packed_size]
+        if len(data) < packed_size:
+            data = directory.pread(packed_size, offset + begin)
+    except OSError as e:
+        raise UserError(f"{what} can't be read: {e.strerror or e}") from e
+    return _verified(record, data, what)
+
+
+def _data_begin(record: Record, header: bytes, what: str) -> int:
+    """Length of the local header in front of an entry's data."""
+    if header.startswith(b"PK\3\4") and len(header) >= LOCAL_HEADER.size:
+        _, name_length, extra_length = LOCAL_HEADER.unpack_from(header)
+        if header[LOCAL_HEADER.size : LOCAL_HEADER.size + name_length] == record.raw_name:
+            return LOCAL_HEADER.size + name_length + extra_length
+    raise UserError(f"{what} is not where the zip's directory says: the zip is damaged or has been replaced meanwhile")
+
+
+def _verified(record: Record, data: bytes, what: str) -> bytes:
+    if record.method == DEFLATED:
+        try:
+            # Never more than was announced.
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, record.size + 1)
+        except zlib.error as e:
+            raise ChecksumError(f"{what} can't be unpacked ({e}): the zip is damaged") from e
+    if len(data) != record.size or zlib.crc32(data) != record.crc:
+        raise ChecksumError(f"{what} is damaged: its checksum is not the one in the zip's directory; copy or download "
+                            "the zip again")
+    return data
+
+
+class ShardFiles(_Zipped):
+    """Images in the zips of one folder, in sorted order of the zips' names, and of names within each.
+
+    Args:
+        path:   The folder.
+        shards: Names of the zips.
+    """
+
+    def __init__(self, path: str | os.PathLike, shards: Sequence[str]):
+        self.path = str(path)
+        self.name = os.path.basename(os.path.abspath(path))
+        self.shards = [_not_empty(ZipFiles(os.path.join(self.path, shard))) for shard in sorted(shards)]
+        self._ends = list(itertools.accumulate(map(len, self.shards)))
+        self._selected: list[tuple[int, int]] | None = None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._selected is None else len(self._selected)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Number of the zip, and of the file in it."""
+        if self._selected is not None:
+            return self._selected[index]
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
+
+    def _shard(self, index: int) -> tuple[ZipFiles, int]:
+        number, index = self._locate(index)
+        return self.shards[number], index
+
+    def get_name(self, index: int) -> str:
+        shard, index = self._shard(index)
+        return f"{os.path.basename(shard.path)}/{shard.get_name(index)}"
+
+    def iter_names(self) -> Iterator[str]:
+        if self._selected is not None:
+            return map(self.get_name, range(len(self)))
+        return (f"{os.path.basename(shard.path)}/{name}" for shard in self.shards for name in shard.iter_names())
+
+    def iter_entries(self) -> Iterator[Entries]:
+        return itertools.chain.from_iterable(shard.iter_entries() for shard in self.shards)
+
+    def select(self, indices: Sequence[int]) -> "ShardFiles":
+        located = [self._locate(int(index)) for index in indices]
+        groups: dict[int, list[int]] = {}
+        other = copy.copy(self)
+        other._selected = []
+        for number, index in located:
+            group = groups.setdefault(number, [])
+            other._selected.append((list(groups).index(number), len(group)))
+            group.append(index)
+        other.shards = [self.shards[number].select(group) for number, group in groups.items()]
+        other._ends, other._identity = [], None
+        return other
+
+    def describe(self, index: int) -> str:
+        shard, index = self._shard(index)
+        return shard.describe(index)
+
+    def read(self, index: int) -> bytes:
+        shard, index = self._shard(index)
+        return shard.read(index)
+
+    def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
+        shard, index = self._shard(index)
+        return shard.read_ends(index)
+
+    def read_metadata(self) -> bytes | None:
+        raise NotImplementedError("each zip has its own: see `shards`, `load_labels`")
 
 def open_image_files(path: str | os.PathLike) -> ImageFiles:
-    """The image files of a folder (and its sub-folders) or a zip.
+    """The image files of a folder (and its sub-folders), a zip, or a folder of zips.
 
     Raises:
         UserError: There is nothing at `path`, it is neither a folder nor a zip, can't be read, or has no images.
     """
     path = str(path)
     if os.path.isdir(path):
-        files: ImageFiles = FolderFiles(path)
-    elif not os.path.exists(path):
+        shards = find_shards(path)
+        return ShardFiles(path, shards) if shards else _not_empty(FolderFiles(path))
+    check_readable(path)
+    try:
+        return _not_empty(ZipFiles(path))
+    except NotAZip as e:
+        if path.lower().endswith(".zip"):
+            raise
+        raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py") from e
+
+
+def check_readable(path: str) -> None:
+    """Raises UserError where there is nothing, or nothing that could be a zip."""
+    if not os.path.exists(path):
         kind = "is a link to nothing" if os.path.islink(path) else "does not exist"
         raise UserError(f"dataset {path or repr(path)} {kind}: give the path of a folder or zip of images")
-    elif not os.path.isfile(path):  # devices and pipes, some of which never end
+    if not os.path.isfile(path):  # devices and pipes, some of which never end
         raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py")
-    elif not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK):
         raise UserError(f"dataset {path} can't be read: permission denied")
-    elif zipfile.is_zipfile(path):
-        files = ZipFiles(path)
-    elif path.lower().endswith(".zip"):
-        raise UserError(f"{path} is no zip, or the end of it is missing: copy or download it again")
-    else:
-        raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py")
-    if not files.names:
-        raise UserError(f"no images in {path}: expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
+
+
+def find_shards(path: str) -> list[str]:
+    """Names of the zips that a folder directly holds, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: The folder can't be read, or has zips and loose images too.
+    """
+    try:
+        shards = sorted(name for name in os.listdir(path) if name.lower().endswith(".zip") and name[0] != ".")
+        loose = next(walk(path), None) if shards else None
+    except OSError as e:
+        raise UserError(f"can't read folder {e.filename or path}: {e.strerror or e}") from e
+    if loose is not None:
+        raise UserError(f"{path} has zips ({shown(shards[0])}) and loose images ({shown(loose)}), expected one or the "
+                        "other: move one of them away")
+    return shards
+
+
+def _not_empty(files: Any) -> Any:
+    if not len(files):
+        raise UserError(f"no images in {files.path}: expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
     return files
 
 
+def has_metadata(files: ImageFiles) -> bool:
+    """Is there a dataset.json, in one of the zips at least?"""
+    if isinstance(files, ShardFiles):
+        return any(has_metadata(shard) for shard in files.shards)
+    return files.read_metadata() is not None
+
+
 def load_labels(files: ImageFiles) -> np.ndarray | None:
-    """Labels from dataset.json in the order of `files.names`: int64 [N] or float32 [N, D]; None where it has none.
+    """Labels from dataset.json in the order of `files.names`: int32 [N] or float32 [N, D]; None where it has none.
+
+    Each zip of several has a dataset.json of its own; the kind of labels must be the same in all.
 
     Raises:
         UserError: The file is malformed, or its labels don't fit the images.
     """
-    raw = files.read_metadata()
+    if not isinstance(files, ShardFiles):
+        where = f"{METADATA_NAME} of {files.path}"
+        entries = parse_labels(files.read_metadata(), where)
+        return _match_labels(files, _by_name(entries, where), where) if entries else None
+    if os.path.exists(os.path.join(files.path, METADATA_NAME)):
+        raise UserError(f"{METADATA_NAME} stands beside the zips in {files.path}, expected one in each: move it away")
+    parts = [load_labels(shard) for shard in files.shards]
+    for shard, part in zip(files.shards, parts):
+        kinds = [describe_labels(labels) for labels in (parts[0], part)]
+        if kinds[0] != kinds[1]:
+            raise UserError(f"{shard.path} has {kinds[1]}, but {files.shards[0].path} has {kinds[0]}: expected the "
+                            "same kind of labels in all zips")
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def describe_labels(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "no labels"
+    return "classes as labels" if labels.ndim == 1 else f"vectors of {labels.shape[1]} as labels"
+
+
+def parse_labels(raw: bytes | None, where: str) -> list[Any]:
+    """The list of `[name, label]` in a dataset.json, empty where there is none; what is in the list is not checked.
+
+    Raises:
+        UserError: The file is not as it must be; `where` names it.
+    """
     if raw is None:
-        return None
-    where = f"{METADATA_NAME} of {files.path}"
+        return []
     try:
         metadata = json.loads(raw)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is not valid JSON: {e}") from e
     if not isinstance(metadata, dict) or not isinstance(metadata.get("labels"), list | None):
         raise UserError(f'{where} is malformed: expected {{"labels": [["name.png", label], ...]}}, or null as labels')
-    entries = metadata.get("labels")
-    if not entries:
-        return None
-    by_name = {}
+    return metadata.get("labels") or []
+
+
+def _by_name(entries: list[Any], where: str) -> dict[str, Any]:
+    # A few passes in C over what is nearly always good; the slow one only finds the words for what is not.
+    pairs = set(map(type, entries)) == {list} and set(map(len, entries)) == {2}
+    if pairs and {type(name) for name, _ in entries} == {str}:
+        by_name = dict(entries)
+        if len(by_name) == len(entries):
+            return by_name
+    seen = set()
     for entry in entries:
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+        if not is_label_entry(entry):
             raise UserError(f'{where} is malformed: expected ["name.png", label], found {json.dumps(entry)[:80]}')
-        if entry[0] in by_name:
+        if entry[0] in seen:
             raise UserError(f"{where} has two labels for {shown(entry[0])}")
-        by_name[entry[0]] = entry[1]
-    return _match_labels(files.names, by_name, where)
+        seen.add(entry[0])
+    raise AssertionError("entries are good or not")
 
 
-def _match_labels(names: list[str], by_name: dict[str, Any], where: str) -> np.ndarray:
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise UserError(f"{where} lacks labels for {len(missing)} of {len(names)} images, the first is "
-                        f"{shown(missing[0])}")
-    if len(by_name) > len(names):
-        known = set(names)
+def is_label_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _match_labels(files: ImageFiles, by_name: dict[str, Any], where: str) -> np.ndarray:
+    labels, num_missing, first_missing = [], 0, ""
+    for name in files.iter_names():
+        if name in by_name:
+            labels.append(by_name[name])
+            continue
+        first_missing = first_missing or name
+        num_missing += 1
+    if num_missing:
+        raise UserError(f"{where} lacks labels for {num_missing} of {len(files)} images, the first is "
+                        f"{shown(first_missing)}")
+    if len(by_name) > len(labels):
+        known = set(files.iter_names())
         extra = [name for name in by_name if name not in known]
         raise UserError(f"{where} has labels for {len(extra)} images that are not there, the first is "
                         f"{shown(extra[0])}")
-    labels = [by_name[name] for name in names]
-    if type(labels[0]) is list:
-        return _vector_labels(names, labels, where)
-    for name, label in zip(names, labels):
-        if type(label) is not int or not 0 <= label < MAX_CLASSES:
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a class from 0 to "
-                            f"{MAX_CLASSES - 1} like the other labels")
-    return np.array(labels, dtype=np.int64)
-
-
-def _vector_labels(names: list[str], labels: list[Any], where: str) -> np.ndarray:
-    width = len(labels[0])
-    for name, label in zip(names, labels):
-        if type(label) is not list or len(label) != width or not width:
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected a list of "
-                            f"{width or 'one or more'} numbers like the other labels")
-        # The largest float32; comparing is false for NaN, and exact for integers of any size.
-        if not all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label):
-            raise UserError(f"{where}: label of {shown(name)} is {json.dumps(label)[:80]}, expected finite numbers")
+    if set(map(type, labels)) == {int} and min(labels) >= 0 and max(labels) < MAX_CLASSES:
+        return np.array(labels, dtype=np.int32)
+    width = len(labels[0]) if type(labels[0]) is list else None
+    for index, label in enumerate(labels):
+        problem = label_problem(label, width)
+        if problem:
+            raise UserError(f"{where}: label of {shown(files.get_name(index))} is {json.dumps(label)[:80]}, {problem}")
     return np.array(labels, dtype=np.float32)
 
 
-def _walk(root: str) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
+def label_problem(label: Any, width: int | None) -> str | None:
+    """What was expected instead of this label; None where it is good.
 
-    for folder, _, names in os.walk(root, onerror=fail):
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        yield from (prefix.removeprefix("./") + name for name in names if _is_image(name))
+    Args:
+        label: As it was in the JSON file.
+        width: Of the other labels if they are lists of numbers; None if they are classes.
+    """
+    if width is None:
+        good = type(label) is int and 0 <= label < MAX_CLASSES
+        return None if good else f"expected a class from 0 to {MAX_CLASSES - 1} like the other labels"
+    if type(label) is not list or len(label) != width or not width:
+        return f"expected a list of {width or 'one or more'} numbers like the other labels"
+    # The largest float32; comparing is false for NaN, and exact for integers of any size.
+    good = all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label)
+    return None if good else "expected finite numbers"
 
 
-def _is_image(name: str) -> bool:
+def walk(root: str, prefix: str = "", *, images: bool = True) -> Iterator[str]:
+    """Names of the images, or of all other files, below a folder: relative, sorted, one folder in memory at a time."""
+    with os.scandir(os.path.join(root, prefix)) as entries:
+        # A folder's place among its neighbours is that of the names in it, which go on with a slash.
+        found = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry.is_symlink()) for entry in entries)
+    for name, is_link in found:
+        if not name.endswith("/"):
+            if is_image(name) == images:
+                yield prefix + name
+        elif not is_link:
+            yield from walk(root, prefix + name, images=images)
+
+
+def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _limit_size(files: ImageFiles, index: int, size: int) -> None:
+def _limit_size(what: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise UserError(f"{files.describe(index)} has {size} bytes, more than the {MAX_FILE_BYTES} allowed: remove it")
+        raise UserError(f"{what} has {size} bytes, more than the {MAX_FILE_BYTES} allowed: remove it")
 
 
 def _looks_complete(image_format: str | None, head: bytes, tail: bytes, size: int) -> bool:

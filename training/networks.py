@@ -202,6 +202,7 @@ class MappingNetwork(torch.nn.Module):
         activation: str = "lrelu",
         lr_multiplier: float = 0.01,
         w_avg_beta: Optional[float] = 0.995,    # Decay of the running mean of w; None = it isn't tracked.
+        normalize_jointly: bool = False,        # Latent and label as one vector, as in the first StyleGAN2 program.
     ):
         super().__init__()
         self.z_dim = z_dim
@@ -210,14 +211,15 @@ class MappingNetwork(torch.nn.Module):
         self.num_ws = num_ws
         self.num_layers = num_layers
         self.w_avg_beta = w_avg_beta
+        self.normalize_jointly = normalize_jointly
 
         embed_features = (w_dim if embed_features is None else embed_features) if c_dim > 0 else 0
         layer_features = w_dim if layer_features is None else layer_features
         features = [z_dim + embed_features] + [layer_features] * (num_layers - 1) + [w_dim]
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, embed_features)
-        for idx, (width_in, width_out) in enumerate(zip(features[:-1], features[1:])):
-            layer = FullyConnectedLayer(width_in, width_out, activation=activation, lr_multiplier=lr_multiplier)
+        for idx in range(num_layers):
+            layer = FullyConnectedLayer(*features[idx:idx + 2], activation=activation, lr_multiplier=lr_multiplier)
             setattr(self, f"fc{idx}", layer)
         if num_ws is not None and w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros([w_dim]))
@@ -233,10 +235,12 @@ class MappingNetwork(torch.nn.Module):
         parts = []
         if self.z_dim > 0:
             misc.assert_shape(z, [None, self.z_dim])
-            parts.append(normalize_2nd_moment(z.to(torch.float32)))
+            parts.append(z.to(torch.float32))
         if self.c_dim > 0:
             misc.assert_shape(c, [None, self.c_dim])
-            parts.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+            parts.append(self.embed(c.to(torch.float32)))
+        parts = [torch.cat(parts, dim=1)] if self.normalize_jointly else parts
+        parts = [normalize_2nd_moment(x) for x in parts]
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         for idx in range(self.num_layers):
             x = getattr(self, f"fc{idx}")(x)

@@ -10,7 +10,7 @@ import torch
 
 from dnnlib.util import UserError, atomic_write, open_url
 from torch_utils import distributed
-from torch_utils.network_pickle import read_network_pickle
+from torch_utils.network_formats import read_networks
 
 from .config import TrainingConfig
 from .dataset import ImageFolderDataset
@@ -113,7 +113,7 @@ def save_reconstructions(
 def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) -> None:
     """Transfer learning: take over whatever fits from a network pickle, a path or URL, which may lack networks."""
     with open_url(source) as f:
-        networks = read_network_pickle(f, only=("G", "D", "G_ema"))
+        networks = read_networks(f, only=("G", "D", "G_ema"))
     copy_matching(networks["G"] or networks["G_ema"], G, label=f"G of {source}")
     copy_matching(networks["G_ema"] or networks["G"], G_ema, label=f"G_ema of {source}")
     if networks["D"] is None:

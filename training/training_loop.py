@@ -16,11 +16,12 @@ from . import run_state, snapshot
 from .ada import build_augmentation
 from .checkpoints import Checkpoints, Keep
 from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
-from .dataset import BatchLoader, ImageFolderDataset, TrainingOrder
+from .dataset import ImageFolderDataset
 from .draws import draw_part
 from .ema import ema_beta, update_ema
 from .evaluation import evaluate
 from .interrupt import StopRequest
+from .loader import BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
 from .networks import Discriminator, Generator
 from .phases import GradientGuard, Phase, build_phases

@@ -1,0 +1,302 @@
+"""Convert networks between formats: network pickles, safetensors, state dicts under rosinality's names, ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
+
+import click
+from tqdm import tqdm
+
+import cli
+from dnnlib.util import UserError, atomic_write, check_writable, is_url, made_folder
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import torch
+
+SUFFIXES = {".pkl": "pkl", ".safetensors": "safetensors", ".pt": "pt", ".onnx": "onnx"}
+KEYS = ("G", "D", "G_ema", "augment_pipe", "training_set_kwargs")
+PROBE_SEEDS = (0, 1, 2)     # The latents whose images are compared.
+PROBE_PSI = 0.7
+HASH_BYTES = 1 << 20
+
+
+class Comparison(NamedTuple):
+    """Of the images before and after."""
+
+    difference: float       # The largest.
+    largest: float          # Value of an image before.
+
+    @property
+    def relative(self) -> float:
+        """Generators whose images go beyond [-1, 1] are allowed more, as float32 is."""
+        return self.difference / max(self.largest, 1)
+
+
+@click.command(cls=cli.Command)
+@click.option("--network", help="File with networks, of any format: path or URL", metavar="PATH|URL", required=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write", required=True)
+@click.option("--format", "format_name", type=click.Choice(list(SUFFIXES.values())),
+              help="Format of --out  [default: by its suffix]")
+@click.option("--only", type=cli.CommaList(), help=f"Keep only these of {','.join(KEYS)}", metavar="KEY,...")
+@click.option("--noise-mode", type=click.Choice(["const", "none"]), default="const", show_default=True,
+              help="Noise of an ONNX graph: the generator's constant one, or none")
+@click.option("--card/--no-card", default=True, show_default=True, help="Write a model card beside --out, as NAME.md")
+@click.option("--overwrite", is_flag=True, help="Replace --out, and what is written beside it")
+@click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")
+def main(
+    network: str,
+    out: str,
+    format_name: str | None,
+    only: list[str] | None,
+    noise_mode: str,
+    card: bool,
+    overwrite: bool,
+    trust_pickle: bool,
+) -> None:
+    """Convert networks between formats.
+
+    \b
+    .pkl          everything, with the code that StyleGAN2-ADA's and StyleGAN3's checkouts run
+    .safetensors  everything, without code; a description of the networks is in the file and beside it (NAME.json)
+    .pt           unconditional RGB generators of the skip architecture, as rosinality's stylegan2-pytorch names them
+    .onnx         G_ema as a graph: z, c if conditional, and optionally truncation_psi give img
+
+    What was written is read again and compared with the source before it gets its name: tensors where the format keeps
+    them as they are, images always.
+
+    \b
+    Examples:
+      python convert.py --network=network-snapshot-025000.pkl --out=church.safetensors
+      python convert.py --network=church.safetensors --out=church.onnx --noise-mode=none
+      python convert.py --network=rosinality.pt --out=network.pkl --no-card
+    """
+    target = Path(out)
+    format_name = format_name or SUFFIXES.get(target.suffix.lower())
+    if format_name is None:
+        raise UserError(f"--out={out} has none of the suffixes {', '.join(SUFFIXES)}: give --format")
+    unknown = sorted(set(only or ()) - set(KEYS))
+    if unknown or only == []:
+        raise UserError(f"--only={','.join(unknown)}: choose from {', '.join(KEYS)}")
+    if noise_mode != "const" and format_name != "onnx":
+        warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
+    card_path = target.with_suffix(".md") if card else None
+    check_target(target, network, format_name, overwrite=overwrite)
+    if card_path is not None and card_path.exists() and not overwrite:
+        warn(f"{card_path} is kept as it is: --overwrite writes a new card")
+        card_path = None
+    with collected_warnings(), tqdm(total=4, unit="step", disable=None, leave=False) as progress:
+        convert(network, target, format_name, card_path, progress, only=only, noise_mode=noise_mode, trust=trust_pickle)
+
+
+def warn(message: str) -> None:
+    tqdm.write(f"Warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[None]:
+    """What readers warn of, as lines of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, category, *_: category is UserWarning and warn(str(message))
+        yield
+
+
+def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
+    """See to it, before anything is read, that the files can be written and nothing is lost."""
+    check_writable(target)
+    if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
+        raise UserError(f"--out={target} is --network itself: give another name")
+    files = [target, target.with_suffix(".json")] if format_name == "safetensors" else [target]
+    if len({*files, target.with_suffix(".md")}) <= len(files):
+        raise UserError(f"--out={target}: this suffix is for what is written beside the networks; choose another")
+    there = [str(path) for path in files if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: --overwrite replaces it")
+
+
+def convert(
+    network: str,
+    target: Path,
+    format_name: str,
+    card_path: Path | None,
+    progress: tqdm,
+    *,
+    only: list[str] | None,
+    noise_mode: str,
+    trust: bool,
+) -> None:
+    """Read, write beside the target, check, describe; then give all files their names."""
+    progress.set_description("reading")
+    import legacy
+
+    networks = select(legacy.load_network_pkl(network, trust=trust, only=only), network, format_name, only=only)
+    progress.update()
+    folder_name = dict(dir=target.parent, prefix=f".{target.name}.")
+    with made_folder(target.parent), tempfile.TemporaryDirectory(**folder_name) as folder:
+        progress.set_description("writing")
+        written = write(Path(folder, target.name), networks, format_name, noise_mode=noise_mode)
+        progress.update()
+        progress.set_description("checking")
+        compared = check(networks, written[0], format_name, noise_mode=noise_mode)
+        progress.update()
+        if card_path is not None:
+            written.append(Path(folder, card_path.name))
+            text = describe(network, networks, written[:-1], compared, noise_mode=noise_mode)
+            with atomic_write(written[-1]) as f:
+                f.write(text.encode())
+        digest, num_bytes = sha256(written[0]), written[0].stat().st_size
+        for path in reversed(written):  # the networks last: when they are there, all is
+            os.replace(path, target.parent / path.name)
+        progress.update()
+    progress.close()
+    click.echo(f"{target}: {', '.join(networks)}; {num_bytes:,} bytes, sha256 {digest}")
+    if compared is not None:
+        click.echo(f"Images of the source and of {target.name} differ by {compared.difference:.2g} at most; their "
+                   f"largest value is {compared.largest:.2g}")
+    if card_path is not None:
+        click.echo(f"Model card: {card_path}")
+
+
+def select(networks: dict[str, Any], source: str, format_name: str, *, only: list[str] | None) -> dict[str, Any]:
+    """What of the networks goes into the format; says what doesn't."""
+    from torch_utils import misc
+    from torch_utils.network_formats import FORMATS
+
+    there = {key: networks[key] for key in KEYS if networks[key] is not None}
+    absent = [key for key in only or () if key not in there]
+    if absent:
+        found = ", ".join(there) or "nothing of it"
+        raise UserError(f"--only={','.join(only)}: {source} holds no {absent[0]}, but {found}")
+    possible = FORMATS[format_name].keys
+    refused = [key for key in there if key not in possible]
+    if refused and only is not None:
+        raise UserError(f"--only={','.join(only)}: {refused[0]} doesn't fit in the format {format_name}, which holds "
+                        f"{', '.join(possible)}")
+    chosen = {key: value for key, value in there.items() if key in possible}
+    if not chosen.keys() & {"G", "D", "G_ema"}:
+        raise UserError(f"{source}: there is no network for the format {format_name}, which holds "
+                        f"{', '.join(possible)}; found {', '.join(there)}")
+    if refused:
+        warn(f"left out, because the format {format_name} has no place for it: {', '.join(refused)}")
+    if format_name == "pkl" and not chosen.keys() >= {"G", "D", "G_ema"}:
+        warn("the legacy.py of other projects asks for G, D and G_ema; this file opens there with pickle.load")
+    for key in chosen.keys() - {"training_set_kwargs"}:
+        misc.check_finite(chosen[key], f"{source}: {key}")
+        chosen[key].eval().requires_grad_(False)
+    return chosen
+
+
+def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode: str) -> list[Path]:
+    """Write the networks; returns their file, and others that belong to it."""
+    from torch_utils.network_formats import onnx_file, safetensors_file, state_dict_file
+    from torch_utils.network_pickle import save_network_pkl
+
+    if format_name == "safetensors":
+        return safetensors_file.write(path, networks)
+    if format_name == "pt":
+        return state_dict_file.write(path, networks)
+    if format_name == "onnx":
+        return onnx_file.write(path, networks, noise_mode=noise_mode)
+    save_network_pkl(path, networks)
+    return [path]
+
+
+def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Comparison | None:
+    """Read the file again and compare images; None if it holds no generator.
+
+    Raises:
+        UserError: Images differ by more than the format's tolerance.
+        RuntimeError: Tensors or arguments differ although the format keeps them.
+    """
+    import legacy
+    from torch_utils.network_formats import FORMATS, onnx_file
+
+    kind = FORMATS[format_name]
+    again = {key: value for key, value in legacy.load_network_pkl(path).items() if value is not None}
+    expected = dict(networks)
+    if format_name == "onnx" and noise_mode == "none":
+        expected["G_ema"] = onnx_file.without_noise(networks["G_ema"])
+    if kind.lossless:
+        check_same(expected, again)
+    fixed_noise = noise_mode if format_name == "onnx" else "const"
+    comparisons = []
+    for key in ("G_ema", "G"):
+        if key in networks:
+            make = onnx_file.Session(path) if format_name == "onnx" else sampler(again[key], noise_mode="const")
+            comparisons.append(compare(networks[key], make, noise_mode=fixed_noise))
+    if not comparisons:
+        return None
+    worst = max(comparisons, key=lambda comparison: comparison.relative)
+    if not worst.relative <= kind.tolerance:  # true for NaN
+        hint = " (it has no conv_clamp, which this generator reaches)" if format_name == "pt" else ""
+        raise UserError(f"images change by {worst.difference:.2g} (largest value {worst.largest:.2g}) in the format "
+                        f"{format_name}{hint}; at most {kind.tolerance:g} of it is allowed: nothing was written")
+    return worst
+
+
+def check_same(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    from torch_utils.network_formats import description
+
+    ours, theirs = description.tensors_of(expected), description.tensors_of(found)
+    if description.describe(expected) != description.describe(found) or ours.keys() != theirs.keys():
+        raise RuntimeError("what was written describes other networks than those read")
+    changed = [name for name in ours if not ours[name].equal(theirs[name])]
+    if changed:
+        raise RuntimeError(f"what was written holds another {changed[0]} than what was read")
+
+
+def sampler(G: torch.nn.Module, *, noise_mode: str) -> Any:
+    def make(z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float | None = None) -> torch.Tensor:
+        return G(z, c, truncation_psi=1 if truncation_psi is None else truncation_psi, noise_mode=noise_mode)
+
+    return make
+
+
+def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Comparison:
+    """What `make` draws with what `G` does, in batches of 1 and more, truncated and not."""
+    import torch
+
+    reference = sampler(G, noise_mode=noise_mode)
+    difference = largest = 0.0
+    for seeds, psi in ((PROBE_SEEDS, None), (PROBE_SEEDS[:1], PROBE_PSI)):
+        z = torch.cat([torch.randn([1, G.z_dim], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        c = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim] if G.c_dim > 0 else None
+        psi = psi if G.mapping.w_avg_beta is not None else None
+        expected = reference(z, c, psi)
+        difference = max(difference, (make(z, c, psi) - expected).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
+    return Comparison(difference, largest)
+
+
+def describe(
+    source: str, networks: dict[str, Any], written: list[Path], compared: Comparison | None, *, noise_mode: str
+) -> str:
+    from training import model_card
+
+    files = [model_card.ModelFile(path.name, path.stat().st_size, sha256(path)) for path in written]
+    origin, run = source, None
+    if not is_url(source):
+        origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256(Path(source)))
+        run = model_card.read_run(source)
+    difference = None if compared is None else compared.difference
+    return model_card.render(networks, files, origin=origin, run=run, difference=difference, noise_mode=noise_mode)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(HASH_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

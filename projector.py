@@ -1,0 +1,209 @@
+"""Project images to the latent space of a network pickle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
+
+import click
+from tqdm import tqdm
+
+import cli
+from dnnlib.util import UserError, check_writable, made_folder
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import numpy as np
+    import torch
+
+    from training.input_images import InputImages
+    from training.perceptual import PerceptualLoss
+    from training.projection import Projection
+
+VIDEO_FPS = 30
+SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
+
+
+class Options(NamedTuple):
+    """What was asked for; see `--help`."""
+
+    network_pkl: str
+    target: tuple[str, ...]
+    self_test: bool
+    outdir: str | None
+    num_steps: int
+    seed: int
+    save_video: bool
+    perceptual: str
+    class_idx: int | None
+    device: str | None
+    trust_pickle: bool
+
+
+class Target(NamedTuple):
+    name: str
+    pixels: np.ndarray      # uint8 [R, R, C].
+    folder: Path | None     # None = nothing is written.
+
+
+@click.command(cls=cli.Command)
+@cli.network_option
+@click.option("--target", multiple=True, metavar="IMAGES",
+              help="Image to project: file, folder, zip or pattern like 'a/*.png'; may be given several times")
+@click.option("--self-test", is_flag=True,
+              help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir "
+                   "may be left out")
+@click.option("--outdir", type=click.Path(file_okay=False),
+              help="Where to write the results; of several images, each in a folder of its own")
+@click.option("--num-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
+              help="Steps of the optimisation")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=303, show_default=True,
+              help="Of all that is random; the same seed gives the same result")
+@click.option("--save-video", type=bool, default=True, show_default=True, metavar="BOOL",
+              help="Write a video of the optimisation, beside the target")
+@click.option("--perceptual", default="lpips-vgg", show_default=True, metavar="NAME|PATH|URL",
+              help="What images are compared by: as train.py --perceptual, or mse")
+@cli.class_option
+@cli.device_option
+@cli.trust_option
+def main(**options: Any) -> None:
+    """Project images to the latent space of a network pickle.
+
+    Finds the w whose image looks most like a given one (StyleGAN2, appendix D). Writes target.png, proj.png,
+    projected_w.npz (for generate.py --projected-w; it holds the noise maps too) and proj.mp4.
+
+    \b
+    Examples:
+      python projector.py --outdir=out --network=ffhq.pkl --target=photo.png
+      python projector.py --self-test --network=ffhq.pkl
+    """
+    opts = Options(**options)
+    if bool(opts.target) == opts.self_test:
+        raise click.UsageError("give either --target or --self-test")
+    if opts.outdir is None and not opts.self_test:
+        raise click.UsageError("Missing option '--outdir'.")
+    if opts.outdir is not None:
+        cli.check_outdir(opts.outdir)
+    from torch_utils import misc
+    from training.perceptual import build_perceptual, check_perceptual
+    from training.projection import COMPARED_RES
+
+    device = misc.pick_device(opts.device)
+    G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
+    label = cli.class_label(G, opts.class_idx)
+    targets = self_test_target(opts, G, label) if opts.self_test else find_targets(opts, G)
+    if opts.outdir is not None:
+        check_writable(Path(opts.outdir, "image"))
+    with cli.shown_warnings():
+        check_perceptual(opts.perceptual, resolution=min(G.img_resolution, COMPARED_RES))
+        distance = build_perceptual(opts.perceptual, device=device, img_channels=G.img_channels)
+    for target in targets:
+        found = project_one(opts, G, target, distance, label)
+        if opts.self_test:
+            judge(found)
+
+
+def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
+    """What the network makes of the seed, moderately truncated, so that it is an ordinary image."""
+    from training.sampling import Truncation, map_latents, seed_latents, synthesize
+
+    z = seed_latents([opts.seed], G.z_dim)
+    image = synthesize(G, map_latents(G, z, label=label, truncation=Truncation(0.7)))[0]
+    return iter([Target(f"seed{opts.seed:04d}", image, Path(opts.outdir) if opts.outdir is not None else None)])
+
+
+def find_targets(opts: Options, G: torch.nn.Module) -> Iterator[Target]:
+    """Those of --target, one at a time; all of them are known to be good images when this returns."""
+    from training.input_images import InputImages
+
+    images = InputImages(opts.target, resolution=G.img_resolution, channels=G.img_channels)
+    images.check()
+    return _targets(images, Path(opts.outdir))
+
+
+def _targets(images: InputImages, outdir: Path) -> Iterator[Target]:
+    for image in images:
+        if image.changes:
+            click.echo(f"Note: {image.name} made fit for {images.resolution}x{images.resolution}: {image.changes}",
+                       err=True)
+        yield Target(image.name, image.pixels, outdir if len(images) == 1 else outdir / image.name)
+
+
+def judge(found: Projection) -> None:
+    """Tell whether the self-test was passed; raises UserError if not."""
+    gain = found.start_distance / max(found.distance, 1e-12)
+    passed = gain >= SELF_TEST_GAIN
+    click.echo(f"self-test {'passed' if passed else 'failed'}: the distance is {gain:.1f} times smaller")
+    if not passed:
+        raise UserError(f"the image was not found again: the distance should be {SELF_TEST_GAIN} times smaller, which "
+                        "takes some hundred steps")
+
+
+def project_one(
+    opts: Options, G: torch.nn.Module, target: Target, distance: PerceptualLoss, label: np.ndarray | None
+) -> Projection:
+    """Project an image, tell how well it went, write the results if they are wanted."""
+    import torch
+
+    from training.projection import ProjectionConfig, project, synthesize_with
+    from training.sampling import psnr, to_pixels, to_tensor
+
+    device = next(G.parameters()).device
+    config = ProjectionConfig(num_steps=opts.num_steps, seed=opts.seed)
+    with tqdm(total=opts.num_steps, desc=target.name, unit="step", file=sys.stderr) as progress:
+
+        def report(step: int, value: float) -> None:
+            progress.set_postfix(distance=f"{value:.4f}", refresh=False)
+            progress.update()
+
+        found = project(G, to_tensor(target.pixels[None]).to(device), perceptual=distance, config=config, label=label,
+                        report=report)
+    with torch.no_grad():
+        ends = torch.stack([found.w_mean, found.w_steps[-1]]).to(device)
+        before, after = to_pixels(synthesize_with(G, ends, found.noise))
+    if target.folder is not None:
+        write_results(opts, G, target, found, after)
+    click.echo(f"{target.name}: {opts.perceptual} distance {found.start_distance:.4f} -> {found.distance:.4f}, psnr "
+               f"{psnr(target.pixels, before):.2f} -> {psnr(target.pixels, after):.2f} dB (mean w -> projected w)"
+               + (f"; in {target.folder}" if target.folder is not None else ""))
+    return found
+
+
+def write_results(opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray) -> None:
+    from training.projection import ProjectedW, save_projected_w
+    from training.sampling import save_image
+    from training.video import resolve_path, write_video
+
+    folder = target.folder
+    with made_folder(folder):
+        save_image(target.pixels, folder / "target.png")
+        save_image(image, folder / "proj.png")
+        ws = found.w_steps[-1:].unsqueeze(1).repeat(1, G.num_ws, 1).numpy()  # [1, num_ws, w_dim]
+        save_projected_w(folder / "projected_w.npz",
+                         ProjectedW(ws, {name: noise.cpu().numpy() for name, noise in found.noise.items()}))
+        if opts.save_video:
+            with cli.shown_warnings():
+                path = resolve_path(folder / "proj.mp4")
+            frames = tqdm(video_frames(G, target, found), total=opts.num_steps, desc=path.name, unit="frame",
+                          file=sys.stderr)
+            write_video(path, frames, num_frames=opts.num_steps, fps=VIDEO_FPS)
+
+
+def video_frames(G: torch.nn.Module, target: Target, found: Projection) -> Iterator[np.ndarray]:
+    """For each step the target, and the image of the w of that step with the final noise maps, side by side."""
+    import numpy as np
+    import torch
+
+    from training.projection import synthesize_with
+    from training.sampling import to_pixels
+
+    device = next(G.parameters()).device
+    for w in found.w_steps.split(8):
+        with torch.no_grad():
+            images = to_pixels(synthesize_with(G, w.to(device), found.noise))
+        for image in images:
+            yield np.concatenate([target.pixels, image], axis=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The state of a module as pickles hold it, and how it becomes a module again: built, checked, filled."""
+
+import dataclasses
+import types
+from typing import Any, Mapping
+
+import torch
+
+from dnnlib.util import UserError
+
+_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128  # Of module trees; ten times what networks have.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleRecord:
+    """What stands for a module while a pickle is read as data (see `data_unpickler`)."""
+
+    class_name: str
+    module_src: str = ""
+    state: dict[str, Any]
+
+
+def state_of(child: torch.nn.Module | ModuleRecord) -> Mapping[str, Any]:
+    """The `__dict__` of a module, or what the file says it was."""
+    return child.state if isinstance(child, ModuleRecord) else vars(child)
+
+
+def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Build a module by calling its constructor, and fill it with the parameters and buffers of a state.
+
+    Args:
+        cls:   A persistent `torch.nn.Module` class.
+        state: A module's `__dict__`, in which children are modules or `ModuleRecord`s; has `_init_args` and
+               `_init_kwargs`.
+
+    Returns:
+        The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is
+        untouched.
+
+    Raises:
+        UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that
+                   doesn't.
+    """
+    return fill_module(construct(cls, state), state)
+
+
+def fill_module(module: torch.nn.Module, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Give a newly built module the tensors, training mode and `requires_grad` of a state; see `build_module`."""
+    tensors = flatten_state(state)
+    check_tensors(module, tensors)
+    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
+    module.train(state.get("training") is True)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(tensors[name].requires_grad)
+    return module
+
+
+def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched.
+
+    Raises:
+        UserError: There are no arguments, or the constructor objects to them.
+    """
+    args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
+        raise UserError(f"{cls.__name__} in the pickle lacks the arguments that it was built with")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(*args, **kwargs)
+    except UserError:
+        raise
+    except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
+        reason = " ".join(str(e).split())[:200]
+        message = f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {reason}"
+        raise UserError(message) from e
+
+
+def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise a `UserError` unless `tensors` has just the names and shapes of the state dict of `module`."""
+    name = type(module).__name__
+    expected = module.state_dict()
+    for key, tensor in expected.items():
+        if key not in tensors:
+            raise UserError(f"{name} in the pickle lacks {key} {list(tensor.shape)}: another architecture")
+        if tensors[key].shape != tensor.shape:
+            raise UserError(
+                f"{name} in the pickle has {key} of shape {list(tensors[key].shape)}, expected {list(tensor.shape)}: "
+                "another architecture"
+            )
+    unknown = [key for key in tensors if key not in expected]
+    if unknown:
+        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise UserError(f"{name} in the pickle has {unknown[0][:200]!a}{more}, which this project's {name} lacks")
+
+
+def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors in a module's `__dict__` and its children's, under the names that `state_dict()` would give them.
+
+    Raises:
+        UserError: The state is not one of a module, or holds more than any network would.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    pending = [("", state, 0)]
+    num_nodes = 0
+    while pending:
+        prefix, node, depth = pending.pop()
+        num_nodes += 1
+        if not isinstance(node, Mapping) or depth > _MAX_DEPTH or num_nodes + len(tensors) > _MAX_NODES:
+            raise UserError("a module in the pickle is damaged, or too large for a network")
+        transient = node.get("_non_persistent_buffers_set")
+        for name, tensor in _named_children(node, "_parameters") + _named_children(node, "_buffers"):
+            if isinstance(tensor, torch.Tensor) and not (isinstance(transient, set) and name in transient):
+                tensors[prefix + name] = tensor
+        for name, child in _named_children(node, "_modules"):
+            if child is not None:
+                pending.append((f"{prefix}{name}.", state_of(child), depth + 1))
+    return tensors
+
+
+def _named_children(node: Mapping[str, Any], group: str) -> list[tuple[str, Any]]:
+    children = node.get(group) or {}
+    allowed = (types.NoneType, torch.nn.Module, ModuleRecord) if group == "_modules" else (types.NoneType, torch.Tensor)
+    if not isinstance(children, Mapping) or len(children) > _MAX_NODES:
+        raise UserError("a module in the pickle is damaged, or too large for a network")
+    for name, child in children.items():
+        if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(child, allowed):
+            raise UserError(f"a module in the pickle is damaged: its {group[1:]} hold something else")
+    return list(children.items())

@@ -1,0 +1,190 @@
+"""G_ema as an ONNX graph, for run-time systems without PyTorch, and back.
+
+Inputs: z [N, z_dim]; c [N, c_dim], for conditional generators; truncation_psi [], 1 where it isn't given (generators
+that track the mean w only). Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
+
+The graph's initialisers keep the names of the state dict, and its metadata hold the description: so files written here
+are read back into a generator. Other ONNX files can't be: a graph doesn't tell what constructor it came from.
+"""
+
+import copy
+import importlib
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError, atomic_write
+
+from . import description
+
+_METADATA_KEY = "glead"
+_KEY = "G_ema"
+_OPSET = 18             # Of 2022: widely supported.
+_MAX_BYTES = 2_000_000_000   # Messages of protobuf end at 2 GiB.
+_FILTER = "resample_filter"   # The same for all layers of a generator.
+
+
+def write(
+    path: str | os.PathLike, networks: Mapping[str, Any], *, noise_mode: Literal["const", "none"] = "const"
+) -> list[Path]:
+    """Export `G_ema`.
+
+    Args:
+        path:       File to write or replace.
+        networks:   Holds `G_ema`, on the CPU.
+        noise_mode: "none" exports, and describes, a generator without noise inputs.
+
+    Raises:
+        UserError: The packages for ONNX are missing, or the network is too large for one file.
+    """
+    onnx = _import("onnx")
+    _import("onnxscript")  # what torch.onnx translates with
+    G = networks[_KEY] if noise_mode == "const" else without_noise(networks[_KEY])
+    if sum(t.numel() * t.element_size() for t in G.state_dict().values()) > _MAX_BYTES:
+        raise UserError(f"{_KEY} takes more than the 2 GB that an ONNX file can hold; use .safetensors")
+    model = _export(G)
+    _strip(model)
+    stored = {initializer.name for initializer in model.graph.initializer}
+    missing = [name for name in G.state_dict() if f"{_KEY}.{name}" not in stored and not name.endswith(f".{_FILTER}")]
+    if missing:
+        raise RuntimeError(f"the exported graph lacks {', '.join(missing)}")
+    if G.mapping.w_avg_beta is not None:
+        one = onnx.numpy_helper.from_array(np.ones([], np.float32), "truncation_psi")
+        model.graph.initializer.append(one)  # an input with an initialiser is an optional one
+    described = description.describe({_KEY: G, "training_set_kwargs": networks.get("training_set_kwargs")})
+    described[_FILTER] = G.synthesis.b4.resample_filter.tolist()
+    onnx.helper.set_model_props(model, {_METADATA_KEY: json.dumps(described)})
+    onnx.checker.check_model(model)
+    with atomic_write(path) as f:
+        f.write(model.SerializeToString())
+    return [Path(path)]
+
+
+def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read a generator back from the bytes of a file that `write` wrote; see `description.build`.
+
+    Raises:
+        UserError: The file is damaged, was written by another program, or the package `onnx` is missing.
+    """
+    onnx = _import("onnx")
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as e:  # protobuf's own errors, of several kinds
+        raise UserError(f"begins like an ONNX model, but is truncated or damaged ({type(e).__name__})") from e
+    text = next((prop.value for prop in model.metadata_props if prop.key == _METADATA_KEY), None)
+    if text is None:
+        raise UserError("an ONNX model that convert.py didn't write: only its own hold the description of a network")
+    described = description.parse(text)
+    if set(described["networks"]) != {_KEY}:
+        raise UserError(f"damaged: its description is not one of {_KEY} alone")
+    tensors = {tensor.name: _to_tensor(onnx, tensor) for tensor in model.graph.initializer
+               if tensor.name.startswith(f"{_KEY}.")}
+    return description.build(described, tensors | _filters(described, tensors), only=only)
+
+
+def without_noise(G: torch.nn.Module) -> torch.nn.Module:
+    """The same generator without noise inputs."""
+    kwargs = G.init_kwargs
+    kwargs["synthesis_kwargs"] = dict(kwargs.get("synthesis_kwargs", {}), use_noise=False)
+    with torch.random.fork_rng(devices=[]):
+        result = type(G)(*G.init_args, **kwargs)
+    result.load_state_dict({name: value for name, value in G.state_dict().items() if ".noise_" not in name})
+    return result.eval().requires_grad_(False)
+
+
+class Session:
+    """Runs an exported generator with onnxruntime, on the CPU."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        runtime = _import("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # it warns of optional inputs
+        self._session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float | None = None) -> torch.Tensor:
+        """Images [N, C, R, R]; None = leave the input out."""
+        inputs = {"z": z.numpy()}
+        if c is not None:
+            inputs["c"] = c.numpy()
+        if truncation_psi is not None:
+            inputs["truncation_psi"] = np.array(truncation_psi, np.float32)
+        return torch.from_numpy(self._session.run(["img"], inputs)[0])
+
+
+class _Sampler(torch.nn.Module):
+    """What is exported; the attribute gives the initialisers their names."""
+
+    def __init__(self, G: torch.nn.Module) -> None:
+        super().__init__()
+        self.G_ema = G
+
+    def forward(
+        self, z: torch.Tensor, c: torch.Tensor | None = None, truncation_psi: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        ws = self.G_ema.mapping(z, c)
+        if truncation_psi is not None:
+            ws = ws * truncation_psi + self.G_ema.mapping.w_avg * (1 - truncation_psi)  # exact for 1
+        return self.G_ema.synthesis(ws, noise_mode="const", fused_modconv=False)  # fused takes a fixed batch size
+
+
+def _export(G: torch.nn.Module) -> Any:
+    G = copy.deepcopy(G).eval().requires_grad_(False)
+    batch = torch.export.Dim("N")
+    inputs: dict[str, torch.Tensor] = {"z": torch.zeros([2, G.z_dim])}
+    shapes: dict[str, dict] = {"z": {0: batch}}
+    if G.c_dim > 0:
+        inputs["c"], shapes["c"] = torch.zeros([2, G.c_dim]), {0: batch}
+    if G.mapping.w_avg_beta is not None:
+        inputs["truncation_psi"], shapes["truncation_psi"] = torch.ones([]), {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parts of PyTorch about one another
+        program = torch.onnx.export(
+            _Sampler(G).eval(), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
+            output_names=["img"], opset_version=_OPSET, optimize=False, verbose=False,  # optimised, weights lose names
+        )
+    return program.model_proto
+
+
+def _strip(model: Any) -> None:
+    """Take out stack traces of the export: they are larger than small networks, and name folders of this machine."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (graph, *graph.node, *values, *model.functions):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    model.producer_name = "glead"
+
+
+def _to_tensor(onnx: Any, tensor: Any) -> torch.Tensor:
+    num_values = int(np.prod(list(tensor.dims), dtype=object))
+    plain = tensor.data_type == onnx.TensorProto.FLOAT and tensor.data_location == onnx.TensorProto.DEFAULT
+    if not plain or any(dim < 0 for dim in tensor.dims) or len(tensor.raw_data) != 4 * num_values:
+        raise UserError(f"damaged: {tensor.name[:120]!a} is no float32 tensor within the file")
+    return torch.from_numpy(np.frombuffer(tensor.raw_data, "<f4").astype(np.float32).reshape(list(tensor.dims)))
+
+
+def _filters(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The resampling filter under all its names: the graph holds those only that an operation uses."""
+    try:
+        kernel = torch.tensor(described[_FILTER], dtype=torch.float32)
+    except (KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise UserError(f"damaged: its description lacks the {_FILTER}") from e
+    layers = {match[1] for name in tensors if (match := re.match(r"(.*\.(?:conv[01]|skip)\.)weight$", name))}
+    blocks = {re.sub(r"(?:conv[01]|skip)\.$", "", name) for name in layers}
+    return {name + _FILTER: kernel for name in layers | blocks}
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise UserError(f"ONNX files need the package {name}, which is not installed: pip install onnx onnxscript "
+                        "onnxruntime") from e

@@ -1,0 +1,62 @@
+"""What D and G of a GLeaD network make of images: D extracts (f, basis image, w), G rebuilds the image from them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+
+from .sampling import to_pixels, to_tensor
+from .tasks import reconstruct
+
+
+class Reconstruction(NamedTuple):
+    pixels: np.ndarray      # uint8 [N, R, R, C].
+    mse: np.ndarray         # float64 [N]: mean squared error of what G made, in [-1, 1] units.
+
+
+def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
+    """The resolution from which G goes on; 1 = from its constant, with w alone.
+
+    Raises:
+        UserError: D has nothing to rebuild images from, or doesn't fit G; the network is called `name`.
+    """
+    if not getattr(D, "has_heads", False):
+        kind = "a decoder without heads for G, as GGDR has it" if getattr(D, "decoder_resolutions", None) else "none"
+        raise UserError(f"{name}: to rebuild images, D needs a decoder with heads for G; this one has {kind}. Networks "
+                        "of train.py --method=glead and glead+ggdr have it")
+    res_g = D.init_kwargs["glead_res_g"]
+    channels = D.init_kwargs["decoder_out_channel"]
+    same = (D.img_resolution, D.img_channels) == (G.img_resolution, G.img_channels) and channels == G.w_dim
+    if not same:
+        raise UserError(f"{name}: D is for images {D.img_channels}x{D.img_resolution}x{D.img_resolution} and w of "
+                        f"{channels} numbers, G for {G.img_channels}x{G.img_resolution}x{G.img_resolution} and "
+                        f"{G.w_dim}: they don't belong together")
+    return res_g
+
+
+@torch.no_grad()
+def rebuild(
+    G: torch.nn.Module, D: torch.nn.Module, pixels: np.ndarray, *, res_g: int, noise_mode: str = "const"
+) -> Reconstruction:
+    """Let D read images and G rebuild them (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
+
+    Neither the other images nor labels play a part: the decoder reads the features of D's blocks, whereas minibatch
+    standard deviation and the label come in after these, on the way to the realness score. One image at a time is
+    simplest, because a batch would have to be a multiple of the group of the former.
+
+    Args:
+        G, D:       Networks in eval mode on one device.
+        pixels:     uint8 [N, R, R, C].
+        res_g:      What `find_res_g` gave.
+        noise_mode: Of G.
+    """
+    device = next(D.parameters()).device
+    c = torch.zeros(1, D.c_dim, device=device)
+    rebuilt, mse = [], []
+    for img in to_tensor(pixels).to(device).split(1):
+        result = reconstruct(G, D.run(img, c), res_g=res_g, noise_mode=noise_mode)
+        rebuilt.append(to_pixels(result))
+        mse.append((result.double() - img).square().mean().item())
+    return Reconstruction(np.concatenate(rebuilt), np.array(mse))
