@@ -10,6 +10,7 @@ import _codecs
 import argparse
 import collections
 import contextlib
+import encodings.cp437  # noqa: F401 - of zipfile, on demand: no effect of a hostile file
 import gzip
 import importlib
 import io
