@@ -314,6 +314,7 @@ def test_a_single_image_of_a_gray_network_with_labels(networks, tmp_path):
     result = run_ok(tmp_path, *options, "--outdir=a")
     assert "Warning: --class: no effect on --reconstruct" in result.stderr
     assert "holds no G, only its average" in result.stderr
+    (tmp_path / "in/a.zip").unlink()  # a folder holds zips or images
     run_ok(tmp_path, f"--network={networks['glead_gray']}", "--reconstruct=in", "--outdir=b")
     assert np.array_equal(read(tmp_path / "a/0-rec.png"), read(tmp_path / "b/0-rec.png"))
     img = torch.from_numpy(read(tmp_path / "in/0.bmp")[None, None].copy()).float() / 127.5 - 1

@@ -227,5 +227,5 @@ def test_ci_needs_a_test_that_ran(tmp_path, tests, status):
 def run_tests(tmp_path, tests, script, *arguments):
     repo = checkout(tmp_path)
     (repo / "tests" / "test_sample.py").write_text(tests)
-    env = {**os.environ, "GLEAD_PYTHON": sys.executable, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env = {**os.environ, "GLEAD_PYTHON": sys.executable}
     return subprocess.run(["bash", repo / script, *arguments], capture_output=True, text=True, env=env, timeout=60)
