@@ -1,18 +1,23 @@
 """Train StyleGAN2 with a discriminator that has a task of its own: GLeaD, GGDR, both, or none."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import os
 import sys
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import click
 
 import cli
 from dnnlib.util import UserError, check_writable, is_url
 from training import config as configs
-from training import estimate, presets, run_dir
+from training import estimate, presets, resume, run_dir
 from training.config import DatasetConfig, TrainingConfig
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    from training import launch
 
 METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
 
@@ -26,6 +31,8 @@ class Arguments(NamedTuple):
     subset: int | None
     mirror: bool
     device: str                     # "auto", "cpu" or "cuda".
+    timeout_sec: float
+    keep: str
     dry_run: bool
     options: presets.Options
     notes: list[str]                # What was said without effect.
@@ -49,7 +56,7 @@ general, data, basic, augmentation, method, nets, transfer, speed, released = ma
         "Augmentation",
         "Tasks for the discriminator",
         "Networks",
-        "Transfer learning",
+        "Going on and transfer learning",
         "Performance",
         "Names that the released GLeaD and GGDR programs use",
     ),
@@ -65,8 +72,9 @@ BOOL = {"type": bool, "metavar": "BOOL"}
         "token_normalize_func": lambda name: name.replace("_", "-"),  # both spellings of every option are taken
     },
 )
-@general("--outdir", metavar="DIR", required=True, help="Where to make the run directory.")
-@general("--gpus", type=int, metavar="INT", default=1, help="Number of GPUs, a power of two.")
+@general("--outdir", metavar="DIR", help="Where to make the run directory.")
+@general("--gpus", type=int, metavar="INT", show_default="1, under torchrun as many as it started processes",
+         help="Number of GPUs, or of processes with --device=cpu; a power of two.")
 @general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
 @general("--tick", type=float, metavar="KIMG", show_default="4", help="Length of a tick in thousands of images.")
 @general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
@@ -74,9 +82,13 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--detector", metavar="PATH|URL", help="Feature net of the metrics.  [default: each metric's standard one]")
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@general("--keep", metavar="RULES", default="all",
+         help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10.")
+@general("--timeout", type=cli.FiniteFloat(min=0, min_open=True), metavar="SEC", default=600,
+         help="How long processes wait for one that hangs.")
 @general("-n", "--dry-run", is_flag=True,
          help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
-@data("--data", metavar="PATH", required=True, help="Training data: folder or zip.")
+@data("--data", metavar="PATH", help="Training data: folder, zip, or folder of zips.")
 @data("--cond", **BOOL, default=False, help="Train with the labels of the data set.")
 @data("--subset", type=int, metavar="N", show_default="all", help="Train with N images, drawn by --seed.")
 @data("--mirror", **BOOL, default=False, help="Add mirrored copies of the images.")
@@ -113,8 +125,11 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @nets("--cmax", type=int, metavar="INT", show_default="by --cfg", help="... but at most cmax.")
 @nets("--map-depth", type=int, metavar="INT", show_default="by --cfg", help="Layers of the mapping network.")
 @nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
-@transfer("--resume", metavar="NAME|PATH|URL", show_default="noresume",
-          help=f"Network pickle to start from, or one of {', '.join(presets.RESUME_SOURCES)}.")
+@transfer("--resume", metavar="auto|noresume|PATH|URL|NAME", show_default="auto",
+          help="Go on with a run (its directory, or one of its training states; auto: the unfinished one in --outdir that "
+               "the same command started, if there is one), or start from a network pickle, or one of "
+               f"{', '.join(presets.RESUME_SOURCES)}.")
+@transfer("--resume-anyway", is_flag=True, help="Go on with a run although this command changes what is learnt.")
 @transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave so many of D's layers as they are.")
 @speed("--fp32", **BOOL, default=False, help="No half precision.")
 @speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision.")
@@ -146,19 +161,70 @@ def main(**said: Any) -> None:
       # What would be run, without running it.
       python train.py --outdir=runs --data=images.zip --dry-run
     """
+    command = _said_explicitly(click.get_current_context())
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        run_under_torchrun(command, said)
+        return
+    job = prepare(command, said)
+    if job is not None:
+        from training import launch
+
+        with resume.locked(job.run_dir):
+            launch.run(job)
+
+
+def _said_explicitly(context: click.Context) -> dict[str, Any]:
+    """The options that stand on the command line, without those at their defaults."""
+    sources = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == sources}
+
+
+def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None":
+    """Check everything that a run needs, and make its directory or find the one to go on in; None after a dry run.
+
+    Args:
+        command: What was said, by option.
+        said:    The same, and the defaults of all other options.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    run = find_run(command)
+    if run is not None:
+        said = {**said, **run.command, **command, "gpus": run.config.num_gpus, "resume": run.command.get("resume")}
+    if said["resume"] == "auto":
+        said = {**said, "resume": None}
+    for name in ("outdir", "data"):
+        if not said[name] and not (name == "outdir" and run is not None):
+            raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
     arguments = parse(said)
     dataset, source = inspect_dataset(arguments)
-    device = choose_device(arguments)
-    config = presets.resolve(arguments.options, dataset, device=device)
+    config = presets.resolve(arguments.options, dataset, device=choose_device(arguments))
+    config = dataclasses.replace(config, timeout_sec=arguments.timeout_sec, keep=arguments.keep)
+    if run is not None:
+        num_gpus = command.get("gpus") or run.config.num_gpus
+        config = resume.changed(run, config, num_gpus=num_gpus, anyway=said["resume_anyway"])
+        configs.validate(config)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
-    validate(config, arguments)
+    validate(config, arguments, outdir=None if run else arguments.outdir)
     description = presets.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         print_options(config, description)
-    else:
-        source.check()
-        launch(config, arguments.outdir, description)
+        return None
+    source.check()
+    return start_run(config, command, arguments.outdir, description) if run is None else go_on(run, config, command)
+
+
+def find_run(command: dict[str, Any]) -> resume.Run | None:
+    """The run that --resume names, or that the same command left unfinished; None = a new one."""
+    wanted, outdir = command.get("resume"), command.get("outdir")
+    if wanted is None or wanted == "auto":
+        return resume.find_run(outdir, command) if outdir else None
+    state = os.path.basename(wanted).startswith("training-state-")
+    if os.path.isdir(wanted) or state:
+        return resume.open_run(os.path.dirname(wanted) or "." if state else wanted)
+    return None
 
 
 def parse(said: dict[str, Any]) -> Arguments:
@@ -175,7 +241,7 @@ def parse(said: dict[str, Any]) -> Arguments:
         _translate_target(said, images, notes)
     names = {"preset": "cfg", "decoder_res": "res_decoder", "channel_base": "cbase", "channel_max": "cmax",
              "mbstd_group_size": "mbstd_group", "r1_gamma": "gamma", "total_kimg": "kimg", "batch_size": "batch",
-             "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed", "num_gpus": "gpus",
+             "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed",
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
@@ -185,9 +251,10 @@ def parse(said: dict[str, Any]) -> Arguments:
         **{name: said[name] for name in same},
         metrics=None if said["metrics"] is None else tuple(said["metrics"]),
         cudnn_benchmark=not said["nobench"],
+        num_gpus=said["gpus"] or 1,
     )
-    rest = {name: said[name] for name in ("outdir", "data", "cond", "subset", "mirror", "device", "dry_run")}
-    return Arguments(options=options, notes=notes, **rest)
+    rest = {name: said[name] for name in ("outdir", "data", "cond", "subset", "mirror", "device", "keep", "dry_run")}
+    return Arguments(options=options, notes=notes, timeout_sec=said["timeout"], **rest)
 
 
 def _merge_released_names(said: dict[str, Any]) -> None:
@@ -274,7 +341,7 @@ def choose_device(arguments: Arguments) -> str:
     return "cuda" if arguments.options.num_gpus > 1 or torch.cuda.is_available() else "cpu"
 
 
-def validate(config: TrainingConfig, arguments: Arguments) -> None:
+def validate(config: TrainingConfig, arguments: Arguments, *, outdir: str | None) -> None:
     """Find out now what would otherwise stop the run later.
 
     A dry run only warns of what this machine lacks. It downloads nothing, so networks from elsewhere go unchecked.
@@ -283,7 +350,8 @@ def validate(config: TrainingConfig, arguments: Arguments) -> None:
         UserError: The first thing that is wrong.
     """
     _check_metric_names(config)
-    checks = [lambda: _check_gpus(config), lambda: _check_outdir(arguments.outdir)]
+    checks = [functools.partial(_check_gpus, config)]
+    checks += [] if outdir is None else [functools.partial(_check_outdir, outdir)]
     for net, check in (
         (config.resume, _check_resume),
         (config.perceptual, _check_perceptual),
@@ -309,13 +377,14 @@ def _check_metric_names(config: TrainingConfig) -> None:
 
 
 def _check_gpus(config: TrainingConfig) -> None:
-    if config.num_gpus > 1:
-        raise UserError(f"--gpus is {config.num_gpus}, but this version trains on one GPU: say --gpus=1")
     if config.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("PyTorch finds no CUDA device: say --device=cpu, or check the driver and PyTorch's build")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus))
+        if here > torch.cuda.device_count():
+            raise UserError(f"--gpus is {here}, but this machine has {torch.cuda.device_count()}")
 
 
 def _check_outdir(outdir: str) -> None:
@@ -434,16 +503,56 @@ def _describe_augment(config: TrainingConfig) -> str:
     return f"{augment.pipe}, adapted to a mean sign of {augment.target:g} over {augment.ada_kimg:g} kimg"
 
 
-def launch(config: TrainingConfig, outdir: str, description: str) -> None:
-    """Make the run directory, keep the options and a log in it, and train."""
-    from training import launch as launcher
+def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, description: str) -> "launch.Job":
+    """Make the run directory, and keep the options and a log in it."""
+    from training import launch
 
     path = run_dir.create_run_dir(outdir, description)
-    run_dir.write_options(path, configs.to_legacy_kwargs(config) | {"run_dir": path})
+    run_dir.write_options(path, configs.to_legacy_kwargs(config) | {"run_dir": path, "command": command})
     with run_dir.tee_output(os.path.join(path, "log.txt")):
         print_options(config, os.path.basename(path))
         print(f"\nTraining in {path}", flush=True)
-    launcher.run(launcher.Job(config, path, resume=False))
+    return launch.Job(config, path, resume=None)
+
+
+def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "launch.Job":
+    """Choose the state from which to go on, and keep the options as they are now."""
+    from training import launch
+
+    wanted = command.get("resume")
+    state = wanted if wanted is not None and wanted.endswith(".pt") else "newest"
+    passing = ("resume", "resume_anyway", "gpus")
+    kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
+    with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
+        run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
+        again = "" if wanted else "; --resume=noresume starts a new run"
+        print(f"Going on in {run.path}{again}", flush=True)
+    return launch.Job(config, run.path, resume=state)
+
+
+def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
+    """Train as one of the processes that torchrun started, on any number of machines; the first one prepares the run."""
+    from torch_utils import distributed
+    from training import launch
+
+    size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if command.get("gpus") not in (None, size):
+        raise UserError(f"--gpus is {command['gpus']}, but torchrun started {size} processes: leave out --gpus")
+    command, said = {**command, "gpus": size}, {**said, "gpus": size}
+    job = prepare(command, said) if rank == 0 else None
+    if said["dry_run"]:
+        return
+    device = "cpu" if said["device"] == "cpu" else "cuda"
+    try:
+        distributed.join(device=job.config.device if job else device, timeout_sec=said["timeout"])
+        job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
+        with resume.locked(job.run_dir) if rank == 0 else contextlib.nullcontext():
+            launch.run_rank(job)
+    except distributed.LostRank as e:
+        if distributed.first_to_report(str(e)):
+            print(f"Error: {e}", file=sys.stderr, flush=True)
+        os._exit(1)  # what is in flight to lost processes can't be waited for
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .config import TrainingConfig
 
 LOST = 75                   # Exit status of a process that ended because others are missing.
 _GRACE_SEC = 10             # After one process failed, the others have so long to end by themselves.
+_START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)   # Ctrl-C reaches all processes of a terminal by itself.
 
 
@@ -27,7 +28,7 @@ class Job(NamedTuple):
 
     config: TrainingConfig
     run_dir: str
-    resume: bool        # Go on from the training state in `run_dir`.
+    resume: str | None = None   # Go on from this training state, or from the "newest" one in `run_dir`.
 
     def to_json(self) -> dict[str, Any]:
         return {"config": configs.to_json(self.config), "run_dir": self.run_dir, "resume": self.resume}
@@ -77,9 +78,8 @@ def _run_processes(job: Job) -> None:
             "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # PyTorch would start a thread per core in each
         }
-        command = [sys.executable, "-m", "training.worker", str(path)]
-        root = str(Path(__file__).resolve().parents[1])
-        common["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        root = Path(__file__).resolve().parents[1]  # which need not be the current folder
+        command = [sys.executable, "-c", _START_WORKER, str(root), str(path)]
         with _Processes() as processes:
             for rank in range(size):
                 processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -27,19 +27,19 @@ from .networks import Discriminator, Generator
 from .phases import GradientGuard, Phase, build_phases
 from .run_log import Progress, RunLog
 from .tasks import build_tasks
-from .training_state import newest_good_state, read_state
+from .training_state import find_state
 
 _CHECK_INTERVAL = 10    # Iterations between looks at the number of bad gradients: a look waits for the device.
 
 
-def run_training(config: TrainingConfig, run_dir: str, *, resume: bool = False) -> None:
+def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = None) -> None:
     """Train as `config` says, leaving logs, grids, pickles and training states in `run_dir`, which exists.
 
     Several processes that have met by `distributed.join` share the work. Ctrl-C, SIGTERM and SIGUSR1 finish the
     iteration, save, and return.
 
     Args:
-        resume: Go on from the newest good training state in `run_dir`.
+        resume: Go on from this training state, or from the "newest" good one in `run_dir`; None = from the start.
 
     Raises:
         UserError: Data became unreadable, gradients stayed non-finite, there is no good state, or the last save failed.
@@ -61,7 +61,7 @@ def run_training(config: TrainingConfig, run_dir: str, *, resume: bool = False) 
 class Trainer:
     """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks."""
 
-    def __init__(self, config: TrainingConfig, run_dir: str, *, resume: bool = False):
+    def __init__(self, config: TrainingConfig, run_dir: str, *, resume: str | None = None):
         self.config = config
         self.run_dir = Path(run_dir)
         self.device = torch.device(config.device)
@@ -69,7 +69,7 @@ class Trainer:
             self.device = torch.device("cuda", torch.cuda.current_device())
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        state = self._find_state() if resume else None
+        state = None if resume is None else find_state(self.run_dir, resume)
         self.progress = Progress(**state["progress"]) if state else Progress()
         self.unfinished_tick: bool | None = None    # A tick to finish first; is a snapshot due in it?
         self.saved: Path | None = None              # The pickle that was saved last.
@@ -78,15 +78,6 @@ class Trainer:
         if state:
             run_state.restore(self, state)
         self._start_logs(state and state["log"])
-
-    def _find_state(self) -> dict[str, Any]:
-        """The same one on all ranks: rank 0 looks for it."""
-        found = newest_good_state(self.run_dir) if distributed.rank() == 0 else None
-        path = distributed.from_rank0(found and str(found[0].path))
-        if path is None:
-            raise UserError(f"{self.run_dir} holds no good training state: start a new run, perhaps from a network pickle")
-        distributed.print0(f"Going on from {path}")
-        return found[1] if found else read_state(path)
 
     def _open_data(self) -> None:
         c = self.config.dataset

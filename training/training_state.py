@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from dnnlib.util import UserError, atomic_write
+from torch_utils import distributed
 
 FORMAT = 1                                  # Of what a state holds; another number is refused.
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
@@ -84,11 +85,38 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def newest_good_state(run_dir: str | os.PathLike) -> tuple[StateFile, dict[str, Any]] | None:
-    """The newest state that is whole, and its content; None where there is none. Says which ones are damaged."""
+def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
+    """The content of a state, the same one on all ranks: rank 0 looks for it.
+
+    Args:
+        wanted: Path of a state, or "newest": the newest good one in `run_dir`.
+
+    Raises:
+        UserError: There is no good one.
+    """
+    path = content = None
+    if distributed.rank() == 0:
+        if wanted == "newest":
+            path, content = newest_good_state(run_dir) or (None, None)
+        else:
+            path, content = Path(wanted), read_state(wanted)
+        for state in list_states(run_dir):
+            if content is not None and state.nimg > content["progress"]["nimg"]:  # it would pass for the newest again
+                aside = state.path.with_suffix(".pt.unused")
+                print(f"Setting aside {state.path} as {aside.name}")
+                os.replace(state.path, aside)
+    chosen = distributed.from_rank0(path and str(path))
+    if chosen is None:
+        raise UserError(f"{run_dir} holds no good training state: start a new run, perhaps from a network pickle")
+    distributed.print0(f"Going on from {chosen}")
+    return content or read_state(chosen)
+
+
+def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
+    """The path of the newest state that is whole, and its content; None where there is none. Says which ones are damaged."""
     for state in list_states(run_dir):
         try:
-            return state, read_state(state.path)
+            return state.path, read_state(state.path)
         except UserError as e:
             print(f"Warning: {e}; trying the one before")
     return None

@@ -1,8 +1,10 @@
-"""One process of a run on several: `python -m training.worker JOB.json`, started by `training.launch`."""
+"""One process of a run on several, started by `training.launch`."""
 
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from dnnlib.util import UserError
@@ -12,6 +14,8 @@ from .launch import LOST, Job, run_rank
 
 
 def main(path: str) -> int:
+    """Train as the environment and the file at `path` say; returns the exit status."""
+    _end_with_launcher()
     job = Job.from_json(json.loads(Path(path).read_text()))
     try:
         distributed.join(device=job.config.device, timeout_sec=job.config.timeout_sec)
@@ -27,5 +31,13 @@ def main(path: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+def _end_with_launcher() -> None:
+    """Nobody would end this process together with the others once the launcher is gone."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(LOST)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
