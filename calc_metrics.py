@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
 
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
-@click.option("--network", "network_pkl", metavar="PATH|URL", required=True, help="Network pickle.")
+@click.option("--network", "network_pkl", metavar="PATH|URL", required=True, help="Network: a pickle (TensorFlow's too), safetensors, .pt or .onnx file.")
 @click.option("--metrics", type=cli.CommaList(), default="fid50k_full", show_default=True, metavar="LIST",
               help="Metrics, separated by commas: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; "
                    "smaller ones such as fid5k_full for a quick look.")
@@ -92,7 +92,7 @@ def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, d
     from torch_utils import misc
 
     with open_url(network_pkl) as f:
-        networks = legacy.load_network_pkl(f, trust=trust)
+        networks = legacy.load_network_pkl(f, trust=trust, only=("G_ema", "training_set_kwargs"))
     if networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds no G_ema")
     misc.check_finite(networks["G_ema"], f"{network_pkl}: G_ema")

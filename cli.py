@@ -137,7 +137,7 @@ class CommaList(click.ParamType):
 # Options of the command lines that make images.
 
 network_option = click.option("--network", "network_pkl", metavar="PATH|URL", required=True,
-                              help="Network pickle: path or URL")
+                              help="Network, path or URL: a pickle (TensorFlow's too), safetensors, .pt or .onnx file")
 trunc_option = click.option("--trunc", "truncation_psi", type=FiniteFloat(), default=1.0, show_default=True,
                             help="Truncation psi")
 class_option = click.option("--class", "class_idx", type=click.IntRange(min=0),

@@ -41,6 +41,12 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
             UserError: The image is smaller than the net can take.
         """
 
+    @torch.no_grad()
+    def embed_target(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As `embed`, without a graph."""
+        # Once it has seen an image that needs a gradient, TorchScript records a graph even here: hence detach.
+        return tuple(part.detach() for part in self.embed(img))
+
     @abc.abstractmethod
     def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The distance, float [N], of two results of `embed`."""

@@ -123,8 +123,7 @@ def project(
     random = torch.Generator().manual_seed(config.seed)  # on the CPU: the same numbers on every device
     stats = w_statistics(G, label, samples=config.w_samples, seed=config.seed)
     with torch.no_grad():
-        # detach: once it has seen an image that needs a gradient, TorchScript records a graph even here
-        embedded = tuple(e.detach() for e in perceptual.embed(_compared(target)))
+        embedded = perceptual.embed_target(_compared(target))
     shapes = {name: G.synthesis.get_buffer(name).shape for name in noise_names(G)}
     noise = {name: torch.randn(shape, generator=random).to(device).requires_grad_() for name, shape in shapes.items()}
     w = stats.mean.clone()[None].requires_grad_()  # [1, w_dim]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .config import TaskConfig, TrainingConfig
 from .networks import DiscriminatorOutput, Generator, SynthesisState
-from .perceptual import build_perceptual
+from .perceptual import PerceptualLoss, build_perceptual
 
 Tensor = torch.Tensor
 
@@ -66,7 +66,7 @@ class ImageReconstruction:
         *,
         G: Generator,
         res_g: int,                                         # G goes on from this resolution; 1 = from its constant.
-        distance: torch.nn.Module,                          # `embed(img)`, and `distance(img, embedded)` -> [N].
+        distance: PerceptualLoss,
         weight: float,                                      # Lambda 1 for real images, lambda 2 for fake ones.
         target: Literal["input", "clean"] = "input",        # What D was shown, or the image before augmentation.
     ):
@@ -77,8 +77,7 @@ class ImageReconstruction:
         self.target = target
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
-        with torch.no_grad():
-            target = self.distance.embed(shown.img if self.target == "input" else shown.clean)
+        target = self.distance.embed_target(shown.img if self.target == "input" else shown.clean)
         return self.distance.distance(reconstruct(self.G, out, res_g=self.res_g), target)
 
 

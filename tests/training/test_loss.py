@@ -312,7 +312,7 @@ def test_reconstruction_target_under_augmentation(target):
     """What D was shown, or the image before augmentation."""
 
     class Target:
-        def embed(self, img):
+        def embed_target(self, img):
             self.img = img
             return (img,)
 
