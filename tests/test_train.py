@@ -720,7 +720,7 @@ def test_changes_of_what_is_learnt(run, runs, start):
     result = run(f"--resume={path}", "--gamma=5", "--batch=32")
     assert last_line(result) == (
         f"this command differs from the one that started {path}: loss.r1_gamma was 0.0064, is 5.0; batch_size was 16, "
-        "is 32. Leave these as they were, or say --resume-anyway"
+        "is 32; batch_gpu was 16, is 32. Leave these as they were, or say --resume-anyway"
     )
     refused = run(f"--resume={path}", "--res-g=4", "--resume-anyway")
     assert last_line(refused).startswith(f"no training state of {path} fits: D.res_g was 8, is 4. Leave these")
