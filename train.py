@@ -84,7 +84,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
          help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10.")
-@general("--timeout", type=cli.FiniteFloat(min=0, min_open=True), metavar="SEC", default=600,
+@general("--timeout", type=cli.FiniteFloat(min=0, min_open=True, max=1e6), metavar="SEC", default=600,
          help="How long processes wait for one that hangs.")
 @general("-n", "--dry-run", is_flag=True,
          help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
@@ -190,41 +190,53 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
         UserError: The first thing that is wrong.
     """
     run = find_run(command)
-    if run is not None:
-        said = {**said, **run.command, **command, "gpus": run.config.num_gpus, "resume": run.command.get("resume")}
+    if run is not None:  # resolved as at its start, when the batch size may have followed from the number of GPUs
+        said = {**said, **run.command, **command, "gpus": run.command.get("gpus"), "resume": run.command.get("resume")}
     if said["resume"] == "auto":
         said = {**said, "resume": None}
     for name in ("outdir", "data"):
-        if not said[name] and not (name == "outdir" and run is not None):
+        if said[name] is None and not (name == "outdir" and run is not None):
             raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
     arguments = parse(said)
     dataset, source = inspect_dataset(arguments)
     config = presets.resolve(arguments.options, dataset, device=choose_device(arguments))
     config = dataclasses.replace(config, timeout_sec=arguments.timeout_sec, keep=arguments.keep)
     if run is not None:
-        num_gpus = command.get("gpus") or run.config.num_gpus
-        config = resume.changed(run, config, num_gpus=num_gpus, anyway=said["resume_anyway"])
+        num_gpus = command.get("gpus", run.config.num_gpus)
+        config = resume.changed(run, config, num_gpus=num_gpus, anyway="resume_anyway" in command)
         configs.validate(config)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
-    validate(config, arguments, outdir=None if run else arguments.outdir)
+    validate(config, arguments, run=run)
     description = presets.describe(arguments.options, config, source.name)
     if arguments.dry_run:
+        if run is not None:
+            print(f"Would go on in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
         return None
     source.check()
     return start_run(config, command, arguments.outdir, description) if run is None else go_on(run, config, command)
 
 
+def _automatic(command: dict[str, Any]) -> bool:
+    return command.get("resume", "auto") == "auto"
+
+
+def _how_not_to(command: dict[str, Any]) -> str:
+    return "; --resume=noresume starts a new run" if _automatic(command) else ""
+
+
 def find_run(command: dict[str, Any]) -> resume.Run | None:
     """The run that --resume names, or that the same command left unfinished; None = a new one."""
-    wanted, outdir = command.get("resume"), command.get("outdir")
-    if wanted is None or wanted == "auto":
-        return resume.find_run(outdir, command) if outdir else None
-    state = os.path.basename(wanted).startswith("training-state-")
-    if os.path.isdir(wanted) or state:
-        return resume.open_run(os.path.dirname(wanted) or "." if state else wanted)
-    return None
+    if _automatic(command):
+        return resume.find_run(command["outdir"], command) if command.get("outdir") else None
+    wanted = command["resume"]
+    if wanted == "noresume" or wanted in presets.RESUME_SOURCES or not resume.is_run(wanted):
+        return None
+    try:
+        return resume.open_run(wanted)
+    except UserError as e:
+        raise UserError(f"--resume: {e}") from e
 
 
 def parse(said: dict[str, Any]) -> Arguments:
@@ -251,7 +263,7 @@ def parse(said: dict[str, Any]) -> Arguments:
         **{name: said[name] for name in same},
         metrics=None if said["metrics"] is None else tuple(said["metrics"]),
         cudnn_benchmark=not said["nobench"],
-        num_gpus=said["gpus"] or 1,
+        num_gpus=1 if said["gpus"] is None else said["gpus"],
     )
     rest = {name: said[name] for name in ("outdir", "data", "cond", "subset", "mirror", "device", "keep", "dry_run")}
     return Arguments(options=options, notes=notes, timeout_sec=said["timeout"], **rest)
@@ -341,8 +353,8 @@ def choose_device(arguments: Arguments) -> str:
     return "cuda" if arguments.options.num_gpus > 1 or torch.cuda.is_available() else "cpu"
 
 
-def validate(config: TrainingConfig, arguments: Arguments, *, outdir: str | None) -> None:
-    """Find out now what would otherwise stop the run later.
+def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None) -> None:
+    """Find out now what would otherwise stop the run later, a new one or `run` going on.
 
     A dry run only warns of what this machine lacks. It downloads nothing, so networks from elsewhere go unchecked.
 
@@ -350,10 +362,11 @@ def validate(config: TrainingConfig, arguments: Arguments, *, outdir: str | None
         UserError: The first thing that is wrong.
     """
     _check_metric_names(config)
+    _check_keep(config)
     checks = [functools.partial(_check_gpus, config)]
-    checks += [] if outdir is None else [functools.partial(_check_outdir, outdir)]
+    checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
     for net, check in (
-        (config.resume, _check_resume),
+        (config.resume if run is None else None, _check_resume),
         (config.perceptual, _check_perceptual),
         (_detector(config), _check_detector),
     ):
@@ -374,6 +387,12 @@ def _check_metric_names(config: TrainingConfig) -> None:
     from metrics.metric_main import check_metrics
 
     check_metrics(config.metrics)
+
+
+def _check_keep(config: TrainingConfig) -> None:
+    from training.checkpoints import Keep
+
+    Keep.parse(config.keep)
 
 
 def _check_gpus(config: TrainingConfig) -> None:
@@ -516,41 +535,44 @@ def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, desc
 
 
 def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "launch.Job":
-    """Choose the state from which to go on, and keep the options as they are now."""
+    """Keep the options as they are now."""
     from training import launch
 
-    wanted = command.get("resume")
-    state = wanted if wanted is not None and wanted.endswith(".pt") else "newest"
     passing = ("resume", "resume_anyway", "gpus")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
         run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
-        again = "" if wanted else "; --resume=noresume starts a new run"
-        print(f"Going on in {run.path}{again}", flush=True)
-    return launch.Job(config, run.path, resume=state)
+        print(f"Going on in {run.path}{_how_not_to(command)}", flush=True)
+    return launch.Job(config, run.path, resume=run.state)
 
 
 def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
     """Train as one of the processes that torchrun started, on any number of machines; the first one prepares the run."""
+    import torch
+
     from torch_utils import distributed
     from training import launch
 
     size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     if command.get("gpus") not in (None, size):
         raise UserError(f"--gpus is {command['gpus']}, but torchrun started {size} processes: leave out --gpus")
-    command, said = {**command, "gpus": size}, {**said, "gpus": size}
-    job = prepare(command, said) if rank == 0 else None
+    device = said["device"]
+    if device == "auto":  # all processes have to find the same one, also those that don't know the run to go on with
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = {"gpus": size, "device": device}
+    job = prepare({**command, **found}, {**said, **found}) if rank == 0 else None
     if said["dry_run"]:
         return
-    device = "cpu" if said["device"] == "cpu" else "cuda"
     try:
-        distributed.join(device=job.config.device if job else device, timeout_sec=said["timeout"])
+        distributed.join(device=device, timeout_sec=said["timeout"])
         job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
         with resume.locked(job.run_dir) if rank == 0 else contextlib.nullcontext():
             launch.run_rank(job)
-    except distributed.LostRank as e:
+    except UserError as e:
         if distributed.first_to_report(str(e)):
-            print(f"Error: {e}", file=sys.stderr, flush=True)
+            print(f"Error: {e}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)  # what is in flight to lost processes can't be waited for
     distributed.leave()
 

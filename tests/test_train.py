@@ -1,5 +1,6 @@
 """The training command line: translation, mistakes, dry runs, launching."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ from click.testing import CliRunner
 
 import train
 from dnnlib.util import UserError
-from training import presets
+from training import launch, presets, resume
 from training.config import TrainingConfig, from_json
+from training.launch import Job
+from training.training_state import state_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
@@ -61,7 +64,7 @@ class FakeNet:
 
 @pytest.fixture
 def runs():
-    """Configurations that reached the training loop."""
+    """Jobs that reached the training loop, or the launcher of several processes."""
     return []
 
 
@@ -81,9 +84,9 @@ def parts(monkeypatch, runs):
         missing(path)
         return dict.fromkeys(only, types.SimpleNamespace(w_dim=512, img_channels=3, img_resolution=32))
 
-    def run_training(config, run_dir):
+    def run_training(config, run_dir, *, resume):
         print("training")
-        runs.append((config, run_dir))
+        runs.append(Job(config, run_dir, resume))
 
     fakes = {
         "training.dataset": {"ImageFolderDataset": FakeDataset},
@@ -100,6 +103,21 @@ def parts(monkeypatch, runs):
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(launch, "_run_processes", runs.append)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Call with the number of GPUs that PyTorch is to find."""
+    import torch
+
+    def find(number):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+
+    return find
 
 
 @pytest.fixture
@@ -119,7 +137,8 @@ def resolved(run, runs, *args, **kwargs):
     """The configuration of a run with these arguments, from what the run directory holds."""
     result = run(*args, **kwargs)
     assert result.exit_code == 0, result.output
-    config, run_dir = runs[-1]
+    config, run_dir, resume = runs[-1]
+    assert resume is None
     assert from_json(json.loads(Path(run_dir, "training_options.json").read_text())) == config
     return config
 
@@ -143,8 +162,10 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     assert options["run_dir"] == str(run_dir)
     assert options["batch_size"] == 32 and options["D_kwargs"]["decoder_res"] == [16]
     assert (run_dir / "log.txt").read_text().endswith("training\n")
-    config, path = runs[0]
-    assert path == str(run_dir)
+    config, path, resume = runs[0]
+    assert path == options["run_dir"] and resume is None
+    assert options["command"] == {"outdir": str(tmp_path / "runs"), "data": "32-labels", "device": "cpu",
+                                  "metrics": [], "mirror": True, "cond": True}
     assert (config.dataset.label_dim, config.dataset.use_labels, config.dataset.xflip) == (10, True, True)
     assert run("--metrics=none").exit_code == 0
     assert sorted(path.name[:5] for path in run_dir.parent.iterdir()) == ["00000", "00001"]
@@ -157,20 +178,28 @@ def test_dry_run_makes_nothing(run, runs, tmp_path):
     assert warned == "" and not runs and not (tmp_path / "runs").exists()
 
 
-def test_dry_run_for_another_machine_warns_and_goes_on(run, tmp_path):
+def test_dry_run_for_another_machine_warns_and_goes_on(run, gpus):
+    gpus(1)
     options, summary, warned = dry(run, "--gpus=8", "--cfg=paper256", "--perceptual=missing", device="auto", data="256")
     assert (options["num_gpus"], options["batch_size"], options["batch_gpu"]) == (8, 64, 8)
     assert "64 images = 8 cuda x 1 x 8" in summary
     assert warned.splitlines() == [
-        "Warning: a run would stop here: --gpus is 8, but this version trains on one GPU: say --gpus=1",
+        "Warning: a run would stop here: --gpus is 8, but this machine has 1",
         "Warning: a run would stop here: no network at missing: give another one",
     ]
 
 
 MISTAKES = [
     ("--gpus=3", "--gpus is 3, expected a power of two"),
-    ("--gpus=8 --device=cuda", "--gpus is 8, but this version trains on one GPU"),
-    ("--gpus=2", "--gpus is 2, expected 1 on the CPU"),
+    ("--gpus=0", "--gpus is 0, expected a power of two"),
+    ("--gpus=8 --device=cuda", "--gpus is 8, but this machine has 2"),
+    ("--gpus=64 --batch=32", "--batch is 32, expected at least 1 and divisible by --gpus=64"),
+    ("--keep=best,last", "--keep is 'best,last', expected 'all' or a list of last:N, best and every:N"),
+    ("--keep=last:0", "--keep is 'last:0', expected"),
+    ("--keep=", "--keep is '', expected"),
+    ("--resume=.", "--resume: . is no run directory: training_options.json can't be read (No such file or directory)"),
+    ("--resume=/", "--resume: / is no run directory"),
+    ("--resume=training-state-000000100.pt", "--resume: there is no training state training-state-000000100.pt"),
     ("--batch=0", "--batch is 0"),
     ("--batch=8 --batch-gpu=3", "--batch-gpu is 3, expected a divisor of 8"),
     ("--batch=8 --mbstd-group=5", "--mbstd-group is 5"),
@@ -227,7 +256,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("args, message", MISTAKES, ids=[args for args, _ in MISTAKES])
-def test_mistakes_are_one_line_and_leave_nothing(run, runs, tmp_path, args, message):
+def test_mistakes_are_one_line_and_leave_nothing(run, runs, gpus, tmp_path, monkeypatch, args, message):
+    gpus(2)
+    monkeypatch.chdir(tmp_path)
     result = run(*args.split())
     assert result.exit_code == 1
     *before, last = result.stderr.splitlines()
@@ -249,6 +280,11 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, tmp_path, args, mess
         ("--recon-target=w", "Invalid value for '--recon-target'"),
         ("--reg_type=gan", "Invalid value for '--reg"),
         ("--nonsense=1", "No such option"),
+        ("--timeout=0", "Invalid value for '--timeout'"),
+        ("--timeout=-1", "Invalid value for '--timeout'"),
+        ("--timeout=1e12", "Invalid value for '--timeout'"),
+        ("--timeout=nan", "Invalid value for '--timeout'"),
+        ("--timeout=soon", "Invalid value for '--timeout'"),
     ],
 )
 def test_usage_errors(run, args, message):
@@ -264,19 +300,24 @@ def test_outdir_that_is_read_only(run, tmp_path):
     assert result.exit_code == 1 and "takes no files" in result.stderr
 
 
-def test_cuda_without_a_gpu(run, monkeypatch):
-    import torch
+def test_cuda_without_a_gpu(run, gpus):
+    gpus(0)
+    for args in (["--device=cuda"], ["--device=auto", "--gpus=2"]):
+        result = run(*args)
+        assert result.exit_code == 1 and result.stderr.startswith("Error: PyTorch finds no CUDA device")
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = run(device="cuda")
-    assert result.exit_code == 1 and result.stderr.startswith("Error: PyTorch finds no CUDA device")
+
+@pytest.mark.parametrize("args", ["--gpus=4 --device=cpu", "--gpus=4 --device=cuda", "--gpus=4 --device=auto"])
+def test_several_processes(run, runs, gpus, args):
+    gpus(4)
+    config = resolved(run, runs, *args.split())
+    assert (config.num_gpus, config.batch_size, config.batch_gpu) == (4, 64, 16)
+    assert config.device == ("cpu" if "cpu" in args else "cuda")
 
 
-def test_device_auto(run, runs, monkeypatch):
-    import torch
-
-    for available, device in ((False, "cpu"), (True, "cuda")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+def test_device_auto(run, runs, gpus):
+    for number, device in ((0, "cpu"), (1, "cuda")):
+        gpus(number)
         assert resolved(run, runs, device="auto").device == device
 
 
@@ -342,7 +383,7 @@ def test_every_option_reaches_the_configuration(run, runs):
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
         "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--fp32=1", "--nhwc=1", "--nobench=1",
-        "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl",
+        "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
     assert (config.preset, config.loss.r1_gamma, config.total_kimg) == ("cifar", 0.5, 7.5)
     assert (config.batch_size, config.batch_gpu, config.D.mbstd_group_size) == (24, 12, 6)
@@ -357,6 +398,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (config.G.map_depth, config.D.freeze_layers, config.D.architecture) == (4, 2, "orig")
     assert (config.cudnn_benchmark, config.allow_tf32, config.workers) == (False, True, 0)
     assert config.resume == "https://example.org/net.pkl"
+    assert (config.keep, config.timeout_sec) == ("last:2,best", 90)
     assert (config.augment.mode, config.augment.target, config.augment.pipe) == ("ada", 0.7, "bgcfnc")
     assert config.loss.recon_target == "input"
     augment = resolved(run, runs, "--aug=fixed", "--p=0.3").augment
@@ -378,7 +420,7 @@ STYLEGAN2_ADA = {
     "--outdir": Case(lambda a, c: a.outdir, REQUIRED, {"--outdir=some": "some"}, {"--outdir=": "--outdir is empty"}),
     "--gpus": Case(lambda a, c: c.num_gpus, 1, {"--gpus=8": 8, "--gpus=1": 1},
                    {"--gpus=6": "--gpus is 6, expected a power of two", "--gpus=0": "--gpus is 0", "--gpus=x": INVALID,
-                    "--gpus=8 --device=cpu": "--gpus is 8, expected 1 on the CPU"}),
+                    "--gpus=64 --batch=32": "--batch is 32, expected at least 1 and divisible by --gpus=64"}),
     "--snap": Case(lambda a, c: c.snapshot_ticks, 50, {"--snap=5": 5, "--snap=0": 0}, {"--snap=-1": "--snap is -1"}),
     "--metrics": Case(lambda a, c: c.metrics, ("fid50k_full",),
                       {"--metrics=none": (), "--metrics=fid50k,fid50k_full": ("fid50k", "fid50k_full")},
@@ -457,9 +499,9 @@ def test_options_of_stylegan2_ada(option):
     case = STYLEGAN2_ADA[option]
     required = ["--outdir=runs", "--data=32"]
     if case.default is REQUIRED:
-        with pytest.raises(click.MissingParameter) as e:
-            resolve_line(argument for argument in required if not argument.startswith(option))
-        assert e.value.param.opts == [option]
+        rest = [argument for argument in required if not argument.startswith(option)]
+        result = CliRunner().invoke(train.main, rest)
+        assert result.exit_code == 2 and f"Missing option '{option}'" in result.stderr
     else:
         assert case.read(*resolve_line(required)) == case.default
     for said, value in case.said.items():
@@ -477,7 +519,9 @@ def test_mistakes_in_options_of_stylegan2_ada(run, runs, tmp_path, line):
     assert not runs and not (tmp_path / "runs").exists()
 
 
-def test_images_are_read_once_all_else_is_fine(run, runs, monkeypatch):
+def test_images_are_read_once_all_else_is_fine(run, runs, gpus, monkeypatch):
+    gpus(1)
+
     def fail(self):
         raise UserError("image 3 is broken")
 
@@ -546,7 +590,7 @@ def test_metrics_none_needs_no_networks(run, runs):
 
 
 def test_a_failing_run_leaves_its_options_and_log(run, tmp_path, monkeypatch):
-    def fail(config, run_dir):
+    def fail(config, run_dir, *, resume):
         raise UserError("the pickle is for other images")
 
     monkeypatch.setattr(sys.modules["training.training_loop"], "run_training", fail)
@@ -564,7 +608,256 @@ def test_help_is_grouped_and_shows_defaults():
     assert headings[0] == "General options:" and "Tasks for the discriminator:" in headings and len(headings) == 10
     for option in train.main.params:
         assert option.opts[0] in result.output
-    assert "[default: 1]" in result.output and max(map(len, result.output.splitlines())) <= 120
+    text = " ".join(result.output.split())
+    assert "[default: (1, under torchrun as many as it started processes)]" in text
+    assert "[default: 600; 0<x<=1000000.0]" in text and "--resume auto|noresume|PATH|URL|NAME" in text
+    assert max(map(len, result.output.splitlines())) <= 120
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Going on with runs.
+
+
+@pytest.fixture
+def start(run, runs):
+    """Call to start a run and leave it at `nimg` images; returns its directory."""
+
+    def call(*args, nimg=1000, **kwargs):
+        result = run("--resume=noresume", *args, **kwargs)
+        assert result.exit_code == 0, result.output
+        path = Path(runs.pop().run_dir)
+        state_path(path, nimg).touch()
+        return path
+
+    return call
+
+
+def last_line(result):
+    assert result.exit_code == 1 and result.stdout == "", result.output
+    return result.stderr.removeprefix("Error: ").removesuffix("\n")
+
+
+def test_the_same_command_goes_on(run, runs, start, tmp_path):
+    path = start("--batch=16")
+    result = run("--batch=16", "--workers=0", "--metrics=none")
+    assert result.exit_code == 0 and result.stderr == ""
+    first, *_ = result.stdout.splitlines()
+    assert first == f"Going on in {path}; --resume=noresume starts a new run"
+    assert first in (path / "log.txt").read_text()
+    (job,) = runs
+    assert (job.run_dir, job.resume, job.config.workers, job.config.metrics) == (str(path), "newest", 0, ())
+    options = json.loads((path / "training_options.json").read_text())
+    assert from_json(options) == job.config
+    assert options["command"]["workers"] == 0 and options["command"]["resume"] == "noresume"
+    assert run("--batch=16", "--resume=auto").exit_code == 0
+    assert runs[1] == job                                       # what it went on with is what it goes on with
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_a_new_run_where_there_is_nothing_to_go_on_with(run, runs, start, tmp_path):
+    assert run("--resume=auto").exit_code == 0                  # no outdir yet
+    assert run("--resume=auto").exit_code == 0                  # a run without a state
+    path = start()
+    assert run("--gamma=2").exit_code == 0                      # another command
+    assert run("--resume=noresume").exit_code == 0
+    state_path(path, 25_000_000).touch()
+    assert run("--resume=auto").exit_code == 0                  # a finished run
+    assert [(job.resume, Path(job.run_dir).name[:5]) for job in runs] == [
+        (None, "00000"), (None, "00001"), (None, "00003"), (None, "00004"), (None, "00005"),
+    ]  # fmt: skip
+
+
+def test_a_run_directory_says_everything(run, runs, start):
+    path = start("--batch=16", "--gamma=3", "--method=ggdr", "--metrics=fid50k", "--gpus=2", "--mirror=1", "--kimg=50",
+                 "--cond=1", "--aug=fixed", "--p=0.2", data="32-labels")
+    before = from_json(json.loads((path / "training_options.json").read_text()))
+    result = CliRunner().invoke(train.main, [f"--resume={path}"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == f"Going on in {path}"
+    assert runs == [Job(before, str(path), "newest")]
+    assert CliRunner().invoke(train.main, [f"--resume={path}/", "--outdir=elsewhere"]).exit_code == 0
+    assert runs[1].config == before and not Path("elsewhere").exists()
+
+
+def test_a_training_state_to_go_on_from(run, runs, start):
+    path = start()
+    state_path(path, 2000).touch()
+    state = state_path(path, 1000)
+    assert CliRunner().invoke(train.main, [f"--resume={state}"]).exit_code == 0
+    assert (runs[0].run_dir, runs[0].resume) == (str(path), str(state))
+    aside = path / "training-state-000003000.pt.unused"
+    aside.touch()
+    assert CliRunner().invoke(train.main, [f"--resume={aside}"]).exit_code == 0
+    assert runs[1].resume == str(aside)
+    missing = state_path(path, 5000)
+    assert last_line(run(f"--resume={missing}")) == f"--resume: there is no training state {missing}"
+
+
+def test_a_finished_run_goes_on_if_it_is_to_be_longer(run, runs, start):
+    path = start("--kimg=10", nimg=10_000)
+    assert CliRunner().invoke(train.main, [f"--resume={path}", "--kimg=20"]).exit_code == 0
+    assert (runs[0].run_dir, runs[0].config.total_kimg) == (str(path), 20)
+    assert run("--kimg=30").exit_code == 0                      # found without being named, too
+    assert (runs[1].run_dir, runs[1].config.total_kimg) == (str(path), 30)
+
+
+def test_other_numbers_of_gpus_and_back(run, runs, start):
+    path = start()                                              # batch size and gamma follow from one GPU
+    first = from_json(json.loads((path / "training_options.json").read_text()))
+    for args, num_gpus, batch_gpu in (
+        (["--gpus=4"], 4, 8), ([], 4, 8), (["--gpus=16"], 16, 2), (["--gpus=1"], 1, 32), ([], 1, 32),
+    ):  # fmt: skip
+        result = CliRunner().invoke(train.main, [f"--resume={path}", *args])
+        assert result.exit_code == 0, result.output
+        assert runs[-1].config == dataclasses.replace(first, num_gpus=num_gpus, batch_gpu=batch_gpu)
+    assert last_line(run(f"--resume={path}", "--gpus=64")).startswith("--batch is 32, expected at least 1 and divisible")
+    assert last_line(run(f"--resume={path}", "--gpus=0")).startswith("--gpus is 0, expected a power of two")
+
+
+def test_changes_of_what_is_learnt(run, runs, start):
+    path = start("--batch=16")
+    before = (path / "training_options.json").read_text()
+    result = run(f"--resume={path}", "--gamma=5", "--batch=32")
+    assert last_line(result) == (
+        f"this command differs from the one that started {path}: loss.r1_gamma was 0.0064, is 5.0; batch_size was 16, "
+        "is 32; batch_gpu was 16, is 32. Leave these as they were, or say --resume-anyway"
+    )
+    refused = run(f"--resume={path}", "--res-g=4", "--resume-anyway")
+    assert last_line(refused).startswith(f"no training state of {path} fits: D.res_g was 8, is 4. Leave these")
+    assert (path / "training_options.json").read_text() == before and not runs
+    assert run(f"--resume={path}", "--gamma=5", "--resume-anyway").exit_code == 0
+    assert (runs[0].config.loss.r1_gamma, runs[0].config.batch_size) == (5, 16)
+    assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
+    assert runs[1] == runs[0]                                   # from now on it is so
+    assert "loss.r1_gamma was 5.0, is 6.0" in last_line(run(f"--resume={path}", "--gamma=6"))
+
+
+def test_resume_anyway_counts_for_one_command(run, start):
+    path = start("--resume-anyway")
+    assert "--resume-anyway" in last_line(run(f"--resume={path}", "--gamma=6"))
+
+
+def test_transfer_learning_goes_on_without_its_source(run, runs, start, monkeypatch):
+    path = start("--resume=net.pkl")
+    before = from_json(json.loads((path / "training_options.json").read_text()))
+    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
+    assert runs == [Job(before, str(path), "newest")] and before.resume == "net.pkl"
+
+
+def test_names_of_source_networks_win_over_folders(run, runs, tmp_path, monkeypatch):
+    (tmp_path / "ffhq256").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolved(run, runs, "--resume=ffhq256").resume == presets.RESUME_SOURCES["ffhq256"]
+
+
+def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
+    path = start()
+    options = path / "training_options.json"
+    content = json.loads(options.read_text())
+    for text, why in (
+        ("{", ""), ("[]", ""), (json.dumps({"config": content["config"]}), ""),
+        (json.dumps(content | {"command": None}), ""),
+        (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config has unknown fields: lr)"),
+    ):  # fmt: skip
+        options.write_text(text)
+        expected = f"--resume: {options} is not as this version of train.py writes it, so the run can't go on{why}"
+        assert last_line(run(f"--resume={path}")) == expected
+    options.write_text(json.dumps(content))
+    state_path(path, 1000).unlink()
+    assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state to go on from")
+    state_path(path, 1000).touch()
+    with resume.locked(str(path)):
+        assert last_line(run(f"--resume={path}")).startswith(f"another program is training in {path}")
+        assert not runs
+        assert run().exit_code == 0 and runs[0].resume is None  # beside it, in a directory of its own
+    assert json.loads(options.read_text()) == content
+
+
+def test_dry_run_of_going_on(run, runs, start):
+    path = start("--batch=16")
+    files = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    result = run("--batch=16", "--dry-run", "--snap=3")
+    assert result.exit_code == 0 and not runs
+    assert result.stdout.splitlines()[0] == f"Would go on in {path}; --resume=noresume starts a new run"
+    options, summary, _ = dry(run, f"--resume={path}", "--snap=3")
+    assert (options["batch_size"], options["network_snapshot_ticks"]) == (16, 3) and "every 3 ticks" in summary
+    assert files == {file: file.stat().st_mtime_ns for file in path.iterdir()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# torchrun.
+
+
+@pytest.fixture
+def torchrun(run, monkeypatch):
+    """Call as process `rank` of `size`; the processes meet without a network. What each met with, and brought."""
+    from torch_utils import distributed
+
+    met = []
+    brought = []
+
+    def from_rank0(value):
+        if value is not None:
+            brought[:] = [json.dumps(value)]
+        return json.loads(brought[0])
+
+    monkeypatch.setattr(distributed, "join", lambda **kwargs: met.append(kwargs))
+    monkeypatch.setattr(distributed, "from_rank0", from_rank0)
+
+    def call(rank, size, *args):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", min(size, 2))):
+            monkeypatch.setenv(name, str(value))
+        return run(*args), met[-1] if met else None
+
+    return call
+
+
+def test_torchrun_says_how_many(torchrun, runs, gpus, tmp_path):
+    gpus(2)                                                     # two machines, two GPUs each
+    for rank in range(4):
+        result, met = torchrun(rank, 4, "--timeout=30", "--device=auto")
+        assert result.exit_code == 0, result.output
+        assert met == {"device": "cuda", "timeout_sec": 30}
+        assert ("Training in" in result.stdout) == (rank == 0)
+    assert runs[0].config.num_gpus == 4 and runs == runs[:1] * 4
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    options = json.loads(Path(runs[0].run_dir, "training_options.json").read_text())
+    assert options["command"]["gpus"] == 4
+
+
+def test_torchrun_goes_on(torchrun, runs, start, gpus):
+    gpus(0)
+    path = start()
+    for rank in range(2):
+        result, met = torchrun(rank, 2, f"--resume={path}", "--device=auto")
+        assert result.exit_code == 0, result.output
+        assert met["device"] == "cpu"
+    assert runs == runs[:1] * 2 and (runs[0].run_dir, runs[0].resume) == (str(path), "newest")
+    assert (runs[0].config.num_gpus, runs[0].config.batch_gpu) == (2, 16)
+
+
+def test_torchrun_mistakes(torchrun, runs, tmp_path):
+    for args, message in (
+        (["--gpus=4"], "--gpus is 4, but torchrun started 2 processes: leave out --gpus"),
+        (["--batch=9"], "--batch is 9, expected at least 1 and divisible by --gpus=2"),
+    ):
+        result, met = torchrun(0, 2, *args)
+        assert last_line(result) == message and met is None
+    result, _ = torchrun(0, 3)
+    assert last_line(result).startswith("--gpus is 3, expected a power of two")
+    assert not runs and not (tmp_path / "runs").exists()
+
+
+def test_torchrun_dry_run(torchrun, runs):
+    for rank in range(2):
+        result, met = torchrun(rank, 2, "--dry-run")
+        assert result.exit_code == 0 and met is None and not runs
+        assert bool(result.stdout) == (rank == 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The real program.
 
 
 def command(tmp_path, *args):

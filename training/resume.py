@@ -5,11 +5,11 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple
+from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
-from .config import TrainingConfig, from_json, to_json
+from .config import TrainingConfig, from_json, to_json, validate_gpus
 from .training_state import list_states
 
 try:
@@ -18,6 +18,7 @@ except ImportError:  # not on Windows, where two programs in one run directory g
     fcntl = None
 
 OPTIONS_NAME = "training_options.json"
+_LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
 
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset((
@@ -26,28 +27,55 @@ FREE_OPTIONS = frozenset((
 ))
 _FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
                 "cudnn_benchmark", "timeout_sec", "keep")
+# Fields that say of what the state consists: no state fits into a run in which one of them is another.
+_SHAPE_FIELDS = frozenset((
+    "G.z_dim", "G.w_dim", "G.map_depth", "G.channel_base", "G.channel_max", "D.architecture", "D.channel_base",
+    "D.channel_max", "D.freeze_layers", "D.decoder_res", "D.decoder_kernel", "D.heads", "D.res_g", "dataset.resolution",
+    "dataset.num_channels", "dataset.label_dim", "dataset.use_labels", "dataset.max_size", "dataset.xflip", "augment",
+    "augment.mode", "augment.p",
+))
 
 
 class Run(NamedTuple):
     path: str
     command: dict[str, Any]     # The options that were said when it was started, by name.
     config: TrainingConfig
+    state: str = "newest"       # From which it goes on: a path, or the newest good one.
 
 
-def open_run(path: str | os.PathLike) -> Run:
-    """A run directory.
+def is_run(source: str) -> bool:
+    """Whether `open_run` is meant by what --resume says, and not a network pickle."""
+    return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
+
+
+def open_run(source: str) -> Run:
+    """The run in a directory, or the one that a training state belongs to, which then goes on from that.
 
     Raises:
-        UserError: It is none, or another version made it.
+        UserError: There is none, another version made it, or it has no state.
     """
+    path, state = source, "newest"
+    if not os.path.isdir(source):
+        path, state = os.path.dirname(source) or ".", source
+        if not os.path.isfile(source):
+            raise UserError(f"there is no training state {source}")
+    run = _read_run(path)
+    if not list_states(path) and state == "newest":
+        raise UserError(f"{path} holds no training state to go on from: start a new run, perhaps from a network pickle")
+    return run._replace(state=state)
+
+
+def _read_run(path: str) -> Run:
     file = Path(path, OPTIONS_NAME)
     try:
         content = json.loads(file.read_text())
-        return Run(str(path), content["command"], from_json(content["config"]))
+        run = Run(path, dict(content["command"]), from_json(content["config"]))
     except OSError as e:
         raise UserError(f"{path} is no run directory: {file.name} can't be read ({e.strerror})") from e
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{file} is not as this version of train.py writes it, so the run can't go on") from e
+    except (ValueError, KeyError, TypeError, UserError) as e:
+        why = f" ({e})" if isinstance(e, UserError) else ""
+        raise UserError(f"{file} is not as this version of train.py writes it, so the run can't go on{why}") from e
+    return run
 
 
 def find_run(outdir: str, command: Mapping[str, Any]) -> Run | None:
@@ -62,11 +90,11 @@ def find_run(outdir: str, command: Mapping[str, Any]) -> Run | None:
         if not states:
             continue
         try:
-            run = open_run(path)
+            run = _read_run(path)
         except UserError:
             continue
         wanted = command.get("kimg", run.config.total_kimg)
-        if _lasting(run.command) == _lasting(command) and states[0].nimg < wanted * 1000 and not is_locked(path):
+        if _lasting(run.command) == _lasting(command) and states[0].nimg < wanted * 1000 and not _is_locked(path):
             return run
     return None
 
@@ -86,32 +114,54 @@ def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> Tr
         anyway:   Take over changes of what is learnt, too.
 
     Raises:
-        UserError: Such a change was made, and not `anyway`; it lists all of them.
+        UserError: Such a change was made, and not `anyway`, or one that no state fits; it lists all of them.
     """
-    differences = list(_differences(to_json(run.config), to_json(new)))
+    validate_gpus(num_gpus)
+    then = _share_out(new, run.config.num_gpus)     # on as many as the run has been on since
+    differences = dict(_differences(to_json(run.config), to_json(then)))
+    unfit = {name: text for name, text in differences.items() if name in _SHAPE_FIELDS}
+    if unfit and anyway:
+        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit.values())}. Leave these as they were, "
+                        "or start a new run, perhaps from a network pickle")
     if differences and not anyway:
-        raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences)}. Leave "
-                        "these as they were, or say --resume-anyway")
-    base = new if anyway else run.config
-    free = {name: getattr(new, name) for name in _FREE_FIELDS}
-    share = base.batch_size // num_gpus
-    batch_gpu = base.batch_gpu if share and share % base.batch_gpu == 0 else share
-    dataset = dataclasses.replace(base.dataset, path=new.dataset.path)
-    return dataclasses.replace(base, **free, num_gpus=num_gpus, batch_gpu=batch_gpu, dataset=dataset)
+        raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences.values())}. "
+                        "Leave these as they were, or say --resume-anyway")
+    return dataclasses.replace(_share_out(new, num_gpus), resume=run.config.resume)
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
+    """The same training on another number of GPUs, of which none gets more images at once than before."""
+    share, group = config.batch_size // num_gpus, config.D.mbstd_group_size
+    fitting = [size for size in range(1, min(share, config.batch_gpu) + 1)
+               if share % size == 0 and size % min(group, size) == 0]
+    return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting, default=1))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The fields that are others now, but for those that may be, each with a text."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
+        for key in dict.fromkeys([*old, *new]):
             field = f"{name}.{key}" if name else key
             if field not in _FREE_FIELDS and field not in ("num_gpus", "resume", "dataset.path"):
                 yield from _differences(old.get(key), new.get(key), field)
     elif old != new:
-        yield f"{name} was {old}, is {new}"
+        yield name, f"{name} was {old}, is {new}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One program at a time in a run directory.
+
+
+_held: set[BinaryIO] = set()    # Open files whose locks this process holds.
+
+
+def _close_held() -> None:
+    for f in _held:
+        f.close()
+
+
+if fcntl is not None:  # else processes that load images would keep the lock for seconds after this one was killed
+    os.register_at_fork(after_in_child=_close_held)
 
 
 @contextlib.contextmanager
@@ -121,7 +171,7 @@ def locked(run_dir: str) -> Iterator[None]:
     Raises:
         UserError: Another one does.
     """
-    with open(os.path.join(run_dir, OPTIONS_NAME), "rb") as f:
+    with open(os.path.join(run_dir, _LOCK_NAME), "ab") as f:
         if fcntl is not None:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,10 +179,15 @@ def locked(run_dir: str) -> Iterator[None]:
                 raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
             except OSError:
                 pass  # a file system without locks
-        yield
+        _held.add(f)
+        try:
+            yield
+        finally:
+            _held.discard(f)
 
 
-def is_locked(run_dir: str) -> bool:
+def _is_locked(run_dir: str) -> bool:
+    """Also where this user may not write."""
     try:
         with locked(run_dir):
             return False

@@ -21,7 +21,8 @@ def make(resolution=32, device="cpu", data=None, **said):
     [
         ({"num_gpus": 3}, "--gpus is 3, expected a power of two"),
         ({"num_gpus": 0}, "--gpus is 0, expected a power of two"),
-        ({"num_gpus": 2}, "--gpus is 2, expected 1 on the CPU"),
+        ({"num_gpus": -2}, "--gpus is -2, expected a power of two"),
+        ({"batch_size": 9, "num_gpus": 2}, "--batch is 9, expected at least 1 and divisible by --gpus=2"),
         ({"batch_size": 0}, "--batch is 0, expected at least 1"),
         ({"batch_size": 9, "num_gpus": 2, "device": "cuda"}, "--batch is 9, expected at least 1 and divisible by"),
         ({"batch_size": 8, "batch_gpu": 3}, "--batch-gpu is 3, expected a divisor of 8"),
