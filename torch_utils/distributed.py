@@ -119,6 +119,11 @@ def world_size() -> int:
     return 1 if _group is None else _group.world_size
 
 
+def current_device(kind: str) -> torch.device:
+    """That of this process: "cpu", or its own one of "cuda"."""
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+
 def print0(*args: Any, **kwargs: Any) -> None:
     """Print on rank 0 only."""
     if rank() == 0:
