@@ -84,10 +84,40 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.umask(umask)
             os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
             os.replace(name, path)
+            _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the names in a folder survive a power failure, where the system can do that."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def append_text(path: str | os.PathLike, text: str) -> None:
+    """Add to a file, all of `text` or nothing.
+
+    Raises:
+        OSError: It can't be written; its `filename` is `path`.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size, data = os.fstat(fd).st_size, text.encode()
+        try:
+            while data:
+                data = data[os.write(fd, data):]
+        except OSError as e:
+            os.ftruncate(fd, size)
+            raise OSError(e.errno, e.strerror, str(path)) from e
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Any, Callable, Iterator
 import torch
 from tqdm import tqdm
 
+from dnnlib.util import UserError
+
 ProgressFn = Callable[[str, int, int], None]
 """Called with (stage, done, total), for example ("fid50k_full generated", 640, 50000)."""
 
@@ -32,6 +34,23 @@ class MetricOptions:
     cache: bool = True                          # Keep the statistics of real images on disk.
     shared: dict | None = None                  # Generated features that metrics of one G share; one dict for each G.
     progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
+
+
+@contextlib.contextmanager
+def shared_failure(opts: MetricOptions) -> Iterator[None]:
+    """What fails inside on one process fails on all of them: none waits for another that has given up."""
+    error = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    if opts.num_gpus > 1:
+        failed = torch.tensor([int(error is not None)], device=opts.device)
+        torch.distributed.all_reduce(failed)
+        if failed.item() and error is None:
+            raise UserError(f"{opts.metric} failed on another process")
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager

@@ -37,11 +37,6 @@ class _Group:
 _group: _Group | None = None
 
 
-def launched_in_parallel() -> bool:
-    """Do the environment's variables say that this is one of several processes?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
 def join(*, device: str, timeout_sec: float) -> torch.device:
     """Meet the other processes of this run.
 
@@ -56,33 +51,34 @@ def join(*, device: str, timeout_sec: float) -> torch.device:
         LostRank: Not all came.
     """
     global _group
-    group = _Group(timeout_sec)
+    group = _group = _Group(timeout_sec)
     timeout = datetime.timedelta(seconds=timeout_sec)
     local = torch.device("cpu")
     if device == "cuda":
         local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", group.rank)))
         torch.cuda.set_device(local)
     try:
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout)
+        # torchrun and training.launch keep a store for all; without them, rank 0 does.
+        keeps = group.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = _open_store(timeout, keep=keeps)
+        group.store = _open_store(timeout)  # a connection that the heart need not share
+        _beat(group)
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=group.rank,
+                                             world_size=group.world_size, timeout=timeout)
         group.host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-        group.store = _open_store(timeout)
     except RuntimeError as e:
-        raise LostRank(f"rank {group.rank} did not reach the other {group.world_size - 1} process(es) within "
-                       f"{timeout_sec:g} s: {_first_line(e)}") from e
-    _group = group
-    _beat(group)
+        raise LostRank(_describe_absence(group, e)) from e
     return local
 
 
-def _open_store(timeout: datetime.timedelta) -> Any:
-    """A client of the store that the processes met through, on a connection of its own."""
-    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+def _open_store(timeout: datetime.timedelta, *, keep: bool = False) -> Any:
+    """Of what all processes share by name, our part; each restart by torchrun has another."""
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=keep,
                                        timeout=timeout, wait_for_workers=False)
     return _namespace(store)
 
 
 def _namespace(store: Any) -> Any:
-    """Our part of a store; each restart by torchrun has another."""
     return torch.distributed.PrefixStore(f"glead/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -91,14 +87,16 @@ def leave() -> None:
     global _group
     if _group is not None:
         _group.closed.set()
-        _group.heart.join()  # a thread that is inside the store when the interpreter ends would abort the process
+        if _group.heart is not None:
+            _group.heart.join()  # a thread that is inside the store when the interpreter ends would abort the process
         _group = None
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def first_to_report(message: str) -> bool:
     """Of all processes that want to say why the run ends, the first one may; the message is kept for the launcher."""
-    if _group is None:
+    if _group is None or _group.store is None:
         return True
     signed = f"{_group.rank} {message}"
     try:
@@ -119,6 +117,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return 1 if _group is None else _group.world_size
+
+
+def current_device(kind: str) -> torch.device:
+    """That of this process: "cpu", or its own one of "cuda"."""
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def print0(*args: Any, **kwargs: Any) -> None:
@@ -197,6 +200,8 @@ def _named_losses() -> Iterator[None]:
         _group.step += 1
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as e:
         raise LostRank(_describe_loss(e)) from e
 
@@ -209,7 +214,7 @@ def _describe_loss(error: RuntimeError) -> str:
     with contextlib.suppress(RuntimeError, ValueError):
         dead, behind = _missing(group)
         if dead:
-            return f"{_names(dead)} died or lost the network: {what}. The last training state is good; go on from it"
+            return f"{_names(dead)} died, was stopped, or lost the network: {what}. The last training state is good; go on from it"
         if behind:
             return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
                     "The last training state is good; go on from it")
@@ -232,6 +237,27 @@ def _missing(group: _Group) -> tuple[list[int], list[int]]:
     dead = [other for other in others if before.get(other, [0])[0] == after.get(other, [0])[0]]
     behind = [other for other in others if other not in dead and after[other][1] < group.step]
     return dead, behind
+
+
+def _describe_absence(group: _Group, error: RuntimeError) -> str:
+    others = range(group.world_size)
+    with contextlib.suppress(RuntimeError, AttributeError):  # no store was reached
+        others = [other for other in others if not group.store.check([f"beat/{other}"])] or others
+    absent = [other for other in others if other != group.rank]
+    return (f"{_names(absent)} did not come within {group.timeout_sec:g} s, says rank {group.rank} "
+            f"({_first_line(error)})")
+
+
+def lost_rank(error: BaseException) -> LostRank | None:
+    """The reason for `error` if that is a process that is missing; None for other errors."""
+    if isinstance(error, LostRank):
+        return error
+    if _group is None or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return None
+    with contextlib.suppress(RuntimeError, ValueError):
+        if any(_missing(_group)):
+            return LostRank(_describe_loss(error))
+    return None
 
 
 def _names(ranks: list[int]) -> str:

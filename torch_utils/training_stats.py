@@ -17,10 +17,8 @@ def report(name: str, value: Any) -> Any:
     x = torch.as_tensor(value).detach().flatten()
     x = x.to(torch.float32 if x.device.type == "cuda" else torch.float64)
     moments = torch.stack([torch.full([], float(x.numel()), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
-    if name in _moments and _moments[name].device == moments.device:
-        _moments[name] += moments
-    else:
-        _moments[name] = moments + (_moments[name].to(moments.device) if name in _moments else 0)
+    before = _moments.get(name)
+    _moments[name] = moments if before is None else before.to(moments).add_(moments)
     return value
 
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import copy
-import json
 import os
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from dnnlib.util import UserError
 from torch_utils.network_pickle import save_network_pkl
 
+from .run_log import read_records
 from .training_state import state_path, write_state
 
 _PICKLE = re.compile(r"network-snapshot-(\d{6,})\.pkl")
@@ -57,55 +57,75 @@ class Checkpoints:
         self.snapshot_kimg = snapshot_kimg  # From one pickle to the next.
         self.metric = metric                # By which the best pickle is found.
         self.overdue = False
-        self.state_nimg = -1                # Position of the state that was handed over last.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writes: list[tuple[Path, concurrent.futures.Future]] = []
+        self._problems: list[str] = []
 
     def save_networks(
         self, *, nimg: int, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
     ) -> Path:
         """Hand over copies for `network-snapshot-KKKKKK.pkl` (K = kimg); the file is there after `wait`."""
         path = self.run_dir / f"network-snapshot-{nimg // 1000:06d}.pkl"
+        self._make_room(path)
         copies = {name: None if net is None else copy.deepcopy(net).cpu() for name, net in networks.items()}
-        self.overdue = False
         self._submit(path, self._write_networks, path, dict(copies, training_set_kwargs=training_set_kwargs))
         return path
 
     def save_state(self, content: dict[str, Any], *, nimg: int) -> Path:
         """Hand over a copy of a training state; the file is there after `wait`."""
         path = state_path(self.run_dir, nimg)
-        self.state_nimg = nimg
+        self._make_room(path)
         self._submit(path, write_state, path, host_copy(content))
         return path
 
+    def failed(self, path: Path, error: OSError) -> None:
+        """Take note of a file of a snapshot that can't be written."""
+        self.overdue |= path.suffix != ".pt"
+        self._problems.append(f"can't save {error.filename or path}: {error.strerror or error}")
+
+    def report(self) -> None:
+        """Say what has failed so far, and begin a tick in which it is tried again."""
+        for problem in self._collect():
+            print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
+
     def wait(self) -> list[str]:
-        """Until everything is written; what went wrong, a line for each file."""
-        problems = []
-        for path, write in self._writes:
+        """Until everything is written; what went wrong since the last `report`, a line for each file."""
+        concurrent.futures.wait([write for _, write in self._writes])
+        return self._collect()
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        for problem in self.wait():
+            print(f"Warning: {problem}", flush=True)
+        self._thread.shutdown()
+
+    def _make_room(self, path: Path) -> None:
+        """Copies are not heaped up in memory: one that is still being written comes first."""
+        concurrent.futures.wait([write for other, write in self._writes if other.suffix == path.suffix])
+
+    def _submit(self, path: Path, function: Any, *args: Any) -> None:
+        self._writes.append((path, self._thread.submit(function, *args)))
+
+    def _collect(self) -> list[str]:
+        done = [(path, write) for path, write in self._writes if write.done()]
+        self._writes = [(path, write) for path, write in self._writes if not write.done()]
+        for path, write in done:
             try:
                 write.result()
             except OSError as e:
-                self.overdue |= path.suffix == ".pkl"
-                problems.append(f"can't save {path}: {e.strerror or e}")
-        self._writes.clear()
+                self.failed(path, e)
+        problems, self._problems = self._problems, []
         return problems
-
-    def close(self) -> None:
-        self.wait()
-        self._thread.shutdown()
-
-    def _submit(self, path: Path, function: Any, *args: Any) -> None:
-        if any(other.suffix == path.suffix or not write.done() for other, write in self._writes):
-            for problem in self.wait():
-                print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
-        self._writes.append((path, self._thread.submit(function, *args)))
 
     def _write_networks(self, path: Path, content: dict[str, Any]) -> None:
         save_network_pkl(path, content)
-        self.prune()
+        self._prune()
 
     def prune(self) -> None:
-        """Delete the pickles that no rule of `keep` names."""
+        """Have the pickles deleted that no rule of `keep` names; the scores may have changed."""
+        self._submit(self.run_dir, self._prune)
+
+    def _prune(self) -> None:
         if self.keep.last is None:
             return
         names = sorted(name for name in os.listdir(self.run_dir) if _PICKLE.fullmatch(name))
@@ -122,13 +142,9 @@ class Checkpoints:
     def best(self) -> str | None:
         """The name of the pickle with the best score so far; None where nothing was scored."""
         scores: dict[str, float] = {}
-        try:
-            lines = (self.run_dir / f"metric-{self.metric}.jsonl").read_text().splitlines()
-        except OSError:
-            return None
-        for line in lines:
-            record = json.loads(line)
-            scores[record["snapshot_pkl"]] = next(iter(record["results"].values()))
+        for record in read_records(self.run_dir / f"metric-{self.metric}.jsonl"):
+            if _PICKLE.fullmatch(str(record.get("snapshot_pkl"))) and record.get("results"):
+                scores[record["snapshot_pkl"]] = next(iter(record["results"].values()))
         sign = -1 if _HIGHER_IS_BETTER.match(self.metric or "") else 1
         return min(scores, key=lambda name: sign * scores[name], default=None)
 

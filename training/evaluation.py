@@ -1,7 +1,10 @@
 """Scoring the averaged generator in the middle of a run."""
 
+import os
 import sys
+import traceback
 from pathlib import Path
+from typing import Mapping
 
 import torch
 
@@ -11,30 +14,69 @@ from torch_utils import distributed
 
 from .config import TrainingConfig
 from .dataset import ImageFolderDataset
-from .run_log import RunLog
+from .interrupt import StopRequest
+from .run_log import RunLog, read_records
+
+Scores = dict[str, dict[str, float]]    # Results, by metric.
 
 
 def evaluate(
     config: TrainingConfig, G_ema: torch.nn.Module, dataset: ImageFolderDataset, device: torch.device, *,
-    run_dir: Path, log: RunLog, snapshot_pkl: Path | None,
+    run_dir: Path, log: RunLog, snapshot_pkl: Path | None, known: Scores, stop: StopRequest,
 ) -> None:
     """Calculate the metrics of `config`, on all ranks together, and report them in the log and in `metric-*.jsonl`.
 
     A metric that can't be had, for want of a feature net for example, is no reason to stop training.
+
+    Args:
+        known: Scores that have been reported already.
+        stop:  A request is followed between metrics, or, where there is one process, within one.
+
+    Raises:
+        KeyboardInterrupt: Requested to stop.
+        LostRank:          Another process of the run is missing.
     """
     c, shared = config, {}
     for metric in c.metrics:
+        if metric in known:
+            log.add_metrics(known[metric])
+            continue
+        if distributed.any_rank(stop.requested):
+            raise KeyboardInterrupt
         try:
             result = metric_main.calc_metric(
                 metric, G=G_ema, dataset=dataset, detector=c.detector, device=device, batch_size=c.batch_gpu,
                 num_gpus=distributed.world_size(), rank=distributed.rank(), workers=c.workers, shared=shared,
                 progress=sys.stderr.isatty(),
             )
-        except (UserError, OSError) as e:
-            if isinstance(e, distributed.LostRank):
-                raise
-            distributed.print0(f"Warning: no {metric} for {snapshot_pkl}: {e}")
+        except Exception as e:
+            lost = distributed.lost_rank(e)
+            if lost is not None:
+                raise lost from e
+            if not isinstance(e, (UserError, OSError)):
+                traceback.print_exc()
+            distributed.print0(f"Warning: no {metric} for {snapshot_pkl}: {e or type(e).__name__}", flush=True)
             continue
         if distributed.rank() == 0:
-            metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=str(snapshot_pkl))
+            try:
+                metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=str(snapshot_pkl))
+            except OSError as e:
+                print(f"Warning: can't write metric-{metric}.jsonl: {e.strerror or e}", flush=True)
         log.add_metrics(result.results)
+
+
+def report_sizes(metrics: tuple[str, ...], run_dir: Path) -> dict[str, int]:
+    """How long the reports are, by metric: what comes later are the scores of this tick."""
+    paths = {metric: _report_path(run_dir, metric) for metric in metrics}
+    return {metric: os.path.getsize(path) if path.exists() else 0 for metric, path in paths.items()}
+
+
+def scores_since(sizes: Mapping[str, int], run_dir: Path, snapshot_pkl: str | None) -> Scores:
+    """What was reported of a network pickle after `report_sizes` had been asked."""
+    return {metric: record["results"] for metric, size in sizes.items()
+            for record in read_records(_report_path(run_dir, metric), start=size)
+            if record.get("snapshot_pkl") == snapshot_pkl}
+
+
+def _report_path(run_dir: Path, metric: str) -> Path:
+    return run_dir / f"metric-{metric}.jsonl"

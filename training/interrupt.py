@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: asked once, the work in hand is finished and saved; asked twice, everything stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1: asked once, the work in hand is finished and saved; asked twice, all stops at once."""
 
 import contextlib
 import signal
@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any, Iterator
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopRequest:
     """Context manager that catches the signals; `requested` says whether one came.
@@ -14,16 +16,18 @@ class StopRequest:
     Outside the main thread no signal can be caught, and nothing is ever requested.
     """
 
-    def __init__(self, *, interruptible: bool = True) -> None:
+    def __init__(self, *, interruptible: bool = True, quiet: bool = False) -> None:
         self.requested = False
         self._interruptible = interruptible     # False where other processes would wait for this one.
+        self._quiet = quiet
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # processes of a run start with them blocked
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -48,4 +52,5 @@ class StopRequest:
         again, self.requested = self.requested, True
         if self._at_once or again and self._interruptible:
             raise KeyboardInterrupt
-        print("\nStopping after this iteration; once more stops at once.", file=sys.stderr, flush=True)
+        if not again and not self._quiet:
+            print("\nStopping after this iteration; once more stops at once.", file=sys.stderr, flush=True)

@@ -11,16 +11,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, NamedTuple
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, num_cores
 
 from . import config as configs
-from . import run_dir
+from . import interrupt, run_dir
 from .config import TrainingConfig
 
-LOST = 75                   # Exit status of a process that ended because others are missing.
-_GRACE_SEC = 10             # After one process failed, the others have so long to end by themselves.
+LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over what is wrong.
+LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
+_GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
+_INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)   # Ctrl-C reaches all processes of a terminal by itself.
 
 
 class Job(NamedTuple):
@@ -50,40 +51,55 @@ def run(job: Job) -> None:
         _run_processes(job)
 
 
-def run_rank(job: Job) -> None:
-    """Train, as one process of the run, or as the only one. All but rank 0 leave the log to that."""
+def run_rank(job: Job, *, log_errors: bool = True) -> None:
+    """Train, as one process of the run, or as the only one; what all of them print goes to the log, too.
+
+    Args:
+        log_errors: False leaves it to the launcher to note a UserError in the log.
+    """
     from torch_utils import distributed
 
     from .training_loop import run_training
 
-    if distributed.rank() != 0:
+    with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
         run_training(job.config, job.run_dir, resume=job.resume)
-        return
-    with run_dir.tee_output(os.path.join(job.run_dir, "log.txt")):
-        run_training(job.config, job.run_dir, resume=job.resume)
+
+
+def _log_path(job: Job) -> str:
+    return os.path.join(job.run_dir, "log.txt")
 
 
 def _run_processes(job: Job) -> None:
+    with tempfile.TemporaryDirectory(prefix="glead-") as folder, run_dir.tee_output(_log_path(job)):
+        path = Path(folder, "job.json")
+        path.write_text(json.dumps(job.to_json()))
+        root = Path(__file__).resolve().parents[1]  # which need not be the current folder
+        run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
+
+
+def run_together(command: list[str], *, size: int) -> None:
+    """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
+
+    Raises:
+        UserError: One failed.
+    """
     import torch
 
     from torch_utils import distributed
 
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port
-    size = job.config.num_gpus
-    with tempfile.TemporaryDirectory(prefix="glead-") as folder:
-        path = Path(folder, "job.json")
-        path.write_text(json.dumps(job.to_json()))
-        common = {
-            "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # PyTorch would start a thread per core in each
-        }
-        root = Path(__file__).resolve().parents[1]  # which need not be the current folder
-        command = [sys.executable, "-c", _START_WORKER, str(root), str(path)]
-        with _Processes() as processes:
-            for rank in range(size):
-                processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            processes.wait(lambda: distributed.reported(store))
+    threads = max(num_cores() // size, 1)   # PyTorch would start one for each core in every process
+    common = {
+        "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER_PID: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+    if sys.platform == "linux":
+        common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
+    with _Processes() as processes:
+        for rank in range(size):
+            processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        processes.wait(lambda: distributed.reported(store))
 
 
 class _Processes:
@@ -92,9 +108,10 @@ class _Processes:
     def __init__(self) -> None:
         self._children: list[subprocess.Popen] = []
         self._previous: dict[signal.Signals, Any] = {}
+        self._first_signal_sec: float | None = None
 
     def __enter__(self) -> "_Processes":
-        for number in (signal.SIGINT, *_FORWARDED):
+        for number in interrupt.SIGNALS:
             self._previous[number] = signal.signal(number, self._forward)
         return self
 
@@ -104,18 +121,28 @@ class _Processes:
             signal.signal(number, handler)
 
     def start(self, command: list[str], env: dict[str, str]) -> None:
-        self._children.append(subprocess.Popen(command, env=env))
+        # A signal that comes before the new process can handle it waits until it can.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
+        try:
+            self._children.append(subprocess.Popen(command, env=env))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        if number in _FORWARDED:
-            for child in self._children:
-                child.send_signal(number)
+        """A process that gets a signal twice, because it went to all of a group, takes it for one."""
+        now = time.monotonic()
+        if self._first_signal_sec is None:
+            self._first_signal_sec = now
+        elif now - self._first_signal_sec > _INSIST_SEC:
+            raise UserError("stopped at once, as you asked twice; the same command goes on from the last training state")
+        for child in self._children:
+            child.send_signal(number)
 
-    def wait(self, reason: Callable[[], str | None]) -> None:
+    def wait(self, reported: Callable[[], str | None]) -> None:
         """Until all ended; the first failure ends the others.
 
         Args:
-            reason: Gives what a process that lost the others had to say about them.
+            reported: Gives what a process with the status LOST or TOLD handed over.
 
         Raises:
             UserError: One failed.
@@ -125,13 +152,15 @@ class _Processes:
             failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
             if failed:
                 self._end(_GRACE_SEC)  # they notice by themselves, and leave
-                guilty = [rank for rank in failed if codes[rank] != LOST]
-                raise UserError(reason() if not guilty else self._describe(guilty[0], codes[guilty[0]]))
+                guilty = [rank for rank in failed if codes[rank] not in (LOST, TOLD)]
+                message = None if guilty else reported()
+                raise UserError(message or self._describe((guilty or failed)[0]))
             if None not in codes:
                 return
             time.sleep(0.1)
 
-    def _describe(self, rank: int, code: int) -> str:
+    def _describe(self, rank: int) -> str:
+        code = self._children[rank].returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
         return (f"rank {rank} of {len(self._children)} {how}, so the run ended; the same command goes on from its last "
                 "training state")

@@ -1,6 +1,7 @@
 """Run directories: the next free number, the options that were run, and a log of everything that is printed."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -48,6 +49,16 @@ def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
         f.write((json.dumps(options, indent=2) + "\n").encode())
 
 
+@contextlib.contextmanager
+def _full_disks_ignored() -> Iterator[None]:
+    """What is printed is no reason to end a run."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+
+
 class _Tee:
     """A text stream that also writes its finished lines to a log; of a progress bar only the last state is kept."""
 
@@ -55,37 +66,55 @@ class _Tee:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:
-        count = self._stream.write(text)
+        with _full_disks_ignored():
+            self._stream.write(text)
         *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            self._log.write(line.rstrip("\r").rpartition("\r")[2] + "\n")
         self._line = self._line[self._line.rstrip("\r").rfind("\r") + 1 :]
         if lines:
-            self._log.flush()  # the log is read while the run goes on
-        return count
+            self.keep("".join(line.rstrip("\r").rpartition("\r")[2] + "\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        with _full_disks_ignored():
+            self._stream.flush()
 
     def finish(self) -> None:
         if self._line.strip():
-            self._log.write(self._line.rstrip("\r") + "\n")
+            self.keep(self._line.rstrip("\r") + "\n")
+
+    def keep(self, text: str) -> None:
+        with _full_disks_ignored():
+            self._log.write(text)
+            self._log.flush()  # the log is read while the run goes on
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
-def tee_output(path: str | os.PathLike) -> Iterator[None]:
-    """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception."""
-    with open(path, "a", encoding="utf-8") as log:
+def tee_output(path: str | os.PathLike, *, errors: bool = True) -> Iterator[None]:
+    """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception.
+
+    Args:
+        path:   Other processes may write to it, too.
+        errors: False leaves it to others to note a UserError.
+    """
+    log = open(path, "a", encoding="utf-8")
+    try:
         stdout, stderr = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
         try:
             with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
                 yield
-        except dnnlib.util.UserError as e:
-            log.write(f"Error: {e}\n")
-            raise
-        except Exception:
-            log.write(traceback.format_exc())
-            raise
         finally:
             stdout.finish()
             stderr.finish()
+    except dnnlib.util.UserError as e:
+        if errors:
+            stderr.keep(f"Error: {e}\n")
+        raise
+    except Exception:
+        stderr.keep(traceback.format_exc())
+        raise
+    finally:
+        with _full_disks_ignored():
+            log.close()

@@ -1,5 +1,6 @@
 """What a run says about itself: the status line, `stats.jsonl`, TensorBoard."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dnnlib.util import atomic_write, format_time
+from dnnlib.util import append_text, atomic_write, format_time
 from torch_utils import distributed
 
 
@@ -31,7 +32,7 @@ class RunLog:
         self, run_dir: Path, *, total_kimg: float, device: torch.device, state: dict[str, Any] | None = None
     ):
         """Go on from `state`, which `RunLog.state` gave; later records in `run_dir` are dropped, for they come again."""
-        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={})
+        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[])
         self.total_kimg = total_kimg
         self.device = device
         self._tick_start = self._tick_end = time.monotonic()
@@ -39,18 +40,22 @@ class RunLog:
         self.tick_start_nimg = state["tick_start_nimg"]
         self._timed_from_nimg = state["start_nimg"]     # Where the clock of this tick was started.
         self._maintenance_sec = 0.0
-        self._record: dict[str, Any] = state["record"]
+        self._record: dict[str, Any] = state["record"]  # Of a tick that ended, while it waits for scores.
+        self._unwritten: list[dict[str, Any]] = state["unwritten"]  # Finished records that found no room on the disk.
+        self._path = run_dir / "stats.jsonl"
         self._main = distributed.rank() == 0
         if self._main:
-            kimg = state["tick_start_nimg"] / 1000
-            _drop_records(run_dir / "stats.jsonl", after_kimg=kimg)
-            self._stats_file = open(run_dir / "stats.jsonl", "at", encoding="utf-8")
-            self._tensorboard = SummaryWriter(run_dir, purge_step=int(kimg) + 1 if kimg else None)
+            _drop_records(self._path, state["tick_start_nimg"] / 1000, self._unwritten)
+            self._open_tensorboard()
+
+    def _open_tensorboard(self) -> None:
+        kimg = self.tick_start_nimg // 1000
+        self._tensorboard = SummaryWriter(self._path.parent, purge_step=kimg + 1 if kimg else None)
 
     def state(self, nimg: int) -> dict[str, Any]:
         """What going on after `nimg` images needs, plain data."""
         return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
-                    start_nimg=nimg, record=self._record)
+                    start_nimg=nimg, record=self._record, unwritten=list(self._unwritten))
 
     def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
@@ -93,34 +98,70 @@ class RunLog:
     def start_tick(self, progress: Progress) -> None:
         """Maintenance is over: write the record of the last tick, and measure the next one from here."""
         if self._main:
-            self._stats_file.write(json.dumps(dict(sorted(self._record.items()), timestamp=time.time())) + "\n")
-            self._stats_file.flush()
-            for name, value in self._record.items():
-                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // 1000)
-            self._tensorboard.flush()
+            self._unwritten.append(self._record)
+            self._write_records()
+            self._show_on_tensorboard(self._record, progress)
+        self._record = {}
         self._tick_start = time.monotonic()
         self._maintenance_sec = self._tick_start - self._tick_end
         self.tick_start_nimg = self._timed_from_nimg = progress.nimg
 
+    def _write_records(self) -> None:
+        try:
+            while self._unwritten:
+                append_text(self._path, json.dumps(dict(sorted(self._unwritten[0].items()), timestamp=time.time())) + "\n")
+                del self._unwritten[0]
+        except OSError as e:
+            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next tick")
+
+    def _show_on_tensorboard(self, record: dict[str, Any], progress: Progress) -> None:
+        try:
+            for name, value in record.items():
+                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // 1000)
+            self._tensorboard.flush()
+        except OSError as e:
+            print(f"Warning: TensorBoard lacks the tick at {progress.nimg / 1000:.1f} kimg: {e.strerror or e}")
+            with contextlib.suppress(OSError):  # a writer that failed once can't be used again
+                self._open_tensorboard()
+
+    def problems(self) -> list[str]:
+        """What could not be written until now."""
+        return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
+
     def close(self) -> None:
         if self._main:
-            self._stats_file.close()
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
 
 
-def _drop_records(path: Path, *, after_kimg: float) -> None:
-    """Leave out records of later ticks, and what a crash has left of a line."""
+def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
+    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none where there is no file."""
+    try:
+        lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if line.endswith(b"\n") and isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
+    """Leave out records of later ticks, those that will be written again, and what a crash has left of a line."""
     try:
         lines = path.read_text().splitlines(keepends=True)
     except FileNotFoundError:
         return
+    again = {record["Progress/kimg"]["mean"] for record in unwritten}
     kept = []
     for line in lines:
-        try:
-            if line.endswith("\n") and json.loads(line)["Progress/kimg"]["mean"] <= after_kimg:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            kimg = json.loads(line)["Progress/kimg"]["mean"]
+            if line.endswith("\n") and kimg <= after_kimg and kimg not in again:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
     if kept != lines:
         with atomic_write(path) as f:
             f.write("".join(kept).encode())

@@ -11,6 +11,7 @@ from dnnlib.util import UserError
 from torch_utils import distributed, training_stats
 
 from .config import to_json
+from .evaluation import report_sizes, scores_since
 
 if TYPE_CHECKING:
     from .training_loop import Trainer
@@ -32,6 +33,7 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "log": t.log.state(t.progress.nimg),
         "unfinished_tick": t.unfinished_tick,
         "saved": None if t.saved is None else t.saved.name,
+        "report_sizes": report_sizes(t.config.metrics, t.run_dir),
     }
 
 
@@ -57,3 +59,4 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     training_stats.restore(state["stats"] if first else {name: [0.0] * 3 for name in state["stats"]})
     t.unfinished_tick = state["unfinished_tick"]
     t.saved = None if state["saved"] is None else t.run_dir / state["saved"]
+    t.known_scores = distributed.from_rank0(scores_since(state["report_sizes"], t.run_dir, state["saved"]))

@@ -19,7 +19,7 @@ from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_l
 from .dataset import ImageFolderDataset
 from .draws import draw_part
 from .ema import ema_beta, update_ema
-from .evaluation import evaluate
+from .evaluation import Scores, evaluate
 from .interrupt import StopRequest
 from .loader import BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
@@ -43,14 +43,13 @@ def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = N
 
     Raises:
         UserError: Data became unreadable, gradients stayed non-finite, there is no good state, or the last save failed.
-        LostRank: Another process of the run is missing.
     """
-    with StopRequest(interruptible=distributed.world_size() == 1) as stop:
+    with StopRequest(interruptible=distributed.world_size() == 1, quiet=distributed.rank() != 0) as stop:
         try:
             with stop.at_once():
                 trainer = Trainer(config, run_dir, resume=resume)
         except KeyboardInterrupt:
-            print(f"Stopped while setting up: nothing was trained in {run_dir}.")
+            print(f"Stopped while setting up: nothing was trained in {run_dir} that is not saved.")
             return
         try:
             trainer.train(stop)
@@ -64,15 +63,15 @@ class Trainer:
     def __init__(self, config: TrainingConfig, run_dir: str, *, resume: str | None = None):
         self.config = config
         self.run_dir = Path(run_dir)
-        self.device = torch.device(config.device)
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.device = distributed.current_device(config.device)
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
         state = None if resume is None else find_state(self.run_dir, resume)
         self.progress = Progress(**state["progress"]) if state else Progress()
         self.unfinished_tick: bool | None = None    # A tick to finish first; is a snapshot due in it?
         self.saved: Path | None = None              # The pickle that was saved last.
+        self.saved_nimg = self.progress.nimg        # Position of the last training state.
+        self.known_scores: Scores = {}              # Of the unfinished tick.
         self._open_data()
         self._build_networks(start_from=None if state else config.resume)
         if state:
@@ -132,38 +131,44 @@ class Trainer:
     def train(self, stop: StopRequest) -> None:
         """Step until all images have been shown or a stop is requested, with maintenance after each tick."""
         c = self.config
-        total_nimg = int(c.total_kimg * 1000)
+        total_nimg, tick_nimg = int(c.total_kimg * 1000), c.kimg_per_tick * 1000
         distributed.print0(f"Training for {c.total_kimg:g} kimg ...")
         bar = self._bar()
         stopping = False
         try:
             if self.unfinished_tick is not None:
+                if self.unfinished_tick and not self.saved.exists():
+                    self._write_snapshot()  # that could not be saved before
                 self._finish_tick(stop)
             while self.progress.nimg < total_nimg and not (stopping := distributed.any_rank(stop.requested)):
                 self.step()
                 bar.update(c.batch_size)
                 done = self.progress.nimg >= total_nimg
-                tick_nimg = self.progress.nimg - self.log.tick_start_nimg
-                if done or self.progress.tick == 0 or tick_nimg >= c.kimg_per_tick * 1000:
+                if done or self.progress.tick == 0 or self.progress.nimg - self.log.tick_start_nimg >= tick_nimg:
                     bar.close()
                     self.maintain(stop, done=done)
                     bar = self._bar()
-        except KeyboardInterrupt:  # asked twice, or in the middle of a metric
+            if stopping:
+                self._save()
+        except KeyboardInterrupt:  # in the middle of something: what was saved before it is all that can be gone on from
             stopping = True
-        except distributed.LostRank:
+        except UserError as e:
+            if distributed.world_size() == 1 and not isinstance(e, distributed.LostRank):
+                self._save()
+                self._end(stopping=True, error=e)
             raise
-        except UserError:
+        finally:
             bar.close()
-            if distributed.world_size() == 1:
-                self.stop()
-            raise
-        bar.close()
-        if stopping:
-            self.stop()
-        problems = self.checkpoints.wait()
+        self._end(stopping=stopping)
+
+    def _end(self, *, stopping: bool, error: UserError | None = None) -> None:
+        problems = self.checkpoints.wait() + self.log.problems()
         if problems:
-            raise UserError("; ".join(problems))
-        if not stopping:
+            raise UserError("; ".join(problems if error is None else [str(error), *problems])) from error
+        if stopping:
+            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.saved}. To go on: "
+                               f"python train.py --resume={self.run_dir}", flush=True)
+        else:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.saved}")
 
     def _bar(self) -> tqdm:
@@ -181,9 +186,8 @@ class Trainer:
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
         distributed.all_reduce_mean_(self.G.mapping.w_avg)
-        beta = ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg, ema_kimg=c.ema_kimg,
-                        ema_rampup=c.ema_rampup)
-        update_ema(self.G_ema, self.G, beta)
+        update_ema(self.G_ema, self.G, ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg,
+                                                ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup))
         training_stats.report("Progress/nonfinite_gradients", self.guard.end_iteration())
         self.progress.nimg += c.batch_size
         self.progress.iteration += 1
@@ -214,11 +218,11 @@ class Trainer:
         c, progress = self.config, self.progress
         strength = 0.0 if self.augment_pipe is None else float(self.augment_pipe.p)
         self.log.end_tick(progress, training_stats.collect(), augment_p=strength)
+        self.checkpoints.report()
         due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
-        due = distributed.any_rank(due or self.checkpoints.overdue)
-        if due:
+        self.unfinished_tick = distributed.any_rank(due or self.checkpoints.overdue)
+        if self.unfinished_tick:
             self._write_snapshot()
-        self.unfinished_tick = due
         self._save_state()      # before metrics, which take long
         self._finish_tick(stop)
 
@@ -226,16 +230,22 @@ class Trainer:
         if self.unfinished_tick:
             with stop.at_once():
                 evaluate(self.config, self.G_ema, self.dataset, self.device, run_dir=self.run_dir, log=self.log,
-                         snapshot_pkl=self.saved)
+                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop)
+            if distributed.rank() == 0:
+                self.checkpoints.prune()    # the scores are known now
         self.log.start_tick(self.progress)
         self.progress.tick += 1
-        self.unfinished_tick = None
+        self.unfinished_tick, self.known_scores = None, {}
 
     def _write_snapshot(self) -> None:
         if distributed.rank() != 0:
             return
         c, nimg = self.config, self.progress.nimg
-        snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c)
+        self.checkpoints.overdue = False
+        try:
+            snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c)
+        except OSError as e:
+            self.checkpoints.failed(self.run_dir / "fakes.png", e)
         kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
         self.saved = self.checkpoints.save_networks(nimg=nimg, networks=self.parts, training_set_kwargs=kwargs)
 
@@ -243,11 +253,9 @@ class Trainer:
         state = run_state.capture(self)
         if distributed.rank() == 0:
             self.checkpoints.save_state(state, nimg=self.progress.nimg)
+        self.saved_nimg = self.progress.nimg
 
-    def stop(self) -> None:
-        """Save everything as it is, before the end, and say how to go on."""
-        if self.unfinished_tick is None:  # else a state was saved a moment ago
-            self._write_snapshot()
-            self._save_state()
-        distributed.print0(f"Stopped at {self.progress.nimg / 1000:.1f} kimg, saved {self.saved}. To go on: "
-                           f"python train.py --resume={self.run_dir}", flush=True)
+    def _save(self) -> None:
+        """Between iterations: everything as it is, what going on needs first."""
+        self._save_state()
+        self._write_snapshot()

@@ -85,6 +85,12 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def _remove_leftovers(run_dir: str | os.PathLike) -> None:
+    """Delete what a killed program has left of files that it was writing in a run directory."""
+    for path in Path(run_dir).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     """The content of a state, the same one on all ranks: rank 0 looks for it.
 
@@ -96,6 +102,7 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     """
     path = content = None
     if distributed.rank() == 0:
+        _remove_leftovers(run_dir)
         if wanted == "newest":
             path, content = newest_good_state(run_dir) or (None, None)
         else:
