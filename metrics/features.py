@@ -13,7 +13,7 @@ import torch
 from dnnlib.util import atomic_write, cache_dir, num_cores
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
-from metrics.options import MetricOptions, track
+from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import generate_uint8
 
 _CACHE_VERSION = 1  # goes up when the meaning of a cached file changes
@@ -39,15 +39,14 @@ def real_stats(
 
     stats = FeatureStats(**keep)
     indices = range(opts.rank, num_items, opts.num_gpus)
-    with torch.inference_mode(), track(opts, "real", num_items) as done:
-        for img in _load_images(dataset, indices, opts):
-            stats.append(net(img.to(opts.device, non_blocking=True)))
-            done(len(img) * opts.num_gpus)
+    with torch.inference_mode():
+        with shared_failure(opts), track(opts, "real", num_items) as done:
+            for img in _load_images(dataset, indices, opts):
+                stats.append(net(img.to(opts.device, non_blocking=True)))
+                done(len(img) * opts.num_gpus)
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     if opts.cache and opts.rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as f:
-            np.savez(f, key=np.asarray(key), **stats.to_arrays())
+        _save(path, key, stats)
     return stats
 
 
@@ -71,11 +70,13 @@ def generated_stats(
 def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
     stats = FeatureStats(**keep)
     indices = range(opts.rank, num_items, opts.num_gpus)
-    with torch.inference_mode(), track(opts, "generated", num_items) as done:
-        for start in range(0, len(indices), opts.batch_size):
-            batch = indices[start:start + opts.batch_size]
-            stats.append(net(generate_uint8(opts.G, opts.dataset, indices=batch, seed=opts.seed, device=opts.device)))
-            done(len(batch) * opts.num_gpus)
+    with torch.inference_mode():
+        with shared_failure(opts), track(opts, "generated", num_items) as done:
+            for start in range(0, len(indices), opts.batch_size):
+                batch = indices[start:start + opts.batch_size]
+                img = generate_uint8(opts.G, opts.dataset, indices=batch, seed=opts.seed, device=opts.device)
+                stats.append(net(img))
+                done(len(batch) * opts.num_gpus)
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return stats
 
@@ -121,6 +122,16 @@ def _load(path: Path, key: str, *, keep_moments: bool, keep_features: bool) -> F
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
         print(f"Cached features {path} can't be used ({e}): computing them anew.", file=sys.stderr, flush=True)
         return None
+
+
+def _save(path: Path, key: str, stats: FeatureStats) -> None:
+    """The cache saves time, no more: a full disk is reported, and is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as f:
+            np.savez(f, key=np.asarray(key), **stats.to_arrays())
+    except OSError as e:
+        print(f"Features can't be cached in {path}: {e.strerror or e}", file=sys.stderr, flush=True)
 
 
 def _agree(found: bool, opts: MetricOptions) -> bool:

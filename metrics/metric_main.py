@@ -23,7 +23,7 @@ from metrics.detectors import FeatureNet, Output
 from metrics.frechet_inception_distance import compute_fid
 from metrics.inception_score import compute_is
 from metrics.kernel_inception_distance import compute_kid
-from metrics.options import MetricOptions, ProgressFn
+from metrics.options import MetricOptions, ProgressFn, shared_failure
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import compute_pr
 
@@ -144,14 +144,17 @@ def calc_metric(
     start = time.monotonic()
     entry = _METRICS[metric]
     device = torch.device(device)
-    net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
     opts = MetricOptions(
         metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
         num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, shared=shared,
         progress=progress,
     )
+    with shared_failure(opts):
+        net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
     with _exact_float32():
-        results = _from_first(entry.compute(opts, net), num_gpus=num_gpus, device=device)
+        with shared_failure(opts):
+            results = entry.compute(opts, net)
+        results = _from_first(results, num_gpus=num_gpus, device=device)
     suffix = "" if detector in (None, entry.standard_net) else f"@{net.name}"
     total_time = time.monotonic() - start
     return EasyDict(

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
-from metrics.options import MetricOptions, track
+from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import draw, keyed_noise
 
 NUM_SAMPLES = 50_000
@@ -31,7 +31,7 @@ def compute_ppl(
     """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
     stats = FeatureStats(keep_features=True)
     indices = range(opts.rank, num_samples, opts.num_gpus)
-    with torch.inference_mode(), track(opts, "paths", num_samples, unit="path") as done:
+    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples, unit="path") as done:
         for start in range(0, len(indices), opts.batch_size):
             batch = indices[start:start + opts.batch_size]
             draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2)
@@ -44,7 +44,7 @@ def compute_ppl(
             )
             stats.append(lengths[:, None])
             done(len(batch) * opts.num_gpus)
-        stats.gather(num_gpus=opts.num_gpus, device=opts.device)
+    stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return {opts.metric: trimmed_mean(stats.features()[:, 0])} if opts.rank == 0 else {}
 
 

@@ -240,8 +240,7 @@ class Trainer:
     def _write_snapshot(self) -> None:
         if distributed.rank() != 0:
             return
-        c, nimg = self.config, self.progress.nimg
-        self.checkpoints.overdue = False
+        c, nimg, self.checkpoints.overdue = self.config, self.progress.nimg, False
         try:
             snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c)
         except OSError as e:

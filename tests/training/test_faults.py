@@ -1,0 +1,191 @@
+"""Runs in several processes, whose processes die, hang, fail or are told to stop. With -s, prints a table of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.training_state import list_states, read_state
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTY = str(Path(__file__).with_name("faulty.py"))
+ROWS = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    if ROWS:
+        widths = [max(len(str(row[i])) for row in ROWS) for i in range(3)]
+        print("\n" + "\n".join(" | ".join(str(cell).ljust(w) for cell, w in zip(row, widths)) for row in ROWS))
+
+
+def arguments(data, outdir, *more):
+    return ["--outdir", str(outdir), "--data", str(data), "--cfg=auto", "--cbase=64", "--cmax=8", "--map-depth=1",
+            "--batch=8", "--batch-gpu=4", "--mbstd-group=4", "--kimg=0.064", "--tick=0.016", "--snap=0",
+            "--device=cpu", "--workers=1", "--method=stylegan2", "--metrics=none", "--aug=noaug", "--timeout=6", *more]
+
+
+class Running:
+    """train.py in `num_processes` processes."""
+
+    def __init__(self, tiny_dataset, folder, *more, fault="none", num_processes=2, command=(sys.executable, "-u")):
+        self.outdir, self.notes, self.num_processes = folder / "runs", folder / "notes", num_processes
+        self.notes.mkdir(exist_ok=True)
+        env = dict(os.environ, OMP_NUM_THREADS="1", FAULTY_NOTES=str(self.notes), PYTHONUNBUFFERED="1")
+        gpus = [f"--gpus={num_processes}"] if command[-1] == "-u" else []
+        self.command = [*command, FAULTY, fault, *arguments(tiny_dataset, self.outdir, *gpus, *more)]
+        self.log = folder / "printed.txt"
+        self.start = time.monotonic()
+        with open(self.log, "w") as f:
+            self.process = subprocess.Popen(self.command, stdout=f, stderr=f, env=env, start_new_session=True)
+
+    @property
+    def run_dir(self):
+        (run_dir,) = [p for p in self.outdir.iterdir() if p.is_dir()]
+        return run_dir
+
+    @property
+    def printed(self):
+        return self.log.read_text()
+
+    def wait_for(self, text):
+        stop = time.monotonic() + 90
+        while text not in self.printed:
+            assert self.process.poll() is None and time.monotonic() < stop, self.printed
+            time.sleep(0.05)
+
+    def pids(self):
+        """Of the ranks, by rank."""
+        return {int(r): int(p) for r, p in map(str.split, (self.notes / "pids").read_text().splitlines())}
+
+    def end(self, *, status):
+        """Wait for the end; nobody may be left."""
+        assert self.process.wait(120) == status, self.printed
+        stop = time.monotonic() + 5
+        while any(Path("/proc", str(pid)).exists() for pid in self.pids().values()) and time.monotonic() < stop:
+            time.sleep(0.05)
+        left = [pid for pid in self.pids().values() if Path("/proc", str(pid)).exists()]
+        assert not left, (left, self.printed)
+        return self.printed
+
+    def lost_nimg(self):
+        """Images between what was trained, as far as the output says, and the last state."""
+        return list_states(self.run_dir)[0].nimg
+
+
+def errors(printed):
+    return [line for line in printed.splitlines() if line.startswith("Error")]
+
+
+@pytest.mark.parametrize("number, target", [(signal.SIGTERM, "launcher"), (signal.SIGINT, "group"),
+                                            (signal.SIGUSR1, "rank 1")])
+def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, number, target):
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000")
+    running.wait_for("tick 1 ")
+    if target == "group":
+        os.killpg(running.process.pid, number)
+    else:
+        os.kill(running.process.pid if target == "launcher" else running.pids()[1], number)
+    printed = running.end(status=0)
+    (stopped,) = re.findall(r"Stopped at ([0-9.]+) kimg, saved \S+ To go on: python train.py --resume=(\S+)", printed)
+    assert stopped[1] == str(running.run_dir) and printed.count("Stopping after this iteration") <= 1
+    assert "Traceback" not in printed and "resource_tracker" not in printed and not errors(printed)
+    state = list_states(running.run_dir)[0]
+    assert f"{state.nimg / 1000:.1f}" == stopped[0] and read_state(state.path)["progress"]["nimg"] == state.nimg
+    ROWS.append((f"{number.name} to {target}, 2 processes", "iteration finished, saved, exit status 0", "nothing"))
+
+
+def test_a_signal_while_processes_start(tiny_dataset, tmp_path):
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000")
+    while not (running.notes / "pids").exists():
+        time.sleep(0.01)
+    running.process.send_signal(signal.SIGTERM)
+    printed = running.end(status=0)
+    assert "Stopped" in printed and not errors(printed) and "Traceback" not in printed
+    ROWS.append(("SIGTERM while 2 processes start", "set-up finished, saved, exit status 0", "nothing"))
+
+
+FAULTS = {  # What is said, exit status of the run.
+    "1:3:kill": "rank 1 of 2 was ended by SIGKILL, so the run ended; the same command goes on",
+    "0:3:kill": "rank 0 of 2 was ended by SIGKILL, so the run ended; the same command goes on",
+    "1:3:stop": "rank 1 died, was stopped, or lost the network: rank 0 lost contact",
+    "0:3:sleep": "rank 0 did not answer within 6 s",
+    "1:3:bug": "rank 1 of 2 failed with status 1, so the run ended",
+    "1:3:image": "can't read 00000/img00000007.png",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_message_names_the_rank_that_failed(tiny_dataset, tmp_path, fault):
+    running = Running(tiny_dataset, tmp_path, fault=fault)
+    running.wait_for("tick 0 ")
+    begin = time.monotonic()
+    printed = running.end(status=1)
+    took = time.monotonic() - begin
+    (error,) = errors(printed)
+    assert FAULTS[fault] in error
+    assert took < 6 + 2 + 5 + 2 + 4, "timeout, naming, grace, SIGTERM; and some for a busy machine"
+    assert (error in (running.run_dir / "log.txt").read_text()) and "resource_tracker" not in printed
+    assert printed.count("Traceback") == (1 if fault.endswith("bug") else 0)
+    assert ("ZeroDivisionError: a bug" in (running.run_dir / "log.txt").read_text()) == fault.endswith("bug")
+    state = list_states(running.run_dir)[0]
+    assert state.nimg == 24
+    names = dict(kill="SIGKILL", stop="SIGSTOP", sleep="sleeps for ever", bug="bug in the program",
+                 image="image unreadable")
+    rank, iteration, kind = fault.split(":")
+    ROWS.append((f"rank {rank}: {names[kind]}", f"ended after {took:.0f} s: {error[:70]} ...",
+                 "since the last tick"))
+
+
+def test_ranks_end_with_their_launcher(tiny_dataset, tmp_path):
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000")
+    running.wait_for("tick 1 ")
+    running.process.kill()
+    running.end(status=-signal.SIGKILL)
+    assert read_state(list_states(running.run_dir)[0].path)
+    ROWS.append(("launcher: SIGKILL", "ranks end within 2 s", "since the last tick"))
+
+
+def test_two_runs_at_once_and_a_run_that_goes_on_with_other_numbers(tiny_dataset, tmp_path):
+    """Every image of the training order is read once, whatever the number of processes."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    both = [Running(tiny_dataset, folder, "--kimg=0.024", "--workers=0", "--batch-gpu=2") for folder in folders]
+    for running in both:
+        running.end(status=0)
+    for running, size in zip(both, (1, 4)):
+        (running.outdir.parent / "more").mkdir()
+        more = Running(tiny_dataset, running.outdir.parent / "more", f"--resume={running.run_dir}", "--kimg=0.048",
+                       "--workers=0", "--batch-gpu=2", num_processes=size)
+        assert more.process.wait(120) == 0, more.printed
+        read = {}
+        for notes in (running.notes, more.notes):
+            for line in (notes / "indices").read_text().splitlines():
+                position, *indices = map(int, line.split())
+                for offset, index in enumerate(indices):
+                    assert position + offset not in read, "read twice"
+                    read[position + offset] = index
+        from training.loader import TrainingOrder
+
+        assert [read[k] for k in range(48)] == TrainingOrder(48, 0).take(0, 48).tolist() and len(read) == 48
+    ROWS.append(("2 processes, going on with 1 or 4", "the next images follow", "nothing"))
+
+
+def test_torchrun_heals_a_run_that_lost_a_process(tiny_dataset, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=2",
+                "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+    running = Running(tiny_dataset, tmp_path, "--kimg=0.16", command=torchrun)
+    running.wait_for("tick 2 ")
+    killed = running.pids()[1]
+    os.kill(killed, signal.SIGKILL)
+    printed = running.end(status=0)
+    assert running.pids()[1] != killed and "Going on from" in printed and "Done in" in printed
+    assert list_states(running.run_dir)[0].nimg == 160
+    ROWS.append(("torchrun --max-restarts, rank 1: SIGKILL", "goes on by itself to the end", "since the last tick"))

@@ -1,0 +1,269 @@
+"""Going on with a run: whatever killed it, the result is the one of a run that was left alone, bit by bit."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from benchmarks.soak import differences, fork_training, small_config
+from dnnlib.util import EasyDict, UserError
+from torch_utils import network_pickle
+from training import checkpoints, evaluation, run_log, snapshot, training_loop, training_state
+from training.training_loop import Trainer
+from training.training_state import list_states, read_state
+
+METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
+# Where a run is killed, in this order: the module or class, its function, and in which call of that.
+MOMENTS = [
+    (Trainer, "_build_networks", 1),                # Setting up.
+    (Trainer, "_run_phase", 2),                     # Within the first iteration: no state yet.
+    (training_state._SignedWriter, "finish", 2),    # At the end of writing a state.
+    (Trainer, "_run_phase", 9),
+    (evaluation, "evaluate", 2),                    # Between state and metrics.
+    (snapshot, "save_image_grid", 1),               # Writing pictures ...
+    (checkpoints, "save_network_pkl", 1),           # ... or the pickle of a snapshot.
+    (training_state, "list_states", 3),             # A new state is there, an old one not yet deleted.
+    (Trainer, "_start_logs", 1),                    # Setting up again.
+    (run_log, "append_text", 2),                    # Before a record is written.
+    (training_loop.snapshot, "save_pictures", 1),
+]
+
+
+def kill_in(owner, name, call):
+    """Have this process killed when the function is called for the given time."""
+    original, calls = getattr(owner, name), []
+
+    def replacement(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, replacement)
+    if name == "evaluate":
+        training_loop.evaluate = replacement
+
+
+def fake_metric(metric, *, G, **kwargs):
+    score = float(sum(p.double().abs().sum() for p in G.parameters()))
+    return EasyDict(results={metric: score}, metric=metric)
+
+
+def with_fake_metric():
+    evaluation.metric_main.calc_metric = fake_metric
+
+
+def options(method, aug, tiny_net):
+    more = ["--target=0.1"] if aug == "ada" else []
+    return [f"--method={method}", f"--aug={aug}", *more, "--kimg=0.08", "--tick=0.016", "--snap=2",
+            f"--detector={tiny_net}", "--metrics=fid1k"]
+
+
+@pytest.mark.parametrize("aug", ["noaug", "ada"])
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_anywhere_equals_undisturbed(tiny_dataset, tiny_net, tmp_path, method, aug):
+    config = small_config(tiny_dataset, *options(method, aug, tiny_net))
+    runs = {name: tmp_path / name for name in ("straight", "killed")}
+    for run in runs.values():
+        run.mkdir()
+    assert os.waitpid(fork_training(config, runs["straight"], before=with_fake_metric), 0)[1] == 0
+
+    # Every method meets some of the moments, and all of them together meet each one twice.
+    number = METHODS.index(method)
+    for moment in [m for i, m in enumerate(MOMENTS) if i % 2 == number % 2]:
+        def before(moment=moment):
+            with_fake_metric()
+            kill_in(*moment)
+
+        pid = fork_training(config, runs["killed"], before=before)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, moment
+    assert os.waitpid(fork_training(config, runs["killed"], before=with_fake_metric), 0)[1] == 0
+    assert differences(*runs.values()) == []
+    assert not list(runs["killed"].glob(".*")), "what was being written is removed"
+    assert len(list_states(runs["killed"])) == 2
+    scores = [[(r["snapshot_pkl"], r["results"]) for r in run_log.read_records(run / "metric-fid1k.jsonl")]
+              for run in runs.values()]
+    assert scores[0] == scores[1] and len(scores[0]) == 4, "no score is repeated or missing"
+
+
+def test_the_comparison_sees_differences(tiny_dataset, tiny_net, tmp_path):
+    config = small_config(tiny_dataset, "--method=stylegan2", "--aug=noaug", "--kimg=0.016", "--tick=0.008")
+    for name, c in dict(a=config, b=dataclasses.replace(config, random_seed=1)).items():
+        (tmp_path / name).mkdir()
+        os.waitpid(fork_training(c, tmp_path / name), 0)
+    found = differences(tmp_path / "a", tmp_path / "b")
+    assert any("networks.G.mapping" in f for f in found) and any("optimizers.D" in f for f in found)
+    assert any("pkl: G_ema" in f for f in found) and "stats.jsonl: record 0" in found
+
+
+@pytest.fixture
+def run(tiny_dataset, tmp_path):
+    """A configuration and an empty run directory."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    return small_config(tiny_dataset, "--method=stylegan2", "--aug=noaug", "--kimg=0.064", "--tick=0.016"), run_dir
+
+
+def test_a_damaged_state_is_passed_over(run, capsys):
+    config, run_dir = run
+    training_loop.run_training(config, str(run_dir))
+    straight = read_state(list_states(run_dir)[0].path)
+    newest = list_states(run_dir)[0].path
+    with open(newest, "r+b") as f:
+        f.seek(1000)
+        byte = f.read(1)
+        f.seek(1000)
+        f.write(bytes([byte[0] ^ 1]))
+    training_loop.run_training(config, str(run_dir), resume="newest")
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "damaged" in line]
+    assert newest.name in line and "the one before" in line
+    again = read_state(list_states(run_dir)[0].path)
+    assert all(torch.equal(straight["networks"]["G"][k], again["networks"]["G"][k]) for k in straight["networks"]["G"])
+    assert newest.with_suffix(".pt.unused").exists(), "set aside, not deleted"
+
+
+def test_other_images_are_refused(run, tiny_dataset, tmp_path):
+    config, run_dir = run
+    training_loop.run_training(config, str(run_dir))
+    smaller = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, max_size=20))
+    with pytest.raises(UserError, match="not those that .* was trained on"):
+        training_loop.run_training(smaller, str(run_dir), resume="newest")
+
+
+def test_the_wall_clock_has_no_part(run, tmp_path, monkeypatch):
+    """Time that jumps back and forth leaves no trace but in time stamps."""
+    config, run_dir = run
+    training_loop.run_training(config, str(run_dir))
+    jumping = tmp_path / "jumping"
+    jumping.mkdir()
+    clock = iter(range(10**9, 0, -10**5))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    training_loop.run_training(dataclasses.replace(config, total_kimg=0.032), str(jumping))
+    training_loop.run_training(config, str(jumping), resume="newest")
+    found = differences(run_dir, jumping)
+    assert not [f for f in found if not f.startswith("state: progress") and "saved" not in f], found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing beside training.
+
+
+def test_training_goes_on_while_files_are_written(run, monkeypatch):
+    config, run_dir = run
+    trainer = Trainer(config, str(run_dir))
+    gate, original = threading.Event(), training_state.write_state
+
+    def slow(*args):
+        assert gate.wait(60)
+        original(*args)
+
+    monkeypatch.setattr(checkpoints, "write_state", slow)
+    trainer.step()
+    trainer._save()
+    saved = trainer.G.mapping.fc0.weight.clone()
+    trainer.step()
+    trainer.step()
+    assert not list_states(run_dir), "still being written"
+    gate.set()
+    assert trainer.checkpoints.wait() == []
+    content = read_state(list_states(run_dir)[0].path)
+    assert content["progress"]["nimg"] == 8 and trainer.progress.nimg == 24
+    assert torch.equal(content["networks"]["G"]["mapping.fc0.weight"], saved), "a copy, not what came after"
+    trainer.close()
+
+
+@contextlib.contextmanager
+def full_disk(monkeypatch, *, writes):
+    """As on a full disk, files of some size can't be written for a while: so many times."""
+    failed = []
+    original = training_state.atomic_write
+
+    @contextlib.contextmanager
+    def failing(path):
+        if len(failed) < writes:
+            failed.append(path)
+            raise OSError(28, "No space left on device", str(path))
+        with original(path) as f:
+            yield f
+
+    for module in (training_state, network_pickle, snapshot):
+        monkeypatch.setattr(module, "atomic_write", failing)
+    monkeypatch.setattr(run_log, "append_text", lambda path, text: append(path, text, failed, writes))
+    yield failed
+
+
+def append(path, text, failed, writes):
+    if len(failed) < writes:
+        raise OSError(28, "No space left on device", str(path))
+    with open(path, "a") as f:
+        f.write(text)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(run, monkeypatch, capsys, tmp_path):
+    config, run_dir = run
+    config = dataclasses.replace(config, snapshot_ticks=1)
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    training_loop.run_training(config, str(straight))
+    capsys.readouterr()
+    training_loop.run_training(dataclasses.replace(config, total_kimg=0.008), str(run_dir))
+    before = list_states(run_dir)[0]
+    with full_disk(monkeypatch, writes=4) as failed:
+        training_loop.run_training(config, str(run_dir), resume="newest")
+    out = capsys.readouterr().out
+    assert len(failed) == 4 and out.count("No space left on device; training goes on, and tries again") >= 4
+    assert "stats.jsonl" in out and "training-state" in out and "network-snapshot" in out and "fakes" in out
+    assert before.nimg == 8 and [s.nimg for s in list_states(run_dir)] == [64, 56]
+    assert differences(straight, run_dir) == []
+
+
+def test_a_disk_that_stays_full_is_an_error_in_the_end(run, monkeypatch, capsys):
+    config, run_dir = run
+    training_loop.run_training(dataclasses.replace(config, total_kimg=0.016), str(run_dir))
+    good = list_states(run_dir)[0]
+    with full_disk(monkeypatch, writes=100), pytest.raises(UserError) as caught:
+        training_loop.run_training(config, str(run_dir), resume="newest")
+    assert "training-state" in str(caught.value) and "network-snapshot" in str(caught.value)
+    assert "stats.jsonl" in str(caught.value)
+    assert list_states(run_dir)[0] == good and read_state(good.path)["progress"]["nimg"] == 16
+    monkeypatch.undo()
+    training_loop.run_training(config, str(run_dir), resume="newest")
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert [round(line["Progress/kimg"]["mean"] * 1000) for line in lines] == [8, 16, 32, 48, 64]
+
+
+def test_a_pickle_that_could_not_be_saved_is_saved_when_the_run_goes_on(run):
+    config, run_dir = run
+    training_loop.run_training(config, str(run_dir))
+    (pkl,) = run_dir.glob("network-snapshot-*.pkl")
+    content = pkl.read_bytes()
+    pkl.unlink()
+    training_loop.run_training(config, str(run_dir), resume="newest")
+    assert pkl.read_bytes() == content
+
+
+def test_a_metric_that_fails_does_not_end_training(run, monkeypatch, capsys):
+    config, run_dir = run
+    config = dataclasses.replace(config, metrics=("fid1k", "is1k"), detector="no-such-net.pt", total_kimg=0.008)
+    training_loop.run_training(config, str(run_dir))
+    captured = capsys.readouterr()
+    assert captured.out.count("Warning: no fid1k for ") == captured.out.count("Warning: no is1k for ") == 1
+    assert "no-such-net.pt" in captured.out and "Done" in captured.out and "Traceback" not in captured.err
+
+    def buggy(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(evaluation.metric_main, "calc_metric", buggy)
+    shutil.rmtree(run_dir)
+    run_dir.mkdir()
+    training_loop.run_training(config, str(run_dir))
+    captured = capsys.readouterr()
+    assert "Done" in captured.out and "Warning: no fid1k" in captured.out and "ZeroDivisionError" in captured.err
