@@ -93,6 +93,8 @@ def run_together(command: list[str], *, size: int) -> None:
         "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER_PID: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # Python cleans up after a process that is killed, and would print a warning of that.
+        "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"))),
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody

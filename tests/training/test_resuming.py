@@ -36,6 +36,13 @@ MOMENTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch):
+    """A thousand images take most of the time of a small run."""
+    monkeypatch.setattr(snapshot, "_MIN_CELLS", (2, 2))
+    monkeypatch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+
+
 def kill_in(owner, name, call):
     """Have this process killed when the function is called for the given time."""
     original, calls = getattr(owner, name), []
