@@ -183,6 +183,7 @@ def main(kills: int, method: str, aug: str, kimg: float, seed: int, out: str | N
         write_images(Path(folder, "images.zip"))
         options = [f"--method={method}", f"--aug={aug}", f"--kimg={kimg:g}", "--tick=0.024", "--snap=5"]
         options += ["--target=0.1"] if aug == "ada" else []
+        options += ["--reg_loss_fake=mse"] if method == "glead" else []
         config = small_config(Path(folder, "images.zip"), *options)
         figures = soak(config, Path(folder), kills=kills, seed=seed)
     print(json.dumps(figures, indent=1))

@@ -88,9 +88,13 @@ class Checkpoints:
         for problem in self._collect():
             print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
 
+    def settle(self) -> None:
+        """Wait until everything is written."""
+        concurrent.futures.wait([write for _, write in self._writes])
+
     def wait(self) -> list[str]:
         """Until everything is written; what went wrong since the last `report`, a line for each file."""
-        concurrent.futures.wait([write for _, write in self._writes])
+        self.settle()
         return self._collect()
 
     def close(self) -> None:

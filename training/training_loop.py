@@ -230,7 +230,7 @@ class Trainer:
         if self.unfinished_tick:
             with stop.at_once():
                 evaluate(self.config, self.G_ema, self.dataset, self.device, run_dir=self.run_dir, log=self.log,
-                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop)
+                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop, settle=self.checkpoints.settle)
             if distributed.rank() == 0:
                 self.checkpoints.prune()    # the scores are known now
         self.log.start_tick(self.progress)
