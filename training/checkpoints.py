@@ -1,4 +1,4 @@
-"""Writing what a run saves, beside training: network pickles and training states, how many of them are kept, failures."""
+"""Writing what a run saves, beside training: network pickles, of which not all are kept, and training states."""
 
 import concurrent.futures
 import copy

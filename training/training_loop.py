@@ -150,7 +150,7 @@ class Trainer:
                     bar = self._bar()
             if stopping:
                 self._save()
-        except KeyboardInterrupt:  # in the middle of something: what was saved before it is all that can be gone on from
+        except KeyboardInterrupt:  # in the middle of something: only what was saved before it is good
             stopping = True
         except UserError as e:
             if distributed.world_size() == 1 and not isinstance(e, distributed.LostRank):
