@@ -96,7 +96,8 @@ def differences(a: Path, b: Path) -> list[str]:
     for name in {p.name for run in (a, b) for p in run.glob("network-snapshot-*.pkl")}:
         networks = [_load(run / name) for run in (a, b)]
         found += [f"{name}: {key}" for key in networks[0] if not _same(networks[0][key], networks[1].get(key))]
-    records = [[_untimed(json.loads(line)) for line in (run / "stats.jsonl").read_text().splitlines()] for run in (a, b)]
+    records = [[_untimed(json.loads(line)) for line in (run / "stats.jsonl").read_text().splitlines()]
+               for run in (a, b)]
     if len(records[0]) != len(records[1]):
         found.append(f"stats.jsonl: {len(records[0])} and {len(records[1])} records")
     found += [f"stats.jsonl: record {i}" for i, (x, y) in enumerate(zip(*records)) if x != y]
@@ -183,6 +184,7 @@ def main(kills: int, method: str, aug: str, kimg: float, seed: int, out: str | N
         write_images(Path(folder, "images.zip"))
         options = [f"--method={method}", f"--aug={aug}", f"--kimg={kimg:g}", "--tick=0.024", "--snap=5"]
         options += ["--target=0.1"] if aug == "ada" else []
+        options += ["--reg_loss_fake=mse"] if method == "glead" else []
         config = small_config(Path(folder, "images.zip"), *options)
         figures = soak(config, Path(folder), kills=kills, seed=seed)
     print(json.dumps(figures, indent=1))

@@ -1,4 +1,4 @@
-"""Writing what a run saves, beside training: network pickles and training states, how many of them are kept, failures."""
+"""Writing what a run saves, beside training: network pickles, of which not all are kept, and training states."""
 
 import concurrent.futures
 import copy
@@ -88,9 +88,13 @@ class Checkpoints:
         for problem in self._collect():
             print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
 
+    def settle(self) -> None:
+        """Wait until everything is written."""
+        concurrent.futures.wait([write for _, write in self._writes])
+
     def wait(self) -> list[str]:
         """Until everything is written; what went wrong since the last `report`, a line for each file."""
-        concurrent.futures.wait([write for _, write in self._writes])
+        self.settle()
         return self._collect()
 
     def close(self) -> None:

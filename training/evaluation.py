@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Mapping
+from typing import Callable, Mapping
 
 import torch
 
@@ -23,14 +23,16 @@ Scores = dict[str, dict[str, float]]    # Results, by metric.
 def evaluate(
     config: TrainingConfig, G_ema: torch.nn.Module, dataset: ImageFolderDataset, device: torch.device, *,
     run_dir: Path, log: RunLog, snapshot_pkl: Path | None, known: Scores, stop: StopRequest,
+    settle: Callable[[], None],
 ) -> None:
     """Calculate the metrics of `config`, on all ranks together, and report them in the log and in `metric-*.jsonl`.
 
     A metric that can't be had, for want of a feature net for example, is no reason to stop training.
 
     Args:
-        known: Scores that have been reported already.
-        stop:  A request is followed between metrics, or, where there is one process, within one.
+        known:  Scores that have been reported already.
+        stop:   A request is followed between metrics, or, where there is one process, within one.
+        settle: Waits until the training state is written: a score that is reported before might come again.
 
     Raises:
         KeyboardInterrupt: Requested to stop.
@@ -58,6 +60,7 @@ def evaluate(
             distributed.print0(f"Warning: no {metric} for {snapshot_pkl}: {e or type(e).__name__}", flush=True)
             continue
         if distributed.rank() == 0:
+            settle()
             try:
                 metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=str(snapshot_pkl))
             except OSError as e:

@@ -17,7 +17,7 @@ from . import config as configs
 from . import interrupt, run_dir
 from .config import TrainingConfig
 
-LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over what is wrong.
+LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
 _GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
 _INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
@@ -93,6 +93,9 @@ def run_together(command: list[str], *, size: int) -> None:
         "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER_PID: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # Python cleans up after a process that is killed, and would print a warning of that.
+        "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"),
+                                                 "ignore:resource_tracker:UserWarning"))),
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
@@ -134,7 +137,7 @@ class _Processes:
         if self._first_signal_sec is None:
             self._first_signal_sec = now
         elif now - self._first_signal_sec > _INSIST_SEC:
-            raise UserError("stopped at once, as you asked twice; the same command goes on from the last training state")
+            raise UserError("stopped at once, as asked twice; the same command goes on from the last training state")
         for child in self._children:
             child.send_signal(number)
 

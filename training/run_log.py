@@ -109,10 +109,12 @@ class RunLog:
     def _write_records(self) -> None:
         try:
             while self._unwritten:
-                append_text(self._path, json.dumps(dict(sorted(self._unwritten[0].items()), timestamp=time.time())) + "\n")
+                record = dict(sorted(self._unwritten[0].items()), timestamp=time.time())
+                append_text(self._path, json.dumps(record) + "\n")
                 del self._unwritten[0]
         except OSError as e:
-            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next tick")
+            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next "
+                  "tick")
 
     def _show_on_tensorboard(self, record: dict[str, Any], progress: Progress) -> None:
         try:
@@ -135,7 +137,7 @@ class RunLog:
 
 
 def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
-    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none where there is no file."""
+    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none without a file."""
     try:
         lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
     except FileNotFoundError:

@@ -150,7 +150,7 @@ class Trainer:
                     bar = self._bar()
             if stopping:
                 self._save()
-        except KeyboardInterrupt:  # in the middle of something: what was saved before it is all that can be gone on from
+        except KeyboardInterrupt:  # in the middle of something: only what was saved before it is good
             stopping = True
         except UserError as e:
             if distributed.world_size() == 1 and not isinstance(e, distributed.LostRank):
@@ -230,7 +230,7 @@ class Trainer:
         if self.unfinished_tick:
             with stop.at_once():
                 evaluate(self.config, self.G_ema, self.dataset, self.device, run_dir=self.run_dir, log=self.log,
-                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop)
+                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop, settle=self.checkpoints.settle)
             if distributed.rank() == 0:
                 self.checkpoints.prune()    # the scores are known now
         self.log.start_tick(self.progress)

@@ -1,0 +1,90 @@
+"""Which network pickles stay, and what the writing of files does to training."""
+
+import json
+import re
+import threading
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from training import checkpoints
+from training.checkpoints import Checkpoints, Keep
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("all", Keep()), ("last:3,best,every:10", Keep(last=3, best=True, every=10)), ("best", Keep(last=1, best=True)),
+    ("every:2, last:5", Keep(last=5, every=2))])
+def test_rules_are_parsed(text, expected):
+    assert Keep.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "last", "last:0", "best:2", "newest:3", "last:3;best", "all,best"])
+def test_other_rules_are_refused(text):
+    with pytest.raises(UserError, match=re.escape(f"--keep is {text!r}, expected 'all' or a list")):
+        Keep.parse(text)
+
+
+def saved(tmp_path, *, keep, count=25, metric="fid50k_full", scores={}):
+    """Kimg of the pickles that are left of `count` that were saved 4 kimg apart."""
+    writer = Checkpoints(tmp_path, keep=Keep.parse(keep), metric=metric, snapshot_kimg=4)
+    for i in range(count):
+        path = writer.save_networks(nimg=i * 4000, networks={"G": torch.nn.Linear(1, 1), "D": None},
+                                    training_set_kwargs={})
+        if i in scores:
+            with open(tmp_path / f"metric-{metric}.jsonl", "a") as f:
+                f.write(json.dumps({"results": {metric: scores[i]}, "snapshot_pkl": path.name}) + "\n")
+            writer.prune()
+    assert writer.wait() == []
+    writer.close()
+    return sorted(int(p.stem[-6:]) for p in tmp_path.glob("*.pkl"))
+
+
+def test_all(tmp_path):
+    assert saved(tmp_path, keep="all") == list(range(0, 100, 4))
+
+
+def test_last_best_and_every(tmp_path):
+    scores = dict(zip(range(25), [50, 40, 30, 20, 9, 8, 12] + [10] * 18))
+    assert saved(tmp_path, keep="last:3,best,every:10", scores=scores) == [0, 20, 40, 80, 88, 92, 96]
+
+
+def test_of_some_metrics_the_highest_score_is_the_best(tmp_path):
+    assert saved(tmp_path, keep="best", metric="is50k", scores={2: 3.0, 5: 9.0, 7: 4.0}) == [20, 96]
+
+
+def test_half_a_line_of_scores_does_no_harm(tmp_path):
+    (tmp_path / "metric-fid50k_full.jsonl").write_text('{"results": {"fid50k_full": 1}, "snap')
+    assert saved(tmp_path, keep="best", count=3) == [8]
+
+
+def test_training_waits_for_a_write_only_if_another_one_of_its_kind_is_due(tmp_path, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(checkpoints, "write_state", lambda path, content: gate.wait(60))
+    writer = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4)
+    writer.save_state({}, nimg=0)
+    writer.save_networks(nimg=0, networks={"G": torch.nn.Linear(1, 1)}, training_set_kwargs={})
+    assert not list(tmp_path.iterdir()), "both are handed over, none is written"
+    third = threading.Thread(target=writer.save_state, args=({},), kwargs={"nimg": 8})
+    third.start()
+    third.join(0.3)
+    assert third.is_alive(), "no third copy in memory"
+    gate.set()
+    third.join(60)
+    assert writer.wait() == [] and len(list(tmp_path.iterdir())) == 1
+    writer.close()
+
+
+def test_what_fails_is_said_once_and_makes_a_pickle_overdue(tmp_path, capsys):
+    writer = Checkpoints(tmp_path / "gone", keep=Keep(), metric=None, snapshot_kimg=4)
+    writer.save_networks(nimg=0, networks={"G": None}, training_set_kwargs={})
+    (problem,) = writer.wait()
+    assert "can't save" in problem and "network-snapshot-000000.pkl" in problem and writer.overdue
+    writer.save_state({}, nimg=0)
+    while not writer._writes[0][1].done():
+        pass
+    writer.report()
+    writer.report()
+    out = capsys.readouterr().out
+    assert out.count("training goes on, and tries again with the next tick") == 1
+    writer.close()

@@ -1,0 +1,15 @@
+"""Several processes do what one does: gradients, scores."""
+
+import pytest
+
+from benchmarks.processes import run_sizes
+
+
+def test_gradients_and_scores_are_those_of_one_process(tiny_dataset, tiny_net, tmp_path):
+    options = ["--method=glead+ggdr", "--aug=ada", "--batch-gpu=2"]
+    one, two, four = run_sizes(str(tiny_dataset), str(tmp_path), sizes=[1, 2, 4], options=options, iterations=0,
+                               detector=str(tiny_net))
+    assert one["gradients"] == two["gradients"] == four["gradients"] > 50
+    assert two["largest_gradient_difference"] < 1e-5 and four["largest_gradient_difference"] < 1e-5
+    for row in (two, four):
+        assert row["scores"] == pytest.approx(one["scores"], rel=1e-5)
