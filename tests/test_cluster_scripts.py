@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "train_scripts" / "cluster"
 TRAIN = str(ROOT / "train.py")
 
-# Stands in for Python, as torchrun: prints its arguments and, with TRAINING=1, has a child that saves when it is asked to.
+# Stands in for Python, as torchrun: prints its arguments and, with TRAINING=1, has a child that saves when asked to.
 TORCHRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@"
 if [[ -n ${TRAINING:-} ]]; then
-    bash -c 'trap "echo saved; exit" USR1; trap "echo killed; exit 9" TERM; echo training; while :; do sleep 0.05; done' &
+    bash -c 'trap "echo saved; exit" USR1; trap "echo killed; exit 9" TERM
+             echo training; while :; do sleep 0.05; done' &
     trap 'kill $!' TERM
     wait $!; wait $!
     exit
@@ -104,7 +105,7 @@ def test_scripts_parse_and_name_no_places_of_this_machine():
 
 @pytest.mark.parametrize("said, per_node, rest", [
     ([], "gpu", [f"--outdir={ROOT}/runs"]),
-    (["--per-node=2", "--data=a b.zip", "--gpus", "2"], "2", [f"--outdir={ROOT}/runs", "--data=a b.zip", "--gpus", "2"]),
+    (["--per-node=2", "--data=a b", "--gpus", "2"], "2", [f"--outdir={ROOT}/runs", "--data=a b", "--gpus", "2"]),
     (["--per-node=2", "--outdir=here", "--per-node", "4"], "4", ["--outdir=here"]),
 ])
 def test_one_node(run, said, per_node, rest):
@@ -119,7 +120,7 @@ def test_several_nodes_by_number_and_by_c10d(run):
     said = ["--nodes=2", "--master=node1", "--outdir=o", "--data=d"]
     status, out, _ = run("several-nodes.sh", *said, "--node=1")
     assert status == 0
-    assert out == [*both, "--node-rank=1", "--master-addr=node1", "--master-port=29500", TRAIN, "--outdir=o", "--data=d"]
+    assert out == [*both, "--node-rank=1", "--master-addr=node1", "--master-port=29500", TRAIN, *said[2:]]
     status, out, _ = run("several-nodes.sh", *said, "--master=node2:7", "--torchrun=--max-restarts=1", "--torchrun",
                          "--local-addr=10.0.0.1")
     assert status == 0
@@ -137,7 +138,8 @@ def test_the_status_is_that_of_torchrun(run):
     ("several-nodes.sh", [], "--nodes is missing: say how many machines there are"),
     ("several-nodes.sh", ["--nodes=2"], "--master is missing: say at which machine they meet, as HOST or HOST:PORT"),
     ("several-nodes.sh", ["--nodes=two", "--master=a"], "--nodes=two: expected a whole number, at least 1"),
-    ("several-nodes.sh", ["--nodes=2", "--master=a", "--node=2"], "--node=2: expected a number from 0 to 1, below --nodes"),
+    ("several-nodes.sh", ["--nodes=2", "--master=a", "--node=2"],
+     "--node=2: expected a number from 0 to 1, below --nodes"),
     ("slurm.sbatch", ["--grace=soon"], "--grace=soon: expected a whole number, at least 1"),
 ])
 def test_mistakes(run, name, said, message):

@@ -1,4 +1,4 @@
-# What the scripts of this folder share: their options, and torchrun with signals that let train.py save. Sourced, not run.
+# What the scripts of this folder share: their options, and torchrun with signals that reach train.py. Sourced, not run.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 # show_help: if --help is among the arguments, print the comment at the top of the script that was started, and exit.
@@ -7,7 +7,7 @@ show_help() {
     for argument in "$@"; do
         if [[ $argument == -h || $argument == --help ]]; then
             sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-            printf '\nEnvironment: GLEAD_PYTHON = interpreter that has the packages of requirements.txt, instead of .venv\n'
+            printf '\nEnvironment: GLEAD_PYTHON = interpreter with the packages of requirements.txt, instead of .venv\n'
             exit 0
         fi
     done
