@@ -1,0 +1,382 @@
+"""What a training step costs on N GPUs: the model of docs/scaling.md as tables, and measurements to check it by.
+
+    python benchmarks/scaling.py --model                                 # the tables of docs/scaling.md
+    python benchmarks/scaling.py [--data=PATH] [--out=FILE.json]         # measure on this machine's CPU, compare
+
+Measured are: seconds per iteration of train.py in 1, 2 and 4 processes; all-reduce over gloo's loopback by size;
+images per second of the loader; operations that an iteration dispatches. The model is fitted to one process, and its
+predictions for the others are printed beside what was measured.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import click
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from dnnlib.util import atomic_write  # noqa: E402
+from training import presets  # noqa: E402
+from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
+from training.dataset import ImageFolderDataset  # noqa: E402
+from training.draws import draw_part  # noqa: E402
+from training.estimate import count_parameters  # noqa: E402
+from training.loader import BatchLoader, TrainingOrder  # noqa: E402
+from training.loss import StyleGAN2Loss  # noqa: E402
+from training.networks import Discriminator, Generator  # noqa: E402
+from training.phases import build_phases  # noqa: E402
+
+FLOAT = 4  # Bytes.
+GPUS = tuple(2**i for i in range(10))
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model. Symbols are those of docs/scaling.md.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is trained."""
+
+    n_G: int                    # Parameters.
+    n_D: int
+    B: int                      # Images of an iteration.
+    g: int = 8                  # Images that a GPU sees at once, at most.
+    k_G: int = 4                # Iterations between regularisations.
+    k_D: int = 16
+    tick_kimg: float = 4        # A training state is saved each tick ...
+    snap_ticks: int = 50        # ... and metrics are calculated each so many ticks.
+    metric_images: int = 50_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What it is trained on. All of this is to be measured; `ASSUMED` says what was assumed for the tables."""
+
+    t_img: float                # Seconds of one GPU for one image in all phases of an iteration, on average.
+    launches: float             # Operations that a GPU is told to do for an iteration of one part, on average.
+    t_launch: float             # Seconds of the host for each.
+    per_node: int               # GPUs of one machine.
+    beta_node: float            # Bytes per second of an all-reduce within a machine ...
+    beta_net: float             # ... and through the network of one.
+    alpha: float                # Seconds of one hop of an all-reduce on GPUs ...
+    alpha_host: float           # ... and of one over gloo.
+    workers: int                # Loader processes for each GPU.
+    r_worker: float             # Images per second of each.
+    t_gen: float                # Seconds of one GPU to generate an image and its features for a metric.
+    t_score: float              # Seconds of one process to make a score of all features.
+    beta_copy: float            # Bytes per second from a GPU to the host.
+
+
+class Cost(NamedTuple):
+    """Seconds of an iteration by what they go into, and what a thousand images cost."""
+
+    compute: float
+    launches: float         # What hosts need to tell GPUs what to do; hidden where `compute` is more.
+    all_reduce: float
+    agreement: float        # Hosts tell each other whether to stop.
+    data: float             # Until the loader has the images; hidden where everything else is more.
+    iteration: float
+    upkeep: float           # Metrics and training states, for each kimg.
+    sec_per_kimg: float
+
+
+def gradient_bytes(s: Setting) -> float:
+    """V, what an average iteration reduces: each phase the gradients of its network, regularisations every k-th time."""
+    return FLOAT * ((1 + 1 / s.k_G) * s.n_G + (1 + 1 / s.k_D) * s.n_D)
+
+
+def reduces(s: Setting) -> float:
+    """A, how many all-reduces an average iteration makes: one a phase, w_avg, and the mean path length."""
+    return 2 + 1 / s.k_G + 1 / s.k_D + 1 + 1 / s.k_G
+
+
+def all_reduce_sec(s: Setting, m: Machine, N: int) -> float:
+    if N == 1:
+        return 0.0
+    beta = m.beta_node if N <= m.per_node else min(m.beta_node, m.beta_net)
+    return 2 * (N - 1) / N * gradient_bytes(s) / beta + reduces(s) * 2 * math.log2(N) * m.alpha
+
+
+def state_bytes(s: Setting) -> float:
+    """G, D, G_ema, and Adam's two moments of G and D."""
+    return FLOAT * (2 * s.n_G + s.n_D + 2 * (s.n_G + s.n_D))
+
+
+def cost(s: Setting, m: Machine, N: int) -> Cost:
+    """The model; N <= B."""
+    b = s.B / N
+    compute = m.t_img * b
+    launches = m.launches * m.t_launch * max(b / s.g, 1)
+    all_reduce = all_reduce_sec(s, m, N)
+    agreement = 2 * math.log2(N) * m.alpha_host if N > 1 else 0.0
+    data = b / (m.workers * m.r_worker)
+    iteration = max(max(compute, launches) + all_reduce + agreement, data)
+    metric = s.metric_images / N * m.t_gen + m.t_score
+    upkeep = (metric / s.snap_ticks + state_bytes(s) / m.beta_copy) / s.tick_kimg
+    return Cost(compute, launches, all_reduce, agreement, data, iteration, upkeep,
+                iteration * 1000 / s.B + upkeep)
+
+
+PAPER256 = Setting(n_G=24_767_458, n_D=24_001_089, B=64)  # StyleGAN2, FFHQ or LSUN at 256x256
+_PUBLISHED_SEC_PER_KIMG = 2.47      # Assumed: StyleGAN2 at batch 64 on 8 A100s, in the original program, without metrics.
+_UNCALIBRATED = Machine(
+    t_img=0.0, launches=3422, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
+    workers=3, r_worker=400, t_gen=0.004, t_score=20, beta_copy=10e9,
+)
+
+
+def calibrated() -> Machine:
+    """The assumed machine, with the t_img that gives the published time on 8 GPUs."""
+    rest = cost(PAPER256, _UNCALIBRATED, 8)
+    iteration = _PUBLISHED_SEC_PER_KIMG * PAPER256.B / 1000
+    return dataclasses.replace(_UNCALIBRATED, t_img=(iteration - rest.all_reduce - rest.agreement) * 8 / PAPER256.B)
+
+
+ASSUMED = calibrated()
+
+
+def table(setting_of: Callable[[int], Setting]) -> str:
+    """Markdown: a row for each number of GPUs; milliseconds of an iteration, seconds for a thousand images."""
+    heads = ("N", "B", "images/GPU", "compute", "launches", "all-reduce", "iteration", "sec/kimg", "of it upkeep",
+             "speed-up", "efficiency")
+    rows = [f"| {' | '.join(heads)} |", "|" + "---:|" * len(heads)]
+    first = cost(setting_of(1), ASSUMED, 1).sec_per_kimg
+    for N in GPUS:
+        s = setting_of(N)
+        if s.B < N:
+            continue
+        c = cost(s, ASSUMED, N)
+        speed = first / c.sec_per_kimg
+        rows.append(f"| {N} | {s.B} | {s.B // N} | {1e3 * c.compute:.1f} | {1e3 * c.launches:.1f} | "
+                    f"{1e3 * c.all_reduce:.1f} | {1e3 * c.iteration:.1f} | {c.sec_per_kimg:.3f} | {c.upkeep:.3f} | "
+                    f"{speed:.1f} | {100 * speed / N:.0f} % |")
+    return "\n".join(rows)
+
+
+def _growing(N: int) -> Setting:
+    return dataclasses.replace(PAPER256, B=max(64, 8 * N))
+
+
+def tables() -> dict[str, str]:
+    """The tables of docs/scaling.md, by the number of its caption."""
+    return {
+        "Table 1": table(lambda N: PAPER256),
+        "Table 2": table(_growing),
+        "Table 3": table(lambda N: dataclasses.replace(_growing(N), tick_kimg=4 * max(1, N / 8))),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measurements.
+
+NETWORKS = ("--cbase=512", "--cmax=16", "--map-depth=2")  # Small enough for one core, with gradients worth sending.
+
+
+def measure_iterations(data: str, *, gpus: int, batch: int, folder: Path) -> float:
+    """Median seconds of an iteration of train.py on the CPU, over its ticks but the first two."""
+    ticks, iterations = 6, 16  # a tick has all phases
+    outdir = folder / f"gpus{gpus}-batch{batch}"
+    tick_kimg = batch * iterations / 1000
+    command = [sys.executable, str(ROOT / "train.py"), f"--outdir={outdir}", f"--data={data}", "--cfg=auto",
+               "--method=stylegan2", "--aug=noaug", *NETWORKS, f"--batch={batch}", f"--batch-gpu={batch // gpus}",
+               "--mbstd-group=2", f"--gpus={gpus}", "--device=cpu", "--workers=0", "--metrics=none", "--snap=0",
+               f"--tick={tick_kimg}", f"--kimg={tick_kimg * ticks}"]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (stats,) = outdir.glob("*/stats.jsonl")
+    records = [json.loads(line) for line in stats.read_text().splitlines()][2:]
+    return statistics.median(r["Timing/sec_per_kimg"]["mean"] for r in records) * batch / 1000
+
+
+def _reduce_process(rank: int, size: int, store: str, sizes: list[int], repeats: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    result = {}
+    for count in sizes:
+        tensor, times = torch.zeros(count), []
+        for _ in range(repeats + 2):
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            torch.distributed.all_reduce(tensor)
+            times.append(time.perf_counter() - start)
+        result[count * FLOAT] = statistics.median(times[2:])
+    if rank == 0:
+        Path(out).write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+def measure_all_reduce(size: int, *, folder: Path, repeats: int = 9) -> dict[int, float]:
+    """Median seconds of an all-reduce of float32 over gloo's loopback, by bytes."""
+    sizes = [2**i for i in (8, 12, 16, 18, 20, 22, 24)]
+    out = folder / f"reduce{size}.json"
+    torch.multiprocessing.spawn(
+        _reduce_process, (size, str(folder / f"store{size}"), sizes, repeats, str(out)), nprocs=size)
+    return {int(count): sec for count, sec in json.loads(out.read_text()).items()}
+
+
+SPIN = """
+import sys, time
+import numpy as np
+a, count, stop = np.ones((128, 128), np.float32), 0, float(sys.argv[1])
+while time.time() < stop - 3:
+    time.sleep(0.01)
+while time.time() < stop:
+    a @ a
+    count += 1
+print(count)
+"""
+
+
+def measure_capacity(processes: int) -> float:
+    """How many cores so many busy processes have between them, on a machine with other work: the work of all in 3 s,
+    over what one alone does."""
+    def work(number: int) -> int:
+        command = [sys.executable, "-c", SPIN, str(time.time() + 4 + 0.2 * number)]  # all start together
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                   for _ in range(number)]
+        return sum(int(process.communicate()[0]) for process in running)
+
+    return work(processes) / work(1)
+
+
+def measure_loader(data: str, *, workers: int, batches: int = 30) -> float:
+    """Images per second of the loader alone."""
+    dataset = ImageFolderDataset(data)
+    with BatchLoader(dataset, order=TrainingOrder(len(dataset), 0), batch_size=64, num_workers=workers) as loader:
+        for _ in range(4 * max(workers, 1)):  # what was read ahead, while processes started
+            next(loader)
+        start = time.perf_counter()
+        for _ in range(batches):
+            next(loader)
+        return 64 * batches / (time.perf_counter() - start)
+
+
+class _CountOps(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts operations that make new tensors or change them; views cost a GPU nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations() -> dict[str, int]:
+    """Operations of each phase of paper256, forward and backward, for one part of a batch; channels don't matter."""
+    options = presets.Options(preset="paper256", method="stylegan2", aug="noaug", channel_max=4, channel_base=256,
+                              batch_size=2, batch_gpu=2, mbstd_group_size=2)
+    config: TrainingConfig = presets.resolve(options, DatasetConfig(path="none", resolution=256), device="cpu")
+    G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
+    loss = StyleGAN2Loss(G.requires_grad_(False), D.requires_grad_(False), config=config.loss)
+    counts = {}
+    for phase in build_phases(config, loss):
+        phase.module.requires_grad_(True)
+        batch = draw_part((0, 0, 0), torch.zeros(2, 3, 256, 256), torch.zeros(2, 0), z_dim=G.z_dim, dataset=None)
+        with _CountOps() as ops:
+            for term in phase.loss(batch):
+                term.backward()
+        counts[phase.name] = ops.count
+        phase.module.requires_grad_(False)
+    return counts
+
+
+def average_launches(counts: dict[str, int], s: Setting = PAPER256) -> float:
+    return counts["Gmain"] + counts["Dmain"] + counts["Greg"] / s.k_G + counts["Dreg"] / s.k_D
+
+
+def fit_reduce(times: dict[int, float]) -> tuple[float, float]:
+    """(latency in seconds, bytes per second) of times that are latency + bytes / rate, by least relative errors."""
+    sizes, seconds = (np.array(list(values), dtype=float) for values in (times.keys(), times.values()))
+    relative = np.stack([1 / seconds, sizes / seconds], axis=1)
+    latency, slope = np.linalg.lstsq(relative, np.ones(len(sizes)), rcond=None)[0]
+    return float(max(latency, 0)), float(1 / max(slope, 1e-15))
+
+
+def predict(
+    one: dict[int, float], times: dict[int, dict[int, float]], s: Setting, *, gpus: int, cores: float
+) -> float:
+    """Seconds of an iteration in several processes that share cores.
+
+    Args:
+        one:   Seconds of an iteration in one process, by batch size: at least two.
+        times: All-reduces, by number of processes and bytes.
+        cores: How many the processes have between them.
+    """
+    t_img, t_iteration = np.polyfit(list(one), list(one.values()), 1)  # the rest does not depend on the batch
+    latency, rate = fit_reduce(times[gpus]) if gpus > 1 else (0.0, math.inf)
+    shared = max(gpus / cores, 1)   # processes for each core
+    return shared * (t_img * s.B / gpus + max(t_iteration, 0)) + reduces(s) * latency + gradient_bytes(s) / rate
+
+
+def small_setting(batch: int) -> Setting:
+    """What `measure_iterations` trains."""
+    options = presets.Options(preset="auto", method="stylegan2", aug="noaug", channel_base=512, channel_max=16,
+                              map_depth=2, batch_size=batch, batch_gpu=batch, mbstd_group_size=2)
+    parameters = count_parameters(presets.resolve(options, DatasetConfig(path="none", resolution=32), device="cpu"))
+    return Setting(n_G=parameters.G, n_D=parameters.D, B=batch)
+
+
+def measure(data: str | None, folder: Path) -> dict[str, Any]:
+    """All measurements and the model's predictions, printed on the way."""
+    scenes = folder / "scenes32.zip"
+    subprocess.run([sys.executable, str(ROOT / "dataset_tool.py"), "--source=synthetic", "--resolution=32",
+                    "--max-images=512", f"--dest={scenes}"], check=True, capture_output=True)
+    cores = len(os.sched_getaffinity(0))
+    counts = count_operations()
+    print(f"Operations: {counts}, on average {average_launches(counts):.0f} an iteration", flush=True)
+    loader = {workers: measure_loader(data or str(scenes), workers=workers) for workers in (0, 1, 2)}
+    print("Loader, images/s by workers: " + ", ".join(f"{w}: {rate:.0f}" for w, rate in loader.items()), flush=True)
+    reduce = {size: measure_all_reduce(size, folder=folder) for size in (2, 4)}
+    for size, times in reduce.items():
+        latency, rate = fit_reduce(times)
+        print(f"All-reduce of {size}: {1e6 * latency:.0f} us + bytes / {rate / 1e6:.0f} MB/s", flush=True)
+    batch = 16
+    one = {b: measure_iterations(str(scenes), gpus=1, batch=b, folder=folder) for b in (8, batch)}
+    rows = []
+    for gpus in (1, 2, 4):
+        capacity = 1.0 if gpus == 1 else measure_capacity(gpus)
+        sec = one[batch] if gpus == 1 else measure_iterations(str(scenes), gpus=gpus, batch=batch, folder=folder)
+        model = predict(one, reduce, small_setting(batch), gpus=gpus, cores=capacity)
+        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model, ratio=model / sec))
+        print(f"{gpus} processes on {capacity:.2f} cores: {sec:.3f} s an iteration, model {model:.3f} s", flush=True)
+    return dict(cores=cores, load_average=os.getloadavg(), networks=NETWORKS,
+                operations=counts, average_operations=average_launches(counts),
+                loader_img_per_sec=loader, loader_data=data or "drawn scenes, 32x32", all_reduce_sec=reduce,
+                iteration_sec_one_process=one, iterations=rows)
+
+
+@click.command()
+@click.option("--model", is_flag=True, help="Print the tables of docs/scaling.md.")
+@click.option("--data", type=click.Path(exists=True), help="Measure the loader on this.  [default: drawn scenes]")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
+def main(model: bool, data: str | None, out: str | None) -> None:
+    if model:
+        for name, text in tables().items():
+            print(f"{name}\n\n{text}\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="glead-") as folder:
+        figures = measure(data, Path(folder))
+    if out:
+        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", torch=torch.__version__,
+                       python=platform.python_version(), date=str(date.today()), command=" ".join(sys.argv), **figures)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as f:
+            f.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
