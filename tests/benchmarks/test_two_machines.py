@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,9 @@ def test_a_cut_network_ends_training_with_a_message_and_it_goes_on_later(tmp_pat
     figures = json.loads(out.read_text())
     first, second = figures["after_cut"]
     for end in (first, second):
-        assert end["status"] == 1 and figures["timeout_sec"] < end["sec"] + 2 < figures["limit_sec"] + 2
+        assert end["status"] == 1 and figures["timeout_sec"] - 2 < end["sec"] < figures["limit_sec"]
         assert "The last training state is good" in end["message"]
-    assert "rank 1 died or lost the network" in first["message"]                                # it has the store
+    assert re.search("rank 1 died.* lost the network", first["message"])  # it has the store
     assert "the machine at 10.77.0.1, where the processes met, does not answer" in second["message"]
     assert figures["state_nimg"] > 0 and figures["problems"] == []
     assert figures["after_mending"][0]["message"].startswith("Done in ")
