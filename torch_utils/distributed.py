@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import threading
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 
@@ -98,10 +98,10 @@ def first_to_report(message: str) -> bool:
     """Of all processes that want to say why the run ends, the first one may; the message is kept for the launcher."""
     if _group is None or _group.store is None:
         return True
-    signed = f"{_group.rank} {message}"
+    signed, store = f"{_group.rank} {message}", _group.store
     try:
-        return _group.store.compare_set("verdict", "", signed).decode() == signed
-    except RuntimeError:  # the store is gone: nobody else can be asked
+        return _within(_ANSWER_SEC, lambda: store.compare_set("verdict", "", signed).decode() == signed)
+    except RuntimeError:  # the store is gone, or out of reach: nobody else can be asked
         return True
 
 
@@ -178,6 +178,7 @@ def from_rank0(value: Any) -> Any:
 # Who is missing: each process says how far it is, from a thread that goes on while the main one waits or hangs.
 
 _BEAT_SEC = 0.5
+_ANSWER_SEC = 3     # The store that all share answers within milliseconds, or is out of reach.
 
 
 def _beat(group: _Group) -> None:
@@ -211,14 +212,16 @@ def _describe_loss(error: RuntimeError) -> str:
     if group is None:
         return _first_line(error)
     what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
-    with contextlib.suppress(RuntimeError, ValueError):
-        dead, behind = _missing(group)
-        if dead:
-            return f"{_names(dead)} died, was stopped, or lost the network: {what}. The last training state is good; go on from it"
-        if behind:
-            return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
-                    "The last training state is good; go on from it")
-    return f"{what} ({_first_line(error)}). The last training state is good; go on from it"
+    good = "The last training state is good; go on from it"
+    try:
+        dead, behind = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: _missing(group))
+    except RuntimeError as silence:
+        return f"{_first_line(silence)}: {what}. {good}"
+    if dead:
+        return f"{_names(dead)} died, was stopped, or lost the network: {what}. {good}"
+    if behind:
+        return f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. {good}"
+    return f"{what} ({_first_line(error)}). {good}"
 
 
 def _missing(group: _Group) -> tuple[list[int], list[int]]:
@@ -254,10 +257,33 @@ def lost_rank(error: BaseException) -> LostRank | None:
         return error
     if _group is None or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
         return None
-    with contextlib.suppress(RuntimeError, ValueError):
-        if any(_missing(_group)):
-            return LostRank(_describe_loss(error))
-    return None
+    group = _group
+    try:
+        missing = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: any(_missing(group)))
+    except RuntimeError:  # no answer
+        missing = True
+    return LostRank(_describe_loss(error)) if missing else None
+
+
+def _within(limit_sec: float, question: Callable[[], Any]) -> Any:
+    """What `question` asks the store. Behind a network that was cut, the store's client would wait for TCP to give up,
+    a quarter of an hour.
+
+    Raises:
+        RuntimeError: No answer within the limit.
+    """
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            answers.append(question())
+
+    thread = threading.Thread(target=ask, daemon=True, name="question")
+    thread.start()
+    thread.join(limit_sec)
+    if not answers:
+        raise RuntimeError(f"the machine at {os.environ['MASTER_ADDR']}, where the processes met, does not answer")
+    return answers[0]
 
 
 def _names(ranks: list[int]) -> str:
