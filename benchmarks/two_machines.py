@@ -225,6 +225,7 @@ def observe(
     for node, end in enumerate(after_cut):
         if end.status != 1 or not end.message.startswith("Error: "):
             problems.append(f"machine {node} ended with status {end.status} and the message {end.message!r}")
+            print(f"The last lines of machine {node}:\n{run.text(node)[-3000:]}", flush=True)
     nimg = newest_state(folder / "cut")["progress"]["nimg"]
     print(f"The newest training state is good, of {nimg} images", flush=True)
 
