@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 from torch_utils.network_pickle import save_network_pkl
 
 from .run_log import read_records
-from .training_state import state_path, write_state
+from .training_state import pickle_path, state_path, write_state
 
 _PICKLE = re.compile(r"network-snapshot-(\d{6,})\.pkl")
 _HIGHER_IS_BETTER = re.compile(r"(pr|is)\d")    # Metrics by name; of the others the lowest score is the best.
@@ -65,7 +65,7 @@ class Checkpoints:
         self, *, nimg: int, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
     ) -> Path:
         """Hand over copies for `network-snapshot-KKKKKK.pkl` (K = kimg); the file is there after `wait`."""
-        path = self.run_dir / f"network-snapshot-{nimg // 1000:06d}.pkl"
+        path = pickle_path(self.run_dir, nimg)
         self._make_room(path)
         copies = {name: None if net is None else copy.deepcopy(net).cpu() for name, net in networks.items()}
         self._submit(path, self._write_networks, path, dict(copies, training_set_kwargs=training_set_kwargs))

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 from dnnlib.util import UserError
 
 from .config import TrainingConfig, from_json, to_json, validate_gpus
-from .training_state import list_states
+from .training_state import list_states, pickle_path
 
 try:
     import fcntl
@@ -93,10 +93,16 @@ def find_run(outdir: str, command: Mapping[str, Any]) -> Run | None:
             run = _read_run(path)
         except UserError:
             continue
-        wanted = command.get("kimg", run.config.total_kimg)
-        if _lasting(run.command) == _lasting(command) and states[0].nimg < wanted * 1000 and not _is_locked(path):
+        total_kimg = command.get("kimg", run.config.total_kimg)
+        if _lasting(run.command) == _lasting(command) and not _is_finished(path, total_kimg) and not _is_locked(path):
             return run
     return None
+
+
+def _is_finished(run_dir: str, total_kimg: float) -> bool:
+    """All images shown, and the last network pickle written."""
+    nimg = list_states(run_dir)[0].nimg
+    return nimg >= total_kimg * 1000 and os.path.exists(pickle_path(run_dir, nimg))
 
 
 def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def state_path(run_dir: str | os.PathLike, nimg: int) -> Path:
     return Path(run_dir, f"training-state-{nimg:09d}.pt")
 
 
+def pickle_path(run_dir: str | os.PathLike, nimg: int) -> Path:
+    """`network-snapshot-KKKKKK.pkl` (K = kimg)."""
+    return Path(run_dir, f"network-snapshot-{nimg // 1000:06d}.pkl")
+
+
 def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
     """The states in a run directory, the newest first; their content is not looked at."""
     try:

@@ -15,7 +15,7 @@ from training import resume
 from training.config import DatasetConfig, to_json, validate
 from training.presets import Options
 from training.presets import resolve as resolve_options
-from training.training_state import state_path
+from training.training_state import pickle_path, state_path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = {"outdir": "o", "data": "d", "gamma": 2.0}
@@ -33,6 +33,7 @@ def make_run(outdir, name, *, command=COMMAND, nimg=(1000,), **said):
     (path / "training_options.json").write_text(json.dumps(options))
     for n in nimg:
         state_path(path, n).touch()
+        pickle_path(path, n).touch()
     return str(path)
 
 
@@ -59,7 +60,10 @@ def test_find_run_takes_the_newest_that_can_go_on(tmp_path):
     make_run(tmp_path, "00003-a")
     make_run(tmp_path, "00010-other", command={"data": "d"})
     make_run(tmp_path, "00011-no-state", nimg=())
-    make_run(tmp_path, "00012-finished", nimg=(24_000_000, 25_000_000))
+    finished = make_run(tmp_path, "00012-finished", nimg=(24_000_000, 25_000_000))
+    pickle_path(finished, 25_000_000).unlink()
+    assert found(tmp_path) == "00012-finished"  # not quite: its last pickle is missing
+    pickle_path(finished, 25_000_000).touch()
     make_run(tmp_path, "00013-shorter", nimg=(100_000,), total_kimg=100)
     for name, text in (("00014", "{"), ("00015", "null"), ("00016", '{"command": 1, "config": {}}'), ("00017", "\xff")):
         path = Path(make_run(tmp_path, name))
