@@ -19,6 +19,7 @@ from training.config import DatasetConfig, TrainingConfig
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     from training import launch
 
+PREPARING_SEC = 3600    # Other processes wait so long for the first one, which checks the data and may download networks.
 METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
 
 
@@ -564,7 +565,7 @@ def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
     if said["dry_run"]:
         return
     try:
-        distributed.join(device=device, timeout_sec=said["timeout"])
+        distributed.join(device=device, timeout_sec=said["timeout"], rank0_sec=max(said["timeout"], PREPARING_SEC))
         job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
         with resume.locked(job.run_dir) if rank == 0 else contextlib.nullcontext():
             launch.run_rank(job)

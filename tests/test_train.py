@@ -818,7 +818,7 @@ def test_torchrun_says_how_many(torchrun, runs, gpus, tmp_path):
     for rank in range(4):
         result, met = torchrun(rank, 4, "--timeout=30", "--device=auto")
         assert result.exit_code == 0, result.output
-        assert met == {"device": "cuda", "timeout_sec": 30}
+        assert met == {"device": "cuda", "timeout_sec": 30, "rank0_sec": 3600}
         assert ("Training in" in result.stdout) == (rank == 0)
     assert runs[0].config.num_gpus == 4 and runs == runs[:1] * 4
     assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -37,12 +37,13 @@ class _Group:
 _group: _Group | None = None
 
 
-def join(*, device: str, timeout_sec: float) -> torch.device:
+def join(*, device: str, timeout_sec: float, rank0_sec: float | None = None) -> torch.device:
     """Meet the other processes of this run.
 
     Args:
         device:      "cuda" or "cpu".
         timeout_sec: Wait so long for others, here and in whatever they do together.
+        rank0_sec:   Wait so long here for rank 0, which may have more to prepare; None = as for the others.
 
     Returns:
         The device of this process.
@@ -63,6 +64,10 @@ def join(*, device: str, timeout_sec: float) -> torch.device:
         store = _open_store(timeout, keep=keeps)
         group.store = _open_store(timeout)  # a connection that the heart need not share
         _beat(group)
+        if group.rank == 0:
+            store.set("rank 0 is here", "")
+        elif rank0_sec is not None:
+            store.wait(["rank 0 is here"], datetime.timedelta(seconds=rank0_sec))
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=group.rank,
                                              world_size=group.world_size, timeout=timeout)
         group.host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
