@@ -66,8 +66,8 @@ if __name__ == "__main__":
     from training import launch
 
     launch._START_WORKER = START_WORKER.format(folder=str(Path(__file__).parent), fault=sys.argv[1])
-    if "RANK" in os.environ:
-        install(sys.argv[1])  # started by torchrun
+    if "RANK" in os.environ or "--gpus=1" in sys.argv:
+        install(sys.argv[1])  # started by torchrun, or to train in this process
     import train
 
     train.main(sys.argv[2:])
