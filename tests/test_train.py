@@ -18,7 +18,7 @@ from dnnlib.util import UserError
 from training import launch, presets, resume
 from training.config import TrainingConfig, from_json
 from training.launch import Job
-from training.training_state import state_path
+from training.training_state import pickle_path, state_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
@@ -661,6 +661,7 @@ def test_a_new_run_where_there_is_nothing_to_go_on_with(run, runs, start, tmp_pa
     assert run("--gamma=2").exit_code == 0                      # another command
     assert run("--resume=noresume").exit_code == 0
     state_path(path, 25_000_000).touch()
+    pickle_path(path, 25_000_000).touch()
     assert run("--resume=auto").exit_code == 0                  # a finished run
     assert [(job.resume, Path(job.run_dir).name[:5]) for job in runs] == [
         (None, "00000"), (None, "00001"), (None, "00003"), (None, "00004"), (None, "00005"),
