@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dnnlib.util import UserError
 
+from .data_prep.conversion import flatten
 from .image_files import FORMATS, IMAGE_EXTENSIONS, MAX_FILE_BYTES, ImageFiles, open_image_files, shown
 
 
@@ -118,7 +119,7 @@ def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np
 
     Args:
         image:      Of any size and mode; upright by its EXIF data, transparency is laid on white, 16 bits become 8.
-        resolution: The middle square is scaled to it, down with a box filter as training data are, up bicubically.
+        resolution: The middle square is scaled to it, down with a box filter, up bicubically.
         channels:   1 or 3.
 
     Returns:
@@ -129,7 +130,7 @@ def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
         changes.append("grayscale" if channels == 1 else f"{image.mode} to RGB")
-        image = _flatten(image).convert(mode)
+        image = flatten(image, gray=channels == 1)
     width, height = image.size
     side = min(width, height)
     if width != height:
@@ -141,12 +142,3 @@ def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np
         image = image.resize((resolution, resolution), wanted)
         changes.append("scaled")
     return np.asarray(image).reshape(resolution, resolution, channels), ", ".join(changes)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
