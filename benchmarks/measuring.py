@@ -1,0 +1,80 @@
+"""What the benchmarks share: taking turns, medians, tables, and files of results."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dnnlib.util import atomic_write  # noqa: E402
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 2, device: str = "cpu", title: str = ""
+) -> dict[str, list[float]]:
+    """Call all cases in turn, again and again, so that whatever else the machine does slows each of them alike.
+
+    Args:
+        cases:  What to time, by name.
+        device: "cuda" waits for the GPU before the clock is read.
+
+    Returns:
+        Seconds of the last `repeats` calls of each case.
+    """
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in tqdm(range(warmup + repeats), desc=title or "turns", leave=False, disable=None):
+        for name, call in cases.items():
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratio(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> float:
+    """Median over turns of a case's time by the baseline's of the same turn, which cancels what slowed both."""
+    return statistics.median(a / b for a, b in zip(times[name], times[baseline], strict=True))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *, digits: int = 3) -> None:
+    """Rows with the same keys, which head the columns."""
+    print(tabulate([list(row.values()) for row in rows], headers=list(rows[0]), floatfmt=f".{digits}f"), flush=True)
+
+
+def describe_device(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
+
+
+def save_results(path: str | Path | None, *, device: str = "cpu", **content: Any) -> None:
+    """Write figures as JSON, with the device, the versions, the command and the date; nothing where `path` is None."""
+    if path is None:
+        return
+    head = dict(device=describe_device(device), torch=torch.__version__, python=platform.python_version(),
+                date=str(date.today()), command=" ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
+    if device.startswith("cuda"):
+        head |= dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as f:
+        f.write((json.dumps(head | content, indent=1) + "\n").encode())
