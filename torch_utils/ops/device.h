@@ -1,7 +1,8 @@
 // What the kernels share. The same source is compiled by NVRTC and by nvcc; tests compile it for the CPU, too.
 //
 // A kernel's file is specialised by macros and defines one `KERNEL(Params p)`, on a one-dimensional grid.
-// Macros that every kernel has: GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block).
+// Macros that every kernel has: GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block). What is not
+// shared stands in KERNEL_NAMESPACE, so that one translation unit may hold several kernels of a file.
 #pragma once
 
 #ifdef GLEAD_EMULATE
@@ -9,6 +10,10 @@
 #endif
 
 #define KERNEL(PARAMS) extern "C" __global__ void __launch_bounds__(BLOCK) GLEAD_KERNEL(PARAMS)
+
+#define GLEAD_JOIN_(a, b) a##b
+#define GLEAD_JOIN(a, b) GLEAD_JOIN_(a, b)
+#define KERNEL_NAMESPACE GLEAD_JOIN(of_, GLEAD_KERNEL)
 
 namespace glead {
 
