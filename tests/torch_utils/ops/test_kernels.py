@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from torch_utils.ops import bias_act
+from torch_utils.ops import bias_act, upfirdn2d
 
 pytest_plugins = ["tests.torch_utils.ops.emulator"]
 BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-6, torch.float64: 1e-14}
@@ -46,3 +46,41 @@ def test_bias_act(emulator, act, dtype, shape, channels_last, has_bias, clamp):
         assert_close(actual, bias_act._native_grad2(wide(dy), wide(ref), wide(b), wide(ddx), *held), dtype)
         expected.append(ddx)
     assert len(emulator.launched) == len(expected) + 1
+
+
+def firs():
+    dtypes = itertools.cycle(BOUNDS)
+    cases = [  # taps (height, width), up, down, padding, shape, channels last
+        ((4, 4), 1, 1, (2, 1, 2, 1), (2, 3, 16, 24), False), ((4, 4), 1, 1, (1, 2, 1, 2), (1, 16, 9, 7), True),
+        ((4, 4), 2, 1, (2, 1, 2, 1), (2, 3, 8, 16), False), ((4, 4), 2, 1, (2, 1, 2, 1), (1, 8, 5, 6), True),
+        ((4, 4), 1, 2, (1, 1, 1, 1), (2, 3, 32, 16), False), ((4, 4), 1, 2, (1, 1, 1, 1), (2, 24, 10, 9), True),
+        ((4, 4), 1, 1, (2, 2, 2, 2), (2, 2, 17, 19), False), ((4, 4), 1, 1, (1, 1, 1, 1), (2, 2, 17, 33), False),
+        ((1, 12), (2, 1), 1, (6, 5, 0, 0), (1, 2, 8, 16), False), ((12, 1), (1, 2), 1, (0, 0, 6, 5), (1, 8, 8, 8), True),
+        ((12, 1), 1, (1, 2), (0, 0, 5, 5), (2, 2, 24, 16), False), ((1, 12), 1, (2, 1), (5, 5, 0, 0), (1, 16, 9, 20), True),
+        ((2, 3), 3, 2, (4, 1, -1, 2), (2, 2, 7, 8), False), ((3, 2), (1, 3), (2, 1), (-2, 3, 1, 0), (1, 4, 7, 8), True),
+        ((1, 1), 2, 1, (0, 0, 1, -1), (2, 2, 4, 4), False), ((1, 1), 1, 1, (-1, -1, -1, -1), (2, 2, 8, 8), False),
+        ((9, 7), 2, 3, (5, 9, 4, 8), (1, 3, 13, 8), False), ((24, 24), 1, 5, (9, 12, 11, 12), (1, 5, 20, 20), True),
+        ((4, 4), 1, 1, (9, 9, 20, 3), (1, 2, 8, 8), False), ((4, 4), 2, 1, (-3, 4, -5, 6), (1, 2, 16, 8), False),
+    ]
+    for number, case in enumerate(cases):
+        yield pytest.param(*case, next(dtypes), number % 2 == 1, id=f"fir{number}")
+
+
+@pytest.mark.parametrize("taps,up,down,padding,shape,channels_last,dtype,flip", list(firs()))
+def test_upfirdn2d(emulator, taps, up, down, padding, shape, channels_last, dtype, flip):
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    f = torch.randn(taps).t().contiguous().t()  # strides of its own
+    spec = upfirdn2d._Spec(upfirdn2d._pair(up), upfirdn2d._pair(down), padding, flip, 1.3)
+    y = upfirdn2d._cuda(x, f, *spec)
+    assert_close(y, upfirdn2d._reference(x.double(), f, spec), dtype)
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert [k.name for k in emulator.launched] == ["upfirdn2d_any" if taps[0] * taps[1] > 32 else "upfirdn2d"]
+
+
+def test_separable_filters_take_two_passes(emulator):
+    x, f = torch.randn([2, 3, 8, 12]), torch.randn([12])
+    spec = upfirdn2d._Spec((2, 2), (1, 1), (6, 5, 6, 5), False, 4.0)
+    assert_close(upfirdn2d._cuda(x, f, *spec), upfirdn2d._reference(x.double(), f, spec), torch.float32)
+    assert len(emulator.launched) == 2
