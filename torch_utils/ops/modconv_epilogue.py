@@ -1,6 +1,7 @@
 """What follows the convolution of a layer of G, as one operation: demodulation, noise, bias, activation, gain, clamp."""
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -101,6 +102,7 @@ _UNROLL = 2     # as in modconv_epilogue.cu
 _ROUNDS = 4     # Vectors of a thread in the derivative.
 
 
+@functools.lru_cache(maxsize=None)
 def _kernel(dtype: torch.dtype, *, channels_last: bool, vec: int, parts: tuple[bool, bool, bool], wide: bool):
     return custom_ops.Kernel("modconv_epilogue", (
         ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("CHANNELS_LAST", int(channels_last)), ("VEC", vec),
@@ -108,6 +110,7 @@ def _kernel(dtype: torch.dtype, *, channels_last: bool, vec: int, parts: tuple[b
     ))
 
 
+@functools.lru_cache(maxsize=None)
 def _grad_kernel(dtype: torch.dtype, *, tc: int, block: int, vec: int, scale: bool, noise: bool):
     return custom_ops.Kernel("modconv_epilogue_grad", (
         ("T", kernels.TYPES[dtype]), ("BLOCK", block), ("CHANNELS_LAST", int(tc > 0)), ("VEC", vec),

@@ -1,6 +1,7 @@
 """Up-sample, filter with an FIR, down-sample: the resampling operation of the StyleGAN family."""
 
 import ctypes
+import functools
 from typing import Any, Literal, NamedTuple, Sequence
 
 import numpy as np
@@ -184,7 +185,7 @@ def _cpu(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
 
 
 def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
-    spec = _Spec(*spec)
+    spec = _Spec(*(tuple(part) if isinstance(part, list) else part for part in spec))
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return _native(x, f, spec)
     f = f.to(torch.float32)
@@ -242,6 +243,7 @@ class _Plan(NamedTuple):
     tile: tuple[int, int, int]  # Threads of a block along channels, x and y (channels last).
 
 
+@functools.lru_cache(maxsize=1024)
 def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, vout: int, channels: int) -> _Plan:
     """For channels-last images, `channels` is their number, else 0. `vec`, `vout`: elements of vectors."""
     (upx, upy), (downx, downy), (px0, _, py0, _), flip, _ = spec
@@ -279,6 +281,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     return list(found)
 
 
+@functools.lru_cache(maxsize=None)
 def _any_kernel(dtype: torch.dtype, channels_last: bool) -> custom_ops.Kernel:
     return custom_ops.Kernel("upfirdn2d_any", (
         ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("CHANNELS_LAST", int(channels_last))))
