@@ -4,12 +4,13 @@ Two routes compile the same source. NVRTC is tried first: 0.1 to 0.2 s a kernel 
 takes 12 s for its smallest library and needs a toolkit and a C++ compiler; its launches cost 0.9 us less than 1.4 us.
 """
 
+import contextlib
 import importlib
 import os
 import pkgutil
 import threading
 from types import ModuleType
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from tqdm import tqdm
@@ -108,6 +109,24 @@ def _made(kernel: Kernel, device: torch.device) -> Launcher | None:
     why = "; ".join(reasons) or f"{VARIABLE}=native"
     say_once("native", f"CUDA kernels can't be used ({why}): PyTorch's own operations take their place.")
     return None
+
+
+class _None(dict):
+    """Holds None for every key."""
+
+    def __missing__(self, key: Any) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """PyTorch's own operations take the kernels' place in this process, for comparisons."""
+    global _launchers
+    before, _launchers = _launchers, _None()
+    try:
+        yield
+    finally:
+        _launchers = before
 
 
 def architecture(device: torch.device) -> int:

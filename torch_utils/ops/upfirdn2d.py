@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 from typing import Any, Literal, NamedTuple, Sequence
 
 import numpy as np
@@ -268,17 +269,18 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """What the networks use with the filter 1, 3, 3, 1, forward and backward, in images of multiples of 8 pixels."""
-    pads = {(1, 1): (1, 2), (2, 1): (1, 2), (1, 2): (1, 2)}  # before the image, by (up, down)
-    found = dict.fromkeys(
-        _plan(dtype, _Spec((up, up), (down, down), (pad, pad, pad, pad), flip, 1.0), (4, 4), vec=vec, vout=vec,
-              channels=channels).kernel
-        for dtype in (torch.float16, torch.bfloat16, torch.float32)
-        for vec in (16 // dtype.itemsize,) for channels in (0, 512)
-        for (up, down), paddings in pads.items() for pad in paddings for flip in (False, True)
-    )
-    found |= dict.fromkeys(_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True))
-    return list(found)
+    """What the networks use with the filter 1, 3, 3, 1, forward and backward; small images take a few more."""
+    found = [_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True)]
+    for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
+        most = kernels.VECTOR_BYTES // dtype.itemsize
+        for up, down, pad, vec, vout in [  # beside a convolution with stride 2, images have an odd size: no vectors there
+            (1, 1, 1, 1, 1), (1, 1, 2, most, 1), (2, 1, 2, most, most), (1, 2, 1, most, most),
+        ]:
+            spec = _Spec((up, up), (down, down), (pad, pad, pad, pad), flip, 1.0)
+            found.append(_plan(dtype, spec, (4, 4), vec=vec, vout=vout, channels=0).kernel)
+            found += [_plan(dtype, spec, (4, 4), vec=most, vout=most, channels=channels).kernel
+                      for channels in (4 * most, 8 * most)]
+    return list(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=None)
