@@ -115,11 +115,11 @@ class _PiecewiseLinearGrad(torch.autograd.Function):
     def forward(ctx: Any, dy, y, slope, gain, clamp):
         ctx.save_for_backward(y)
         ctx.args = slope, gain, clamp
-        dx = dy * gain if gain != 1 or (slope == 1 and clamp is None) else dy
-        if slope != 1:
-            dx = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)     # one pass each, without masks in between
+        dx = dy * gain
+        if slope != 1:  # one pass each, in place and without masks in between
+            torch.ops.aten.leaky_relu_backward(dx, y, slope, True, grad_input=dx)
         if clamp is not None:
-            dx = torch.ops.aten.hardtanh_backward(dx, y, -clamp, clamp)
+            torch.ops.aten.hardtanh_backward(dx, y, -clamp, clamp, grad_input=dx)
         return dx
 
     @staticmethod
