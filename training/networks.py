@@ -42,6 +42,14 @@ def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
+def _precision(block: torch.nn.Module, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
+    """In what type and memory format a block of G or D computes."""
+    half = block.use_fp16 and not force_fp32 and (device.type == "cuda" or block.half_type == "bfloat16")
+    dtype = getattr(torch, block.half_type) if half else torch.float32
+    channels_last = device.type == "cpu" or (half and block.channels_last)
+    return dtype, torch.channels_last if channels_last else torch.contiguous_format
+
+
 @misc.profiled_function
 def modulated_conv2d(
     x: Tensor,
@@ -365,8 +373,9 @@ class SynthesisBlock(torch.nn.Module):
         architecture: str = "skip",                         # "orig", "skip" or "resnet".
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: Optional[float] = 256,
-        use_fp16: bool = False,                             # On CUDA devices.
+        use_fp16: bool = False,                             # Compute in half precision.
         fp16_channels_last: bool = False,
+        half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
         **layer_kwargs: Any,                                # For SynthesisLayer.
     ):
         if architecture not in ("orig", "skip", "resnet"):
@@ -379,6 +388,7 @@ class SynthesisBlock(torch.nn.Module):
         self.is_last = is_last
         self.architecture = architecture
         self.use_fp16 = use_fp16
+        self.half_type = half_type
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.num_conv = 0
@@ -413,17 +423,14 @@ class SynthesisBlock(torch.nn.Module):
     ) -> Tuple[Tensor, Optional[Tensor]]:
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         w_iter = iter(ws.unbind(dim=1))
-        half = self.use_fp16 and not force_fp32 and ws.device.type == "cuda"
-        dtype = torch.float16 if half else torch.float32
-        memory_format = torch.channels_last if half and self.channels_last else torch.contiguous_format
+        dtype, memory_format = _precision(self, ws.device, force_fp32)
         if fused_modconv is None:
             with misc.suppress_tracer_warnings():
                 fused_modconv = (not self.training) and (dtype == torch.float32 or int(ws.shape[0]) == 1)
         layer_kwargs = dict(layer_kwargs, fused_modconv=fused_modconv)
 
         if self.in_channels == 0:
-            x = self.const.to(dtype=dtype, memory_format=memory_format)
-            x = x.unsqueeze(0).repeat([ws.shape[0], 1, 1, 1])
+            x = self.const.to(dtype).unsqueeze(0).repeat([ws.shape[0], 1, 1, 1]).to(memory_format=memory_format)
             x = self.conv1(x, next(w_iter), **layer_kwargs)
         else:
             misc.assert_shape(x, [None, self.in_channels, self.resolution // 2, self.resolution // 2])
@@ -571,6 +578,7 @@ class DiscriminatorBlock(torch.nn.Module):
         conv_clamp: Optional[float] = None,
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
+        half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
         freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): layers below stay as they are.
     ):
         if architecture not in ("orig", "skip", "resnet"):
@@ -581,6 +589,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.img_channels = img_channels
         self.architecture = architecture
         self.use_fp16 = use_fp16
+        self.half_type = half_type
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.num_layers = 0
@@ -605,9 +614,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self, x: Optional[Tensor], img: Optional[Tensor], force_fp32: bool = False
     ) -> Tuple[Tensor, Optional[Tensor]]:
         device = img.device if x is None else x.device
-        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        dtype = torch.float16 if half else torch.float32
-        memory_format = torch.channels_last if half and self.channels_last else torch.contiguous_format
+        dtype, memory_format = _precision(self, device, force_fp32)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=memory_format)
@@ -801,11 +808,12 @@ class Discriminator(torch.nn.Module):
             if res > 8:
                 x = torch.cat([x, features[res // 2].to(torch.float32)], dim=1)
             x = fmaps[res] = getattr(self, f"b{res}_dec")(x)
+        if not self.has_heads:
+            return fmaps, None, None, None
+        mean = x.mean(dim=[2, 3], keepdim=True)  # a linear head of the mean is the mean of the head, and far cheaper
         if self.spatial_heads:
-            return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(x).mean(dim=[2, 3])
-        if self.has_heads:
-            return fmaps, None, None, self.final_proj(x).mean(dim=[2, 3])
-        return fmaps, None, None, None
+            return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(mean).flatten(1)
+        return fmaps, None, None, self.final_proj(mean).flatten(1)
 
     def extra_repr(self) -> str:
         return f"c_dim={self.c_dim}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"

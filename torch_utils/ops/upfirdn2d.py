@@ -363,7 +363,10 @@ def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     cx, cy = max(min(left, right), 0), max(min(top, bottom), 0)
     if spec.flip:
         f = f.flip([0, 1])  # conv_transpose2d convolves
-    y = F.conv_transpose2d(x, _depthwise(f, x), stride=(upy, upx), padding=(cy, cx), groups=x.shape[1])
+    # CPUs have no fast kernel for it in half precision; the small side is what is converted.
+    dtype = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    y = F.conv_transpose2d(x.to(dtype), _depthwise(f.to(dtype), x), stride=(upy, upx), padding=(cy, cx),
+                           groups=x.shape[1]).to(x.dtype)
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
     return y[:, :, :: spec.down[1], :: spec.down[0]] if max(spec.down) > 1 else y
