@@ -60,14 +60,19 @@ def _slope(act: str) -> float:
 
 
 def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
-    y = x.clone() if scale is None else x * scale[:, :, None, None].to(x.dtype)
+    if gain > 0:  # a positive factor passes through (leaky) ReLUs, and on small tensors costs next to nothing
+        scale = torch.full([1, 1], gain, device=x.device) if scale is None else scale * gain
+        strength, b = (None if t is None else t * gain for t in (strength, b))
+    elif scale is None:
+        scale = torch.ones([1, 1], device=x.device)
+    y = x * scale[:, :, None, None].to(x.dtype)
     if noise is not None:
         y += (noise * strength).to(x.dtype)
     if b is not None:
         y += b[:, None, None].to(x.dtype)
     if _slope(act) != 1:
         torch.nn.functional.leaky_relu_(y, _slope(act))
-    if gain != 1:
+    if gain <= 0:
         y *= gain
     if clamp >= 0:
         limit = bias_act._as_held(clamp, y.dtype)
@@ -76,11 +81,20 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
 
 
 def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
-    """dx, and what the other derivatives are made of, from g."""
-    dtype = kernels.compute_type(x.dtype)
-    sums = [g.sum([2, 3], dtype=dtype), (g * x).sum([2, 3], dtype=dtype)]
-    sums.append(torch.zeros_like(sums[0]) if noise is None else (g * noise.to(g.dtype)).sum([2, 3], dtype=dtype))
-    return g if scale is None else g * scale[:, :, None, None].to(g.dtype), torch.stack(sums)
+    """dx, and what the other derivatives are made of, from g. Sums are products of matrices, which are fast."""
+    n, c, h, w = g.shape
+    pixels = g.new_ones([n, 1, h * w])
+    if noise is not None:
+        pixels = torch.cat([pixels, noise.to(g.dtype).reshape(-1, 1, h * w).expand(n, -1, -1)], dim=1)
+    if g.is_contiguous():
+        sums = (g.reshape(n, c, -1) @ pixels.mT).mT                     # [N, 1 or 2, C]
+        products = ((g * x).reshape(n, c, -1) @ pixels[:, :1].mT).mT    # [N, 1, C]
+    else:
+        sums = pixels @ g.permute(0, 2, 3, 1).reshape(n, -1, c)
+        products = pixels[:, :1] @ (g * x).permute(0, 2, 3, 1).reshape(n, -1, c)
+    noises = torch.zeros_like(products) if noise is None else sums[:, 1:]
+    dx = g if scale is None else g * scale[:, :, None, None].to(g.dtype)
+    return dx, torch.stack([sums[:, 0], products[:, 0], noises[:, 0]]).to(kernels.compute_type(x.dtype))
 
 
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
