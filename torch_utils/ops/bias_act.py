@@ -1,6 +1,7 @@
 """Bias, activation, gain and clamp as one operation."""
 
 import ctypes
+import functools
 from typing import Any, Callable, Literal, NamedTuple
 
 import numpy as np
@@ -153,11 +154,11 @@ def _native_grad(
         dx = dy * activation_funcs[act].first(r) * gain
     else:
         dx, y = dy * gain, ref
-        if slope != 1:
-            dx = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)  # one pass each, without masks in between
+        if slope != 1:  # one pass each, in place and without masks in between
+            torch.ops.aten.leaky_relu_backward(dx, y, slope, True, grad_input=dx)
     if clamp >= 0:
         limit = _as_held(clamp, dy.dtype)
-        dx = torch.ops.aten.hardtanh_backward(dx, y, -limit, limit)
+        torch.ops.aten.hardtanh_backward(dx, y, -limit, limit, grad_input=dx)
     return dx
 
 
@@ -192,6 +193,7 @@ _Params = kernels.params(
 _UNROLL = 2  # as in bias_act.cu
 
 
+@functools.lru_cache(maxsize=None)
 def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, wide: bool) -> custom_ops.Kernel:
     return custom_ops.Kernel("bias_act", (
         ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("ORDER", order),
