@@ -92,7 +92,7 @@ def status() -> int:
     """Print what is active here; on a GPU, compare each operation with its reference.
 
     Returns:
-        Exit status: 1 if an operation differs from its reference by more than it may.
+        Exit status: 1 if a kernel can't be used, or an operation differs from its reference by more than it may.
     """
     chosen, active, rows = custom_ops.chosen_routes(), None, []
     for route, compiler in ROUTES.items():
@@ -125,13 +125,17 @@ def _summary(active: str | None, chosen: Sequence[str], has_gpu: bool) -> str:
 
 def _self_tests() -> int:
     """On each GPU, what the modules of operations supply as `self_test(device) -> [(name, error, bound)]`."""
-    rows = []
+    rows, complete = [], True
     for i in range(torch.cuda.device_count()):
         device = torch.device("cuda", i)
         custom_ops.prepare(device)
+        kernels = custom_ops.standard_kernels()
+        loaded = sum(custom_ops.load(kernel, device) is not None for kernel in kernels)
+        complete = complete and loaded == len(kernels)  # without them the operations would be right, too
+        print(f"{device}: {loaded} of {len(kernels)} kernels loaded")
         rows += [[name, f"cuda:{i}", error, bound, "ok" if error <= bound else "FAILED"]  # NaN fails
                  for module in custom_ops.op_modules() if hasattr(module, "self_test")
                  for name, error, bound in module.self_test(device)]
     print("\n" + tabulate(rows, headers=["operation", "device", "error", "bound", ""], floatfmt=".2g"))
-    return 1 if any(row[-1] != "ok" for row in rows) else 0
+    return 0 if complete and all(row[-1] == "ok" for row in rows) else 1
 

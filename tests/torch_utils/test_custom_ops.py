@@ -142,7 +142,9 @@ def test_a_program_is_ended_with_its_children_when_its_time_is_over(tmp_path):
     code, _ = nvcc.run_limited(["sh", "-c", "sleep 60 & echo $! > pid; wait"], seconds=1, cwd=tmp_path, env=dict(os.environ))
     assert code is None and time.monotonic() - start < 30
     state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # a busy system ends it when it can
+        assert time.monotonic() - start < 30
+        time.sleep(0.05)
 
 
 def test_the_time_limit_of_nvcc_is_a_reason(cache, monkeypatch):
@@ -434,10 +436,11 @@ custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tu
     assert "Error: scale(T=float64, BLOCK=128): scale.cu(" in printed.err
 
 
-def test_status_command(cache):
-    done = command("status")
-    assert done.returncode == 0, done.stderr
-    assert f"{cache.folder}: 0 entries" in done.stdout and "active" in done.stdout
+def test_status_command(cache, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert f"{cache.folder}: 0 entries" in out and "PyTorch's own operations: no " in out
 
 
 def test_mistakes(monkeypatch, capsys, tmp_path):
@@ -462,18 +465,22 @@ def test_mistakes(monkeypatch, capsys, tmp_path):
     assert main(["build", "--arch=90", "--route=nvrtc"]) == 1 and "is not a folder" in capsys.readouterr().err
 
 
-def test_self_tests_of_status(monkeypatch, capsys):
+@pytest.mark.parametrize("error,loaded,passes", [(1e-7, True, True), (float("nan"), True, False), (1e-7, False, False)])
+def test_self_tests_of_status(monkeypatch, capsys, error, loaded, passes):
     class Op:
         @staticmethod
         def self_test(device):
-            return [("good", 1e-7, 1e-6), ("bad", float("nan"), 1e-6)]
+            return [("good", 0.0, 1e-6), ("other", error, 1e-6)]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(custom_ops, "standard_kernels", lambda: [SCALE])
     monkeypatch.setattr(custom_ops, "prepare", lambda device: None)
+    monkeypatch.setitem(custom_ops._launchers, (SCALE, torch.device("cuda", 0)), print if loaded else None)
     monkeypatch.setattr(custom_ops, "op_modules", lambda: [Op, source])  # the latter has none
-    assert kernel_report._self_tests() == 1
+    assert kernel_report._self_tests() == (0 if passes else 1)
     out = capsys.readouterr().out
-    assert "ok" in out.split("good")[1].splitlines()[0] and "FAILED" in out.split("bad")[1].splitlines()[0]
+    assert f"cuda:0: {int(loaded)} of 1 kernels loaded" in out
+    assert out.count("ok") + out.count("FAILED") == 2 and out.count("FAILED") == (error != error)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

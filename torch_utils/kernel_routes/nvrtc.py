@@ -19,7 +19,7 @@ from .disk_cache import DiskCache
 from .source import Built, CompileError, Kernel, Launcher, Unavailable
 
 OPTIONS = ("--std=c++17",)
-LOCK_SEC = 120          # All kernels take a minute on one slow core.
+LOCK_SEC = 300          # All kernels take 20 s of one core, which may be a busy one.
 _REJECTED = 6           # NVRTC_ERROR_COMPILATION: the source is at fault. All else is a fault of the compiler.
 _MAX_THREADS = 8
 
