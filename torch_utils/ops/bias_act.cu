@@ -24,6 +24,7 @@ struct Params {
     int64 num_b;
     double alpha, gain, clamp;  // clamp < 0: no limit.
 };
+CHECK_PARAMS;
 
 enum { LINEAR, RELU, LRELU, TANH, SIGMOID, ELU, SELU, SOFTPLUS, SWISH };
 constexpr double SELU_SCALE = 1.0507009873554804934193349852946, SELU_ALPHA = 1.6732632423543772848170429916717;

@@ -194,20 +194,17 @@ _UNROLL = 2  # as in bias_act.cu
 
 
 @functools.lru_cache(maxsize=None)
-def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, wide: bool) -> custom_ops.Kernel:
-    return custom_ops.Kernel("bias_act", (
-        ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("ORDER", order),
-        ("ACT", list(activation_funcs).index(act)), ("BIAS", bias), ("VEC", vec),
-        ("INDEX", "unsigned long long" if wide else "unsigned"),
-    ))
+def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, index: str) -> custom_ops.Kernel:
+    return kernels.kernel("bias_act", _Params, dtype=dtype, ORDER=order, ACT=list(activation_funcs).index(act),
+                          BIAS=bias, VEC=vec, INDEX=index)
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
     """What the networks use: linear and leaky ReLU, with bias and without, single elements and full vectors."""
     return [
-        _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, wide=False)
-        for dtype in (torch.float16, torch.bfloat16, torch.float32) for vec in (1, 16 // dtype.itemsize)
-        for order, bias in ((0, 0), (0, 1), (0, 2), (1, 0)) if not (bias == 2 and vec == 1) for act in ("linear", "lrelu")
+        _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32) for vec in (1, kernels.VECTOR_BYTES // dtype.itemsize)
+        for order, bias in ((0, 0), (0, 1), (0, 2), (1, 0)) if bias < 2 or vec > 1 for act in ("linear", "lrelu")
     ]
 
 
@@ -232,9 +229,9 @@ def _launch(
         vec, bias = kernels.vector_size(x.dtype, step, tensors), 1
     if bias == 2 and vec == 1:
         bias = 1
-    wide = x.numel() >= 2**31
+    index = kernels.index_type(x.numel())
     launch = custom_ops.load(
-        _kernel(order=order, act=act, dtype=x.dtype, bias=bias, vec=vec, wide=wide), x.device)
+        _kernel(order=order, act=act, dtype=x.dtype, bias=bias, vec=vec, index=index), x.device)
     grid = -(-(x.numel() // vec) // (kernels.BLOCK * _UNROLL))
     if launch is None or grid > kernels.MAX_GRID:
         return None

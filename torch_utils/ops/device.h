@@ -1,7 +1,7 @@
 // What the kernels share. The same source is compiled by NVRTC and by nvcc; tests compile it for the CPU, too.
 //
 // A kernel's file is specialised by macros and defines one `KERNEL(Params p)`, on a one-dimensional grid.
-// Macros that every kernel has: GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block). What is not
+// Macros that every kernel has: GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block), PARAMS_BYTES. What is not
 // shared stands in KERNEL_NAMESPACE, so that one translation unit may hold several kernels of a file.
 #pragma once
 
@@ -14,6 +14,9 @@
 #define GLEAD_JOIN_(a, b) a##b
 #define GLEAD_JOIN(a, b) GLEAD_JOIN_(a, b)
 #define KERNEL_NAMESPACE GLEAD_JOIN(of_, GLEAD_KERNEL)
+
+// PARAMS_BYTES is what the caller takes the size of a kernel's `struct Params` to be.
+#define CHECK_PARAMS static_assert(sizeof(Params) == PARAMS_BYTES, "the caller has another struct Params")
 
 namespace glead {
 

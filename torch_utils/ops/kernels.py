@@ -5,6 +5,8 @@ from typing import Any, Callable, Sequence
 
 import torch
 
+from .. import custom_ops
+
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 BLOCK = 256             # Threads of a block.
 VECTOR_BYTES = 16       # What one instruction reads or writes at most.
@@ -34,6 +36,19 @@ def params(**fields: Any) -> type[ctypes.Structure]:
     return type("Params", (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
+def kernel(
+    name: str, params: type[ctypes.Structure], *, dtype: torch.dtype, block: int = BLOCK, **macros: int | str
+) -> custom_ops.Kernel:
+    """The kernel of `name`.cu for elements of a type, with the parameters that it will be given."""
+    common = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
+    return custom_ops.Kernel(name, tuple((common | macros).items()))
+
+
+def index_type(numel: int) -> str:
+    """Unsigned type that can count so many elements."""
+    return "unsigned" if numel < 2**31 else "unsigned long long"
+
+
 def address(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -46,7 +61,8 @@ def compute_type(dtype: torch.dtype) -> torch.dtype:
 def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor | None]) -> int:
     """Most elements of one access: a power of two that divides `length`, with all tensors aligned to it."""
     size = VECTOR_BYTES // dtype.itemsize
-    while size > 1 and (length % size or any(t is not None and t.data_ptr() % (size * dtype.itemsize) for t in tensors)):
+    addresses = [t.data_ptr() for t in tensors if t is not None]
+    while size > 1 and (length % size or any(a % (size * dtype.itemsize) for a in addresses)):
         size //= 2
     return size
 

@@ -22,6 +22,7 @@ struct Params {
     int64 noise_stride;     // Between images; 0 = the same for all.
     double slope, gain, clamp;  // Slope of the negative side; clamp < 0: no limit.
 };
+CHECK_PARAMS;
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-"""What follows the convolution of a layer of G, as one operation: demodulation, noise, bias, activation, gain, clamp."""
+"""What follows the convolution of G's layers, as one operation: demodulation, noise, bias, activation, gain, clamp."""
 
 import ctypes
 import functools
@@ -117,19 +117,16 @@ _ROUNDS = 4     # Vectors of a thread in the derivative.
 
 
 @functools.lru_cache(maxsize=None)
-def _kernel(dtype: torch.dtype, *, channels_last: bool, vec: int, parts: tuple[bool, bool, bool], wide: bool):
-    return custom_ops.Kernel("modconv_epilogue", (
-        ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("CHANNELS_LAST", int(channels_last)), ("VEC", vec),
-        *zip(("SCALE", "NOISE", "BIAS"), map(int, parts)), ("INDEX", "unsigned long long" if wide else "unsigned"),
-    ))
+def _kernel(dtype: torch.dtype, *, channels_last: bool, vec: int, parts: tuple[bool, ...], index: str):
+    scale, noise, bias = map(int, parts)
+    return kernels.kernel("modconv_epilogue", _Params, dtype=dtype, CHANNELS_LAST=int(channels_last), VEC=vec,
+                          SCALE=scale, NOISE=noise, BIAS=bias, INDEX=index)
 
 
 @functools.lru_cache(maxsize=None)
 def _grad_kernel(dtype: torch.dtype, *, tc: int, block: int, vec: int, scale: bool, noise: bool):
-    return custom_ops.Kernel("modconv_epilogue_grad", (
-        ("T", kernels.TYPES[dtype]), ("BLOCK", block), ("CHANNELS_LAST", int(tc > 0)), ("VEC", vec),
-        ("SCALE", int(scale)), ("NOISE", int(noise)), ("TC", max(tc, 1)), ("ROUNDS", _ROUNDS),
-    ))
+    return kernels.kernel("modconv_epilogue_grad", _GradParams, dtype=dtype, block=block, CHANNELS_LAST=int(tc > 0),
+                          VEC=vec, SCALE=int(scale), NOISE=int(noise), TC=max(tc, 1), ROUNDS=_ROUNDS)
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
@@ -137,7 +134,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     found = []
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         vec = kernels.VECTOR_BYTES // dtype.itemsize
-        found += [_kernel(dtype, channels_last=last, vec=vec, parts=(True, True, True), wide=False)
+        found += [_kernel(dtype, channels_last=last, vec=vec, parts=(True, True, True), index="unsigned")
                   for last in (False, True)]
         found += [_grad_kernel(dtype, tc=tc, block=block, vec=vec, scale=True, noise=True)
                   for tc, block in ((0, 32), (0, 64), (0, 128), (0, 256), (8, 256))]
@@ -170,14 +167,14 @@ def _launch(x, scale, noise, strength, b, act, gain, clamp) -> Tensor | None:
     y = torch.empty_like(x)
     last, vec = _layout(x, y)
     parts = (scale is not None, noise is not None, b is not None)
-    launch = custom_ops.load(_kernel(x.dtype, channels_last=last, vec=vec, parts=parts, wide=x.numel() >= 2**31),
-                             x.device)
+    index = kernels.index_type(x.numel())
+    launch = custom_ops.load(_kernel(x.dtype, channels_last=last, vec=vec, parts=parts, index=index), x.device)
     grid = -(-(x.numel() // vec) // (kernels.BLOCK * _UNROLL))
     if launch is None or grid > kernels.MAX_GRID:
         return None
     address = kernels.address
-    launch(grid, _Params(address(y), address(x), address(scale), address(noise), address(strength), address(b),
-                         x.numel(), x.shape[1], x.shape[2] * x.shape[3], _noise_stride(noise), _slope(act), gain, clamp))
+    launch(grid, _Params(address(y), address(x), address(scale), address(noise), address(strength), address(b), x.numel(),
+                         x.shape[1], x.shape[2] * x.shape[3], _noise_stride(noise), _slope(act), gain, clamp))
     return y
 
 

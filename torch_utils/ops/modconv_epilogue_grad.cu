@@ -24,6 +24,7 @@ struct Params {
     int64 noise_stride;
     double slope, gain, clamp;
 };
+CHECK_PARAMS;
 
 constexpr int SUMS = 3;                             // Of a channel.
 constexpr int LANES = CHANNELS_LAST ? VEC : 1;      // Channels of a thread.

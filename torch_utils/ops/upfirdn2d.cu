@@ -31,6 +31,7 @@ struct Params {
     int64 first_x, first_y;                 // Input (vector) that the outputs 0 begin with; may lie outside.
     double gain;
 };
+CHECK_PARAMS;
 
 // Output r of a thread takes input j of its window with tap j * UP + P - r * DOWN, if there is such a tap.
 __device__ constexpr int window(int r, int up, int down, int taps, int phase) {

@@ -259,12 +259,11 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
         rx, ry = upx * vec, upy * max((8 if vec == 1 and fh > 1 else tall) // upy**2, 1)
         shift = -(px0 // upx) % vec
         first_x, tile = -(px0 // upx) - shift, (1, 1, 1)
-    kernel = custom_ops.Kernel("upfirdn2d", (
-        ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("CHANNELS_LAST", int(channels > 0)),
-        ("UPX", upx), ("UPY", upy), ("DOWNX", downx), ("DOWNY", downy), ("FW", fw), ("FH", fh), ("FLIP", int(flip)),
-        ("PX", px0 % upx), ("PY", py0 % upy), ("RX", rx), ("RY", ry), ("VEC", vec), ("VOUT", vout), ("SHIFT", shift),
-        ("TC", tile[0]), ("TX", tile[1]), ("INDEX", "unsigned"),
-    ))
+    kernel = kernels.kernel(
+        "upfirdn2d", _Params, dtype=dtype, CHANNELS_LAST=int(channels > 0), UPX=upx, UPY=upy, DOWNX=downx, DOWNY=downy,
+        FW=fw, FH=fh, FLIP=int(flip), PX=px0 % upx, PY=py0 % upy, RX=rx, RY=ry, VEC=vec, VOUT=vout, SHIFT=shift,
+        TC=tile[0], TX=tile[1], INDEX="unsigned",
+    )
     return _Plan(kernel, (rx, ry), (first_x, -(py0 // upy)), tile)
 
 
@@ -273,7 +272,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     found = [_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True)]
     for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
         most = kernels.VECTOR_BYTES // dtype.itemsize
-        for up, down, pad, vec, vout in [  # beside a convolution with stride 2, images have an odd size: no vectors there
+        for up, down, pad, vec, vout in [  # beside convolutions of stride 2, images have odd sizes: no vectors there
             (1, 1, 1, 1, 1), (1, 1, 2, most, 1), (2, 1, 2, most, most), (1, 2, 1, most, most),
         ]:
             spec = _Spec((up, up), (down, down), (pad, pad, pad, pad), flip, 1.0)
@@ -285,8 +284,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
 
 @functools.lru_cache(maxsize=None)
 def _any_kernel(dtype: torch.dtype, channels_last: bool) -> custom_ops.Kernel:
-    return custom_ops.Kernel("upfirdn2d_any", (
-        ("T", kernels.TYPES[dtype]), ("BLOCK", kernels.BLOCK), ("CHANNELS_LAST", int(channels_last))))
+    return kernels.kernel("upfirdn2d_any", _AnyParams, dtype=dtype, CHANNELS_LAST=int(channels_last))
 
 
 def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | None:

@@ -21,6 +21,7 @@ struct Params {
     int64 up_x, up_y, down_x, down_y, pad_x, pad_y, fw, fh, flip;
     double gain;
 };
+CHECK_PARAMS;
 
 __device__ inline int64 ceil_div_(int64 a, int64 b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
