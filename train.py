@@ -133,7 +133,9 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @transfer("--resume-anyway", is_flag=True, help="Go on with a run although this command changes what is learnt.")
 @transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave so many of D's layers as they are.")
 @speed("--fp32", **BOOL, default=False, help="No half precision.")
-@speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision.")
+@speed("--half", type=click.Choice(["float16", "bfloat16"]), show_default="float16",
+       help="Type of half precision; float16 is for GPUs alone, a CPU takes float32 in its place.")
+@speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision on GPUs.")
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
 @speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
 @speed("--workers", type=int, metavar="INT", default=3, help="Processes that load images; 0 = none of their own.")
@@ -258,7 +260,7 @@ def parse(said: dict[str, Any]) -> Arguments:
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
-            "batch_gpu", "detector", "workers", "resume", "fp32", "allow_tf32")
+            "batch_gpu", "detector", "workers", "resume", "fp32", "half", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},

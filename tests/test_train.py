@@ -382,7 +382,7 @@ def test_every_option_reaches_the_configuration(run, runs):
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
-        "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--fp32=1", "--nhwc=1", "--nobench=1",
+        "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--half=bfloat16", "--nhwc=1", "--nobench=1",
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
     assert (config.preset, config.loss.r1_gamma, config.total_kimg) == ("cifar", 0.5, 7.5)
@@ -394,7 +394,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (config.D.res_g, config.D.decoder_res, config.D.decoder_kernel) == (4, 8, 3)
     for net in (config.G, config.D):
         assert (net.channel_base, net.channel_max) == (2048, 32)
-        assert (net.num_fp16_res, net.conv_clamp, net.channels_last) == (0, None, True)
+        assert (net.num_fp16_res, net.conv_clamp, net.half_type, net.channels_last) == (4, 256, "bfloat16", True)
     assert (config.G.map_depth, config.D.freeze_layers, config.D.architecture) == (4, 2, "orig")
     assert (config.cudnn_benchmark, config.allow_tf32, config.workers) == (False, True, 0)
     assert config.resume == "https://example.org/net.pkl"

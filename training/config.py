@@ -15,6 +15,7 @@ from dnnlib.util import UserError
 Method = Literal["stylegan2", "ggdr", "glead", "glead+ggdr"]
 Recipe = Literal["paper", "released"]
 Distance = Literal["perceptual", "mse", "cosine"]
+HalfType = Literal["float16", "bfloat16"]   # Of half precision: float16 on CUDA devices alone, bfloat16 everywhere.
 
 Transform = Literal[  # Of the augmentation pipe.
     "xflip", "rotate90", "xint",                                            # Pixel blitting.
@@ -45,9 +46,10 @@ class GeneratorConfig:
     map_depth: int                  # Layers of the mapping network.
     channel_base: int               # Channels at resolution r are channel_base / r, at most channel_max.
     channel_max: int = 512
-    num_fp16_res: int               # So many of the highest resolutions run in float16 on CUDA devices.
+    num_fp16_res: int               # So many of the highest resolutions run in half precision.
     conv_clamp: float | None        # Clamps the output of convolutions; needed for float16.
-    channels_last: bool = False     # Memory format of the float16 layers.
+    half_type: HalfType = "float16"
+    channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class DiscriminatorConfig:
     conv_clamp: float | None
     mbstd_group_size: int           # Images that share a minibatch standard deviation.
     freeze_layers: int = 0          # FreezeD: so many of the highest-resolution layers stay as they are.
-    channels_last: bool = False     # Memory format of the float16 layers.
+    half_type: HalfType = "float16"
+    channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
     decoder_res: int | None = None  # Decoder h goes up to this resolution; None = no decoder.
     decoder_kernel: int = 1         # Side of the decoder's convolutions.
     heads: bool = False             # Heads that give (f, basis image, w) for G.
@@ -197,7 +200,7 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
         "img_resolution": config.dataset.resolution,
         "img_channels": config.dataset.num_channels,
         "mapping_kwargs": {"num_layers": config.G.map_depth},
-        "synthesis_kwargs": _channels(config.G) | _memory_format(config.G),
+        "synthesis_kwargs": _channels(config.G) | _half_precision(config.G),
     }
 
 
@@ -209,7 +212,7 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
         "c_dim": config.dataset.label_dim,
         "img_resolution": config.dataset.resolution,
         "img_channels": config.dataset.num_channels,
-        "block_kwargs": freeze | _memory_format(D),
+        "block_kwargs": freeze | _half_precision(D),
         "mapping_kwargs": {},
         "epilogue_kwargs": {"mbstd_group_size": D.mbstd_group_size},
         **_channels(D),
@@ -236,8 +239,10 @@ def _channels(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
     return {name: getattr(net, name) for name in ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")}
 
 
-def _memory_format(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
-    return {"fp16_channels_last": True} if net.channels_last else {}
+def _half_precision(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
+    """Without what is at its default: other programs don't know all of it."""
+    half_type = {"half_type": net.half_type} if net.half_type != "float16" else {}
+    return half_type | ({"fp16_channels_last": True} if net.channels_last else {})
 
 
 def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:

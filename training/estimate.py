@@ -87,7 +87,7 @@ def _resolutions(config: TrainingConfig) -> list[int]:
 def _map_bytes(config: TrainingConfig, net: GeneratorConfig | DiscriminatorConfig, res: int) -> int:
     """Bytes of one feature map at `res`: [channels, res, res], in half precision where the network uses it."""
     highest = config.dataset.resolution >> net.num_fp16_res
-    half = config.device == "cuda" and res > max(highest, 4)
+    half = (config.device == "cuda" or net.half_type == "bfloat16") and res > max(highest, 4)
     return min(net.channel_base // res, net.channel_max) * res**2 * (HALF if half else FLOAT)
 
 
@@ -112,6 +112,6 @@ def _decoder_maps(config: TrainingConfig) -> int:
 def _perceptual_maps(config: TrainingConfig) -> int:
     if config.perceptual is None:
         return 0
-    stages = _ALEXNET if config.perceptual == "lpips-alex" else _VGG16  # other nets are taken for as large as VGG
+    stages = _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16  # other nets are taken for as large as VGG
     res = config.dataset.resolution
     return sum(2 * layers * channels * (res // shrink) ** 2 * FLOAT for channels, layers, shrink in stages)

@@ -47,8 +47,10 @@ def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
-def _precision(block: torch.nn.Module, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
-    """In what type and memory format a block of G or D computes."""
+def precision(
+    block: torch.nn.Module, device: torch.device, force_fp32: bool
+) -> Tuple[torch.dtype, torch.memory_format]:
+    """The type and memory format that a block of G or D computes in; CPUs are fastest with channels last."""
     half = block.use_fp16 and not force_fp32 and (device.type == "cuda" or block.half_type == "bfloat16")
     dtype = getattr(torch, block.half_type) if half else torch.float32
     channels_last = device.type == "cpu" or (half and block.channels_last)
@@ -401,6 +403,8 @@ class SynthesisBlock(torch.nn.Module):
     ):
         if architecture not in ("orig", "skip", "resnet"):
             raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', got {architecture!r}")
+        if half_type not in ("float16", "bfloat16"):
+            raise ValueError(f"half_type is 'float16' or 'bfloat16', got {half_type!r}")
         super().__init__()
         self.in_channels = in_channels
         self.w_dim = w_dim
@@ -444,7 +448,7 @@ class SynthesisBlock(torch.nn.Module):
     ) -> Tuple[Tensor, Optional[Tensor]]:
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         w_iter = iter(ws.unbind(dim=1))
-        dtype, memory_format = _precision(self, ws.device, force_fp32)
+        dtype, memory_format = precision(self, ws.device, force_fp32)
         if fused_modconv is None:
             with misc.suppress_tracer_warnings():
                 fused_modconv = (not self.training) and (dtype == torch.float32 or int(ws.shape[0]) == 1)
@@ -486,7 +490,7 @@ class SynthesisNetwork(torch.nn.Module):
         img_channels: int,
         channel_base: int = 32768,      # Channels at resolution r: channel_base / r, at most channel_max.
         channel_max: int = 512,
-        num_fp16_res: int = 0,          # So many of the highest resolutions use float16 on CUDA devices.
+        num_fp16_res: int = 0,          # So many of the highest resolutions use half precision.
         **block_kwargs: Any,            # For SynthesisBlock.
     ):
         if img_resolution < 4 or img_resolution & (img_resolution - 1):
@@ -604,6 +608,8 @@ class DiscriminatorBlock(torch.nn.Module):
     ):
         if architecture not in ("orig", "skip", "resnet"):
             raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', got {architecture!r}")
+        if half_type not in ("float16", "bfloat16"):
+            raise ValueError(f"half_type is 'float16' or 'bfloat16', got {half_type!r}")
         super().__init__()
         self.in_channels = in_channels
         self.resolution = resolution
@@ -635,7 +641,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self, x: Optional[Tensor], img: Optional[Tensor], force_fp32: bool = False
     ) -> Tuple[Tensor, Optional[Tensor]]:
         device = img.device if x is None else x.device
-        dtype, memory_format = _precision(self, device, force_fp32)
+        dtype, memory_format = precision(self, device, force_fp32)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=memory_format)

@@ -6,10 +6,11 @@ All take images in [-1, 1], and embedding is apart from comparing, so that a tar
 import abc
 import hashlib
 import importlib.util
+import math
 import os
 import warnings
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
@@ -22,6 +23,7 @@ _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for im
 _LPIPS_STD = (0.458, 0.448, 0.450)
 _LPIPS_EPS = 1e-10
 _RANDOM_SEED = 0
+_FLOAT16_MARGIN_LOG2 = 4    # So far below the number of pixels stays the gain of gradients: few sum up to a large one.
 
 
 class PerceptualLoss(torch.nn.Module, abc.ABC):
@@ -98,12 +100,23 @@ class LPIPS(PerceptualLoss):
         layers:  The feature net; takes RGB images normalised with ImageNet's statistics.
         taps:    Indices into `layers` of those whose output is compared.
         weights: For each tap, one weight per channel.
+        dtype:   What the net computes in, float32, float16 or bfloat16; lengths and distances are float32 always.
     """
 
-    def __init__(self, layers: Sequential, taps: Sequence[int], weights: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        layers: Sequential,
+        taps: Sequence[int],
+        weights: Sequence[torch.Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         assert len(taps) == len(weights)
+        self.half_type = None if dtype == torch.float32 else dtype
         self.layers = layers[:max(taps) + 1]
+        if self.half_type is not None:
+            self.layers.to(dtype=dtype, memory_format=torch.channels_last)
         self.taps = tuple(taps)
         self.min_size = _min_input_size(self.layers)
         self.register_buffer("mean", torch.tensor(_LPIPS_MEAN).reshape(1, 3, 1, 1))
@@ -115,11 +128,17 @@ class LPIPS(PerceptualLoss):
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _check_size(min(img.shape[2:]), self.min_size)
         x = (_as_rgb(img) - self.mean) / self.std
+        # A mean over a batch of images has gradients of about 1e-7, which float16 can't hold: they are taken up by a
+        # power of two before they enter the net, and down again when they leave it.
+        gain = 2.0 ** int(math.log2(img.numel()) - _FLOAT16_MARGIN_LOG2) if self.half_type == torch.float16 else 1.0
+        if self.half_type is not None:
+            x = _scale_gradient(x, 1 / gain).to(dtype=self.half_type, memory_format=torch.channels_last)
         embedding = []
         for i, layer in enumerate(self.layers):
-            x = layer(x)
+            x = _apply(layer, x)
             if i in self.taps:
-                embedding.append(_unit_length(x))
+                tap = x if self.half_type is None else _scale_gradient(x.to(torch.float32), gain)
+                embedding.append(_unit_length(tap))
         return tuple(embedding)
 
     def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -169,17 +188,21 @@ _BACKBONES = {
     "alex": _Backbone("alexnet-owt-7be5be79.pth", _alexnet_features, (1, 4, 7, 9, 11)),
 }
 _LPIPS_NAMES = {f"lpips-{name}": name for name in _BACKBONES}
-_NAMES = (*_LPIPS_NAMES, "random-vgg", "mse")
+_RANDOM_NAMES = {f"random-{name}": name for name in _BACKBONES}
+_NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, "mse")
 
 
-def build_perceptual(spec: str, *, device: str | torch.device, img_channels: int = 3) -> PerceptualLoss:
+def build_perceptual(
+    spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32
+) -> PerceptualLoss:
     """Make the perceptual distance that `spec` names.
 
     Args:
-        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg` (LPIPS on an
-                      untrained VGG16), `mse`, or the path or URL of a TorchScript net.
+        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg`, `random-alex`
+                      (LPIPS on untrained nets), `mse`, or the path or URL of a TorchScript net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
+        dtype:        What the net of an LPIPS computes in.
 
     Returns:
         The distance in eval mode; its weights get no gradients.
@@ -191,11 +214,11 @@ def build_perceptual(spec: str, *, device: str | torch.device, img_channels: int
         loss: PerceptualLoss = PixelMSE()
     elif img_channels not in (1, 3):
         raise UserError(f"perceptual net {spec} takes images of 1 or 3 channels, these have {img_channels}: use mse")
-    elif spec == "random-vgg":
-        warnings.warn("random-vgg is an UNTRAINED perceptual net: for trying things out, not for results", stacklevel=2)
-        loss = _random_lpips("vgg")
+    elif spec in _RANDOM_NAMES:
+        warnings.warn(f"{spec} is an UNTRAINED perceptual net: for trying things out, not for results", stacklevel=2)
+        loss = _random_lpips(_RANDOM_NAMES[spec], dtype=dtype)
     elif spec in _LPIPS_NAMES:
-        loss = _pretrained_lpips(_LPIPS_NAMES[spec])
+        loss = _pretrained_lpips(_LPIPS_NAMES[spec], dtype=dtype)
     else:
         loss = _torchscript_distance(spec, device)
     return loss.to(device).eval().requires_grad_(False)
@@ -209,9 +232,10 @@ def check_perceptual(spec: str, *, resolution: int = 64) -> None:
     Raises:
         UserError: As `build_perceptual`; or the images are too small for the net.
     """
-    if spec in _LPIPS_NAMES or spec == "random-vgg":
+    structures = _LPIPS_NAMES | _RANDOM_NAMES
+    if spec in structures:
         with torch.device("meta"):
-            _check_size(resolution, _min_input_size(_BACKBONES[_LPIPS_NAMES.get(spec, "vgg")].features()))
+            _check_size(resolution, _min_input_size(_BACKBONES[structures[spec]].features()))
     if spec in _LPIPS_NAMES:
         name = _LPIPS_NAMES[spec]
         _linear_weights_file(name)
@@ -256,17 +280,18 @@ def _check_size(side: int, min_size: int) -> None:
                         f"{min_size} or more (lpips-vgg takes 16x16)")
 
 
-def _pretrained_lpips(name: str) -> LPIPS:
+def _pretrained_lpips(name: str, *, dtype: torch.dtype) -> LPIPS:
     backbone = _BACKBONES[name]
     with torch.device("meta"):
         layers = backbone.features()
     state = torch.load(_backbone_file(name), map_location="cpu", weights_only=True)
     layers.load_state_dict({key: state[f"features.{key}"] for key in layers.state_dict()}, assign=True)
     linear = torch.load(_linear_weights_file(name), map_location="cpu", weights_only=True)
-    return LPIPS(layers, backbone.taps, [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))])
+    weights = [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))]
+    return LPIPS(layers, backbone.taps, weights, dtype=dtype)
 
 
-def _random_lpips(name: str) -> LPIPS:
+def _random_lpips(name: str, *, dtype: torch.dtype = torch.float32) -> LPIPS:
     """LPIPS's structure with He-initialised convolutions and all channels weighted 1, the same on every machine."""
     backbone = _BACKBONES[name]
     generator = torch.Generator().manual_seed(_RANDOM_SEED)  # leaves the global generator alone
@@ -277,7 +302,8 @@ def _random_lpips(name: str) -> LPIPS:
         with torch.no_grad():
             conv.weight.normal_(0, (2 / conv.weight[0].numel()) ** 0.5, generator=generator)
             conv.bias.zero_()
-    return LPIPS(layers, backbone.taps, [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps])
+    weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
+    return LPIPS(layers, backbone.taps, weights, dtype=dtype)
 
 
 def _linear_weights_file(name: str) -> Path:
@@ -310,7 +336,7 @@ def _backbone_file(name: str) -> Path:
         raise UserError(
             f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]} ({e}); put the file "
             f"into one of these, or use {', '.join(others)}, the path of a TorchScript net (feature_net.py makes "
-            "one), or random-vgg, which is untrained"
+            "one), or random-vgg or random-alex, which are untrained"
         ) from e
     return cached_path(url)
 
@@ -325,6 +351,28 @@ def _sha256(path: Path) -> str:
 
 def _as_rgb(img: torch.Tensor) -> torch.Tensor:
     return img.expand(-1, 3, -1, -1) if img.shape[1] == 1 else img
+
+
+def _apply(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A 3x3 convolution of one pixel sees padding but for its centre, a ninth of its weights: AlexNet at 32x32."""
+    if isinstance(layer, Conv2d) and x.shape[2:] == (1, 1) and (layer.kernel_size, layer.padding) == ((3, 3), (1, 1)):
+        return torch.nn.functional.linear(x.flatten(1), layer.weight[:, :, 1, 1], layer.bias)[:, :, None, None]
+    return layer(x)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gain: float) -> torch.Tensor:
+        ctx.gain = gain
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return dy * ctx.gain, None
+
+
+def _scale_gradient(x: torch.Tensor, gain: float) -> torch.Tensor:
+    return x if gain == 1 else _ScaleGradient.apply(x, gain)
 
 
 def _unit_length(x: torch.Tensor) -> torch.Tensor:

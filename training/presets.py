@@ -13,6 +13,7 @@ from training.config import (
     DiscriminatorConfig,
     Distance,
     GeneratorConfig,
+    HalfType,
     LossConfig,
     Method,
     OptimizerConfig,
@@ -152,6 +153,7 @@ class Options:
     resume: str | None = None           # A path, a URL, one of RESUME_SOURCES, or "noresume".
     freeze_layers: int = 0
     fp32: bool = False
+    half: HalfType | None = None
     channels_last: bool = False
     allow_tf32: bool = False
     cudnn_benchmark: bool = True
@@ -276,6 +278,7 @@ def _network(options: Options, preset: Preset) -> dict:
         "channel_max": _given(options.channel_max, preset.cmax),
         "num_fp16_res": 0 if options.fp32 else 4,
         "conv_clamp": None if options.fp32 else 256,
+        "half_type": "float16" if options.fp32 else _given(options.half, "float16"),
         "channels_last": options.channels_last,
     }
 
@@ -401,6 +404,10 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
                 lines.append("--recon-target has no effect: G rebuilds no images")
             elif config.augment is None:
                 lines.append("--recon-target has no effect with --aug=noaug")
+    if options.half is not None and options.fp32:
+        lines.append("--half has no effect with --fp32=true")
+    elif options.half == "float16" and config.device == "cpu":
+        lines.append("--half=float16 has no effect with --device=cpu, which computes in float32 or bfloat16")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
     return lines

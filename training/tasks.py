@@ -89,7 +89,8 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
             device = next(G.parameters()).device
-            distances[spec] = build_perceptual(spec, device=device, img_channels=config.dataset.num_channels)
+            distances[spec] = build_perceptual(spec, device=device, img_channels=config.dataset.num_channels,
+                                               dtype=_perceptual_type(config, device))
         return distances[spec]
 
     def build(task: TaskConfig | None) -> list[Task]:
@@ -101,6 +102,12 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
                                     target=config.loss.recon_target)]
 
     return build(config.loss.real_task), build(config.loss.fake_task)
+
+
+def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:
+    """The type in which D's highest resolution computes."""
+    half = config.D.num_fp16_res > 0 and (device.type == "cuda" or config.D.half_type == "bfloat16")
+    return getattr(torch, config.D.half_type) if half else torch.float32
 
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:

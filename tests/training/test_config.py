@@ -98,7 +98,7 @@ def test_validation_of_a_configuration_that_was_edited_by_hand():
 
 
 def test_network_arguments():
-    said = {"freeze_layers": 2, "channels_last": True, "decoder_kernel": 3, "res_g": 1}
+    said = {"freeze_layers": 2, "channels_last": True, "half": "bfloat16", "decoder_kernel": 3, "res_g": 1}
     config = make(data={"label_dim": 10, "num_channels": 1}, **said)
     common = {"c_dim": 10, "img_resolution": 32, "img_channels": 1}
     channels = {"channel_base": 16384, "channel_max": 512, "num_fp16_res": 4, "conv_clamp": 256}
@@ -107,12 +107,12 @@ def test_network_arguments():
         "z_dim": 512,
         "w_dim": 512,
         "mapping_kwargs": {"num_layers": 2},
-        "synthesis_kwargs": {**channels, "fp16_channels_last": True},
+        "synthesis_kwargs": {**channels, "half_type": "bfloat16", "fp16_channels_last": True},
     }
     assert configs.discriminator_kwargs(config) == {
         **common,
         **channels,
-        "block_kwargs": {"freeze_layers": 2, "fp16_channels_last": True},
+        "block_kwargs": {"freeze_layers": 2, "half_type": "bfloat16", "fp16_channels_last": True},
         "mapping_kwargs": {},
         "epilogue_kwargs": {"mbstd_group_size": 4},
         "decoder_res": [16],
@@ -120,8 +120,19 @@ def test_network_arguments():
         "glead_res_g": 1,
         "decoder_out_channel": 512,
     }
+    assert "half_type" not in repr(configs.to_legacy_kwargs(make(half="float16"))["G_kwargs"])
     assert "decoder_res" not in configs.discriminator_kwargs(make(method="stylegan2"))
     assert configs.discriminator_kwargs(make(method="ggdr"))["decoder_res"] == 8
+
+
+def test_options_of_runs_before_there_was_bfloat16():
+    config = make(half="bfloat16")
+    assert from_json(to_json(config)) == config
+    old = to_json(make())
+    del old["G"]["half_type"], old["D"]["half_type"]
+    assert from_json(old) == make()
+    with pytest.raises(UserError, match="config.G.half_type is 'float8'"):
+        from_json({**old, "G": {**old["G"], "half_type": "float8"}})
 
 
 @pytest.mark.parametrize("architecture", ["orig", "skip", "resnet"])

@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 
+import legacy
+from torch_utils import network_pickle
 from torch_utils.ops import upfirdn2d
 from training import networks
 from training.networks import Discriminator, Generator, SynthesisState
@@ -263,6 +265,37 @@ def test_half_precision_is_close():
     full = G(z, None, noise_mode="const", force_fp32=True)
     half = G(z, None, noise_mode="const")
     assert (full - half).abs().max() < 0.02 * full.abs().max()
+
+
+def test_bfloat16_on_the_cpu_is_close(tmp_path):
+    """Also after a round trip through a pickle, which keeps the choice."""
+    common = dict(channel_base=1024, num_fp16_res=2, conv_clamp=256)
+    G = Generator(16, 0, 16, 32, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=dict(common, half_type="bfloat16"))
+    D = Discriminator(0, 32, 3, **common, block_kwargs=dict(half_type="bfloat16"), decoder_res=16, glead_res_g=8,
+                      decoder_out_channel=16)
+    network_pickle.save_network_pkl(tmp_path / "net.pkl", {"G": G, "D": D, "G_ema": G.eval()})
+    nets = legacy.load_network_pkl(str(tmp_path / "net.pkl"))
+    z = torch.randn([4, 16])
+    full, half = (nets["G_ema"](z, None, noise_mode="const", force_fp32=force) for force in (True, False))
+    assert 0 < (full - half).abs().max() < 0.02 * full.abs().max() and half.dtype == torch.float32
+    full, half = (nets["D"].run(full, force_fp32=force) for force in (True, False))
+    for a, b in zip((full.logits, full.f, full.img, full.w), (half.logits, half.f, half.img, half.w)):
+        assert 0 < (a - b).norm() < 0.02 * a.norm() and b.dtype == torch.float32
+    with pytest.raises(ValueError, match="half_type is 'float16' or 'bfloat16', got 'float8'"):
+        Generator(16, 0, 16, 32, 3, synthesis_kwargs=dict(half_type="float8"))
+
+
+def test_memory_format_changes_nothing(monkeypatch):
+    """Networks compute channels-last on CPUs; in the ordinary format they give the same."""
+    G = Generator(16, 0, 16, 32, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=dict(channel_base=512))
+    D = Discriminator(0, 32, 3, channel_base=512, architecture="skip")
+    ws = G.mapping(torch.randn([2, 16]), None)
+    results = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        monkeypatch.setattr(networks, "precision", lambda *args: (torch.float32, memory_format))  # noqa: B023
+        img = G.synthesis(ws, noise_mode="const", fused_modconv=False)
+        results.append(torch.cat([img.flatten(), D(img, None).flatten()]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_upsampling_keeps_the_mean():

@@ -1,0 +1,289 @@
+"""Time training steps: each phase and the amortised iteration, all methods and paths in turns, on random images.
+
+    python benchmarks/step.py --size=small --half=float16,bfloat16 --baseline=zero-insertion [--out=FILE.json]
+    python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --baseline=straightforward
+
+An iteration is Gmain + Greg / 4 + Dmain + Dreg / 16 with optimisers, gradient clean-up and the moving average. Baselines
+compute in float32 in the ordinary memory format, with FIR filters that run over inserted zeros. "straightforward" does
+without fused operations besides, and throws work away: G and the perceptual features of targets record a graph in Dmain,
+and D's decoder always runs.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+from unittest import mock
+
+import click
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cli  # noqa: E402
+from benchmarks import measuring  # noqa: E402
+from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d  # noqa: E402
+from training import networks, presets  # noqa: E402
+from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
+from training.ema import ema_beta, update_ema  # noqa: E402
+from training.loss import Batch, StyleGAN2Loss  # noqa: E402
+from training.networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput  # noqa: E402
+from training.perceptual import PerceptualLoss  # noqa: E402
+from training.phases import GradientGuard, Phase, build_phases  # noqa: E402
+from training.tasks import Shown, build_tasks  # noqa: E402
+
+METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
+SIZES = {  # Resolution, options, images at once on one device.
+    "small": (32, dict(preset="auto", channel_max=128), 16),
+    "cifar": (32, dict(preset="cifar"), 32),
+    "paper256": (256, dict(preset="paper256"), 8),
+}
+HALF = ("float16", "bfloat16", "float32")
+BASELINES = ("zero-insertion", "straightforward")
+UPDATE = "average"      # What an iteration does besides its phases.
+
+
+class Straightforward(StyleGAN2Loss):
+    """Computes the same, and throws a part of it away."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.D.forward = lambda img, c: self.D.run(img, c).logits
+
+    def _run_g(self, z: torch.Tensor, c: torch.Tensor, keep: Sequence[int] = ()) -> SynthesisOutput:
+        if torch.is_grad_enabled():
+            return super()._run_g(z, c, keep)
+        self.G.requires_grad_(True)
+        with torch.enable_grad():
+            out = super()._run_g(z, c, keep)
+        self.G.requires_grad_(False)
+        states = {res: state._replace(x=state.x.detach()) for res, state in out.states.items()}
+        return SynthesisOutput(out.img.detach(), states)
+
+    def _run_d(self, shown: Shown, c: torch.Tensor, tasks: Sequence[Any]) -> DiscriminatorOutput:
+        return self.D.run(shown.img, c)
+
+
+def _embed_with_graph(self: PerceptualLoss, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    with torch.enable_grad():
+        return tuple(part.detach() for part in self.embed(img.detach().requires_grad_()))
+
+
+def _by_reference(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return functools.wraps(fn)(lambda *args, **kwargs: fn(*args, **{**kwargs, "impl": "ref"}))
+
+
+@contextlib.contextmanager
+def computing(path: str) -> Iterator[None]:
+    """Compute as `path` says, one of BASELINES; anything else = as training does."""
+    with contextlib.ExitStack() as stack:
+        patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
+        if path in BASELINES:
+            fir = _by_reference(upfirdn2d.upfirdn2d)
+            patch(upfirdn2d, "upfirdn2d", fir)
+            patch(conv2d_resample, "upfirdn2d", fir)
+            patch(networks, "precision", lambda *args: (torch.float32, torch.contiguous_format))
+        if path == "straightforward":
+            patch(bias_act, "bias_act", _by_reference(bias_act.bias_act))
+            patch(PerceptualLoss, "embed_target", _embed_with_graph)
+        yield
+
+
+class Step:
+    """Networks, losses and optimisers of one method, and a batch of random images."""
+
+    def __init__(self, config: TrainingConfig, path: str):
+        c, device = config, torch.device(config.device)
+        self.config, self.path = config, path
+        torch.manual_seed(0)
+        self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(device)
+        self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(device)
+        self.G_ema = copy.deepcopy(self.G).eval()
+        real_tasks, fake_tasks = build_tasks(c, self.G)
+        loss = Straightforward if path == "straightforward" else StyleGAN2Loss
+        self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
+        self.guard = GradientGuard(device)
+        n, res, no_labels = c.batch_gpu, c.dataset.resolution, torch.zeros([c.batch_gpu, 0], device=device)
+        img = torch.rand([n, 3, res, res], device=device) * 2 - 1
+        self.batch = Batch(img, no_labels, torch.randn([n, c.G.z_dim], device=device), no_labels)
+
+    def parts(self) -> dict[str, tuple[Callable[[], None], float]]:
+        """What an iteration consists of, and the share of iterations in which it does."""
+        parts = {p.name: (functools.partial(self.run, p), 1 / p.interval) for p in self.phases}
+        return {**parts, UPDATE: (self.update, 1.0)}
+
+    def run(self, phase: Phase) -> None:
+        """One phase, as the training loop runs it."""
+        with computing(self.path):
+            phase.opt.zero_grad(set_to_none=True)
+            phase.module.requires_grad_(True)
+            for term in phase.loss(self.batch):
+                (term * phase.gain).backward()
+            phase.module.requires_grad_(False)
+            if phase.finish is not None:
+                phase.finish()
+            self.guard.process(phase.module)
+            phase.opt.step()
+
+    def update(self) -> None:
+        c = self.config
+        beta = ema_beta(batch_size=c.batch_size, cur_nimg=100_000, ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup)
+        update_ema(self.G_ema, self.G, beta)
+        self.guard.end_iteration()
+
+
+def configure(method: str, half: str, **said: Any) -> TrainingConfig:
+    resolution, options, default_batch = SIZES[said["size"]]
+    batch = said["batch"] or default_batch
+    net = said["perceptual"] if method.startswith("glead") else None
+    chosen = presets.Options(
+        method=method, aug="noaug", batch_size=batch, batch_gpu=batch, perceptual=net, fp32=half == "float32",
+        half=None if half == "float32" else half, channels_last=said["channels_last"], **options,
+    )
+    return presets.resolve(chosen, DatasetConfig(path="random", resolution=resolution), device=said["device"])
+
+
+def computed_in(half: str, device: str) -> str:
+    return "float32" if (half, device) == ("float16", "cpu") else half
+
+
+def measure_matmul(device: str, types: Sequence[str], repeats: int) -> dict[str, float]:
+    """TFLOP/s of a large matrix product, by type."""
+    n = 8192 if device == "cuda" else 1536
+    cases = {}
+    for name in types:
+        a = torch.randn([n, n], device=device).to(getattr(torch, name))
+        cases[name] = functools.partial(torch.mm, a, a)
+    times = measuring.medians(measuring.take_turns(cases, repeats=repeats, device=device, title="matrix products"))
+    return {name: 2e-12 * n**3 / sec for name, sec in times.items()}
+
+
+class _FlopCounter(TorchDispatchMode):
+    """PyTorch's own counter keeps track of modules besides, which it can't do under `autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def count_gflop(step: Step) -> dict[str, float]:
+    """Of convolutions and matrix products, forward and backward, by part."""
+    gflop = {}
+    for name, (call, _) in step.parts().items():
+        with _FlopCounter() as counter:
+            call()
+        gflop[name] = counter.total / 1e9
+    return gflop
+
+
+def build(config: TrainingConfig, path: str) -> tuple[Step, float | None]:
+    """A step that has run once, and the GB that it took on a GPU; processes can't tell theirs apart."""
+    cuda = config.device == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    step = Step(config, path)
+    for call, _ in step.parts().values():
+        call()
+    return step, (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else None
+
+
+def measure(configs: dict[tuple[str, str], TrainingConfig], repeats: int) -> list[dict[str, Any]]:
+    """A row for each method and path."""
+    device = next(iter(configs.values())).device
+    built = {key: build(config, key[1]) for key, config in configs.items()}
+    gflop = {key: count_gflop(step) for key, (step, _) in built.items()}
+    cases = {(*key, name): call for key, (step, _) in built.items() for name, (call, _) in step.parts().items()}
+    times = measuring.take_turns(cases, repeats=repeats, warmup=1, device=device, title="steps")
+    rows = []
+    for key, (step, memory) in built.items():
+        shares = {name: share for name, (_, share) in step.parts().items()}
+        parts = {name: times[(*key, name)] for name in shares}
+        iteration = [sum(shares[name] * parts[name][i] for name in shares) for i in range(repeats)]
+        total = sum(shares[name] * gflop[key][name] for name in shares)
+        rows.append(dict(method=key[0], path=key[1], batch=step.config.batch_gpu, memory_gb=memory,
+                         gflop={**gflop[key], "iteration": total}, sec={**parts, "iteration": iteration}))
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]], baseline: str | None, matmul: dict[str, float]) -> None:
+    """Add to each row its medians, and its ratios to the baseline's and to stylegan2's of the same turns."""
+    by_key = {(row["method"], row["path"]): row["sec"] for row in rows}
+    for row in rows:
+        row["median_sec"] = measuring.medians(row["sec"])
+        sec = row["median_sec"]["iteration"]
+        row |= dict(img_per_sec=row["batch"] / sec, sec_per_kimg=1000 * sec / row["batch"])
+        peak = matmul[row["path"] if row["path"] in matmul else "float32"]
+        row["utilisation"] = row["gflop"]["iteration"] / sec / peak / 1e3
+        for name, other in (("to_baseline", (row["method"], baseline)), ("to_stylegan2", ("stylegan2", row["path"]))):
+            if other in by_key:
+                row[name] = {part: measuring.ratio({"a": row["sec"][part], "b": by_key[other][part]}, "a", "b")
+                             for part in row["sec"]}
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    table = []
+    for row in rows:
+        relative = {name: row.get(name, {}).get("iteration") for name in ("to_baseline", "to_stylegan2")}
+        ms = {f"{name} ms": 1e3 * sec for name, sec in row["median_sec"].items()}
+        table.append(dict(method=row["method"], path=row["path"], **ms, **relative) | {
+            "img/s": row["img_per_sec"], "sec/kimg": row["sec_per_kimg"], "memory GB": row["memory_gb"],
+            "of matmul": row["utilisation"]})
+    measuring.print_table(table)
+    parts = [dict(method=row["method"], path=row["path"], **row["to_baseline"]) for row in rows
+             if "to_baseline" in row and row["to_baseline"]["iteration"] != 1]
+    if parts:
+        print("\nTime relative to the baseline:")
+        measuring.print_table(parts)
+
+
+@click.command(cls=cli.Command)
+@click.option("--size", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--methods", type=cli.CommaList(), default=",".join(METHODS), show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), help="Images at once.  [default: by --size]")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--half", type=cli.CommaList(), default="float16", show_default=True,
+              help="Types of half precision to compare, or float32 for none; a CPU takes float32 for float16.")
+@click.option("--channels-last", is_flag=True, help="Memory format of half precision on a GPU.")
+@click.option("--perceptual", default="random-alex", show_default=True, help="As for train.py.")
+@click.option("--baseline", type=click.Choice(BASELINES), help="Another path to compare with.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
+def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repeats: int, **said: Any) -> None:
+    for option, given, known in (("--methods", methods, METHODS), ("--half", half, HALF)):
+        if unknown := [name for name in given or ["none at all"] if name not in known]:
+            raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")
+    if said["device"] == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device is cuda, but PyTorch finds no CUDA device")
+    torch.set_num_threads(said["threads"])
+    warnings.filterwarnings("ignore", message=".*UNTRAINED")
+    configs = {}
+    for method in methods:
+        for name in half:
+            configs[method, computed_in(name, said["device"])] = configure(method, name, **said)
+        if baseline:
+            config = configure(method, half[0], **said)
+            D = dataclasses.replace(config.D, num_fp16_res=0)   # which keeps the perceptual net in float32
+            configs[method, baseline] = dataclasses.replace(config, D=D)
+    types = dict.fromkeys(["float32", *(path for _, path in configs if path not in BASELINES)])
+    matmul = measure_matmul(said["device"], list(types), repeats)
+    rows = measure(configs, repeats)
+    summarise(rows, baseline, matmul)
+    print("Matrix products: " + ", ".join(f"{tflops:.3f} TFLOP/s in {name}" for name, tflops in matmul.items()))
+    print_rows(rows)
+    measuring.save_results(said["out"], device=said["device"], size=said["size"], matmul_tflops=matmul, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
