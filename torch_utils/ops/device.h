@@ -45,6 +45,7 @@ __device__ inline void narrow(float v, bfloat16& out) {  // to the nearest, ties
 #ifdef GLEAD_EMULATE
 __device__ inline float widen(float16 v) { return half_to_float(v.bits); }
 __device__ inline void narrow(float v, float16& out) { out.bits = float_to_half(v); }
+__device__ inline unsigned pair(unsigned short low, unsigned short high) { return low | (unsigned)high << 16; }
 #else
 __device__ inline float widen(float16 v) {
     float r;
@@ -52,6 +53,11 @@ __device__ inline float widen(float16 v) {
     return r;
 }
 __device__ inline void narrow(float v, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+__device__ inline unsigned pair(unsigned short low, unsigned short high) {  // that the compiler won't take apart again
+    unsigned r;
+    asm("mov.b32 %0, {%1, %2};" : "=r"(r) : "h"(low), "h"(high));
+    return r;
+}
 #endif
 
 template <class T, class C> __device__ inline C rounded(C v) {  // as T would hold it
@@ -60,11 +66,53 @@ template <class T, class C> __device__ inline C rounded(C v) {  // as T would ho
     return widen(t);
 }
 
-// V elements that are read and written by one instruction.
+// V elements that are read and written by one instruction: as words, or a compiler might take them one by one.
 template <class T, int V> struct alignas(sizeof(T) * V) Vector { T at[V]; };
 
-template <int V, class T> __device__ inline Vector<T, V> load(const T* p) { return *(const Vector<T, V>*)p; }
-template <int V, class T> __device__ inline void store(T* p, const Vector<T, V>& v) { *(Vector<T, V>*)p = v; }
+template <int BYTES> struct Words;
+template <> struct Words<2> { typedef unsigned short type; };
+template <> struct Words<4> { typedef unsigned type; };
+template <> struct Words<8> { typedef uint2 type; };
+template <> struct Words<16> { typedef uint4 type; };
+
+template <class W> __device__ inline void store_words(W* p, const W& words) { *p = words; }
+#ifndef GLEAD_EMULATE
+template <> __device__ inline void store_words(uint4* p, const uint4& words) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(p), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));  // loads may pass: none reads this
+}
+#endif
+
+template <int V, class T> __device__ inline Vector<T, V> load(const T* p) {
+    typename Words<sizeof(T) * V>::type words = *(const decltype(words)*)p;
+    Vector<T, V> v;
+    memcpy(&v, &words, sizeof v);
+    return v;
+}
+
+template <class T, int V> __device__ inline void store(T* p, const Vector<T, V>& v) {
+    typename Words<sizeof(T) * V>::type words;
+    if constexpr (sizeof(T) == 2 && V > 1) {
+        unsigned pairs[V / 2];
+#pragma unroll
+        for (int k = 0; k < V / 2; ++k) pairs[k] = pair(v.at[2 * k].bits, v.at[2 * k + 1].bits);
+        memcpy(&words, pairs, sizeof words);
+    } else {
+        memcpy(&words, &v, sizeof words);
+    }
+    store_words((decltype(words)*)p, words);
+}
+
+// V consecutive numbers, of 16 bytes an access where there are so many; they are aligned alike.
+template <int V, class C> __device__ inline void load_array(const C* p, C (&out)[V]) {
+    constexpr int PART = V * sizeof(C) < 16 ? V : 16 / sizeof(C);
+#pragma unroll
+    for (int i = 0; i < V; i += PART) {
+        Vector<C, PART> v = load<PART>(p + i);
+#pragma unroll
+        for (int k = 0; k < PART; ++k) out[i + k] = v.at[k];
+    }
+}
 
 __device__ constexpr int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 __device__ constexpr int ceil_div(int a, int b) { return -floor_div(-a, b); }

@@ -1,9 +1,13 @@
 // y = clamp(gain * act(x * scale + noise * strength + b)) of [N, C, H, W]: what follows the convolution of a layer of G.
 //
+// What belongs to channels and to pixels is read once for several vectors: a thread keeps to its channels and takes
+// several pixels if CHANNELS_LAST, and else keeps to its pixels and takes several channels.
+//
 // Macros: CHANNELS_LAST      0 = [N, C, H, W], 1 = [N, H, W, C] in memory
 //         SCALE NOISE BIAS   0 or 1: is there one?
 //         VEC                elements of a vector: pixels, or channels if CHANNELS_LAST
-//         INDEX              unsigned type that can count the elements
+//         ROUNDS             vectors of a thread
+//         INDEX              unsigned type that can count the threads
 #include "device.h"
 
 namespace KERNEL_NAMESPACE {
@@ -18,7 +22,7 @@ struct Params {
     const C* noise;         // [N or 1, H * W]
     const C* strength;      // [1]
     const C* b;             // [C]
-    int64 size, channels, pixels;
+    int64 images, channels, pixels;
     int64 noise_stride;     // Between images; 0 = the same for all.
     double slope, gain, clamp;  // Slope of the negative side; clamp < 0: no limit.
 };
@@ -28,42 +32,49 @@ CHECK_PARAMS;
 
 KERNEL(KERNEL_NAMESPACE::Params p) {
     using namespace KERNEL_NAMESPACE;
-    constexpr int UNROLL = 2;
-    INDEX begin = (INDEX)blockIdx.x * (BLOCK * UNROLL) + threadIdx.x, vectors = p.size / VEC;
-    Vector<T, VEC> x[UNROLL];
+    // Threads count vectors along `inner`, which is consecutive in memory, and groups of ROUNDS along `outer`.
+    INDEX inner = CHANNELS_LAST ? p.channels : p.pixels, outer = CHANNELS_LAST ? p.pixels : p.channels;
+    INDEX vectors = inner / VEC, groups = (outer + ROUNDS - 1) / ROUNDS;
+    INDEX thread = (INDEX)blockIdx.x * BLOCK + threadIdx.x;
+    INDEX i = thread % vectors * VEC;
+    thread /= vectors;
+    INDEX first = thread % groups * ROUNDS, n = thread / groups;
+    if (n >= p.images) return;
+
+    int64 at = ((int64)n * outer + first) * inner + i;
+    Vector<T, VEC> x[ROUNDS];
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        INDEX i = begin + u * BLOCK;
-        if (i < vectors) x[u] = load<VEC>(p.x + (int64)i * VEC);
-    }
+    for (int round = 0; round < ROUNDS; ++round)
+        if (first + round < outer) x[round] = load<VEC>(p.x + at + (int64)round * inner);
+
     C strength = NOISE ? *p.strength : C(0), limit = p.clamp < 0 ? C(-1) : rounded<T>(C(p.clamp));
     C gain = C(p.gain), slope = C(p.slope);
+    const C* of_scale = p.scale + (int64)n * p.channels;
+    const C* of_noise = p.noise + n * p.noise_stride;
+    C scale[VEC], shift[VEC];   // Of this thread's channels, or in `shift` the noise of its pixels.
+    if (CHANNELS_LAST && SCALE) load_array(of_scale + i, scale);
+    if (CHANNELS_LAST && BIAS) load_array(p.b + i, shift);
+    if (!CHANNELS_LAST && NOISE) load_array(of_noise + i, shift);
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        INDEX i = begin + u * BLOCK;
-        if (i >= vectors) continue;
-        INDEX element = i * VEC, n, c, pixel;
-        if (CHANNELS_LAST) {
-            c = element % (INDEX)p.channels;
-            pixel = element / (INDEX)p.channels % (INDEX)p.pixels;
-            n = element / (INDEX)p.channels / (INDEX)p.pixels;
-        } else {
-            pixel = element % (INDEX)p.pixels;
-            c = element / (INDEX)p.pixels % (INDEX)p.channels;
-            n = element / (INDEX)p.pixels / (INDEX)p.channels;
-        }
-        const C* scale = p.scale + (int64)n * p.channels + c;
-        const C* noise = p.noise + n * p.noise_stride + pixel;
+    for (int k = 0; k < VEC; ++k) {
+        if (!CHANNELS_LAST || !SCALE) scale[k] = 1;
+        if (CHANNELS_LAST ? !BIAS : !NOISE) shift[k] = 0;
+        if (!CHANNELS_LAST) shift[k] *= strength;
+    }
+
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+        INDEX o = first + round;
+        if (o >= outer) continue;
+        C factor = !CHANNELS_LAST && SCALE ? of_scale[o] : C(1);
+        C offset = CHANNELS_LAST ? (NOISE ? of_noise[o] * strength : C(0)) : (BIAS ? p.b[o] : C(0));
         Vector<T, VEC> y;
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
-            C v = widen(x[u].at[k]);
-            if (SCALE) v *= scale[CHANNELS_LAST ? k : 0];
-            if (NOISE) v += noise[CHANNELS_LAST ? 0 : k] * strength;
-            if (BIAS) v += p.b[c + (CHANNELS_LAST ? k : 0)];
+            C v = widen(x[round].at[k]) * (CHANNELS_LAST ? scale[k] : factor) + (shift[k] + offset);
             v = (v > 0 ? v : v * slope) * gain;
             narrow(limit < 0 ? v : fmin(fmax(v, -limit), limit), y.at[k]);
         }
-        store(p.y + (int64)i * VEC, y);
+        store(p.y + at + (int64)round * inner, y);
     }
 }

@@ -104,7 +104,7 @@ def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tens
 
 _Params = kernels.params(
     **{name: ctypes.c_void_p for name in ("y", "x", "scale", "noise", "strength", "b")},
-    **{name: ctypes.c_int64 for name in ("size", "channels", "pixels", "noise_stride")},
+    **{name: ctypes.c_int64 for name in ("images", "channels", "pixels", "noise_stride")},
     **{name: ctypes.c_double for name in ("slope", "gain", "clamp")},
 )
 _GradParams = kernels.params(
@@ -112,15 +112,14 @@ _GradParams = kernels.params(
     **{name: ctypes.c_int64 for name in ("images", "channels", "pixels", "parts", "noise_stride")},
     **{name: ctypes.c_double for name in ("slope", "gain", "clamp")},
 )
-_UNROLL = 2     # as in modconv_epilogue.cu
-_ROUNDS = 4     # Vectors of a thread in the derivative.
+_ROUNDS = 4     # Vectors of a thread.
 
 
 @functools.lru_cache(maxsize=None)
 def _kernel(dtype: torch.dtype, *, channels_last: bool, vec: int, parts: tuple[bool, ...], index: str):
     scale, noise, bias = map(int, parts)
     return kernels.kernel("modconv_epilogue", _Params, dtype=dtype, CHANNELS_LAST=int(channels_last), VEC=vec,
-                          SCALE=scale, NOISE=noise, BIAS=bias, INDEX=index)
+                          SCALE=scale, NOISE=noise, BIAS=bias, ROUNDS=_ROUNDS, INDEX=index)
 
 
 @functools.lru_cache(maxsize=None)
@@ -152,7 +151,9 @@ def _noise_stride(noise: Tensor | None) -> int:
 
 
 def _dense_small(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+    """Contiguous and aligned, as kernels read them."""
+    tensors = [None if t is None else t.contiguous() for t in tensors]
+    return [t if t is None or t.data_ptr() % kernels.VECTOR_BYTES == 0 else t.clone() for t in tensors]
 
 
 def _cuda(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
@@ -165,16 +166,17 @@ def _cuda(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
 
 def _launch(x, scale, noise, strength, b, act, gain, clamp) -> Tensor | None:
     y = torch.empty_like(x)
-    last, vec = _layout(x, y)
+    (n, c, h, w), (last, vec) = x.shape, _layout(x, y)
     parts = (scale is not None, noise is not None, b is not None)
-    index = kernels.index_type(x.numel())
+    threads = n * (c // vec * -(-h * w // _ROUNDS) if last else h * w // vec * -(-c // _ROUNDS))
+    index = kernels.index_type(threads)
     launch = custom_ops.load(_kernel(x.dtype, channels_last=last, vec=vec, parts=parts, index=index), x.device)
-    grid = -(-(x.numel() // vec) // (kernels.BLOCK * _UNROLL))
+    grid = -(-threads // kernels.BLOCK)
     if launch is None or grid > kernels.MAX_GRID:
         return None
     address = kernels.address
-    launch(grid, _Params(address(y), address(x), address(scale), address(noise), address(strength), address(b), x.numel(),
-                         x.shape[1], x.shape[2] * x.shape[3], _noise_stride(noise), _slope(act), gain, clamp))
+    launch(grid, _Params(address(y), address(x), address(scale), address(noise), address(strength), address(b), n, c,
+                         h * w, _noise_stride(noise), _slope(act), gain, clamp))
     return y
 
 

@@ -44,26 +44,36 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
     C limit = p.clamp < 0 ? C(-1) : rounded<T>(C(p.clamp)), gain = C(p.gain), slope = C(p.slope);
     C sums[SUMS][LANES] = {}, scale[LANES];
 #pragma unroll
-    for (int k = 0; k < LANES; ++k) scale[k] = SCALE && inside ? p.scale[n * p.channels + c + k] : C(1);
+    for (int k = 0; k < LANES; ++k) scale[k] = 1;
+    if (SCALE && inside) load_array(p.scale + n * p.channels + c, scale);
 
+    int64 pixel = (part * ROUNDS * ROWS + row) * STEP, step = CHANNELS_LAST ? ROWS * p.channels : ROWS * STEP;
+    int64 at = CHANNELS_LAST ? (n * p.pixels + pixel) * p.channels + c : (n * p.channels + c) * p.pixels + pixel;
+    Vector<T, VEC> dy[ROUNDS], y[ROUNDS], x[ROUNDS];
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
-        int64 pixel = ((part * ROUNDS + round) * ROWS + row) * STEP;
-        if (!inside || pixel >= p.pixels) continue;
-        int64 at = CHANNELS_LAST ? (n * p.pixels + pixel) * p.channels + c : (n * p.channels + c) * p.pixels + pixel;
-        Vector<T, VEC> dy = load<VEC>(p.dy + at), y = load<VEC>(p.y + at), x = load<VEC>(p.x + at), dx;
-        const C* noise = p.noise + n * p.noise_stride + pixel;
+        if (!inside || pixel + round * ROWS * STEP >= p.pixels) continue;
+        dy[round] = load<VEC>(p.dy + at + round * step);
+        y[round] = load<VEC>(p.y + at + round * step);
+        x[round] = load<VEC>(p.x + at + round * step);
+    }
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+        if (!inside || pixel + round * ROWS * STEP >= p.pixels) continue;
+        C noise[STEP];
+        if (NOISE) load_array(p.noise + n * p.noise_stride + pixel + round * ROWS * STEP, noise);
+        Vector<T, VEC> dx;
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
             int lane = CHANNELS_LAST ? k : 0;
-            C result = widen(y.at[k]), g = widen(dy.at[k]) * gain * (result > 0 ? C(1) : slope);
+            C result = widen(y[round].at[k]), g = widen(dy[round].at[k]) * gain * (result > 0 ? C(1) : slope);
             if (limit >= 0 && !(fabs(result) < limit)) g = 0;
             narrow(g * scale[lane], dx.at[k]);
             sums[0][lane] += g;
-            sums[1][lane] += g * widen(x.at[k]);
+            sums[1][lane] += g * widen(x[round].at[k]);
             if (NOISE) sums[2][lane] += g * noise[CHANNELS_LAST ? 0 : k];
         }
-        store(p.dx + at, dx);
+        store(p.dx + at + round * step, dx);
     }
 
     __shared__ C shared[LANES][BLOCK];

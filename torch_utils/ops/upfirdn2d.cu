@@ -70,14 +70,14 @@ __device__ inline void work(const Params& p) {
 
     Filter f(p);
     C sum[RY][RX][VEC] = {};
+    int64 y0 = gy * STEP_Y + p.first_y, x0 = gx * STEP_X + p.first_x;
+    int64 row = p.in_w * p.channels, begin = ((n * p.in_h + y0) * p.in_w + x0) * p.channels + c;
 #pragma unroll
     for (int j = 0; j < WY; ++j) {
-        int64 y = gy * STEP_Y + p.first_y + j;
 #pragma unroll
         for (int i = 0; i < WX; ++i) {
-            int64 x = gx * STEP_X + p.first_x + i;
-            if (y < 0 || y >= p.in_h || x < 0 || x >= p.in_w) continue;
-            Vector<T, VEC> v = load<VEC>(p.x + ((n * p.in_h + y) * p.in_w + x) * p.channels + c);
+            if (y0 + j < 0 || y0 + j >= p.in_h || x0 + i < 0 || x0 + i >= p.in_w) continue;
+            Vector<T, VEC> v = load<VEC>(p.x + (begin + j * row + i * p.channels));
 #pragma unroll
             for (int ry = 0; ry < RY; ++ry)
 #pragma unroll
@@ -89,16 +89,16 @@ __device__ inline void work(const Params& p) {
                 }
         }
     }
+    int64 out_row = p.out_w * p.channels, out = ((n * p.out_h + gy * RY) * p.out_w + gx * RX) * p.channels + c;
 #pragma unroll
     for (int ry = 0; ry < RY; ++ry)
 #pragma unroll
         for (int rx = 0; rx < RX; ++rx) {
-            int64 y = gy * RY + ry, x = gx * RX + rx;
-            if (y >= p.out_h || x >= p.out_w) continue;
+            if (gy * RY + ry >= p.out_h || gx * RX + rx >= p.out_w) continue;
             Vector<T, VEC> v;
 #pragma unroll
             for (int k = 0; k < VEC; ++k) narrow(sum[ry][rx][k], v.at[k]);
-            store(p.y + ((n * p.out_h + y) * p.out_w + x) * p.channels + c, v);
+            store(p.y + (out + ry * out_row + rx * p.channels), v);
         }
 }
 
@@ -115,16 +115,15 @@ __device__ inline void work(const Params& p) {
 
     Filter f(p);
     C sum[RY][RX] = {};
+    int64 y0 = gy * STEP_Y + p.first_y, x0 = gx * STEP_X + p.first_x, begin = (image * p.in_h + y0) * p.in_w + x0;
 #pragma unroll
     for (int j = 0; j < WY; ++j) {
-        int64 y = gy * STEP_Y + p.first_y + j;
         C row[VECTORS * VEC];
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v) {
-            int64 x = gx * STEP_X + p.first_x + v * VEC;
             Vector<T, VEC> in;
-            bool inside = y >= 0 && y < p.in_h && x >= 0 && x < p.in_w;
-            if (inside) in = load<VEC>(p.x + (image * p.in_h + y) * p.in_w + x);
+            bool inside = y0 + j >= 0 && y0 + j < p.in_h && x0 + v * VEC >= 0 && x0 + v * VEC < p.in_w;
+            if (inside) in = load<VEC>(p.x + (begin + j * p.in_w + v * VEC));
 #pragma unroll
             for (int k = 0; k < VEC; ++k) row[v * VEC + k] = inside ? widen(in.at[k]) : C(0);
         }
@@ -139,16 +138,16 @@ __device__ inline void work(const Params& p) {
                     sum[ry][rx] += f.at[ky][kx] * row[SHIFT + i];
                 }
     }
+    int64 out = (image * p.out_h + gy * RY) * p.out_w + gx * RX;
 #pragma unroll
     for (int ry = 0; ry < RY; ++ry)
 #pragma unroll
         for (int rx = 0; rx < RX; rx += VOUT) {
-            int64 y = gy * RY + ry, x = gx * RX + rx;
-            if (y >= p.out_h || x >= p.out_w) continue;
+            if (gy * RY + ry >= p.out_h || gx * RX + rx >= p.out_w) continue;
             Vector<T, VOUT> v;
 #pragma unroll
             for (int k = 0; k < VOUT; ++k) narrow(sum[ry][rx + k], v.at[k]);
-            store(p.y + (image * p.out_h + y) * p.out_w + x, v);
+            store(p.y + (out + ry * p.out_w + rx), v);
         }
 }
 

@@ -251,7 +251,7 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
     fw, fh = taps
     tall = 8 if fh > 6 else 1 if fh == 1 else 2 if downy > 1 else 4     # many taps: more outputs share an input
     if channels:
-        rx, ry = upx * (4 if fh == 1 else 1), upy * max(tall // upy, 1)
+        rx, ry = upx * (4 if fh == 1 else 1 if max(upx, downx) > 1 or fw == 1 else 2), upy * max(tall // upy, 1)
         tc = min(8, 1 << (channels // vec - 1).bit_length())
         tx = kernels.BLOCK // tc // 4
         shift, first_x, tile = 0, -(px0 // upx), (tc, tx, 4)

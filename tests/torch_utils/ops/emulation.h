@@ -83,6 +83,8 @@ template <class P> void run(void (*kernel)(P), unsigned grid, unsigned block, co
 #define gridDim emulation::grid_size
 #define __syncthreads emulation::barrier
 
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 inline float half_to_float(unsigned short bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
