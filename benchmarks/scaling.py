@@ -12,13 +12,11 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -28,7 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from dnnlib.util import atomic_write  # noqa: E402
+from benchmarks.measuring import save_results  # noqa: E402
 from training import presets  # noqa: E402
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
@@ -370,12 +368,7 @@ def main(model: bool, data: str | None, out: str | None) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="glead-") as folder:
         figures = measure(data, Path(folder))
-    if out:
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", torch=torch.__version__,
-                       python=platform.python_version(), date=str(date.today()), command=" ".join(sys.argv), **figures)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    save_results(out, **figures)
 
 
 if __name__ == "__main__":
