@@ -57,8 +57,11 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> flo
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *, digits: int = 3) -> None:
-    """Rows with the same keys, which head the columns."""
-    print(tabulate([list(row.values()) for row in rows], headers=list(rows[0]), floatfmt=f".{digits}f"), flush=True)
+    """Rows with the same keys, which head the columns; text stays as it is, also where it is a number."""
+    cells = [[f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in row.values()]
+             for row in rows]
+    align = ["left" if isinstance(value, str) else "right" for value in rows[0].values()]
+    print(tabulate(cells, headers=list(rows[0]), disable_numparse=True, colalign=align), flush=True)
 
 
 def describe_device(device: str) -> str:

@@ -17,6 +17,13 @@ class Draws(NamedTuple):
     t: torch.Tensor                 # float32 [N], uniform in [0, 1)
     noise_seeds: tuple[int, ...]    # N of them, for `keyed_noise`
 
+    def to(self, device: torch.device) -> "Draws":
+        """The tensors on a device. The host does not wait for the GPU, as it would with memory that is not pinned."""
+        if device.type != "cuda":
+            return self._replace(z=self.z.to(device), c=self.c.to(device), t=self.t.to(device))
+        z, c, t = (x.pin_memory().to(device, non_blocking=True) for x in (self.z, self.c, self.t))
+        return self._replace(z=z, c=c, t=t)
+
 
 def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int, num_z: int = 1) -> Draws:
     """Draw for the samples with the given indices; each one's numbers depend on (seed, index) alone.
@@ -71,8 +78,7 @@ def generate_uint8(
     device: torch.device,
 ) -> torch.Tensor:
     """Images [N, C, H, W], uint8, without truncation."""
-    draws = draw(G, dataset, indices, seed=seed)
-    z, c = draws.z[:, 0].to(device), draws.c.to(device)
+    draws = draw(G, dataset, indices, seed=seed).to(device)
     noise = keyed_noise(G, draws.noise_seeds, device=device)
-    img = functional_call(G, noise, (z, c), {"noise_mode": "const"} if noise else {})
+    img = functional_call(G, noise, (draws.z[:, 0], draws.c), {"noise_mode": "const"} if noise else {})
     return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)
