@@ -57,9 +57,15 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> flo
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *, digits: int = 3) -> None:
-    """Rows with the same keys, which head the columns; text stays as it is, also where it is a number."""
-    cells = [[f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in row.values()]
-             for row in rows]
+    """Rows with the same keys, which head the columns; text stays as it is, also where it is a number.
+
+    None leaves a cell empty.
+    """
+
+    def show(value: Any) -> str:
+        return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    cells = [[show(value) for value in row.values()] for row in rows]
     align = ["left" if isinstance(value, str) else "right" for value in rows[0].values()]
     print(tabulate(cells, headers=list(rows[0]), disable_numparse=True, colalign=align), flush=True)
 

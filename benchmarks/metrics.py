@@ -61,7 +61,7 @@ class Stage(NamedTuple):
     plain: Callable[[], Any]
 
 
-def make_detector(path: Path, *, num_features: int) -> Path:
+def make_detector(path: str | Path, *, num_features: int) -> str | Path:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and the format of these files
@@ -241,11 +241,15 @@ def prepared(
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--baseline", is_flag=True, help="Compare with the plain way.")
+@click.option("--only-detector", type=click.Path(dir_okay=False), help="Make a detector here, and stop.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(
-    device: str, images: int, neighbours: int, root: int, threads: int, repeats: int, baseline: bool, out: str | None,
-    **options: Any,
+    device: str, images: int, neighbours: int, root: int, threads: int, repeats: int, baseline: bool,
+    only_detector: str | None, out: str | None, **options: Any,
 ) -> None:
+    if only_detector is not None:
+        make_detector(only_detector, num_features=options["features"])
+        return
     torch.set_num_threads(threads)
     with prepared(device=device, **options) as (opts, net):
         with metric_main.exact_float32():
