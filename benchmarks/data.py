@@ -6,13 +6,15 @@ Both read the same items in the same order from the same files, by the same deco
 loader anew, takes what it read ahead, and times the batches after that, so that neither works while the other is timed.
 The ratio is the median over turns of the loader's rate by DataLoader's: above 1, the loader is faster.
 `host us/img` is processor time of the training process, in which Python has to launch the GPU's work, too; `cpu us/img`
-is that of all processes together, which other work on the machine hardly changes.
+is that of all processes together, which other work on the machine changes much less than rates: where cores are the
+limit, `cpu ratio` is what rates come to on a machine without other work.
 
 For orientation: StyleGAN2 at 256x256 takes 2.47 s/kimg on 8 A100s in the original program (docs/scaling.md), so each
 of them eats 51 images/s; at 32x32 on one GPU a step eats about 1,000.
 """
 
 import io
+import itertools
 import json
 import statistics
 import sys
@@ -128,7 +130,11 @@ def time_turn(
     batches = opener(dataset, batch=batch, workers=workers, pin=pin)
     next(batches)
     first_sec = time.perf_counter() - start
-    for _ in range(4 * workers + 1):
+    # Processes start one after another, and what they read ahead meanwhile is no rate either.
+    ready = start + (3 * first_sec + 0.2 if workers > 1 else first_sec)
+    for number in itertools.count():
+        if number > 4 * workers and time.perf_counter() > ready:
+            break
         next(batches)
     workers_before, cpu = _workers_sec(), time.process_time()
     count, start = 0, time.perf_counter()
@@ -156,16 +162,18 @@ def compare(dataset: ImageFolderDataset, *, repeats: int, **options: Any) -> dic
     def median(name: str, field: str) -> float:
         return statistics.median(getattr(turn, field) for turn in turns[name])
 
-    ratios = [a.img_per_sec / b.img_per_sec for a, b in zip(*turns.values())]
+    pairs = list(zip(*(turns[name] for name in LOADERS)))
+    ratios = [ours.img_per_sec / other.img_per_sec for ours, other in pairs]
     row: dict[str, Any] = {f"{name} img/s": round(median(name, "img_per_sec")) for name in turns}
     row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    row["cpu ratio"] = statistics.median(other.cpu_us_per_img / ours.cpu_us_per_img for ours, other in pairs)
     for place in ("host", "cpu"):
         row |= {f"{name} {place} us/img": round(median(name, f"{place}_us_per_img"), 1) for name in turns}
     return row | {f"{name} first sec": round(median(name, "first_sec"), 2) for name in turns}
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, dir_okay=False), help="Zip of 32x32 images.  [default: drawn ones]")
+@click.option("--data", type=click.Path(exists=True, dir_okay=False), help="Zip of 32x32 images.  [default: drawn]")
 @click.option("--resolutions", default="32,256", show_default=True, type=IntRanges())
 @click.option("--containers", default=",".join(CONTAINERS), show_default=True)
 @click.option("--workers", default="0,1,2", show_default=True, type=IntRanges(), help="Processes that decode.")

@@ -19,13 +19,15 @@ from dnnlib.util import atomic_write  # noqa: E402
 
 
 def take_turns(
-    cases: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 2, device: str = "cpu", title: str = ""
+    cases: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 2, device: str = "cpu", title: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Call all cases in turn, again and again, so that whatever else the machine does slows each of them alike.
 
     Args:
         cases:  What to time, by name.
         device: "cuda" waits for the GPU before the clock is read.
+        clock:  Gives seconds; `time.process_time` counts this process's own work, whatever else the machine does.
 
     Returns:
         Seconds of the last `repeats` calls of each case.
@@ -34,11 +36,11 @@ def take_turns(
     for turn in tqdm(range(warmup + repeats), desc=title or "turns", leave=False, disable=None):
         for name, call in cases.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             _wait(device)
             if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

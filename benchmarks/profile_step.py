@@ -116,7 +116,8 @@ def main(
         trainer.close()
     print_table(figures["top"])
     idle = figures["idle_share"]
-    print(f"{1e3 * figures['sec_per_iteration']:.1f} ms an iteration, {figures['launches_per_iteration']:.0f} operations; "
+    ms, operations = 1e3 * figures["sec_per_iteration"], figures["launches_per_iteration"]
+    print(f"{ms:.1f} ms an iteration, {operations:.0f} operations; "
           + ("no GPU that could wait" if idle is None else f"the GPU waits for the host {idle:.1%} of the time"))
     save_results(out, device=device, resolution=resolution, batch=batch, **figures)
 

@@ -293,20 +293,21 @@ def phase_calls(resolution: int, batch: int) -> dict[str, tuple[float, Callable[
 def measure_sizes(resolutions: Sequence[int], batches: Sequence[int], *, repeats: int) -> list[dict[str, Any]]:
     """A row for each resolution: milliseconds of an average iteration by batch size, and a line through them.
 
-    Of each phase the fastest turn counts, which is that with the least other work on the machine.
+    They are processor time of one thread, of each phase the least of its turns: other work on the machine only adds.
     """
     calls = {(resolution, batch): phase_calls(resolution, batch) for resolution in resolutions for batch in batches}
     cases = {f"{resolution} {batch} {name}": call for (resolution, batch), phases in calls.items()
              for name, (_, call) in phases.items()}
-    times = take_turns(cases, repeats=repeats, warmup=1, title="phases")
+    times = take_turns(cases, repeats=repeats, warmup=1, title="phases", clock=time.process_time)
     sec = {name: min(values) for name, values in times.items()}
     rows = []
     for resolution in resolutions:
         ms = [1e3 * sum(share * sec[f"{resolution} {batch} {name}"]
                         for name, (share, _) in calls[resolution, batch].items()) for batch in batches]
         per_image, rest = np.polyfit(batches, ms, 1).tolist()
+        per_pixels = 1e6 * per_image / resolution**2
         rows.append({"side": resolution, **{f"batch {batch}": t for batch, t in zip(batches, ms)},
-                     "ms per image": per_image, "ms beside": rest, "us per 1000 pixels": 1e6 * per_image / resolution**2})
+                     "ms per image": per_image, "ms beside": rest, "us per 1000 pixels": per_pixels})
     return rows
 
 
@@ -322,9 +323,13 @@ def plot_sizes(rows: list[dict[str, Any]], batches: Sequence[int], path: str) ->
     """Milliseconds of an iteration over the batch size, a line for each resolution."""
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for row in rows:
-        axes.plot(batches, [row[f"batch {batch}"] for batch in batches], marker="o", label=f"{row['side']}x{row['side']}")
+        ms = [row[f"batch {batch}"] for batch in batches]
+        axes.plot(batches, ms, marker="o", label=f"{row['side']}x{row['side']}")
     axes.set(xlabel="images of an iteration", ylabel="ms of an iteration", xscale="log", yscale="log")
     axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -419,7 +424,8 @@ def measure(data: str | None, folder: Path) -> dict[str, Any]:
         capacity = 1.0 if gpus == 1 else measure_capacity(gpus)
         sec = one[batch] if gpus == 1 else measure_iterations(str(scenes), gpus=gpus, batch=batch, folder=folder)
         model = predict(one, reduce, small_setting(batch), gpus=gpus, cores=capacity)
-        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model, ratio=model / sec))
+        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model,
+                         ratio=model / sec))
         print(f"{gpus} processes on {capacity:.2f} cores: {sec:.3f} s an iteration, model {model:.3f} s", flush=True)
     return dict(cores=cores, load_average=os.getloadavg(), networks=NETWORKS,
                 operations=counts, average_operations=average_launches(counts),

@@ -19,8 +19,9 @@ class Moments(NamedTuple):
 class FeatureStats:
     """Takes [N, F] batches; keeps their moments, all of the vectors, or both.
 
-    Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With several processes, process r of n takes the
-    items r, r + n, r + 2n, ... and `gather` brings everything together in the items' order.
+    Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With
+    several processes, process r of n takes the items r, r + n, r + 2n, ... and `gather` brings everything together in
+    the items' order.
     """
 
     def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):

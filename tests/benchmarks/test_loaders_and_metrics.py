@@ -31,8 +31,8 @@ def test_a_turn_counts_the_work_of_workers(tmp_path):
 
 
 def test_ours_and_the_plain_way_give_the_same_numbers():
-    options = dict(device="cpu", resolution=16, cbase=64, cmax=8, detector=None, features=6, data=None, files=12, batch=4,
-                   workers=0)
+    options = dict(device="cpu", resolution=16, cbase=64, cmax=8, detector=None, features=6, data=None, files=12,
+                   batch=4, workers=0)
     with metrics.prepared(**options) as (opts, net):
         work = metrics.stages(opts, net, images=9, neighbours=40, root=8)
         rows = metrics.measure(work, baseline=True, repeats=1, device="cpu")
