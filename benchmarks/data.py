@@ -133,7 +133,7 @@ def time_turn(
     # Processes start one after another, and what they read ahead meanwhile is no rate either.
     ready = start + (3 * first_sec + 0.2 if workers > 1 else first_sec)
     for number in itertools.count():
-        if number > 4 * workers and time.perf_counter() > ready:
+        if number > 10 * workers and time.perf_counter() > ready:
             break
         next(batches)
     workers_before, cpu = _workers_sec(), time.process_time()

@@ -116,7 +116,7 @@ if [[ -z $REHEARSAL ]]; then
     METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=2048
         --workers=4 --threads=4)
     IMAGES=(--resolution=128 --max-images=1000)
-    TRAIN=(--cfg=paper256 --batch=32 --batch-gpu=8 --tick=1 --snap=2) KIMG=2 MORE_KIMG=4
+    TRAIN=(--cfg=paper256 --batch=32 --batch-gpu=8 --tick=1 --snap=2 --metrics=fid1k_full) KIMG=2 MORE_KIMG=4
     PROFILE=()
 else
     STEP=(--size=small --methods=glead --batch=4 --repeats=1)
@@ -125,7 +125,7 @@ else
     METRICS=(--cbase=256 --cmax=8 --features=16 --files=64 --images=64 --neighbours=200 --root=32 --repeats=1)
     IMAGES=(--resolution=16 --max-images=64)
     TRAIN=(--cfg=auto --cbase=64 --cmax=8 --map-depth=1 --batch=8 --batch-gpu=8 --mbstd-group=4 --tick=0.016 --snap=2
-        --workers=0) KIMG=0.032 MORE_KIMG=0.064
+        --workers=0 --metrics=none) KIMG=0.032 MORE_KIMG=0.064
     PROFILE=(--resolution=16 --cfg=auto --batch=4 --iterations=1 --option=--cbase=64 --option=--cmax=8
         --option=--mbstd-group=4)
 fi
@@ -153,9 +153,9 @@ step step-cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}"
 step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --out="$(json data)"
 step metrics 45 "$PYTHON" benchmarks/metrics.py --device="$DEVICE" "${METRICS[@]}" --baseline --out="$(json metrics)"
 step images 20 "$PYTHON" dataset_tool.py --source=synthetic "${IMAGES[@]}" --dest="$WORK/images.zip"
-step detector 15 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
+step detector 30 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
 TRAINING=("$PYTHON" train.py --outdir="$WORK/runs" --data="$WORK/images.zip" --device="$DEVICE" --method=glead --aug=ada
-    --perceptual=random-vgg --metrics=fid1k_full --detector="$WORK/detector.pt" "${TRAIN[@]}")
+    --perceptual=random-vgg --detector="$WORK/detector.pt" "${TRAIN[@]}")
 step train 60 "${TRAINING[@]}" --kimg=$KIMG
 RUN=$(find "$WORK/runs" -mindepth 1 -maxdepth 1 -name '00000-*' 2>/dev/null)
 step train-on 40 "${TRAINING[@]}" --kimg=$MORE_KIMG --resume="$RUN"
