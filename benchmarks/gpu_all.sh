@@ -112,7 +112,7 @@ END
 if [[ -z $REHEARSAL ]]; then
     STEP=(--size=paper256 --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
     CIFAR=(--size=cifar --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
-    OPS=() DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
+    BUILD=() OPS=() DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
     METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=2048
         --workers=4 --threads=4)
     IMAGES=(--resolution=128 --max-images=1000)
@@ -121,7 +121,8 @@ if [[ -z $REHEARSAL ]]; then
 else
     STEP=(--size=small --methods=glead --batch=4 --repeats=1)
     CIFAR=(--size=small --methods=stylegan2 --batch=4 --repeats=1)
-    OPS=(--repeats=3) DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
+    BUILD=(--arch=80) OPS=(--repeats=3)
+    DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
     METRICS=(--cbase=256 --cmax=8 --features=16 --files=64 --images=64 --neighbours=200 --root=32 --repeats=1)
     IMAGES=(--resolution=16 --max-images=64)
     TRAIN=(--cfg=auto --cbase=64 --cmax=8 --map-depth=1 --batch=8 --batch-gpu=8 --mbstd-group=4 --tick=0.016 --snap=2
@@ -137,7 +138,7 @@ step versions 20 "$PYTHON" -c "$(versions)"
 if [[ -z $REHEARSAL ]]; then
     step nvidia-smi 10 nvidia-smi
 fi
-step ops-build 110 "$PYTHON" -m torch_utils.ops build
+step ops-build 110 "$PYTHON" -m torch_utils.ops build "${BUILD[@]}"
 step ops-status 30 "$PYTHON" -m torch_utils.ops status
 if wanted gpu-tests && ! "$PYTHON" -c 'import pytest' >/dev/null 2>&1; then
     say '\n== gpu-tests\npytest is not installed: left out\n'

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from torch_utils import misc
+
 _NOISE = "noise_const"  # the ecosystem's name for a synthesis layer's per-pixel noise [H, W]
 
 
@@ -18,10 +20,8 @@ class Draws(NamedTuple):
     noise_seeds: tuple[int, ...]    # N of them, for `keyed_noise`
 
     def to(self, device: torch.device) -> "Draws":
-        """The tensors on a device. The host does not wait for the GPU, as it would with memory that is not pinned."""
-        if device.type != "cuda":
-            return self._replace(z=self.z.to(device), c=self.c.to(device), t=self.t.to(device))
-        z, c, t = (x.pin_memory().to(device, non_blocking=True) for x in (self.z, self.c, self.t))
+        """The tensors on a device, for which the host does not wait."""
+        z, c, t = (misc.upload(x, device) for x in (self.z, self.c, self.t))
         return self._replace(z=z, c=c, t=t)
 
 
