@@ -9,13 +9,11 @@ Without --data, a folder of zips with as many copies of one small image is made 
 import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from dnnlib.util import atomic_write  # noqa: E402
+from benchmarks.measuring import save_results  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
 from training.reader_pool import ReaderPool, SharedBuffer, read_images  # noqa: E402
 
@@ -154,12 +152,7 @@ def main(
         figures = measure(data or folder, reads=reads, repeats=repeats, workers=workers)
         figures["zips"] = None if data else shards
     print(json.dumps(figures, indent=1))
-    if out:
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", python=platform.python_version(),
-                       numpy=np.__version__, date=str(date.today()), command=" ".join(sys.argv), **figures)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    save_results(out, numpy=np.__version__, **figures)
 
 
 if __name__ == "__main__":

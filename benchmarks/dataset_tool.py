@@ -3,15 +3,11 @@
     python benchmarks/dataset_tool.py [--images=1000] [--cores=1,2] [--out=benchmarks/results/dataset_tool-cpu.json]
 """
 
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import click
@@ -22,8 +18,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.measuring import medians, print_table, ratio, save_results  # noqa: E402
 from cli import IntRanges  # noqa: E402
-from dnnlib.util import atomic_write, num_cores  # noqa: E402
+from dnnlib.util import num_cores  # noqa: E402
 from training.synthetic_scenes import draw_scenes  # noqa: E402
 
 
@@ -57,31 +54,21 @@ def convert(source: Path, dest: Path, cores: int) -> float:
 def main(images: int, cores: list[int], repeats: int, out: str | None) -> None:
     if not hasattr(os, "sched_setaffinity") or max(cores) > num_cores() or min(cores) < 1:
         raise click.ClickException(f"--cores={cores}: expected 1 to {num_cores()}, on a system that can pin processes")
-    times: dict[int, list[float]] = {n: [] for n in cores}
+    times: dict[str, list[float]] = {str(n): [] for n in cores}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "images")
         source.mkdir()
         draw(source, images)
         for _ in tqdm(range(repeats), desc="Converting", leave=False):
             for n in cores:
-                times[n].append(convert(source, Path(folder, f"{n}.zip"), n))
+                times[str(n)].append(convert(source, Path(folder, f"{n}.zip"), n))
         if len({Path(folder, f"{n}.zip").read_bytes() for n in cores}) != 1:
             raise click.ClickException("the number of workers changed the result")
-    rows = []
-    print(f"{'cores':>5s} {'seconds':>8s} {'img/s':>7s} {'speed-up':>8s}")
-    for n in cores:
-        median = statistics.median(times[n])
-        speed_up = statistics.median(times[cores[0]]) / median
-        rows.append(dict(cores=n, sec=round(median, 3), all_sec=[round(t, 3) for t in times[n]],
-                         images_per_sec=round(images / median, 1), speed_up=round(speed_up, 3)))
-        print(f"{n:5d} {median:8.2f} {images / median:7.1f} {speed_up:8.2f}")
-    if out:
-        content = dict(device=f"{platform.machine()} CPU", images=images, pillow=PIL.__version__,
-                       conversion="512x512 PNG and JPEG to 256x256 PNG", python=platform.python_version(),
-                       date=str(date.today()), command=" ".join(sys.argv), rows=rows)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    rows = [dict(cores=int(n), sec=sec, images_per_sec=images / sec, speed_up=1 / ratio(times, n, str(cores[0])))
+            for n, sec in medians(times).items()]
+    print_table(rows)
+    save_results(out, images=images, pillow=PIL.__version__, conversion="512x512 PNG and JPEG to 256x256 PNG",
+                 rows=rows, all_sec=times)
 
 
 if __name__ == "__main__":

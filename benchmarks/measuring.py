@@ -19,13 +19,15 @@ from dnnlib.util import atomic_write  # noqa: E402
 
 
 def take_turns(
-    cases: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 2, device: str = "cpu", title: str = ""
+    cases: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 2, device: str = "cpu", title: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Call all cases in turn, again and again, so that whatever else the machine does slows each of them alike.
 
     Args:
         cases:  What to time, by name.
         device: "cuda" waits for the GPU before the clock is read.
+        clock:  Gives seconds; `time.process_time` counts this process's own work, whatever else the machine does.
 
     Returns:
         Seconds of the last `repeats` calls of each case.
@@ -34,11 +36,11 @@ def take_turns(
     for turn in tqdm(range(warmup + repeats), desc=title or "turns", leave=False, disable=None):
         for name, call in cases.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             _wait(device)
             if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 
@@ -57,8 +59,17 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> flo
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *, digits: int = 3) -> None:
-    """Rows with the same keys, which head the columns."""
-    print(tabulate([list(row.values()) for row in rows], headers=list(rows[0]), floatfmt=f".{digits}f"), flush=True)
+    """Rows with the same keys, which head the columns; text stays as it is, also where it is a number.
+
+    None leaves a cell empty.
+    """
+
+    def show(value: Any) -> str:
+        return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    cells = [[show(value) for value in row.values()] for row in rows]
+    align = ["left" if isinstance(value, str) else "right" for value in rows[0].values()]
+    print(tabulate(cells, headers=list(rows[0]), disable_numparse=True, colalign=align), flush=True)
 
 
 def describe_device(device: str) -> str:

@@ -10,11 +10,9 @@ differs. Runs on the CPU.
 import dataclasses
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.measuring import print_table, save_results  # noqa: E402
 from benchmarks.soak import small_config, write_images  # noqa: E402
-from dnnlib.util import atomic_write  # noqa: E402
 from training import launch  # noqa: E402
 
 WORKER = "import sys; sys.path[0] = sys.argv[1]; from benchmarks.processes import work; work(*sys.argv[2:])"
@@ -113,16 +111,8 @@ def main(sizes: str, method: str, iterations: int, detector: str | None, out: st
         options = [f"--method={method}", "--aug=ada", "--batch=16", "--batch-gpu=4", "--cbase=512", "--cmax=32"]
         rows = run_sizes(data, folder, sizes=[int(size) for size in sizes.split(",")], options=options,
                          iterations=iterations, detector=detector and os.path.abspath(detector))
-    print(f"{'processes':>9} {'sec/iteration':>14} {'largest relative difference of a gradient':>42}  scores")
-    for row in rows:
-        print(f"{row['processes']:9d} {row['sec_per_iteration']:14.3f} {row['largest_gradient_difference']:42.2e}  "
-              f"{row['scores']}")
-    if out:
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", python=platform.python_version(),
-                       torch=torch.__version__, date=str(date.today()), command=" ".join(sys.argv), rows=rows)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    print_table([row | {"largest_gradient_difference": f"{row['largest_gradient_difference']:.2e}"} for row in rows])
+    save_results(out, rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,40 @@
 
     python benchmarks/scaling.py --model                                 # the tables of docs/scaling.md
     python benchmarks/scaling.py [--data=PATH] [--out=FILE.json]         # measure on this machine's CPU, compare
+    python benchmarks/scaling.py --sizes [--plot=FILE.png] [--out=FILE.json]     # batch sizes and resolutions
 
 Measured are: seconds per iteration of train.py in 1, 2 and 4 processes; all-reduce over gloo's loopback by size;
 images per second of the loader; operations that an iteration dispatches. The model is fitted to one process, and its
-predictions for the others are printed beside what was measured.
+predictions for the others are printed beside what was measured. With --sizes, it is an iteration of one process at
+several batch sizes and resolutions, its phases weighted by how often they come.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import click
+import matplotlib
 import numpy as np
 import torch
 
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from dnnlib.util import atomic_write  # noqa: E402
+from benchmarks.measuring import save_results, take_turns  # noqa: E402
+from cli import IntRanges  # noqa: E402
+from dnnlib.util import atomic_path  # noqa: E402
 from training import presets  # noqa: E402
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
@@ -37,7 +44,7 @@ from training.estimate import count_parameters  # noqa: E402
 from training.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
-from training.phases import build_phases  # noqa: E402
+from training.phases import Phase, build_phases  # noqa: E402
 
 FLOAT = 4  # Bytes.
 GPUS = tuple(2**i for i in range(10))
@@ -263,6 +270,72 @@ def measure_loader(data: str, *, workers: int, batches: int = 30) -> float:
         return 64 * batches / (time.perf_counter() - start)
 
 
+def phase_calls(resolution: int, batch: int) -> dict[str, tuple[float, Callable[[], None]]]:
+    """For each phase of an iteration how often it comes, and a call of it: forward, backward, optimiser."""
+    options = presets.Options(preset="auto", method="stylegan2", aug="noaug", channel_base=512, channel_max=16,
+                              map_depth=2, batch_size=batch, batch_gpu=batch, mbstd_group_size=2)
+    config = presets.resolve(options, DatasetConfig(path="none", resolution=resolution), device="cpu")
+    G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
+    loss = StyleGAN2Loss(G.requires_grad_(False), D.requires_grad_(False), config=config.loss)
+    real_img, real_c = torch.zeros(batch, 3, resolution, resolution), torch.zeros(batch, 0)
+
+    def call(phase: Phase) -> None:
+        phase.opt.zero_grad(set_to_none=True)
+        phase.module.requires_grad_(True)
+        for term in phase.loss(draw_part((0, 0, 0), real_img, real_c, z_dim=G.z_dim, dataset=None)):
+            term.backward()
+        phase.module.requires_grad_(False)
+        phase.opt.step()
+
+    return {phase.name: (1 / phase.interval, functools.partial(call, phase)) for phase in build_phases(config, loss)}
+
+
+def measure_sizes(resolutions: Sequence[int], batches: Sequence[int], *, repeats: int) -> list[dict[str, Any]]:
+    """A row for each resolution: milliseconds of an average iteration by batch size, and a line through them.
+
+    They are processor time of one thread, of each phase the least of its turns: other work on the machine only adds.
+    """
+    calls = {(resolution, batch): phase_calls(resolution, batch) for resolution in resolutions for batch in batches}
+    cases = {f"{resolution} {batch} {name}": call for (resolution, batch), phases in calls.items()
+             for name, (_, call) in phases.items()}
+    times = take_turns(cases, repeats=repeats, warmup=1, title="phases", clock=time.process_time)
+    sec = {name: min(values) for name, values in times.items()}
+    rows = []
+    for resolution in resolutions:
+        ms = [1e3 * sum(share * sec[f"{resolution} {batch} {name}"]
+                        for name, (share, _) in calls[resolution, batch].items()) for batch in batches]
+        per_image, rest = np.polyfit(batches, ms, 1).tolist()
+        per_pixels = 1e6 * per_image / resolution**2
+        rows.append({"side": resolution, **{f"batch {batch}": t for batch, t in zip(batches, ms)},
+                     "ms per image": per_image, "ms beside": rest, "us per 1000 pixels": per_pixels})
+    return rows
+
+
+def sizes_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what `measure_sizes` gave."""
+    lines = [f"| {' | '.join(rows[0])} |", "|" + "---:|" * len(rows[0])]
+    lines += [f"| {row['side']} | " + " | ".join(f"{value:.1f}" for name, value in row.items() if name != "side") + " |"
+              for row in rows]
+    return "\n".join(lines)
+
+
+def plot_sizes(rows: list[dict[str, Any]], batches: Sequence[int], path: str) -> None:
+    """Milliseconds of an iteration over the batch size, a line for each resolution."""
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for row in rows:
+        ms = [row[f"batch {batch}"] for batch in batches]
+        axes.plot(batches, ms, marker="o", label=f"{row['side']}x{row['side']}")
+    axes.set(xlabel="images of an iteration", ylabel="ms of an iteration", xscale="log", yscale="log")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
 class _CountOps(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts operations that make new tensors or change them; views cost a GPU nothing."""
 
@@ -351,7 +424,8 @@ def measure(data: str | None, folder: Path) -> dict[str, Any]:
         capacity = 1.0 if gpus == 1 else measure_capacity(gpus)
         sec = one[batch] if gpus == 1 else measure_iterations(str(scenes), gpus=gpus, batch=batch, folder=folder)
         model = predict(one, reduce, small_setting(batch), gpus=gpus, cores=capacity)
-        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model, ratio=model / sec))
+        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model,
+                         ratio=model / sec))
         print(f"{gpus} processes on {capacity:.2f} cores: {sec:.3f} s an iteration, model {model:.3f} s", flush=True)
     return dict(cores=cores, load_average=os.getloadavg(), networks=NETWORKS,
                 operations=counts, average_operations=average_launches(counts),
@@ -361,21 +435,32 @@ def measure(data: str | None, folder: Path) -> dict[str, Any]:
 
 @click.command()
 @click.option("--model", is_flag=True, help="Print the tables of docs/scaling.md.")
+@click.option("--sizes", is_flag=True, help="Measure an iteration at several batch sizes and resolutions.")
+@click.option("--resolutions", default="16,32,64", show_default=True, type=IntRanges(), help="For --sizes.")
+@click.option("--batches", default="4,8,16,32", show_default=True, type=IntRanges(), help="For --sizes.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="For --sizes.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw what --sizes measured, as PNG.")
 @click.option("--data", type=click.Path(exists=True), help="Measure the loader on this.  [default: drawn scenes]")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
-def main(model: bool, data: str | None, out: str | None) -> None:
+def main(
+    model: bool, sizes: bool, resolutions: list[int], batches: list[int], repeats: int, plot: str | None,
+    data: str | None, out: str | None,
+) -> None:
     if model:
         for name, text in tables().items():
             print(f"{name}\n\n{text}\n")
         return
+    if sizes:
+        torch.set_num_threads(1)
+        rows = measure_sizes(resolutions, batches, repeats=repeats)
+        print(sizes_table(rows))
+        if plot is not None:
+            plot_sizes(rows, batches, plot)
+        save_results(out, networks=NETWORKS, rows=rows)
+        return
     with tempfile.TemporaryDirectory(prefix="glead-") as folder:
         figures = measure(data, Path(folder))
-    if out:
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", torch=torch.__version__,
-                       python=platform.python_version(), date=str(date.today()), command=" ".join(sys.argv), **figures)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    save_results(out, **figures)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ import io
 import json
 import os
 import pickle
-import platform
 import random
 import signal
 import sys
 import tempfile
 import time
 import zipfile
-from datetime import date
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -30,7 +28,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from dnnlib.util import atomic_write  # noqa: E402
+from benchmarks.measuring import save_results  # noqa: E402
 from training import presets  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
 from training.training_loop import run_training  # noqa: E402
@@ -188,12 +186,7 @@ def main(kills: int, method: str, aug: str, kimg: float, seed: int, out: str | N
         config = small_config(Path(folder, "images.zip"), *options)
         figures = soak(config, Path(folder), kills=kills, seed=seed)
     print(json.dumps(figures, indent=1))
-    if out:
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores", python=platform.python_version(),
-                       torch=torch.__version__, date=str(date.today()), command=" ".join(sys.argv), **figures)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    save_results(out, **figures)
     if figures["mismatches"] or figures["leftovers"]:
         sys.exit(1)
 

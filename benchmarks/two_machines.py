@@ -15,16 +15,13 @@ run `train_scripts/cluster/several-nodes.sh` over gloo, with a tiny network. Exi
 
 import contextlib
 import hashlib
-import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
@@ -33,7 +30,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from dnnlib.util import UserError, atomic_write  # noqa: E402
+from dnnlib.util import UserError  # noqa: E402
 
 SCRIPT = ROOT / "train_scripts" / "cluster" / "several-nodes.sh"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -287,15 +284,9 @@ def main(data: str | None, timeout: float, rendezvous: str, compare: bool, out: 
         with _dataset(data, Path(folder)) as path:
             figures = observe(machines, Path(folder), data=path, timeout_sec=timeout, rendezvous=rendezvous,
                               compare=compare)
-    if out:
-        import torch
+    from benchmarks.measuring import save_results  # imports PyTorch, which only this process needs, and late
 
-        content = dict(device=f"{platform.machine()} CPU, {os.cpu_count()} cores, two network namespaces",
-                       torch=torch.__version__, python=platform.python_version(), date=str(date.today()),
-                       command=" ".join(sys.argv), **figures)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    save_results(out, machines="two network namespaces", **figures)
     if figures["problems"]:
         raise click.ClickException("; ".join(figures["problems"]))
 

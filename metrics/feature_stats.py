@@ -6,6 +6,9 @@ import numpy as np
 import torch
 
 
+_ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
+
+
 class Moments(NamedTuple):
     """Mean and covariance, as FID's reference has them: float64, divided by N (not N - 1)."""
 
@@ -16,8 +19,9 @@ class Moments(NamedTuple):
 class FeatureStats:
     """Takes [N, F] batches; keeps their moments, all of the vectors, or both.
 
-    Raw moments are summed in float64 on the device of the features. With several processes, process r of n takes the
-    items r, r + n, r + 2n, ... and `gather` brings everything together in the items' order.
+    Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With
+    several processes, process r of n takes the items r, r + n, r + 2n, ... and `gather` brings everything together in
+    the items' order.
     """
 
     def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):
@@ -26,12 +30,22 @@ class FeatureStats:
         self.num_items = 0
         self._sum: torch.Tensor | None = None       # [F]
         self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
-        self._batches: list[torch.Tensor] = []
+        self._batches: list[torch.Tensor] = []      # On the CPU.
+        self._recent: list[torch.Tensor] = []       # As they came, on their device; not yet part of the above.
 
     @torch.no_grad()
     def append(self, x: torch.Tensor) -> None:
         """Add a batch [N, F] of any float type."""
         self.num_items += x.shape[0]
+        self._recent.append(x)
+        if sum(map(len, self._recent)) >= _ROWS_AT_ONCE:
+            self._digest()
+
+    @torch.no_grad()
+    def _digest(self) -> None:
+        if not self._recent:
+            return
+        x, self._recent = torch.cat(self._recent), []
         if self.keep_moments:
             x64 = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
             if self._sum is None:
@@ -43,6 +57,7 @@ class FeatureStats:
 
     def moments(self) -> Moments:
         """Mean and covariance, on the CPU."""
+        self._digest()
         if self._sum is None:
             raise ValueError("no moments were kept")
         mean = self._sum.cpu() / self.num_items
@@ -50,6 +65,7 @@ class FeatureStats:
 
     def features(self) -> torch.Tensor:
         """All vectors, float32 [N, F], on the CPU."""
+        self._digest()
         if not self._batches:
             raise ValueError("no features were kept")
         self._batches = [torch.cat(self._batches)]
@@ -57,6 +73,7 @@ class FeatureStats:
 
     def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
         """Make this process's statistics those of all processes. Every process must call it."""
+        self._digest()
         if num_gpus == 1:
             return
         dist = torch.distributed
@@ -86,6 +103,7 @@ class FeatureStats:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays for a file."""
+        self._digest()
         arrays = {"num_items": np.asarray(self.num_items)}
         if self.keep_moments:
             arrays |= {"sum": self._sum.cpu().numpy(), "outer": self._outer.cpu().numpy()}

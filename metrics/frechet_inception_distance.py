@@ -20,11 +20,14 @@ def compute_fid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: boo
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-    The trace of the root is taken from the eigenvalues of the symmetric product S_a^(1/2) S_b S_a^(1/2), which has
-    those of S_a S_b, in float64; this holds for singular covariances too.
+    The trace of the root is taken from the eigenvalues of the symmetric product R^T S_b R, where R R^T = S_a, in
+    float64: they are those of S_a S_b. R is S_a's Cholesky factor where there is one, and its symmetric root, which
+    takes longer, where S_a is singular.
     """
-    root_a = _symmetric_root(a.cov)
-    product = root_a @ b.cov @ root_a
+    factor, failed = torch.linalg.cholesky_ex(a.cov)
+    if failed:
+        factor = _symmetric_root(a.cov)
+    product = factor.T @ b.cov @ factor
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     trace_of_root = _without_noise(eigenvalues).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * trace_of_root

@@ -151,7 +151,7 @@ def calc_metric(
     )
     with shared_failure(opts):
         net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
-    with _exact_float32():
+    with exact_float32():
         with shared_failure(opts):
             results = entry.compute(opts, net)
         results = _from_first(results, num_gpus=num_gpus, device=device)
@@ -189,7 +189,7 @@ def report_metric(result_dict: dict[str, Any], *, run_dir: str | None = None, sn
 
 
 @contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
+def exact_float32() -> Iterator[None]:
     """Scores are compared to the second decimal: no TF32 here, whatever training uses."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]

@@ -34,11 +34,10 @@ def compute_ppl(
     with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples, unit="path") as done:
         for start in range(0, len(indices), opts.batch_size):
             batch = indices[start:start + opts.batch_size]
-            draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2)
-            z, c, t = draws.z.to(opts.device), draws.c.to(opts.device), draws.t.to(opts.device)
+            draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2).to(opts.device)
             lengths = path_lengths(
-                opts.G, net, z0=z[:, 0], z1=z[:, 1], c=c,
-                t=t if sampling == "full" else torch.zeros_like(t),
+                opts.G, net, z0=draws.z[:, 0], z1=draws.z[:, 1], c=draws.c,
+                t=draws.t if sampling == "full" else torch.zeros_like(draws.t),
                 noise=keyed_noise(opts.G.synthesis, draws.noise_seeds, device=opts.device),
                 space=space, crop=crop,
             )

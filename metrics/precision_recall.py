@@ -67,7 +67,7 @@ def precision_recall(
         _check_half_range(real, gen)
         real, gen = real.half(), gen.half()
     centre = real.float().mean(dim=0)
-    real, gen = real.float() - centre, gen.float() - centre
+    real, gen = _place(real.float() - centre, device), _place(gen.float() - centre, device)
 
     options = {"rounding": rounding, "block_size": block_size, "device": device, "on_block": on_block}
     real_radii, gen_radii = _radii(real, k=k, **options), _radii(gen, k=k, **options)
@@ -83,16 +83,16 @@ def precision_recall(
 
 def _radii(x: torch.Tensor, *, k: int, rounding: Rounding, block_size: int, device, on_block) -> torch.Tensor:
     """Distance of every row to its k-th nearest other row, [N]; only k + 1 candidates per row are held."""
-    nearest = torch.full([len(x), k + 1], torch.inf, device=device)
+    nearest = torch.full([len(x), k + 1], torch.inf, device=device)  # Squares: root and rounding keep the order.
     for block in _blocks(len(x), len(x), block_size=block_size, symmetric=True):
-        distances = _distances(x[block.rows], x[block.cols], rounding=rounding, device=device)
+        distances = _squared(x[block.rows], x[block.cols], device=device)
         if block.rows == block.cols:
             distances.fill_diagonal_(0)  # not what rounding leaves of it
         else:
             _merge(nearest, block.cols, distances.T)
         _merge(nearest, block.rows, distances)
         on_block()
-    return nearest.amax(dim=1)  # the row itself counts as the first
+    return _rounded(nearest.amax(dim=1).sqrt(), rounding)  # the row itself counts as the first
 
 
 def _merge(nearest: torch.Tensor, rows: slice, distances: torch.Tensor) -> None:
@@ -103,15 +103,32 @@ def _merge(nearest: torch.Tensor, rows: slice, distances: torch.Tensor) -> None:
 
 
 def _distances(x: torch.Tensor, y: torch.Tensor, *, rounding: Rounding, device: torch.device | str) -> torch.Tensor:
-    """Euclidean distances [len(x), len(y)], float32, rounded to float16's numbers where asked.
+    """Euclidean distances [len(x), len(y)], float32, rounded to float16's numbers where asked."""
+    return _rounded(_squared(x, y, device=device).sqrt_(), rounding)
+
+
+def _squared(x: torch.Tensor, y: torch.Tensor, *, device: torch.device | str) -> torch.Tensor:
+    """Squared Euclidean distances [len(x), len(y)], float32.
 
     |x|^2 + |y|^2 - 2 x.y loses digits when the vectors are long and close together; they come centred, so they are not.
     """
     x, y = x.to(device), y.to(device)
     squared = torch.addmm(y.square().sum(dim=1)[None, :], x, y.T, alpha=-2)
     squared += x.square().sum(dim=1)[:, None]
-    distances = squared.clamp_(min=0).sqrt_()
+    return squared.clamp_(min=0)
+
+
+def _rounded(distances: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+    """Distances, as float32, rounded to float16's numbers where asked."""
     return distances.half().float() if rounding == "float16" else distances
+
+
+def _place(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Features on the device if they take a small part of its free memory; else blocks of them go there in turn."""
+    if torch.device(device).type != "cuda":
+        return x
+    free, _ = torch.cuda.mem_get_info(device)
+    return x.to(device) if 4 * x.nbytes < free else x
 
 
 def _blocks(num_rows: int, num_cols: int, *, block_size: int, symmetric: bool = False) -> Iterator[_Block]:

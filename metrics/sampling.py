@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from torch_utils import misc
+
 _NOISE = "noise_const"  # the ecosystem's name for a synthesis layer's per-pixel noise [H, W]
 
 
@@ -16,6 +18,11 @@ class Draws(NamedTuple):
     c: torch.Tensor                 # float32 [N, c_dim], labels of images drawn from the dataset
     t: torch.Tensor                 # float32 [N], uniform in [0, 1)
     noise_seeds: tuple[int, ...]    # N of them, for `keyed_noise`
+
+    def to(self, device: torch.device) -> "Draws":
+        """The tensors on a device, for which the host does not wait."""
+        z, c, t = (misc.upload(x, device) for x in (self.z, self.c, self.t))
+        return self._replace(z=z, c=c, t=t)
 
 
 def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int, num_z: int = 1) -> Draws:
@@ -71,8 +78,7 @@ def generate_uint8(
     device: torch.device,
 ) -> torch.Tensor:
     """Images [N, C, H, W], uint8, without truncation."""
-    draws = draw(G, dataset, indices, seed=seed)
-    z, c = draws.z[:, 0].to(device), draws.c.to(device)
+    draws = draw(G, dataset, indices, seed=seed).to(device)
     noise = keyed_noise(G, draws.noise_seeds, device=device)
-    img = functional_call(G, noise, (z, c), {"noise_mode": "const"} if noise else {})
+    img = functional_call(G, noise, (draws.z[:, 0], draws.c), {"noise_mode": "const"} if noise else {})
     return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 
@@ -81,7 +81,14 @@ class Checkpoints:
         self._submit(path, lambda: write_state(path, copied.wait()))
         return path
 
-    def failed(self, path: Path, error: OSError) -> None:
+    def save_file(self, path: Path, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Have `write(path, ...)` called beside training, before whatever is handed over later is written.
+
+        It never waits: the pickle that belongs to a snapshot's pictures does, for the one before.
+        """
+        self._submit(path, write, path, *args, **kwargs)
+
+    def _failed(self, path: Path, error: OSError) -> None:
         """Take note of a file of a snapshot that can't be written."""
         self.overdue |= path.suffix != ".pt"
         self._problems.append(f"can't save {error.filename or path}: {error.strerror or error}")
@@ -110,8 +117,8 @@ class Checkpoints:
         """Copies are not heaped up in memory: one that is still being written comes first."""
         concurrent.futures.wait([write for other, write in self._writes if other.suffix == path.suffix])
 
-    def _submit(self, path: Path, function: Any, *args: Any) -> None:
-        self._writes.append((path, self._thread.submit(function, *args)))
+    def _submit(self, path: Path, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        self._writes.append((path, self._thread.submit(function, *args, **kwargs)))
 
     def _collect(self) -> list[str]:
         done = [(path, write) for path, write in self._writes if write.done()]
@@ -120,7 +127,7 @@ class Checkpoints:
             try:
                 write.result()
             except OSError as e:
-                self.failed(path, e)
+                self._failed(path, e)
         problems, self._problems = self._problems, []
         return problems
 

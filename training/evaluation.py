@@ -19,6 +19,9 @@ from .run_log import RunLog, read_records
 
 Scores = dict[str, dict[str, float]]    # Results, by metric.
 
+_BATCH = 64             # Images that metrics generate at once at up to 256x256, and fewer in proportion beyond: small
+_BATCH_SIDE = 256       # batches leave a GPU waiting for the host, and without gradients they need little memory.
+
 
 def evaluate(
     config: TrainingConfig, G_ema: torch.nn.Module, dataset: ImageFolderDataset, device: torch.device, *,
@@ -47,7 +50,7 @@ def evaluate(
             raise KeyboardInterrupt
         try:
             result = metric_main.calc_metric(
-                metric, G=G_ema, dataset=dataset, detector=c.detector, device=device, batch_size=c.batch_gpu,
+                metric, G=G_ema, dataset=dataset, detector=c.detector, device=device, batch_size=metric_batch(c),
                 num_gpus=distributed.world_size(), rank=distributed.rank(), workers=c.workers, shared=shared,
                 progress=sys.stderr.isatty(),
             )
@@ -66,6 +69,12 @@ def evaluate(
             except OSError as e:
                 print(f"Warning: can't write metric-{metric}.jsonl: {e.strerror or e}", flush=True)
         log.add_metrics(result.results)
+
+
+def metric_batch(config: TrainingConfig) -> int:
+    """Images that metrics generate at once: at least as many as training sees at once."""
+    resolution = config.dataset.resolution
+    return max(config.batch_gpu, min(_BATCH, _BATCH * _BATCH_SIDE**2 // resolution**2))
 
 
 def report_sizes(metrics: tuple[str, ...], run_dir: Path) -> dict[str, int]:

@@ -11,7 +11,10 @@ from dnnlib.util import UserError
 from training.dataset import ImageFolderDataset
 from training.reader_pool import ReaderPool, SharedBuffer, read_images
 
-_PREFETCH = 2  # Batches that each worker is ahead.
+# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a busy
+# machine it takes longer than that until the next request comes.
+_AHEAD = (2, 8)
+_AHEAD_BYTES = 8 << 20
 
 
 class TrainingOrder:
@@ -126,7 +129,8 @@ class BatchLoader:
             self._buffer = SharedBuffer()
             self._pool = ReaderPool(num_workers, shared=self._buffer)
             batch_bytes = self._count * int(np.prod(dataset.image_shape))
-            for slot in range(_PREFETCH * self._pool.num_workers):
+            ahead = min(max(_AHEAD_BYTES // batch_bytes, _AHEAD[0]), _AHEAD[1])
+            for slot in range(ahead * self._pool.num_workers):
                 self._request(slot * batch_bytes)
 
     def _next_indices(self) -> list[int]:

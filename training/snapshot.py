@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -60,7 +60,11 @@ def _rows_by_label(dataset: ImageFolderDataset, columns: int, rows: int, rng: np
 
 def to_uint8(img: torch.Tensor) -> np.ndarray:
     """Images in about [-1, 1] as uint8 on the CPU, any shape."""
-    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return _quantise(img).cpu().numpy()
+
+
+def _quantise(img: torch.Tensor) -> torch.Tensor:
+    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int) -> None:
@@ -73,29 +77,44 @@ def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int
 
 
 @torch.no_grad()
-def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_gpu: int) -> None:
-    """What the averaged generator makes of the grid's latents, with fixed noise."""
+def draw_fakes(G_ema: Generator, grid: Grid, *, batch_gpu: int) -> np.ndarray:
+    """What the averaged generator makes of the grid's latents, with fixed noise: uint8 [columns * rows, C, H, W]."""
     device = next(G_ema.parameters()).device
-    images = [to_uint8(G_ema(z.to(device), c.to(device), noise_mode="const"))
-              for z, c in zip(grid.z.split(batch_gpu), grid.c.split(batch_gpu))]
-    save_image_grid(path, np.concatenate(images), columns=grid.columns)
+    z, c = grid.z.to(device), grid.c.to(device)
+    images = [_quantise(G_ema(z, c, noise_mode="const")) for z, c in zip(z.split(batch_gpu), c.split(batch_gpu))]
+    return torch.cat(images).cpu().numpy()  # one copy: the host waits for the GPU once, not for every batch
+
+
+def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_gpu: int) -> None:
+    """Write what `draw_fakes` gives."""
+    save_image_grid(path, draw_fakes(G_ema, grid, batch_gpu=batch_gpu), columns=grid.columns)
 
 
 def save_pictures(
-    run_dir: Path, nimg: int, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig
+    run_dir: Path, nimg: int, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig,
+    save: Callable[..., None],
 ) -> None:
-    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it (K = kimg)."""
+    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it (K = kimg).
+
+    Args:
+        save: Called with a path, a function that writes the file, and the arguments of that beside the path: packing
+              a grid as PNG takes seconds, for which GPUs need not wait.
+    """
     kimg = f"{nimg // 1000:06d}"
-    save_fakes(run_dir / f"fakes{kimg}.png", G_ema, grid, batch_gpu=config.batch_gpu)
+    fakes = draw_fakes(G_ema, grid, batch_gpu=config.batch_gpu)
+    save(run_dir / f"fakes{kimg}.png", save_image_grid, fakes, columns=grid.columns)
     if D.has_heads:
-        save_reconstructions(run_dir / f"reconstructions{kimg}.png", G, G_ema, D, grid, res_g=config.D.res_g)
+        images = draw_reconstructions(G, G_ema, D, grid, res_g=config.D.res_g)
+        save(run_dir / f"reconstructions{kimg}.png", save_image_grid, images, columns=len(images) // 4)
 
 
 @torch.no_grad()
-def save_reconstructions(
-    path: str | os.PathLike, G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int
-) -> None:
-    """Four rows: real images, what D and G rebuild of them; fake images, likewise (as Fig. 5 of the paper)."""
+def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int) -> np.ndarray:
+    """Four rows: real images, what D and G rebuild of them; fake images, likewise (as Fig. 5 of the paper).
+
+    Returns:
+        uint8 [4 * columns, C, H, W].
+    """
     device = next(G.parameters()).device
     n = min(_RECON_COLUMNS, len(grid.images))
     c = grid.c[:n].to(device)
@@ -106,8 +125,8 @@ def save_reconstructions(
         group = D.b4.mbstd.group_size if D.b4.mbstd is not None else 1
         parts = [D.run(x, y) for x, y in zip(img.split(group or n), c.split(group or n))]
         rebuilt = torch.cat([reconstruct(G, out, res_g=res_g, noise_mode="const") for out in parts])
-        rows += [to_uint8(img), to_uint8(rebuilt)]
-    save_image_grid(path, np.concatenate(rows), columns=n)
+        rows += [_quantise(img), _quantise(rebuilt)]
+    return torch.cat(rows).cpu().numpy()
 
 
 def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) -> None:

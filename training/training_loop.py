@@ -240,10 +240,8 @@ class Trainer:
         if distributed.rank() != 0:
             return
         c, nimg, self.checkpoints.overdue = self.config, self.progress.nimg, False
-        try:
-            snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c)
-        except OSError as e:
-            self.checkpoints.failed(self.run_dir / "fakes.png", e)
+        snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c,
+                               save=self.checkpoints.save_file)
         kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
         self.saved = self.checkpoints.save_networks(nimg=nimg, networks=self.parts, training_set_kwargs=kwargs)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import math
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def idle(scaling):
 def test_text_shows_the_tables_of_the_formulas(scaling):
     for name, table in scaling.tables().items():
         assert f"*{name}. Modelled." in DOC and table in DOC, f"{name}: print it anew by benchmarks/scaling.py --model"
+
+
+def test_text_shows_the_measured_sizes(scaling):
+    rows = json.loads((ROOT / "benchmarks" / "results" / "scaling_sizes-cpu.json").read_text())["rows"]
+    assert scaling.sizes_table(rows) in DOC
+
+
+def test_text_shows_the_measured_processes_and_all_reduces():
+    figures = json.loads((ROOT / "benchmarks" / "results" / "scaling-cpu.json").read_text())
+    for row in figures["iterations"]:
+        assert (f"| {row['processes']} | {row['cores']:.2f} | {1e3 * row['measured_sec']:.0f} | "
+                f"{1e3 * row['model_sec']:.0f} | {row['ratio']:.2f} |") in DOC
+    for size, name in ((1024, "1 KB"), (2**20, "1 MB"), (2**26, "64 MB")):
+        two, four = (1e3 * figures["all_reduce_sec"][n][str(size)] for n in ("2", "4"))
+        assert f"| {name} | {two:.2f} | {four:.2f} |" in DOC
 
 
 def test_text_shows_the_values_that_went_in(scaling):
@@ -97,4 +113,8 @@ def test_fits_find_what_made_the_times(scaling):
 def test_small_measurements(scaling, tiny_dataset, tmp_path):
     reduce = scaling.measure_all_reduce(2, folder=tmp_path, repeats=1)
     assert len(reduce) == 7 and all(sec > 0 for sec in reduce.values())
+    rows = scaling.measure_sizes([8, 16], [2, 4], repeats=1)
+    assert [row["side"] for row in rows] == [8, 16] and all(row["batch 2"] > 0 and row["batch 4"] > 0 for row in rows)
+    scaling.plot_sizes(rows, [2, 4], str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert scaling.measure_loader(str(tiny_dataset), workers=0, batches=2) > 10

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from metrics import feature_stats
 from metrics.feature_stats import FeatureStats, Moments
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
@@ -23,7 +24,9 @@ def moments_of(x):
     return stats.moments()
 
 
-def test_moments_are_biased_ones_whatever_the_batches():
+@pytest.mark.parametrize("rows_at_once", [1, 61, 1000])
+def test_moments_are_biased_ones_whatever_the_batches(rows_at_once, monkeypatch):
+    monkeypatch.setattr(feature_stats, "_ROWS_AT_ONCE", rows_at_once)
     x = randn(101, 5, dtype=torch.float64) * 3 + 7
     stats = FeatureStats(keep_moments=True, keep_features=True)
     for part in x.split([1, 60, 40]):
@@ -42,6 +45,18 @@ def test_fid_of_commuting_gaussians():
     expected = shift.square().sum() + (var_a.sqrt() - var_b.sqrt()).square().sum()
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
     assert frechet_distance(b, a) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_fid_takes_the_same_root_of_regular_and_of_singular_covariances():
+    """A variance of zero leaves no Cholesky factor; a tiny one does."""
+    x, y = randn(300, 6, dtype=torch.float64), randn(300, 6, seed=1, dtype=torch.float64) * 2
+    distances = []
+    for width in (0, 1e-7):
+        scale = torch.tensor([width, 1, 2, 3, 4, 5], dtype=torch.float64)
+        moments = [moments_of(part * scale) for part in (x, y)]
+        assert bool(torch.linalg.cholesky_ex(moments[0].cov).info) == (width == 0)
+        distances.append(frechet_distance(*moments))
+    assert distances[0] == pytest.approx(distances[1], rel=1e-6) and distances[0] > 1
 
 
 def test_fid_of_one_set_with_itself_is_zero_even_if_rank_deficient():

@@ -88,3 +88,21 @@ def test_what_fails_is_said_once_and_makes_a_pickle_overdue(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("training goes on, and tries again with the next tick") == 1
     writer.close()
+
+
+def test_files_are_written_in_order_and_one_that_fails_is_reported(tmp_path):
+    order = []
+
+    def write(path, *, failing):
+        order.append((path.name, threading.current_thread() is threading.main_thread()))
+        if failing:
+            raise OSError(28, "No space left on device")
+
+    writer = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4)
+    writer.save_file(tmp_path / "a.png", write, failing=False)
+    writer.save_file(tmp_path / "b.png", write, failing=True)
+    writer.save_networks(nimg=0, networks={"G": None}, training_set_kwargs={})
+    (problem,) = writer.wait()
+    assert problem == f"can't save {tmp_path / 'b.png'}: No space left on device" and writer.overdue
+    assert order == [("a.png", False), ("b.png", False)] and (tmp_path / "network-snapshot-000000.pkl").exists()
+    writer.close()
