@@ -58,3 +58,17 @@ def test_kernels_run_inside_a_graph():
     x.copy_(x.clone() * 2)
     graph.replay()
     torch.testing.assert_close(y, 2 * expected)
+
+
+def test_more_elements_than_32_bits_count():
+    """2.2 billion of them; the last ones are compared."""
+    needed = 30 * 2**30
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory")
+    x = torch.zeros([34, 1024, 256, 256], dtype=torch.float16, device="cuda")
+    x[-1] = torch.randn(x[-1].shape, device="cuda").to(x.dtype)
+    assert x.numel() > 2**31
+    f, b = upfirdn2d.setup_filter([1, 3, 3, 1], device="cuda"), torch.randn([1024], device="cuda").to(x.dtype)
+    for work in (lambda x: bias_act.bias_act(x, b, act="lrelu"), lambda x: upfirdn2d.filter2d(x, f),
+                 lambda x: modconv_epilogue.modconv_epilogue(x, b=b)):
+        torch.testing.assert_close(work(x)[-1:], work(x[-1:].clone()))
