@@ -110,9 +110,9 @@ END
 # Sizes: GPU, then rehearsal.
 
 if [[ -z $REHEARSAL ]]; then
-    STEP=(--size=paper256 --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
+    STEP=(--size=paper256 --batch=64 --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
     CIFAR=(--size=cifar --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
-    BUILD=() OPS=() DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
+    BUILD=() OPS=(--repeats=7) DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
     METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=2048
         --workers=4 --threads=4)
     IMAGES=(--resolution=128 --max-images=1000)
@@ -121,7 +121,7 @@ if [[ -z $REHEARSAL ]]; then
 else
     STEP=(--size=small --methods=glead --batch=4 --repeats=1)
     CIFAR=(--size=small --methods=stylegan2 --batch=4 --repeats=1)
-    BUILD=(--arch=80) OPS=(--repeats=3)
+    BUILD=(--arch=80) OPS=(--repeats=3 --shapes=1 --modes=forward)
     DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
     METRICS=(--cbase=256 --cmax=8 --features=16 --files=64 --images=64 --neighbours=200 --root=32 --repeats=1)
     IMAGES=(--resolution=16 --max-images=64)
@@ -145,7 +145,7 @@ if wanted gpu-tests && ! "$PYTHON" -c 'import pytest' >/dev/null 2>&1; then
 else
     step gpu-tests 60 "$PYTHON" -m pytest -q -p no:xdist -m gpu tests
 fi
-step ops 30 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
+step ops 90 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
 # The comparison with the plain way takes most of the time: once is enough.
 step step-nchw 100 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" --baseline=straightforward \
     --out="$(json step-nchw)"

@@ -1,10 +1,10 @@
-"""Time the operations: against plain PyTorch, their references, and on GPUs the bandwidth of a copy.
+"""Time the operations against plain ones, and on GPUs against the bandwidth of a copy.
 
     python benchmarks/ops.py [--device=cuda] [--threads=1] [--out=benchmarks/results/ops-cpu.json]
 
-All that is compared takes turns. "native" is what runs without CUDA kernels; the reference inserts zeros and composes
-plain operations. Of the copy's bandwidth, an operation that reads its input and writes its output once, at the speed of
-a copy, has 100 %.
+What is compared takes turns: on a GPU, ours and "native", which is what runs without kernels; on a CPU, ours, which is
+native there, and the reference, which inserts zeros and composes plain operations. Of the copy's bandwidth, an operation
+that reads its input and writes its output once, at the speed of a copy, has 100 %.
 """
 
 import itertools
@@ -89,7 +89,7 @@ def measure(case: Case, x: Tensor, mode: str, *, device: str, repeats: int, copy
 
         return without_kernels
 
-    ways = ["ours", "reference"] if device == "cpu" else ["ours", "native", "reference"]
+    ways = ["ours", "reference" if device == "cpu" else "native"]
     times = take_turns({way: call(way) for way in ways}, repeats=repeats, device=device, title=case.name)
     row = {f"{way} ms": 1e3 * value / inner for way, value in medians(times).items()}
     row |= {f"ours / {way}": ratio(times, "ours", way) for way in ways[1:]}
