@@ -3,10 +3,10 @@
     python benchmarks/step.py --size=small --half=float16,bfloat16 --baseline=zero-insertion [--out=FILE.json]
     python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --baseline=straightforward
 
-An iteration is Gmain + Greg / 4 + Dmain + Dreg / 16 with optimisers, gradient clean-up and the moving average. Baselines
-compute in float32 in the ordinary memory format, with FIR filters that run over inserted zeros. "straightforward" does
-without fused operations besides, and throws work away: G and the perceptual features of targets record a graph in Dmain,
-and D's decoder always runs.
+An iteration is Gmain + Greg / 4 + Dmain + Dreg / 16 with optimisers, gradient clean-up and the moving average.
+Baselines compute in float32 in the ordinary memory format, with FIR filters that run over inserted zeros.
+"straightforward" does without fused operations besides, and throws work away: G and the perceptual features of targets
+record a graph in Dmain, and D's decoder always runs.
 """
 
 import contextlib
@@ -45,6 +45,7 @@ SIZES = {  # Resolution, options, images at once on one device.
 }
 HALF = ("float16", "bfloat16", "float32")
 BASELINES = ("zero-insertion", "straightforward")
+MATMUL_SIDE = {"cpu": 1536, "cuda": 8192}
 UPDATE = "average"      # What an iteration does besides its phases.
 
 
@@ -152,15 +153,9 @@ def computed_in(half: str, device: str) -> str:
     return "float32" if (half, device) == ("float16", "cpu") else half
 
 
-def measure_matmul(device: str, types: Sequence[str], repeats: int) -> dict[str, float]:
-    """TFLOP/s of a large matrix product, by type."""
-    n = 8192 if device == "cuda" else 1536
-    cases = {}
-    for name in types:
-        a = torch.randn([n, n], device=device).to(getattr(torch, name))
-        cases[name] = functools.partial(torch.mm, a, a)
-    times = measuring.medians(measuring.take_turns(cases, repeats=repeats, device=device, title="matrix products"))
-    return {name: 2e-12 * n**3 / sec for name, sec in times.items()}
+def matrix_product(device: str, dtype: str) -> Callable[[], torch.Tensor]:
+    a = torch.randn([MATMUL_SIDE[device]] * 2, device=device).to(getattr(torch, dtype))
+    return functools.partial(torch.mm, a, a)
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -198,13 +193,19 @@ def build(config: TrainingConfig, path: str) -> tuple[Step, float | None]:
     return step, (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else None
 
 
-def measure(configs: dict[tuple[str, str], TrainingConfig], repeats: int) -> list[dict[str, Any]]:
-    """A row for each method and path."""
+def measure(
+    configs: dict[tuple[str, str], TrainingConfig], repeats: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row for each method and path; TFLOP/s of a large matrix product in each type."""
     device = next(iter(configs.values())).device
     built = {key: build(config, key[1]) for key, config in configs.items()}
     gflop = {key: count_gflop(step) for key, (step, _) in built.items()}
     cases = {(*key, name): call for key, (step, _) in built.items() for name, (call, _) in step.parts().items()}
+    types = dict.fromkeys(["float32", *(path for _, path in configs if path not in BASELINES)])
+    cases |= {dtype: matrix_product(device, dtype) for dtype in types}
     times = measuring.take_turns(cases, repeats=repeats, warmup=1, device=device, title="steps")
+    flop = 2 * MATMUL_SIDE[device] ** 3
+    matmul = {dtype: 1e-12 * flop / sec for dtype, sec in measuring.medians({t: times[t] for t in types}).items()}
     rows = []
     for key, (step, memory) in built.items():
         shares = {name: share for name, (_, share) in step.parts().items()}
@@ -213,7 +214,7 @@ def measure(configs: dict[tuple[str, str], TrainingConfig], repeats: int) -> lis
         total = sum(shares[name] * gflop[key][name] for name in shares)
         rows.append(dict(method=key[0], path=key[1], batch=step.config.batch_gpu, memory_gb=memory,
                          gflop={**gflop[key], "iteration": total}, sec={**parts, "iteration": iteration}))
-    return rows
+    return rows, matmul
 
 
 def summarise(rows: list[dict[str, Any]], baseline: str | None, matmul: dict[str, float]) -> None:
@@ -276,9 +277,7 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
             config = configure(method, half[0], **said)
             D = dataclasses.replace(config.D, num_fp16_res=0)   # which keeps the perceptual net in float32
             configs[method, baseline] = dataclasses.replace(config, D=D)
-    types = dict.fromkeys(["float32", *(path for _, path in configs if path not in BASELINES)])
-    matmul = measure_matmul(said["device"], list(types), repeats)
-    rows = measure(configs, repeats)
+    rows, matmul = measure(configs, repeats)
     summarise(rows, baseline, matmul)
     print("Matrix products: " + ", ".join(f"{tflops:.3f} TFLOP/s in {name}" for name, tflops in matmul.items()))
     print_rows(rows)

@@ -451,7 +451,8 @@ class SynthesisBlock(torch.nn.Module):
         dtype, memory_format = precision(self, ws.device, force_fp32)
         if fused_modconv is None:
             with misc.suppress_tracer_warnings():
-                fused_modconv = (not self.training) and (dtype == torch.float32 or int(ws.shape[0]) == 1)
+                fast = (dtype == torch.float32 and ws.device.type != "cpu") or int(ws.shape[0]) == 1
+                fused_modconv = (not self.training) and fast
         layer_kwargs = dict(layer_kwargs, fused_modconv=fused_modconv)
 
         if self.in_channels == 0:

@@ -270,7 +270,8 @@ def test_half_precision_is_close():
 def test_bfloat16_on_the_cpu_is_close(tmp_path):
     """Also after a round trip through a pickle, which keeps the choice."""
     common = dict(channel_base=1024, num_fp16_res=2, conv_clamp=256)
-    G = Generator(16, 0, 16, 32, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=dict(common, half_type="bfloat16"))
+    G = Generator(16, 0, 16, 32, 3, mapping_kwargs=dict(num_layers=2),
+                  synthesis_kwargs=dict(common, half_type="bfloat16"))
     D = Discriminator(0, 32, 3, **common, block_kwargs=dict(half_type="bfloat16"), decoder_res=16, glead_res_g=8,
                       decoder_out_channel=16)
     network_pickle.save_network_pkl(tmp_path / "net.pkl", {"G": G, "D": D, "G_ema": G.eval()})

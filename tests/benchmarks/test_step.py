@@ -1,0 +1,72 @@
+"""The benchmark of training steps: its paths compute the same, and its figures fit together."""
+
+import importlib
+import json
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.step")
+    tiny = dict(preset="auto", channel_base=256, channel_max=32, map_depth=2)
+    monkeypatch.setitem(module.SIZES, "small", (32, tiny, 4))
+    monkeypatch.setitem(module.MATMUL_SIDE, "cpu", 64)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:random-alex")
+@pytest.mark.parametrize("method", ["ggdr", "glead"])
+def test_baselines_compute_the_same(bench, method):
+    said = dict(size="small", device="cpu", batch=None, perceptual="random-alex", channels_last=False)
+    config, gradients = bench.configure(method, "float16", **said), {}
+    for path in ("float32", *bench.BASELINES):
+        step = bench.Step(config, path)
+        torch.manual_seed(1)
+        step.run(next(phase for phase in step.phases if phase.name == "Dmain"))
+        gradients[path] = torch.cat([p.grad.flatten() for p in step.D.parameters()])
+    for path in bench.BASELINES:
+        difference = gradients[path] - gradients["float32"]
+        assert difference.norm() < 1e-4 * gradients["float32"].norm()
+
+
+def test_figures(bench, tmp_path, capsys):
+    out = tmp_path / "step.json"
+    threads = torch.get_num_threads()
+    bench.main(["--methods=stylegan2,ggdr", "--half=float16,bfloat16", "--baseline=zero-insertion", "--repeats=2",
+                f"--threads={threads}", f"--out={out}"], standalone_mode=False)
+    assert "Time relative to the baseline" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    rows = {(row["method"], row["path"]): row for row in result["rows"]}
+    assert rows.keys() == {(method, path) for method in ("stylegan2", "ggdr")
+                           for path in ("float32", "bfloat16", "zero-insertion")}
+    for row in rows.values():
+        sec = row["median_sec"]
+        for turn in range(2):
+            parts = {name: values[turn] for name, values in row["sec"].items()}
+            total = parts["Gmain"] + parts["Greg"] / 4 + parts["Dmain"] + parts["Dreg"] / 16 + parts["average"]
+            assert parts["iteration"] == pytest.approx(total)
+        assert row["img_per_sec"] == pytest.approx(4 / sec["iteration"])
+        assert row["sec_per_kimg"] == pytest.approx(250 * sec["iteration"])
+        peak = result["matmul_tflops"]["bfloat16" if row["path"] == "bfloat16" else "float32"]
+        assert row["utilisation"] == pytest.approx(row["gflop"]["iteration"] / sec["iteration"] / 1000 / peak)
+        assert row["gflop"]["Dmain"] > row["gflop"]["Gmain"] > 0 and row["memory_gb"] is None
+    zeros, ours = (rows["stylegan2", path]["gflop"]["iteration"] for path in ("zero-insertion", "float32"))
+    assert zeros > ours
+    assert rows["stylegan2", "zero-insertion"]["to_baseline"]["iteration"] == 1
+    assert rows["ggdr", "bfloat16"]["to_stylegan2"]["Dmain"] > 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--methods=gan"], "--methods is gan, expected some of stylegan2"),
+    (["--half=none"], "--half is none at all, expected some of float16"),
+])
+def test_mistakes(bench, arguments, message):
+    with pytest.raises(click.UsageError, match=message):
+        bench.main(arguments, standalone_mode=False)
