@@ -37,6 +37,8 @@ from training.perceptual import PerceptualLoss  # noqa: E402
 from training.phases import GradientGuard, Phase, build_phases  # noqa: E402
 from training.tasks import Shown, build_tasks  # noqa: E402
 
+networks_precision = networks.precision    # while `computing` puts another in its place
+
 METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
 SIZES = {  # Resolution, options, images at once on one device.
     "small": (32, dict(preset="auto", channel_max=128), 16),
@@ -79,6 +81,11 @@ def _by_reference(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     return functools.wraps(fn)(lambda *args, **kwargs: fn(*args, **{**kwargs, "impl": "ref"}))
 
 
+def _plain_precision(block: Any, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
+    dtype, _ = networks_precision(block, device, force_fp32)
+    return torch.float32 if device.type == "cpu" else dtype, torch.contiguous_format
+
+
 @contextlib.contextmanager
 def computing(path: str) -> Iterator[None]:
     """Compute as `path` says, one of BASELINES; anything else = as training does."""
@@ -88,9 +95,10 @@ def computing(path: str) -> Iterator[None]:
             fir = _by_reference(upfirdn2d.upfirdn2d)
             patch(upfirdn2d, "upfirdn2d", fir)
             patch(conv2d_resample, "upfirdn2d", fir)
-            patch(networks, "precision", lambda *args: (torch.float32, torch.contiguous_format))
-        if path == "straightforward":
             patch(bias_act, "bias_act", _by_reference(bias_act.bias_act))
+            patch(networks, "modconv_epilogue", None)
+            patch(networks, "precision", _plain_precision)
+        if path == "straightforward":
             patch(PerceptualLoss, "embed_target", _embed_with_graph)
         yield
 
@@ -105,7 +113,8 @@ class Step:
         self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(device)
         self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(device)
         self.G_ema = copy.deepcopy(self.G).eval()
-        real_tasks, fake_tasks = build_tasks(c, self.G)
+        float32_net = dataclasses.replace(c, D=dataclasses.replace(c.D, num_fp16_res=0))  # tasks look at nothing else
+        real_tasks, fake_tasks = build_tasks(float32_net if path in BASELINES else c, self.G)
         loss = Straightforward if path == "straightforward" else StyleGAN2Loss
         self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
         self.guard = GradientGuard(device)
@@ -274,9 +283,7 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
         for name in half:
             configs[method, computed_in(name, said["device"])] = configure(method, name, **said)
         if baseline:
-            config = configure(method, half[0], **said)
-            D = dataclasses.replace(config.D, num_fp16_res=0)   # which keeps the perceptual net in float32
-            configs[method, baseline] = dataclasses.replace(config, D=D)
+            configs[method, baseline] = configure(method, half[0], **said)
     rows, matmul = measure(configs, repeats)
     summarise(rows, baseline, matmul)
     print("Matrix products: " + ", ".join(f"{tflops:.3f} TFLOP/s in {name}" for name, tflops in matmul.items()))

@@ -47,9 +47,7 @@ def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
-def precision(
-    block: torch.nn.Module, device: torch.device, force_fp32: bool
-) -> Tuple[torch.dtype, torch.memory_format]:
+def precision(block: Any, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
     """The type and memory format that a block of G or D computes in; CPUs are fastest with channels last."""
     half = block.use_fp16 and not force_fp32 and (device.type == "cuda" or block.half_type == "bfloat16")
     dtype = getattr(torch, block.half_type) if half else torch.float32
@@ -57,9 +55,7 @@ def precision(
     return dtype, torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _modulation(
-    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool
-) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+def _modulation(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
     """Weights and styles to use, and the factors [N, C_out] that scale the result to unit deviation, if asked for."""
     in_channels, kh, kw = weight.shape[1:]
     misc.assert_shape(x, [None, in_channels, None, None])
@@ -209,10 +205,8 @@ class Conv2dLayer(torch.nn.Module):
         return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_channels={self.in_channels}, out_channels={self.out_channels}, activation={self.activation}, "
-            f"up={self.up}, down={self.down}"
-        )
+        sizes = f"in_channels={self.in_channels}, out_channels={self.out_channels}"
+        return f"{sizes}, activation={self.activation}, up={self.up}, down={self.down}"
 
 
 @persistence.persistent_class
@@ -346,10 +340,8 @@ class SynthesisLayer(torch.nn.Module):
         return bias_act.bias_act(x, self.bias.to(x.dtype), **epilogue)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_channels={self.in_channels}, out_channels={self.out_channels}, resolution={self.resolution}, "
-            f"up={self.up}, activation={self.activation}"
-        )
+        sizes = f"in_channels={self.in_channels}, out_channels={self.out_channels}, resolution={self.resolution}"
+        return f"{sizes}, up={self.up}, activation={self.activation}"
 
 
 @persistence.persistent_class
