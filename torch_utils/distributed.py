@@ -179,6 +179,20 @@ def from_rank0(value: Any) -> Any:
     return json.loads(box[0])
 
 
+def first_given(value: Any) -> Any:
+    """What the first rank passes that passes anything but None, plain data, on every rank; None where all pass that.
+
+    Raises:
+        LostRank: A process is missing.
+    """
+    if _group is None:
+        return value
+    boxes = [""] * _group.world_size
+    with _named_losses():
+        torch.distributed.all_gather_object(boxes, json.dumps(value), group=_group.host_group)
+    return next((given for given in map(json.loads, boxes) if given is not None), None)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Who is missing: each process says how far it is, from a thread that goes on while the main one waits or hangs.
 
