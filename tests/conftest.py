@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 SHARED = Path(os.environ.get("GLEAD_SHARED") or ROOT / "../shared").resolve()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
+import types
 
 
 class Forked:
@@ -89,8 +90,6 @@ def _start_afresh(env, output):
     training_stats.restore({})
 
 
-def fork_ranks(patch):
-    """Have `training.launch` fork the processes of a run. `patch` is a `pytest.MonkeyPatch`."""
-    from training import launch
-
-    patch.setattr(launch.subprocess, "Popen", Forked)
+def fork_ranks(launch):
+    """Have `training.launch`, which is given, fork the processes of a run."""
+    launch.subprocess = types.SimpleNamespace(Popen=Forked)

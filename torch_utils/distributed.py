@@ -68,8 +68,10 @@ def join(*, device: str, timeout_sec: float, rank0_sec: float | None = None) -> 
             store.set("rank 0 is here", "")
         elif rank0_sec is not None:
             store.wait(["rank 0 is here"], datetime.timedelta(seconds=rank0_sec))
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=group.rank,
-                                             world_size=group.world_size, timeout=timeout)
+        # NCCL's time-out ends the process without a word: hosts, which say who is missing, have to notice before.
+        backend, patience = ("nccl", 2 * timeout) if device == "cuda" else ("gloo", timeout)
+        torch.distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size,
+                                             timeout=patience)
         group.host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     except RuntimeError as e:
         raise LostRank(_describe_absence(group, e)) from e
