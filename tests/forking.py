@@ -90,6 +90,7 @@ def _start_afresh(env, output):
     training_stats.restore({})
 
 
-def fork_ranks(launch):
-    """Have `training.launch`, which is given, fork the processes of a run."""
-    launch.subprocess = types.SimpleNamespace(Popen=Forked)
+def fork_ranks(launch, set_attribute=setattr):
+    """Have `training.launch`, which is given, fork the processes of a run, and wait less for those that won't end."""
+    set_attribute(launch, "subprocess", types.SimpleNamespace(Popen=Forked))
+    set_attribute(launch, "_GRACE_SEC", 2)

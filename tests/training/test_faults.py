@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from forking import Forked
+import forking
+from dnnlib.util import UserError
+from training import launch
 from training.loader import TrainingOrder
 from training.training_state import list_states, read_state
 
@@ -46,7 +48,7 @@ class Running:
         said = [fault, *arguments(tiny_dataset, self.outdir, *gpus, *more)]
         if command is None:
             self.log.touch()
-            self.process = Forked(["python", "-c", FORKED, *said], env, output=self.log, session=True)
+            self.process = forking.Forked(["python", "-c", FORKED, *said], env, output=self.log, session=True)
             return
         with open(self.log, "w") as f:
             self.process = subprocess.Popen([*command, FAULTY, *said], stdout=f, stderr=f, env=env,
@@ -94,7 +96,8 @@ def errors(printed):
 @pytest.mark.parametrize("number, target, command", [
     (signal.SIGTERM, "launcher", None), (signal.SIGINT, "group", PYTHON), (signal.SIGUSR1, "rank 1", None)])
 def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, number, target, command):
-    running = Running(tiny_dataset, tmp_path, "--kimg=1000", command=command)
+    outcome = tmp_path / "outcome.txt"
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000", f"--outcome={outcome}", command=command)
     running.wait_for("tick 1 ")
     if target == "group":
         os.killpg(running.process.pid, number)
@@ -102,6 +105,7 @@ def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, numb
         os.kill(running.process.pid if target == "launcher" else running.pids()[1], number)
     printed = running.end(status=0)
     (stopped,) = re.findall(r"Stopped at ([0-9.]+) kimg, saved \S+ To go on: python train.py --resume=(\S+)", printed)
+    assert outcome.read_text() == "stopped\n"
     assert stopped[1] == str(running.run_dir) and printed.count("Stopping after this iteration") <= 1
     assert "Traceback" not in printed and "resource_tracker" not in printed and not errors(printed)
     state = list_states(running.run_dir)[0]
@@ -192,11 +196,79 @@ def test_two_runs_at_once_and_a_run_that_goes_on_with_other_numbers(tiny_dataset
 
 
 def test_torchrun_heals_a_run_that_lost_a_process(tiny_dataset, tmp_path):
-    running = Running(tiny_dataset, tmp_path, "--kimg=0.16", command=TORCHRUN)
+    outcome = tmp_path / "outcome.txt"
+    running = Running(tiny_dataset, tmp_path, "--kimg=0.16", f"--outcome={outcome}", command=TORCHRUN)
     running.wait_for("tick 2 ")
     killed = running.pids()[1]
     os.kill(killed, signal.SIGKILL)
     printed = running.end(status=0)
     assert running.pids()[1] != killed and "Going on from" in printed and "Done in" in printed
-    assert list_states(running.run_dir)[0].nimg == 160
+    assert list_states(running.run_dir)[0].nimg == 160 and outcome.read_text() == "finished\n"
     ROWS.append(("torchrun --max-restarts, rank 1: SIGKILL", "goes on by itself to the end", "since the last tick"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Work that the first process of each machine does before the others.
+
+FIRST = """
+import os, sys, time
+from dnnlib.util import UserError
+from torch_utils import distributed
+from training.launch import LOST
+notes, kind, per_machine = sys.argv[1], sys.argv[2], int(sys.argv[3])
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+os.environ.update(LOCAL_RANK=str(rank % per_machine), GROUP_RANK=str(rank // per_machine),
+                  GROUP_WORLD_SIZE=str(size // per_machine))
+distributed.join(device="cpu", timeout_sec=60)
+
+def note(what):
+    with open(notes, "a") as f:
+        f.write(f"{what} {rank}\\n")
+
+def work():
+    note("begins")
+    if kind == "hangs" and rank == 0:
+        time.sleep(1000)
+    if kind == "dies" and rank == 0:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.5 * (rank + 1) if rank % per_machine == 0 else 0)
+    note("ends")
+
+try:
+    for _ in range(2):
+        distributed.rank0_first(work, what="building", timeout_sec=1 if kind == "hangs" else 60)
+        note("goes on")
+except UserError as e:
+    distributed.first_to_report(str(e))
+    os._exit(LOST)
+distributed.leave()
+"""
+
+
+@pytest.fixture
+def run_first(tmp_path, monkeypatch):
+    def run(kind, *, size, per_machine):
+        forking.fork_ranks(launch, monkeypatch.setattr)
+        launch.run_together(["python", "-c", FIRST, str(tmp_path / "order"), kind, str(per_machine)], size=size)
+        return [(line[:-2], int(line[-1])) for line in (tmp_path / "order").read_text().splitlines()]
+
+    return run
+
+
+def test_the_first_process_of_each_machine_is_first(run_first):
+    order = run_first("is slow", size=4, per_machine=2)
+    for turn in range(2):
+        places = {note: [i for i, other in enumerate(order) if other == note][turn] for note in set(order)}
+        firsts = [places["ends", 0], places["ends", 2]]
+        assert max(places["begins", 0], places["begins", 2]) < min(firsts), "both machines at once"
+        for rank in (1, 3):
+            assert max(firsts) < places["begins", rank] < places["ends", rank] < places["goes on", rank]
+        assert max(firsts) < min(places["goes on", rank] for rank in range(4)), "all firsts before any other"
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("hangs", "rank 0 was not done within 1 s, building"), ("dies", "rank 0 of 2 was ended by SIGKILL")])
+def test_a_first_process_that_is_lost_ends_all(run_first, tmp_path, kind, message):
+    with pytest.raises(UserError, match=message):
+        run_first(kind, size=2, per_machine=2)
+    assert (tmp_path / "order").read_text() == "begins 0\n"

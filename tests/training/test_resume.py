@@ -38,7 +38,7 @@ def make_run(outdir, name, *, command=COMMAND, nimg=(1000,), **said):
 
 
 def found(outdir, command=COMMAND):
-    run = resume.find_run(str(outdir), command)
+    run = resume.find_run(str(outdir), command).run
     return None if run is None else os.path.basename(run.path)
 
 
@@ -46,7 +46,7 @@ def test_find_run_by_its_command(tmp_path):
     make_run(tmp_path, "00000-a")
     free = dict(outdir=str(tmp_path), gpus=8, snap=1, tick=1.0, metrics=["fid5k"], detector="n.pt", device="cuda",
                 workers=0, resume="auto", resume_anyway=True, kimg=100.0, nobench=True, timeout=5.0, keep="best",
-                dry_run=True)
+                dry_run=True, outcome="o.txt")
     assert free.keys() == resume.FREE_OPTIONS
     assert found(tmp_path, COMMAND | free) == "00000-a"
     for other in ({"gamma": 3.0}, {"cond": True}, {"batch": 8}, {"data": "e"}, {"batch_gpu": 4}, {"seed": 1}):
@@ -76,8 +76,10 @@ def test_find_run_takes_the_newest_that_can_go_on(tmp_path):
     assert found(tmp_path, COMMAND | {"kimg": 1}) is None      # all of them have seen as many
     with resume.locked(str(tmp_path / "00003-a")):
         assert found(tmp_path) == "00001-a"
+        assert resume.find_run(str(tmp_path), COMMAND).busy is None     # another one goes on
         with resume.locked(str(tmp_path / "00001-a")):
-            assert found(tmp_path) is None
+            assert resume.find_run(str(tmp_path), COMMAND) == (None, str(tmp_path / "00003-a"))
+            assert resume.find_run(str(tmp_path), {"data": "x"}) == (None, None)
     make_run(tmp_path, "100000-a")
     assert found(tmp_path) == "100000-a"
 
