@@ -79,7 +79,7 @@ def _score(trainer: Any, detector: str) -> dict[str, float]:
     from torch_utils import distributed
 
     return dict(metric_main.calc_metric(
-        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=trainer.config.batch_gpu,
+        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=64,
         num_gpus=distributed.world_size(), rank=distributed.rank(), workers=0, cache=False).results)
 
 

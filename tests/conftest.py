@@ -101,6 +101,31 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of four images: a thousand take most of the time of a small run."""
+    _shrink_grids(monkeypatch)
+
+
+def _shrink_grids(patch: pytest.MonkeyPatch) -> None:
+    from training import snapshot
+
+    patch.setattr(snapshot, "_MIN_CELLS", (2, 2))
+    patch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+
+
+@pytest.fixture(scope="session")
+def warm(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What PyTorch does once is done, so that processes that are forked from this one save two seconds each."""
+    from benchmarks.soak import small_config
+    from training.training_loop import run_training
+
+    config = small_config(tiny_dataset, "--method=glead+ggdr", "--reg_loss_fake=cos", "--aug=ada", "--kimg=0.008")
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink_grids(patch)
+        run_training(config, str(tmp_path_factory.mktemp("warm")))
+
+
 class _TinyNet(torch.nn.Module):
     """A random feature net with both interfaces."""
 

@@ -74,6 +74,8 @@ class Forked:
 
 def _start_afresh(env, output):
     """As far as it matters, be a new interpreter: its streams and environment, no connections, no statistics."""
+    import torch
+
     from torch_utils import training_stats
 
     if output is not None:
@@ -88,6 +90,7 @@ def _start_afresh(env, output):
     os.environ.clear()
     os.environ.update(env)
     training_stats.restore({})
+    torch.set_num_threads(1)  # OpenMP's threads are not there any more after a fork, and would be waited for
 
 
 def fork_ranks(launch, set_attribute=setattr):

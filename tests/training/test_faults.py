@@ -22,6 +22,9 @@ TIMEOUT_SEC = 6     # Processes wait so long for one that hangs.
 ROWS = []
 
 
+pytestmark = pytest.mark.usefixtures("warm")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def table():
     yield

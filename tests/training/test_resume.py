@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forking
 from dnnlib.util import UserError
 from training import resume
 from training.config import DatasetConfig, to_json, validate
@@ -17,7 +16,6 @@ from training.presets import Options
 from training.presets import resolve as resolve_options
 from training.training_state import pickle_path, state_path
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMAND = {"outdir": "o", "data": "d", "gamma": 2.0}
 
 
@@ -190,9 +188,8 @@ import os, sys, time
 from training import resume
 with resume.locked(sys.argv[1]):
     child = os.fork()
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
+    if child:
+        print(child)
     time.sleep(60)
 """
 
@@ -200,8 +197,12 @@ with resume.locked(sys.argv[1]):
 @pytest.mark.skipif(resume.fcntl is None, reason="no file locks on this system")
 def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path):
     path = make_run(tmp_path, "00000-a")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    child = int(holder.stdout.readline())
+    output = tmp_path / "output"
+    output.touch()
+    holder = forking.Forked(["python", "-c", HOLD, path], os.environ.copy(), output=output)
+    while not output.read_text().endswith("\n"):
+        assert holder.poll() is None
+    child = int(output.read_text())
     try:
         assert found(tmp_path) is None
         with pytest.raises(UserError, match=f"another program is training in {path}"), resume.locked(path):

@@ -37,10 +37,7 @@ MOMENTS = [
 
 
 @pytest.fixture(autouse=True)
-def small_grids(monkeypatch):
-    """A thousand images take most of the time of a small run."""
-    monkeypatch.setattr(snapshot, "_MIN_CELLS", (2, 2))
-    monkeypatch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+def start_afresh(small_grids, warm):
     training_stats.restore({})
 
 
