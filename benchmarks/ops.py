@@ -1,93 +1,142 @@
-"""Time the operations against their references, which insert zeros: interleaved, medians, ratios.
+"""Time the operations: against plain PyTorch, their references, and on GPUs the bandwidth of a copy.
 
-    python benchmarks/ops.py [--device=cuda] [--threads=1] [--out=benchmarks/results/ops.json]
+    python benchmarks/ops.py [--device=cuda] [--threads=1] [--out=benchmarks/results/ops-cpu.json]
+
+All that is compared takes turns. "native" is what runs without CUDA kernels; the reference inserts zeros and composes
+plain operations. Of the copy's bandwidth, an operation that reads its input and writes its output once, at the speed of
+a copy, has 100 %.
 """
 
-import json
-import platform
-import statistics
-import sys
-import time
-from datetime import date
-from pathlib import Path
-from typing import Callable
+import itertools
+from typing import Any, Callable, NamedTuple
 
 import click
 import torch
+from measuring import medians, print_table, ratio, save_results, take_turns
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dnnlib.util import atomic_write  # noqa: E402
-from torch_utils.ops import bias_act, upfirdn2d  # noqa: E402
+from torch_utils import custom_ops
+from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
 
-SHAPES = [(16, 32, 32, 32), (16, 64, 16, 16), (8, 64, 64, 64)]
+Tensor = torch.Tensor
+
+SHAPES = {  # [N, C, H, W]; on GPUs beyond what caches hold
+    "cpu": [(16, 32, 32, 32), (16, 64, 16, 16), (8, 64, 64, 64)],
+    "cuda": [(64, 64, 256, 256), (64, 128, 128, 128), (64, 512, 32, 32), (8, 64, 256, 256), (8, 32, 1024, 1024)],
+}
+MODES = ("forward", "backward", "double backward")
 
 
-def cases(device: str) -> dict[str, Callable[[torch.Tensor, str], torch.Tensor]]:
+class Case(NamedTuple):
+    name: str
+    fn: Callable[[Tensor, str], Tensor]         # The operation of an image, by one of `WAYS`.
+    traffic: float                              # Elements read and written in the forward pass, per one of the input.
+
+
+def cases(device: str, shape: tuple[int, ...]) -> list[Case]:
     f = upfirdn2d.setup_filter([1, 3, 3, 1], device=device)
-    return {
-        "upsample2d": lambda x, impl: upfirdn2d.upsample2d(x, f, impl=impl),
-        "downsample2d": lambda x, impl: upfirdn2d.downsample2d(x, f, impl=impl),
-        "filter2d": lambda x, impl: upfirdn2d.filter2d(x, f, impl=impl),
-        "bias_act lrelu": lambda x, impl: bias_act.bias_act(
-            x, x.new_ones([x.shape[1]]), act="lrelu", clamp=256, impl=impl),
-    }
+    long = upfirdn2d.setup_filter(range(1, 13), device=device)
+    n, c, h, w = shape
+    scale, noise = torch.rand([n, c], device=device) + 0.5, torch.randn([n, 1, h, w], device=device)
+    strength, b = torch.full([], 0.1, device=device), torch.randn([c], device=device)
+
+    def epilogue(x: Tensor, way: str) -> Tensor:
+        if way == "reference":
+            x = x * scale.to(x.dtype)[:, :, None, None] + (noise * strength).to(x.dtype)
+            return bias_act.bias_act(x, b.to(x.dtype), act="lrelu", clamp=256, impl="ref")
+        return modconv_epilogue.modconv_epilogue(x, scale, noise, strength, b, clamp=256)
+
+    def fir(function: Callable[..., Tensor], **kwargs: Any) -> Callable[[Tensor, str], Tensor]:
+        return lambda x, way: function(x, impl="ref" if way == "reference" else "cuda", **kwargs)
+
+    return [
+        Case("upsample2d", fir(upfirdn2d.upsample2d, f=f), 5),
+        Case("downsample2d", fir(upfirdn2d.downsample2d, f=f), 1.25),
+        Case("filter2d", fir(upfirdn2d.filter2d, f=f), 2),
+        Case("filter2d 12 taps", fir(upfirdn2d.filter2d, f=long), 4),
+        Case("bias_act lrelu", fir(bias_act.bias_act, b=b, act="lrelu", clamp=256), 2),
+        Case("modconv_epilogue", epilogue, 2),
+    ]
 
 
-def forward(fn: Callable, x: torch.Tensor, impl: str) -> None:
-    fn(x, impl)
+def run(fn: Callable[[Tensor, str], Tensor], x: Tensor, way: str, mode: str) -> None:
+    if mode == "forward":
+        fn(x, way)
+        return
+    x = x.detach().requires_grad_()
+    if mode == "backward":
+        y = fn(x, way)
+        torch.autograd.grad(y, x, y.detach())
+    else:  # as in R1: the squared norm of a gradient is differentiated
+        (dx,) = torch.autograd.grad(fn(x, way).square().sum(), x, create_graph=True)
+        torch.autograd.grad(dx.square().sum(), x)
 
 
-def backward(fn: Callable, x: torch.Tensor, impl: str) -> None:
-    fn(x.requires_grad_(), impl).sum().backward()
+def measure(case: Case, x: Tensor, mode: str, *, device: str, repeats: int, copy_rate: float | None) -> dict[str, Any]:
+    """Median milliseconds of each way, and ratios."""
+    inner = 1 if device == "cpu" else 4  # calls between two looks at the clock, which wait for the GPU
+
+    def call(way: str) -> Callable[[], None]:
+        def once() -> None:
+            for _ in range(inner):
+                run(case.fn, x, "ours" if way == "native" else way, mode)
+
+        if way != "native":
+            return once
+
+        def without_kernels() -> None:
+            with custom_ops.switched_off():
+                once()
+
+        return without_kernels
+
+    ways = ["ours", "reference"] if device == "cpu" else ["ours", "native", "reference"]
+    times = take_turns({way: call(way) for way in ways}, repeats=repeats, device=device, title=case.name)
+    row = {f"{way} ms": 1e3 * value / inner for way, value in medians(times).items()}
+    row |= {f"ours / {way}": ratio(times, "ours", way) for way in ways[1:]}
+    if copy_rate is not None:
+        # The derivative with respect to the input moves as much again; double backward has no such bound.
+        moved = x.numel() * x.element_size() * case.traffic * dict(forward=1, backward=2).get(mode, float("nan"))
+        row["% of copy"] = 100 * moved / (row["ours ms"] / 1e3) / copy_rate
+    return row
 
 
-def double_backward(fn: Callable, x: torch.Tensor, impl: str) -> None:
-    """As R1 does: the squared norm of a gradient is differentiated."""
-    (dx,) = torch.autograd.grad(fn(x.requires_grad_(), impl).square().sum(), x, create_graph=True)
-    dx.square().sum().backward()
-
-
-def measure(fn: Callable, shape: tuple, mode: Callable, device: str, repeats: int) -> dict[str, float]:
-    """Median milliseconds of both paths, which take turns."""
-    x = torch.randn(shape, device=device)
-    times: dict[str, list[float]] = {"cuda": [], "ref": []}
-    for i in range(repeats + 2):
-        for impl in times:
-            if device != "cpu":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            mode(fn, x.detach().clone(), impl)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if i >= 2:  # warmed up
-                times[impl].append(time.perf_counter() - start)
-    ours, reference = (1e3 * statistics.median(times[impl]) for impl in ("cuda", "ref"))
-    return dict(ours_ms=round(ours, 3), reference_ms=round(reference, 3), ratio=round(ours / reference, 3))
+def measure_copy(device: str) -> float:
+    """Bytes per second, read and written, of a copy within the GPU's memory."""
+    x = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    y = torch.empty_like(x)
+    times = take_turns({"copy": lambda: [y.copy_(x) for _ in range(4)]}, repeats=10, device=device)
+    return 4 * 2 * x.numel() / medians(times)["copy"]
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(min=3))
-@click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
-def main(device: str, threads: int, repeats: int, out: str | None) -> None:
+@click.option("--modes", default=",".join(MODES), show_default=True)
+@click.option("--shapes", default=None, type=click.IntRange(min=1), help="Only so many of the sizes.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON, anew after each size.")
+def main(device: str, threads: int, repeats: int, modes: str, shapes: int | None, out: str | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device=cuda: PyTorch finds no GPU here; try --device=cpu")
+    if unknown := set(modes.split(",")) - set(MODES):
+        raise click.ClickException(f"--modes: {', '.join(sorted(unknown))}: expected some of {', '.join(MODES)}")
     torch.set_num_threads(threads)
+    kinds = [(torch.float32, False)]
+    if device == "cuda":
+        kinds += [(torch.float16, False), (torch.float16, True), (torch.bfloat16, True)]
+    copy_rate = measure_copy(device) if device == "cuda" else None
+    if copy_rate:
+        print(f"Copy within the GPU: {copy_rate / 1e12:.2f} TB/s, read and written")
     rows = []
-    print(f"{'operation':16s} {'shape':18s} {'pass':16s} {'ours ms':>9s} {'reference':>9s} {'ratio':>6s}")
-    for name, fn in cases(device).items():
-        for shape in SHAPES:
-            for mode in (forward, backward, double_backward):
-                row = dict(op=name, shape=list(shape), mode=mode.__name__, **measure(fn, shape, mode, device, repeats))
-                rows.append(row)
-                print(f"{name:16s} {str(shape):18s} {mode.__name__:16s} {row['ours_ms']:9.3f} "
-                      f"{row['reference_ms']:9.3f} {row['ratio']:6.2f}", flush=True)
-    if out:
-        name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU, {threads} thread(s)"
-        content = dict(device=name, torch=torch.__version__, python=platform.python_version(),
-                       date=str(date.today()), command=" ".join(sys.argv), rows=rows)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as f:
-            f.write((json.dumps(content, indent=1) + "\n").encode())
+    for shape, (dtype, channels_last) in itertools.product(SHAPES[device][:shapes], kinds):
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        x = torch.randn(shape, device=device).to(dtype=dtype, memory_format=memory_format)
+        kind = str(dtype).removeprefix("torch.") + (", channels last" if channels_last else "")
+        for case, mode in itertools.product(cases(device, shape), modes.split(",")):
+            figures = measure(case, x, mode, device=device, repeats=repeats, copy_rate=copy_rate)
+            rows.append(dict(operation=case.name, shape=str(shape), kind=kind, mode=mode, **figures))
+        print_table(rows[-len(cases(device, shape)) * len(modes.split(",")):])
+        save_results(out, device=device, copy_bytes_per_sec=copy_rate, rows=rows)
 
 
 if __name__ == "__main__":

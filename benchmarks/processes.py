@@ -64,7 +64,7 @@ def work(job_path: str, out: str) -> None:
     scores = _score(trainer, job["detector"]) if job["detector"] else {}
     start = time.perf_counter()
     for _ in range(job["iterations"]):
-        trainer.step(next(trainer.loader))
+        trainer.step(trainer.next_batch())
     sec = (time.perf_counter() - start) / max(job["iterations"], 1)
     trainer.close()
     gradients = _gradients(config, run_dir)

@@ -155,7 +155,8 @@ def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
     """
     if _group is not None:
         with _named_losses():
-            torch.distributed.all_reduce(tensor)
+            # Over NCCL what lies on a GPU, over gloo what lies on the host.
+            torch.distributed.all_reduce(tensor, group=None if tensor.is_cuda else _group.host_group)
     return tensor
 
 

@@ -38,11 +38,33 @@ def check_finite(network: torch.nn.Module, name: str) -> None:
                             "earlier snapshot")
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`. To a GPU it goes by way of page-locked memory, so that the host doesn't wait."""
+    if device.type != "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A copy of a small tensor that is on its way to the host; starting one waits for nothing."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._host.copy_(tensor, non_blocking=True)
+        self._arrival = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def wait(self) -> torch.Tensor:
+        """The copy, once the device has come to it; what the device was told to do later goes on."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._host
+
+
 @functools.lru_cache(maxsize=512)
 def _constant(value: bytes, shape: tuple, np_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     array = np.frombuffer(value, dtype=np_dtype).reshape(shape)
     with torch.inference_mode(False):
-        return torch.tensor(array, dtype=dtype, device=device)
+        return upload(torch.tensor(array, dtype=dtype), device)
 
 
 def constant(

@@ -1,31 +1,72 @@
-"""Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick."""
+"""Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
+
+A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
+"""
 
 from typing import Any, Mapping
 
+import numpy as np
 import torch
 
-from . import distributed
+from . import distributed, misc
 
-_moments: dict[str, torch.Tensor] = {}  # Name -> [count, sum, sum of squares] since the last collection, on its device.
+_reports: list[tuple[str, torch.Tensor]] = []   # Since the last flush: name, values [n].
+_counts: dict[str, float] = {}                  # Name -> number of values since the last collection.
+_sums: dict[torch.device, "_Sums"] = {}
+
+
+class _Sums:
+    """What has been flushed on one device since the last collection."""
+
+    def __init__(self, device: torch.device):
+        self.rows: dict[str, int] = {}
+        self.sums = torch.zeros([0, 2], dtype=torch.float64, device=device)    # By row: values, squares.
+
+    def add(self, values: Mapping[str, list[torch.Tensor]]) -> None:
+        """Values [n] by name."""
+        device = self.sums.device
+        for name in values:
+            self.rows.setdefault(name, len(self.rows))
+        if missing := len(self.rows) - len(self.sums):
+            self.sums = torch.cat([self.sums, self.sums.new_zeros([missing, 2])])
+        x = torch.cat([part for parts in values.values() for part in parts]).to(torch.float64)
+        ends = np.cumsum([sum(len(part) for part in parts) for parts in values.values()])
+        moments = torch.segment_reduce(
+            torch.stack([x, x.square()], dim=1), "sum", axis=0,
+            offsets=misc.constant([0, *ends], dtype=torch.int64, device=device),
+            unsafe=True,  # a check would wait for the device
+        )
+        rows = misc.constant([self.rows[name] for name in values], dtype=torch.int64, device=device)
+        self.sums.index_add_(0, rows, moments)
 
 
 def report(name: str, value: Any) -> Any:
     """Add the elements of `value` (tensor, array or number) to the statistic `name`; returns `value`.
 
-    Nothing waits for the device. Every rank must report the same names.
+    Nothing waits for the device. A tensor must not be changed in place until `flush`. Every rank must report the same
+    names.
     """
-    x = torch.as_tensor(value).detach().flatten()
-    x = x.to(torch.float32 if x.device.type == "cuda" else torch.float64)
-    moments = torch.stack([torch.full([], float(x.numel()), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
-    before = _moments.get(name)
-    _moments[name] = moments if before is None else before.to(moments).add_(moments)
+    x = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+    _reports.append((name, x.flatten()))
     return value
+
+
+def flush() -> None:
+    """Add up what was reported, at the end of an iteration: in a few operations, and in an order that is always the
+    same. Nothing waits for the device."""
+    by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
+    for name, x in _reports:
+        by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
+        _counts[name] = _counts.get(name, 0) + len(x)
+    _reports.clear()
+    for device, values in by_device.items():
+        _sums.setdefault(device, _Sums(device)).add(values)
 
 
 def collect() -> dict[str, dict[str, float]]:
     """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name; starts anew."""
     moments = pending()
-    _moments.clear()
+    restore({})
     result = {}
     for name, (num, total, squares) in moments.items():
         if num == 0:
@@ -37,15 +78,23 @@ def collect() -> dict[str, dict[str, float]]:
 
 def pending() -> dict[str, list[float]]:
     """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
-    names = sorted(_moments)
-    if not names:
+    flush()
+    own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
+    if not own:
         return {}
-    device = torch.device("cuda") if any(m.is_cuda for m in _moments.values()) else torch.device("cpu")
-    moments = torch.stack([_moments[name].to(device, torch.float64) for name in names])
-    return dict(zip(names, distributed.all_reduce_sum_(moments).tolist()))
+    for on_device in _sums.values():
+        for name, sums in zip(on_device.rows, on_device.sums.cpu()):
+            own[name][1:] += sums
+    return dict(zip(own, distributed.all_reduce_sum_(torch.stack(list(own.values()))).tolist()))
 
 
 def restore(moments: Mapping[str, list[float]]) -> None:
     """Go on from what `pending` gave, on this rank; what was reported before is forgotten."""
-    _moments.clear()
-    _moments.update((name, torch.tensor(values, dtype=torch.float64)) for name, values in moments.items())
+    _reports.clear()
+    _counts.clear()
+    _sums.clear()
+    _counts.update((name, moment[0]) for name, moment in moments.items())
+    if moments:
+        host = _sums[torch.device("cpu")] = _Sums(torch.device("cpu"))
+        host.rows = {name: row for row, name in enumerate(moments)}
+        host.sums = torch.tensor([moment[1:] for moment in moments.values()], dtype=torch.float64)

@@ -2,9 +2,9 @@
 
 import torch
 
-from torch_utils import distributed
+from torch_utils import distributed, misc
 
-from .augment import AugmentPipe
+from .augment import AugmentOutput, AugmentPipe
 from .config import TrainingConfig, augment_kwargs
 
 
@@ -13,6 +13,9 @@ class AdaController:
 
     The more D overfits, the surer it is of the images that it is trained on, and the nearer r_t is to 1. p moves by
     constant steps, up if r_t is above the target and down if it is below, but never below 0.
+
+    Transforms are drawn on the host, so p is needed there. The statistic is sent off when an iteration ends and awaited
+    where p is used next: by then the device has the next iteration's first pass of G before it, and doesn't run dry.
     """
 
     def __init__(
@@ -26,19 +29,47 @@ class AdaController:
         self.pipe = pipe
         self.target = target
         self.step = step
-        # Number and sum of signs since the last adjustment; with p, all the state there is.
-        self.signs = torch.zeros([2], dtype=torch.float32, device=device)
+        self._logits: list[torch.Tensor] = []   # Of real images, since the last adjustment.
+        self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # What `signs` was before these.
+        self._sent: misc.HostCopy | None = None     # The statistic, while p has not followed it yet.
+
+    def run(self, images: torch.Tensor, maps: dict[int, torch.Tensor]) -> AugmentOutput:
+        """Augment with the present p; see `AugmentPipe.run`."""
+        self.settle()
+        return self.pipe.run(images, maps)
 
     def observe(self, logits: torch.Tensor) -> None:
         """Take note of what D says of real images: logits of any shape. Nothing waits for the device."""
-        signs = logits.detach().sign()
-        self.signs += torch.stack([torch.ones_like(signs).sum(), signs.sum()]).to(self.signs.dtype)
+        self._logits.append(logits.detach().flatten())
+
+    def signs(self) -> torch.Tensor:
+        """float32 [2]: number and sum of signs since the last adjustment, over all ranks, which call this together.
+
+        With p, after `settle`, all the state there is.
+        """
+        signs = torch.cat([*self._logits, self._earlier.new_empty([0])]).sign()
+        num = torch.full([], float(len(signs)), device=signs.device)
+        return distributed.all_reduce_sum_(self._earlier + torch.stack([num, signs.sum()]))
+
+    def restore(self, signs: torch.Tensor) -> None:
+        """Go on from what `signs` gave, of which each rank gets its part; what was observed before is forgotten."""
+        self._logits.clear()
+        self._earlier = signs.to(self._earlier)
+        self._sent = None
 
     def adjust(self) -> None:
-        """Move p by one step, the same on all ranks; the statistic starts anew. Waits for the device."""
-        distributed.all_reduce_sum_(self.signs)
-        num, total = self.signs.tolist()
-        self.signs.zero_()
+        """Have p moved by one step, the same on all ranks; the statistic starts anew. Nothing waits for the device."""
+        self.settle()
+        self._sent = misc.HostCopy(self.signs())
+        self._logits.clear()
+        self._earlier = torch.zeros_like(self._earlier)
+
+    def settle(self) -> None:
+        """Bring p up to date."""
+        if self._sent is None:
+            return
+        num, total = self._sent.wait().tolist()
+        self._sent = None
         excess = total - self.target * num
         if excess:
             step = self.step if excess > 0 else -self.step
@@ -58,3 +89,10 @@ def build_augmentation(
         return pipe, None
     step = config.batch_size * c.interval / (c.ada_kimg * 1000)
     return pipe, AdaController(pipe, target=c.target, step=step, device=device)
+
+
+def current_strength(pipe: AugmentPipe | None, ada: AdaController | None) -> float:
+    """The p of what `build_augmentation` gave."""
+    if ada is not None:
+        ada.settle()
+    return 0.0 if pipe is None else float(pipe.p)

@@ -385,7 +385,9 @@ def _spread(taps: np.ndarray, factor: int) -> np.ndarray:
 def _upload(array: np.ndarray, like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
     """To the device and type of `like`, without waiting for the device."""
     tensor = torch.from_numpy(array).to(like.dtype if dtype is None else dtype)
-    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor.to(like.device)
+    if like.device.type != "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(like.device, non_blocking=True)
 
 
 def _inverse_maps(geometry: Geometry, width: int, height: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -485,12 +487,12 @@ def reflect_pad(images: Tensor, margin: int) -> Tensor:
 def cut_out(images: Tensor, cutout: np.ndarray) -> Tensor:
     """Set squares, [N, 3] centre x, y and size, to 0."""
     _, _, height, width = images.shape
-    outside = []
+    inside = []
     for axis, size in ((0, width), (1, height)):
         distance = np.abs((np.arange(size) + 0.5) / size - cutout[:, axis : axis + 1])
-        outside.append(distance >= cutout[:, 2:] / 2)  # [N, size]
-    mask = outside[0][:, None, None, :] | outside[1][:, None, :, None]
-    return images * _upload(mask.astype(np.float64), images)
+        inside.append(distance < cutout[:, 2:] / 2)  # [N, size]
+    inside_x, inside_y = _upload(np.concatenate(inside, axis=1), images, dtype=torch.bool).split([width, height], dim=1)
+    return images.masked_fill(inside_x[:, None, None, :] & inside_y[:, None, :, None], 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import copy
+import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import torch
 
@@ -45,7 +46,8 @@ class Keep(NamedTuple):
 
 
 class Checkpoints:
-    """Writes in a thread of its own; training waits for one copy in memory, and for a write only if another is due.
+    """Writes in a thread of its own. Training waits for a write only if another is due; the copies that are written are
+    made by the device between two iterations, while the host goes on.
 
     A write that fails is reported, and training goes on: the next state follows with the next tick, and `overdue` says
     that a network pickle should.
@@ -67,15 +69,16 @@ class Checkpoints:
         """Hand over copies for `network-snapshot-KKKKKK.pkl` (K = kimg); the file is there after `wait`."""
         path = pickle_path(self.run_dir, nimg)
         self._make_room(path)
-        copies = {name: None if net is None else copy.deepcopy(net).cpu() for name, net in networks.items()}
-        self._submit(path, self._write_networks, path, dict(copies, training_set_kwargs=training_set_kwargs))
+        copied = host_copy(dict(networks, training_set_kwargs=training_set_kwargs))
+        self._submit(path, self._write_networks, path, copied)
         return path
 
     def save_state(self, content: dict[str, Any], *, nimg: int) -> Path:
         """Hand over a copy of a training state; the file is there after `wait`."""
         path = state_path(self.run_dir, nimg)
         self._make_room(path)
-        self._submit(path, write_state, path, host_copy(content))
+        copied = host_copy(content)
+        self._submit(path, lambda: write_state(path, copied.wait()))
         return path
 
     def failed(self, path: Path, error: OSError) -> None:
@@ -121,8 +124,8 @@ class Checkpoints:
         problems, self._problems = self._problems, []
         return problems
 
-    def _write_networks(self, path: Path, content: dict[str, Any]) -> None:
-        save_network_pkl(path, content)
+    def _write_networks(self, path: Path, copied: "HostCopies") -> None:
+        save_network_pkl(path, copied.wait())
         self._prune()
 
     def prune(self) -> None:
@@ -153,12 +156,71 @@ class Checkpoints:
         return min(scores, key=lambda name: sign * scores[name], default=None)
 
 
-def host_copy(value: Any) -> Any:
-    """A deep copy of dicts, lists and tensors, the latter on the CPU."""
+class HostCopies(NamedTuple):
+    """Copies that are on their way from the device; other threads may wait for them."""
+
+    content: Any
+    arrival: torch.cuda.Event | None    # None = they are there.
+
+    def wait(self) -> Any:
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.content
+
+
+def host_copy(value: Any) -> HostCopies:
+    """A deep copy of dicts, lists, tensors and modules, tensors on the CPU.
+
+    Those of a GPU come in page-locked memory, all in one piece. The GPU copies them before whatever it is told to do
+    next, and the host doesn't wait for it.
+    """
+    tensors = {id(tensor): tensor.detach() for tensor in _tensors(value)}
+    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
+    memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
+    copies = {key: memory.take(tensor) if tensor.is_cuda else tensor.clone() for key, tensor in tensors.items()}
+    return HostCopies(_rebuild(value, copies), torch.cuda.current_stream().record_event() if on_gpu else None)
+
+
+class _HostMemory:
+    """Page-locked memory for many tensors, each of which gets a storage of its own: files hold storages whole."""
+
+    def __init__(self, num_bytes: int):
+        self._bytes = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True).numpy()
+        self._used = 0
+
+    @staticmethod
+    def room(tensor: torch.Tensor) -> int:
+        """Bytes, up to where the next tensor may begin."""
+        return math.ceil(tensor.numel() * tensor.element_size() / 64) * 64
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy of a tensor, in the same layout, once the device has come to it."""
+        part = self._bytes[self._used : self._used + tensor.numel() * tensor.element_size()]
+        self._used += self.room(tensor)
+        layout = torch.empty_like(tensor, device="meta").stride()
+        host = torch.from_numpy(part).view(tensor.dtype).as_strided(tensor.shape, layout)
+        return host.copy_(tensor, non_blocking=True)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        yield value
+    elif isinstance(value, torch.nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _rebuild(value: Any, copies: dict[int, torch.Tensor]) -> Any:
+    """`value`, with the copy of each tensor by its id."""
+    if isinstance(value, torch.Tensor):
+        return copies[id(value)]
+    if isinstance(value, torch.nn.Module):
+        parameters = {id(p): torch.nn.Parameter(copies[id(p)], p.requires_grad) for p in value.parameters()}
+        return copy.deepcopy(value, copies | parameters)
     if isinstance(value, dict):
-        return {key: host_copy(item) for key, item in value.items()}
+        return {key: _rebuild(item, copies) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(host_copy(item) for item in value)
+        return type(value)(_rebuild(item, copies) for item in value)
     return value

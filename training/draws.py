@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from torch_utils import misc
+
 from .dataset import ImageFolderDataset
 from .loss import Batch
 
@@ -26,5 +28,4 @@ def draw_part(
         return Batch(real_img, real_c, gen_z, torch.zeros([n, 0], device=device))
     indices = np.random.RandomState(label_seed).randint(len(dataset), size=n)
     labels = torch.from_numpy(np.stack([dataset.get_label(int(i)) for i in indices]))
-    gen_c = labels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else labels
-    return Batch(real_img, real_c, gen_z, gen_c)
+    return Batch(real_img, real_c, gen_z, misc.upload(labels, device))

@@ -13,6 +13,11 @@ import torch
 from torch_utils import misc, persistence
 from torch_utils.ops import bias_act, conv2d_resample, fma, upfirdn2d
 
+try:
+    from torch_utils.ops.modconv_epilogue import modconv_epilogue
+except ImportError:  # another StyleGAN's checkout
+    modconv_epilogue = None
+
 Tensor = torch.Tensor
 
 
@@ -42,6 +47,39 @@ def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
+def _precision(block: torch.nn.Module, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
+    """In what type and memory format a block of G or D computes."""
+    half = block.use_fp16 and not force_fp32 and (device.type == "cuda" or block.half_type == "bfloat16")
+    dtype = getattr(torch, block.half_type) if half else torch.float32
+    channels_last = device.type == "cpu" or (half and block.channels_last)
+    return dtype, torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _modulation(
+    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool
+) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Weights and styles to use, and the factors [N, C_out] that scale the result to unit deviation, if asked for."""
+    in_channels, kh, kw = weight.shape[1:]
+    misc.assert_shape(x, [None, in_channels, None, None])
+    misc.assert_shape(styles, [x.shape[0], in_channels])
+    if not demodulate:
+        return weight, styles, None
+    if x.dtype == torch.float16:  # the result does not depend on these factors, so take them out before overflow
+        weight = weight / weight.abs().amax(dim=[1, 2, 3], keepdim=True) / np.sqrt(in_channels * kh * kw)
+        styles = styles / styles.abs().amax(dim=1, keepdim=True)
+    # Sum over (in, kh, kw) of (w s)^2 without building the weights of each image.
+    return weight, styles, (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()
+
+
+def _scaled_conv2d(
+    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool = True, **resample: Any
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """The convolution of scaled activations, and what is still to scale the result, [N, C_out]."""
+    weight, styles, dcoefs = _modulation(x, weight, styles, demodulate)
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    return conv2d_resample.conv2d_resample(x=x, w=weight.to(x.dtype), **resample), dcoefs
+
+
 @misc.profiled_function
 def modulated_conv2d(
     x: Tensor,
@@ -68,34 +106,21 @@ def modulated_conv2d(
                          and after an ordinary convolution, which is the same and faster in training.
         Others as in `conv2d_resample`.
     """
-    batch_size = x.shape[0]
-    out_channels, in_channels, kh, kw = weight.shape
-    misc.assert_shape(x, [batch_size, in_channels, None, None])
-    misc.assert_shape(styles, [batch_size, in_channels])
-
-    if x.dtype == torch.float16 and demodulate:  # demodulation cancels these factors, so take them out before overflow
-        weight = weight / weight.abs().amax(dim=[1, 2, 3], keepdim=True) / np.sqrt(in_channels * kh * kw)
-        styles = styles / styles.abs().amax(dim=1, keepdim=True)
-
-    dcoefs = None
-    if demodulate:  # sum over (in, kh, kw) of (w s)^2 without building the weights of each image
-        dcoefs = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()  # [N, C_out]
-
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
     if not fused_modconv:
-        x = x * styles.to(x.dtype)[:, :, None, None]
-        x = conv2d_resample.conv2d_resample(x=x, w=weight.to(x.dtype), **resample)
-        if dcoefs is not None and noise is not None:
-            return fma.fma(x, dcoefs.to(x.dtype)[:, :, None, None], noise.to(x.dtype))
-        if dcoefs is not None:
-            return x * dcoefs.to(x.dtype)[:, :, None, None]
-        return x if noise is None else x + noise.to(x.dtype)
+        x, dcoefs = _scaled_conv2d(x, weight, styles, demodulate, **resample)
+        if dcoefs is None:
+            return x if noise is None else x + noise.to(x.dtype)
+        scale = dcoefs.to(x.dtype)[:, :, None, None]
+        return x * scale if noise is None else fma.fma(x, scale, noise.to(x.dtype))
 
+    batch_size = x.shape[0]
+    weight, styles, dcoefs = _modulation(x, weight, styles, demodulate)
     w = weight[None] * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
     if dcoefs is not None:
         w = w * dcoefs[:, :, None, None, None]
     x = x.reshape(1, -1, *x.shape[2:])
-    w = w.reshape(-1, in_channels, kh, kw).to(x.dtype)
+    w = w.reshape(-1, *weight.shape[1:]).to(x.dtype)
     x = conv2d_resample.conv2d_resample(x=x, w=w, groups=int(batch_size), **resample)
     x = x.reshape(batch_size, -1, *x.shape[2:])
     return x if noise is None else x + noise.to(x.dtype)
@@ -288,8 +313,8 @@ class SynthesisLayer(torch.nn.Module):
         self.act_gain = bias_act.activation_funcs[activation].def_gain
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=memory_format)
-        self.weight = torch.nn.Parameter(weight)
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        self.weight = torch.nn.Parameter(weight.to(memory_format=memory_format))
         if use_noise:
             self.register_buffer("noise_const", torch.randn([resolution, resolution]))
             self.noise_strength = torch.nn.Parameter(torch.zeros([]))
@@ -302,17 +327,21 @@ class SynthesisLayer(torch.nn.Module):
             raise ValueError(f"noise_mode is 'random', 'const' or 'none', got {noise_mode!r}")
         noise = None
         if self.use_noise and noise_mode == "random":
-            shape = [x.shape[0], 1, self.resolution, self.resolution]
-            noise = torch.randn(shape, device=x.device) * self.noise_strength
+            noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device)
         elif self.use_noise and noise_mode == "const":
-            noise = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
-            x=x, weight=self.weight, styles=self.affine(w), noise=noise, up=self.up, padding=self.padding,
-            resample_filter=self.resample_filter, flip_weight=(self.up == 1), fused_modconv=fused_modconv,
-        )
+            noise = self.noise_const
+        styles, resample = self.affine(w), dict(up=self.up, padding=self.padding, flip_weight=(self.up == 1))
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        b = self.bias.to(x.dtype)
-        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        epilogue = dict(act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        fused = modconv_epilogue is not None and self.activation in ("linear", "relu", "lrelu") and not fused_modconv
+        if fused and (noise is None or not noise.requires_grad):  # a projector may train the noise
+            x, scale = _scaled_conv2d(x, self.weight, styles, f=self.resample_filter, **resample)
+            strength = None if noise is None else self.noise_strength
+            return modconv_epilogue(x, scale, noise, strength, self.bias, **epilogue)
+        noise = None if noise is None else noise * self.noise_strength
+        x = modulated_conv2d(x, self.weight, styles, noise, resample_filter=self.resample_filter,
+                             fused_modconv=fused_modconv, **resample)
+        return bias_act.bias_act(x, self.bias.to(x.dtype), **epilogue)
 
     def extra_repr(self) -> str:
         return (
@@ -365,8 +394,9 @@ class SynthesisBlock(torch.nn.Module):
         architecture: str = "skip",                         # "orig", "skip" or "resnet".
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: Optional[float] = 256,
-        use_fp16: bool = False,                             # On CUDA devices.
+        use_fp16: bool = False,                             # Compute in half precision.
         fp16_channels_last: bool = False,
+        half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
         **layer_kwargs: Any,                                # For SynthesisLayer.
     ):
         if architecture not in ("orig", "skip", "resnet"):
@@ -379,6 +409,7 @@ class SynthesisBlock(torch.nn.Module):
         self.is_last = is_last
         self.architecture = architecture
         self.use_fp16 = use_fp16
+        self.half_type = half_type
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.num_conv = 0
@@ -413,17 +444,14 @@ class SynthesisBlock(torch.nn.Module):
     ) -> Tuple[Tensor, Optional[Tensor]]:
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         w_iter = iter(ws.unbind(dim=1))
-        half = self.use_fp16 and not force_fp32 and ws.device.type == "cuda"
-        dtype = torch.float16 if half else torch.float32
-        memory_format = torch.channels_last if half and self.channels_last else torch.contiguous_format
+        dtype, memory_format = _precision(self, ws.device, force_fp32)
         if fused_modconv is None:
             with misc.suppress_tracer_warnings():
                 fused_modconv = (not self.training) and (dtype == torch.float32 or int(ws.shape[0]) == 1)
         layer_kwargs = dict(layer_kwargs, fused_modconv=fused_modconv)
 
         if self.in_channels == 0:
-            x = self.const.to(dtype=dtype, memory_format=memory_format)
-            x = x.unsqueeze(0).repeat([ws.shape[0], 1, 1, 1])
+            x = self.const.to(dtype).unsqueeze(0).repeat([ws.shape[0], 1, 1, 1]).to(memory_format=memory_format)
             x = self.conv1(x, next(w_iter), **layer_kwargs)
         else:
             misc.assert_shape(x, [None, self.in_channels, self.resolution // 2, self.resolution // 2])
@@ -571,6 +599,7 @@ class DiscriminatorBlock(torch.nn.Module):
         conv_clamp: Optional[float] = None,
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
+        half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
         freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): layers below stay as they are.
     ):
         if architecture not in ("orig", "skip", "resnet"):
@@ -581,6 +610,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.img_channels = img_channels
         self.architecture = architecture
         self.use_fp16 = use_fp16
+        self.half_type = half_type
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.num_layers = 0
@@ -605,9 +635,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self, x: Optional[Tensor], img: Optional[Tensor], force_fp32: bool = False
     ) -> Tuple[Tensor, Optional[Tensor]]:
         device = img.device if x is None else x.device
-        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        dtype = torch.float16 if half else torch.float32
-        memory_format = torch.channels_last if half and self.channels_last else torch.contiguous_format
+        dtype, memory_format = _precision(self, device, force_fp32)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=memory_format)
@@ -801,11 +829,12 @@ class Discriminator(torch.nn.Module):
             if res > 8:
                 x = torch.cat([x, features[res // 2].to(torch.float32)], dim=1)
             x = fmaps[res] = getattr(self, f"b{res}_dec")(x)
+        if not self.has_heads:
+            return fmaps, None, None, None
+        mean = x.mean(dim=[2, 3], keepdim=True)  # a linear head of the mean is the mean of the head, and far cheaper
         if self.spatial_heads:
-            return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(x).mean(dim=[2, 3])
-        if self.has_heads:
-            return fmaps, None, None, self.final_proj(x).mean(dim=[2, 3])
-        return fmaps, None, None, None
+            return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(mean).flatten(1)
+        return fmaps, None, None, self.final_proj(mean).flatten(1)
 
     def extra_repr(self) -> str:
         return f"c_dim={self.c_dim}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"

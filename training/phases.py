@@ -6,12 +6,13 @@ from typing import Callable, Iterator
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed
+from torch_utils import distributed, misc
 
 from .config import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
 
-MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops.
+MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops ...
+CHECK_INTERVAL = 10         # ... at a check, of which there is one every so many iterations.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,13 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
 class GradientGuard:
     """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
 
-    Counts stay on the device; only `check` waits for it.
+    Counts stay on the device. Nothing waits for it.
     """
 
     def __init__(self, device: torch.device):
-        self._bad_now = torch.zeros([], dtype=torch.int64, device=device)   # Non-finite values, this iteration.
-        self._streak = torch.zeros([], dtype=torch.int64, device=device)    # Iterations in a row that had any.
+        self._zero = torch.zeros([], dtype=torch.int64, device=device)
+        self._bad_now = self._streak = self._zero       # Non-finite values, this iteration; iterations in a row with any.
+        self._sent: misc.HostCopy | None = None         # The streak, as of the last check.
 
     @torch.no_grad()
     def process(self, module: torch.nn.Module) -> None:
@@ -75,18 +77,20 @@ class GradientGuard:
         params = [p for p in module.parameters() if p.grad is not None]
         if not params:
             return
-        flat = torch.cat([p.grad.flatten() for p in params])
+        # As they lie in memory: a fused optimiser wants gradients to have the layout of the parameters.
+        flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)
-        self._bad_now += flat.isfinite().logical_not_().sum()
-        torch.nan_to_num_(flat, nan=0, posinf=1e5, neginf=-1e5)
-        for p, grad in zip(params, flat.split([p.numel() for p in params])):
-            p.grad = grad.view_as(p)
+        clean = torch.nan_to_num(flat, nan=0, posinf=1e5, neginf=-1e5)
+        self._bad_now = self._bad_now + (clean != flat).sum()
+        start = 0
+        for p in params:
+            p.grad = clean.as_strided(p.shape, p.stride(), start)
+            start += p.numel()
 
     def end_iteration(self) -> torch.Tensor:
         """The number of non-finite gradient values of this iteration, as a tensor; starts the next one."""
-        bad = self._bad_now.clone()
-        self._streak = torch.where(bad > 0, self._streak + 1, torch.zeros_like(self._streak))
-        self._bad_now.zero_()
+        bad, self._bad_now = self._bad_now, self._zero
+        self._streak = (self._streak + 1) * (bad > 0)
         return bad
 
     def state(self) -> torch.Tensor:
@@ -94,11 +98,15 @@ class GradientGuard:
         return self._streak
 
     def restore(self, state: torch.Tensor) -> None:
-        self._streak.copy_(state)
+        self._streak, self._sent = state.to(self._zero), None
 
     def check(self) -> None:
-        """Raise UserError if the last `MAX_BAD_ITERATIONS` iterations all had non-finite gradients."""
-        bad = int(self._streak)
+        """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.
+
+        By now that number has long been on the host.
+        """
+        before, self._sent = self._sent, misc.HostCopy(self._streak)
+        bad = 0 if before is None else int(before.wait())
         if bad >= MAX_BAD_ITERATIONS:
             raise UserError(
                 f"gradients have been non-finite for {bad} iterations in a row: training has diverged. Start again "

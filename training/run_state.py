@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def capture(trainer: Trainer) -> dict[str, Any]:
     """Everything that going on needs. The tensors are those of the run, not copies. All ranks call this together."""
     t = trainer
+    if t.ada is not None:
+        t.ada.settle()
     return {
         "config": to_json(t.config),
         "dataset": t.dataset.fingerprint,
@@ -27,7 +29,7 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "networks": {name: net.state_dict() for name, net in t.parts.items() if net is not None},
         "optimizers": {phase.name[0]: phase.opt.state_dict()["state"] for phase in t.phases},   # G and D have one each
         "pl_mean": t.loss.pl_mean,
-        "ada_signs": None if t.ada is None else distributed.all_reduce_sum_(t.ada.signs.clone()),
+        "ada_signs": None if t.ada is None else t.ada.signs(),
         "bad_gradients": t.guard.state(),
         "stats": training_stats.pending(),
         "log": t.log.state(t.progress.nimg),
@@ -55,7 +57,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     t.guard.restore(state["bad_gradients"])
     first = distributed.rank() == 0     # where what was summed over all ranks goes on
     if t.ada is not None:
-        t.ada.signs.copy_(state["ada_signs"] if first else torch.zeros(2))
+        t.ada.restore(state["ada_signs"] if first else torch.zeros(2))
     training_stats.restore(state["stats"] if first else {name: [0.0] * 3 for name in state["stats"]})
     t.unfinished_tick = state["unfinished_tick"]
     t.saved = None if state["saved"] is None else t.run_dir / state["saved"]

@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.util import UserError, format_time
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, misc, training_stats
 
 from . import run_state, snapshot
-from .ada import build_augmentation
+from .ada import build_augmentation, current_strength
 from .checkpoints import Checkpoints, Keep
 from .config import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
 from .dataset import ImageFolderDataset
@@ -24,12 +24,10 @@ from .interrupt import StopRequest
 from .loader import Batch, BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
 from .networks import Discriminator, Generator
-from .phases import GradientGuard, Phase, build_phases
+from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
 from .run_log import Progress, RunLog
 from .tasks import build_tasks
 from .training_state import find_state
-
-_CHECK_INTERVAL = 10    # Iterations between looks at the number of bad gradients: a look waits for the device.
 
 
 def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = None) -> None:
@@ -106,7 +104,7 @@ class Trainer:
         self.augment_pipe, self.ada = build_augmentation(c, self.device)
         self.loss = StyleGAN2Loss(
             self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks,
-            augment=self.augment_pipe and self.augment_pipe.run, observe_real=self.ada and self.ada.observe,
+            augment=getattr(self.ada or self.augment_pipe, "run", None), observe_real=self.ada and self.ada.observe,
         )
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)
@@ -142,7 +140,7 @@ class Trainer:
                     self._write_snapshot()  # that could not be saved before
                 self._finish_tick(stop)
             while self.progress.nimg < total_nimg:
-                batch, self.problem = stop.agree(self._next_batch)
+                batch, self.problem = stop.agree(self.next_batch)
                 if stopping := batch is None:
                     self._save_state()  # what going on needs comes first
                     self._write_snapshot()
@@ -160,8 +158,9 @@ class Trainer:
             bar.close()
         self._end(stopping=stopping)
 
-    def _next_batch(self) -> Batch:
-        if self.progress.iteration % _CHECK_INTERVAL == 0:
+    def next_batch(self) -> Batch:
+        """What `step` takes."""
+        if self.progress.iteration % CHECK_INTERVAL == 0:
             self.guard.check()
         return next(self.loader)
 
@@ -187,8 +186,8 @@ class Trainer:
         """One iteration: every phase whose turn it is, then the moving average."""
         c = self.config
         images, labels = batch
-        real_img = images.to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
-        real_c = labels.to(self.device, non_blocking=True)
+        real_img = misc.upload(images, self.device).to(torch.float32) / 127.5 - 1
+        real_c = misc.upload(labels, self.device)
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
@@ -196,6 +195,7 @@ class Trainer:
         update_ema(self.G_ema, self.G, ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg,
                                                 ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup))
         training_stats.report("Progress/nonfinite_gradients", self.guard.end_iteration())
+        training_stats.flush()
         self.progress.nimg += c.batch_size
         self.progress.iteration += 1
         if self.ada is not None and self.progress.iteration % c.augment.interval == 0:
@@ -221,8 +221,8 @@ class Trainer:
     def maintain(self, stop: StopRequest, *, done: bool) -> None:
         """End a tick: status line, grids, pickle, training state, metrics, statistics."""
         c, progress = self.config, self.progress
-        strength = 0.0 if self.augment_pipe is None else float(self.augment_pipe.p)
-        self.log.end_tick(progress, training_stats.collect(), augment_p=strength)
+        self.log.end_tick(progress, training_stats.collect(),
+                          augment_p=current_strength(self.augment_pipe, self.ada))
         self.checkpoints.report()
         due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
         self.unfinished_tick = distributed.any_rank(due or self.checkpoints.overdue)

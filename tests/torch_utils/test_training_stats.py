@@ -40,7 +40,29 @@ def test_report_gives_the_value_back_and_keeps_no_graph():
     x = torch.ones([2], requires_grad=True)
     y = x * 2
     assert training_stats.report("a", y) is y
-    assert not any(m.requires_grad for m in training_stats._moments.values())
+    assert not any(x.requires_grad for _, x in training_stats._reports)
+
+
+def test_going_on_from_what_is_pending_changes_nothing():
+    """Bit by bit, and without pollution by a value that is no number."""
+    rng = np.random.RandomState(0)
+    iterations = [{"a": rng.randn(5), "b": rng.randn(3), "c": rng.randn()}, {"b": rng.randn(7)},
+                  {"a": rng.randn(2), "c": float("nan")}, {"d": 1.0, "a": rng.randn(4)}]
+    results = []
+    for stop in (None, 2, 3):
+        for number, values in enumerate(iterations):
+            if number == stop:
+                training_stats.restore(training_stats.pending())
+            for name, value in values.items():
+                training_stats.report(name, torch.as_tensor(value))
+            training_stats.flush()
+        results.append(training_stats.collect())
+    assert str(results[0]) == str(results[1]) == str(results[2])  # NaN differs from itself
+    for name in "abd":
+        values = np.concatenate([np.ravel(values[name]) for values in iterations if name in values])
+        assert results[0][name]["num"] == len(values)
+        assert results[0][name]["mean"] == pytest.approx(values.mean(), rel=1e-12)
+    assert np.isnan(results[0]["c"]["mean"])
 
 
 def test_one_process_is_rank_0_of_1():

@@ -391,7 +391,8 @@ def test_nothing_waits_for_the_device():
 
 
 @pytest.mark.gpu
-def test_gpu_agrees_with_cpu_without_synchronisation():
+def test_gpu_agrees_with_cpu_without_synchronisation(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     x = random_images(8, 3, 64, 64)
     maps = {16: torch.randn(8, 32, 16, 16)}
     pipe = AugmentPipe(**dict.fromkeys(GEOMETRY + COLOR + ("imgfilter", "cutout"), 1))
@@ -407,7 +408,7 @@ def test_gpu_agrees_with_cpu_without_synchronisation():
         out = pipe.run(*on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(out.images.cpu(), expected.images, rtol=0, atol=1e-4)
-    torch.testing.assert_close(out.maps[16].cpu(), expected.maps[16], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.images.cpu(), expected.images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(out.maps[16].cpu(), expected.maps[16], rtol=0, atol=1e-3)
 
 

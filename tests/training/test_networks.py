@@ -250,6 +250,8 @@ def test_module_needs_only_what_other_checkouts_have():
     used = set(re.findall(r"\b((?:misc|persistence|upfirdn2d|bias_act|conv2d_resample|fma)\.\w+)", source))
     imports = re.findall(r"^(?:from|import) (\S+)", source, re.M)
     assert used <= allowed and set(imports) == {"typing", "numpy", "torch", "torch_utils", "torch_utils.ops"}
+    optional = re.findall(r"^try:\n    from (\S+) import .*\nexcept ImportError:", source, re.M)
+    assert optional == re.findall(r"^ +from (\S+) import", source, re.M) == ["torch_utils.ops.modconv_epilogue"]
     assert len(source.splitlines()) <= 850
 
 

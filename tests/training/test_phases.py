@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
+from dnnlib.util import UserError
 from training.config import OptimizerConfig
 from training.ema import ema_beta, update_ema
-from training.phases import GradientGuard, lazy_optimizer
+from training.phases import CHECK_INTERVAL, GradientGuard, lazy_optimizer
 
 
 @pytest.fixture
@@ -70,6 +71,29 @@ def test_guard_replaces_and_counts():
     assert guard.end_iteration() == 3 and guard.state() == 1
     guard.process(net)
     assert guard.end_iteration() == 0 and guard.state() == 0
+
+
+def test_gradients_keep_the_layout_of_their_parameters():
+    """Fused optimisers insist on it; values stay where they belong."""
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    net(torch.randn([2, 3, 5, 5])).square().sum().backward()
+    before = {name: p.grad.clone() for name, p in net.named_parameters()}
+    GradientGuard(torch.device("cpu")).process(net)
+    for name, p in net.named_parameters():
+        assert p.grad.stride() == p.stride() and torch.equal(p.grad, before[name])
+
+
+def test_a_check_looks_at_the_streak_of_the_check_before():
+    net, guard = small_net(), GradientGuard(torch.device("cpu"))
+    for iteration in range(1, 111):
+        net[0].weight.grad = torch.full_like(net[0].weight, float("nan"))
+        guard.process(net)
+        guard.end_iteration()
+        if iteration % CHECK_INTERVAL == 0 and iteration < 110:
+            guard.check()
+    with pytest.raises(UserError, match="non-finite for 100 iterations"):
+        guard.check()
 
 
 def test_guard_leaves_gradients_that_an_optimiser_can_use():

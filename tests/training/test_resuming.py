@@ -169,11 +169,11 @@ def test_training_goes_on_while_files_are_written(run, monkeypatch):
         original(*args)
 
     monkeypatch.setattr(checkpoints, "write_state", slow)
-    trainer.step(next(trainer.loader))
+    trainer.step(trainer.next_batch())
     trainer._save_state()
     saved = trainer.G.mapping.fc0.weight.clone()
-    trainer.step(next(trainer.loader))
-    trainer.step(next(trainer.loader))
+    trainer.step(trainer.next_batch())
+    trainer.step(trainer.next_batch())
     assert not list_states(run_dir), "still being written"
     gate.set()
     assert trainer.checkpoints.wait() == []

@@ -1,42 +1,72 @@
 """Bias, activation, gain and clamp as one operation."""
 
+import ctypes
+import functools
 from typing import Any, Callable, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .. import custom_ops
+from . import kernels
+
+Tensor = torch.Tensor
+
 
 class Activation(NamedTuple):
-    func: Callable[[torch.Tensor, float], torch.Tensor]  # (x, alpha) -> y
-    def_alpha: float                                     # Slope of the negative side, where there is one.
-    def_gain: float                                      # Keeps the second moment of normal input about 1.
-    slope: float | None                                  # Negative slope if piecewise linear; -1 = alpha. Else None.
+    func: Callable[[Tensor, float], Tensor]         # (x, alpha) -> y
+    def_alpha: float                                # Slope of the negative side, where there is one.
+    def_gain: float                                 # Keeps the second moment of normal input about 1.
+    slope: float | None = None                      # Negative slope if piecewise linear; -1 = alpha. Else None.
+    first: Callable[[Tensor], Tensor] | None = None     # Derivative of a smooth activation, from its result r ...
+    second: Callable[[Tensor], Tensor] | None = None    # ... and that derivative's derivative in r. Or both from
+    from_input: bool = False                            # the activation's input, if the result does not tell.
 
 
-activation_funcs = {
-    "linear":   Activation(lambda x, alpha: x,                    0.0, 1.0,        1.0),
-    "relu":     Activation(lambda x, alpha: F.relu(x),            0.0, np.sqrt(2), 0.0),
-    "lrelu":    Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, np.sqrt(2), -1.0),
-    "tanh":     Activation(lambda x, alpha: torch.tanh(x),        0.0, 1.0,        None),
-    "sigmoid":  Activation(lambda x, alpha: torch.sigmoid(x),     0.0, 1.0,        None),
-    "elu":      Activation(lambda x, alpha: F.elu(x),             0.0, 1.0,        None),
-    "selu":     Activation(lambda x, alpha: F.selu(x),            0.0, 1.0,        None),
-    "softplus": Activation(lambda x, alpha: F.softplus(x),        0.0, 1.0,        None),
-    "swish":    Activation(lambda x, alpha: torch.sigmoid(x) * x, 0.0, np.sqrt(2), None),
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+def _swish_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _swish_curve(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+activation_funcs = {  # bias_act.cu has them in the same order
+    "linear":   Activation(lambda x, alpha: x,                      0.0, 1.0,        slope=1.0),
+    "relu":     Activation(lambda x, alpha: F.relu(x),              0.0, np.sqrt(2), slope=0.0),
+    "lrelu":    Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, np.sqrt(2), slope=-1.0),
+    "tanh":     Activation(lambda x, alpha: torch.tanh(x),          0.0, 1.0,
+                           first=lambda r: 1 - r * r, second=lambda r: -2 * r),
+    "sigmoid":  Activation(lambda x, alpha: torch.sigmoid(x),       0.0, 1.0,
+                           first=lambda r: r * (1 - r), second=lambda r: 1 - 2 * r),
+    "elu":      Activation(lambda x, alpha: F.elu(x),               0.0, 1.0,
+                           first=lambda r: torch.where(r > 0, 1, r + 1), second=lambda r: (r <= 0).to(r.dtype)),
+    "selu":     Activation(lambda x, alpha: F.selu(x),              0.0, 1.0,
+                           first=lambda r: torch.where(r > 0, _SELU_SCALE, r + _SELU_SCALE * _SELU_ALPHA),
+                           second=lambda r: (r <= 0).to(r.dtype)),
+    "softplus": Activation(lambda x, alpha: F.softplus(x),          0.0, 1.0,
+                           first=lambda r: -torch.expm1(-r), second=lambda r: torch.exp(-r)),
+    "swish":    Activation(lambda x, alpha: torch.sigmoid(x) * x,   0.0, np.sqrt(2),
+                           first=_swish_slope, second=_swish_curve, from_input=True),
 }
 
 
 def bias_act(
-    x: torch.Tensor,
-    b: torch.Tensor | None = None,
+    x: Tensor,
+    b: Tensor | None = None,
     dim: int = 1,
     act: str = "linear",
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
     impl: Literal["cuda", "ref"] = "cuda",
-) -> torch.Tensor:
+) -> Tensor:
     """`clamp(gain * act(x + b))`, differentiable any number of times.
 
     Args:
@@ -59,19 +89,18 @@ def bias_act(
     gain = float(spec.def_gain if gain is None else gain)
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
-    if impl == "ref" or spec.slope is None:
+    if impl == "ref" or gain == 0:
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
-    slope = alpha if spec.slope < 0 else spec.slope
-    if slope == 1 and gain == 1 and clamp is None:
+    if act == "linear" and gain == 1 and clamp is None:
         return x if b is None else x + _along(b, x, dim)
-    return _PiecewiseLinear.apply(x, b, dim, slope, gain, clamp)
+    return torch.ops.glead.bias_act(x, b, dim % x.ndim, act, alpha, gain, -1.0 if clamp is None else float(clamp))
 
 
-def _along(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
+def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
     return b.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
 
 
-def _reference(x, b, dim, func, alpha, gain, clamp) -> torch.Tensor:
+def _reference(x, b, dim, func, alpha, gain, clamp) -> Tensor:
     if b is not None:
         x = x + _along(b, x, dim)
     x = func(x, alpha)
@@ -80,48 +109,189 @@ def _reference(x, b, dim, func, alpha, gain, clamp) -> torch.Tensor:
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
-class _PiecewiseLinear(torch.autograd.Function):
-    """Linear and (leaky) ReLU in place on one buffer. The derivative needs the result only, so nothing else is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x, b, dim, slope, gain, clamp):
-        y = x.clone() if b is None else x + _along(b, x, dim)
-        if slope != 1:
-            F.leaky_relu_(y, slope)
-        if gain != 1:
-            y.mul_(gain)
-        if clamp is not None:
-            clamp = torch.tensor(clamp, dtype=y.dtype).item()  # as `y` holds it, for the comparison in the derivative
-            y.clamp_(-clamp, clamp)
-        ctx.save_for_backward(y)
-        ctx.args = dim % x.ndim, slope, gain, clamp
-        ctx.has_bias = b is not None
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy):
-        dim, slope, gain, clamp = ctx.args
-        dx = _PiecewiseLinearGrad.apply(dy, *ctx.saved_tensors, slope, gain, clamp)
-        db = None
-        if ctx.has_bias and ctx.needs_input_grad[1]:
-            db = dx.sum([i for i in range(dx.ndim) if i != dim])
-        return dx, db, None, None, None, None
+def _slope(act: str, alpha: float) -> float | None:
+    """Of the negative side, if piecewise linear."""
+    slope = activation_funcs[act].slope
+    return alpha if slope == -1 else slope
 
 
-class _PiecewiseLinearGrad(torch.autograd.Function):
-    """dy -> dy times the local slope. Linear in dy and constant in y almost everywhere, so its derivative is itself."""
+# The operators. `ref` is the result y, or for activations of which it doesn't tell the derivative, the input x; clamp
+# < 0 means none. bias_act_grad is linear in dy, so its derivative in dy is itself.
 
-    @staticmethod
-    def forward(ctx: Any, dy, y, slope, gain, clamp):
-        ctx.save_for_backward(y)
-        ctx.args = slope, gain, clamp
-        dx = dy * gain if gain != 1 or (slope == 1 and clamp is None) else dy
-        if slope != 1:
-            dx = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)     # one pass each, without masks in between
-        if clamp is not None:
-            dx = torch.ops.aten.hardtanh_backward(dx, y, -clamp, clamp)
-        return dx
+_SETTINGS = "int dim, str act, float alpha, float gain, float clamp"
+kernels.library.define(f"bias_act(Tensor x, Tensor? b, {_SETTINGS}) -> Tensor")
+kernels.library.define(f"bias_act_grad(Tensor dy, Tensor ref, Tensor? b, {_SETTINGS}) -> Tensor")
+kernels.library.define(f"bias_act_grad2(Tensor dy, Tensor ref, Tensor? b, Tensor ddx, {_SETTINGS}) -> Tensor")
 
-    @staticmethod
-    def backward(ctx: Any, ddx):
-        return _PiecewiseLinearGrad.apply(ddx, *ctx.saved_tensors, *ctx.args), None, None, None, None
+
+def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
+    """In place on one buffer where that is possible."""
+    slope = _slope(act, alpha)
+    y = x.clone() if b is None else x + _along(b, x, dim)
+    if slope is None:
+        y = activation_funcs[act].func(y, alpha)
+    elif slope != 1:
+        F.leaky_relu_(y, slope)
+    if gain != 1:
+        y.mul_(gain)
+    if clamp >= 0:
+        limit = _as_held(clamp, y.dtype)
+        y.clamp_(-limit, limit)
+    return y
+
+
+def _as_held(clamp: float, dtype: torch.dtype) -> float:
+    """The limit as a result of that type holds it, to tell what was clamped."""
+    return torch.tensor(clamp, dtype=dtype).item()
+
+
+def _native_grad(
+    dy: Tensor, ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
+) -> Tensor:
+    slope = _slope(act, alpha)
+    if slope is None:
+        r, y = _result(ref, b, dim, act, alpha, gain)
+        dx = dy * activation_funcs[act].first(r) * gain
+    else:
+        dx, y = dy * gain, ref
+        if slope != 1:  # one pass each, in place and without masks in between
+            torch.ops.aten.leaky_relu_backward(dx, y, slope, True, grad_input=dx)
+    if clamp >= 0:
+        limit = _as_held(clamp, dy.dtype)
+        torch.ops.aten.hardtanh_backward(dx, y, -limit, limit, grad_input=dx)
+    return dx
+
+
+def _native_grad2(
+    dy: Tensor, ref: Tensor, b: Tensor | None, ddx: Tensor, dim: int, act: str, alpha: float, gain: float, clamp: float
+) -> Tensor:
+    spec = activation_funcs[act]
+    r, y = _result(ref, b, dim, act, alpha, gain)
+    d = dy * ddx * spec.second(r)
+    if spec.from_input:
+        d = d * gain
+    if clamp >= 0:
+        limit = _as_held(clamp, dy.dtype)
+        d = torch.ops.aten.hardtanh_backward(d, y, -limit, limit)
+    return d
+
+
+def _result(ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float) -> tuple[Tensor, Tensor]:
+    """What a smooth activation's derivative is told from, and the result before the clamp."""
+    spec = activation_funcs[act]
+    if not spec.from_input:
+        return ref / gain, ref
+    r = ref if b is None else ref + _along(b, ref, dim)
+    return r, spec.func(r, alpha) * gain
+
+
+_Params = kernels.params(
+    out=ctypes.c_void_p, x=ctypes.c_void_p, ref=ctypes.c_void_p, ddx=ctypes.c_void_p, b=ctypes.c_void_p,
+    size=ctypes.c_int64, step=ctypes.c_int64, num_b=ctypes.c_int64,
+    alpha=ctypes.c_double, gain=ctypes.c_double, clamp=ctypes.c_double,
+)
+_UNROLL = 2  # as in bias_act.cu
+
+
+@functools.lru_cache(maxsize=None)
+def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, index: str) -> custom_ops.Kernel:
+    return kernels.kernel("bias_act", _Params, dtype=dtype, ORDER=order, ACT=list(activation_funcs).index(act),
+                          BIAS=bias, VEC=vec, INDEX=index)
+
+
+def standard_kernels() -> list[custom_ops.Kernel]:
+    """What the networks use: linear and leaky ReLU, with bias and without, single elements and full vectors."""
+    return [
+        _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32) for vec in (1, kernels.VECTOR_BYTES // dtype.itemsize)
+        for order, bias in ((0, 0), (0, 1), (0, 2), (1, 0)) if bias < 2 or vec > 1 for act in ("linear", "lrelu")
+    ]
+
+
+def _launch(
+    order: int, x: Tensor, b: Tensor | None, ref: Tensor | None, ddx: Tensor | None,
+    dim: int, act: str, alpha: float, gain: float, clamp: float,
+) -> Tensor | None:
+    """Through a CUDA kernel; None where there is none."""
+    if x.dtype not in kernels.TYPES or x.numel() == 0:
+        return None
+    x = kernels.dense(x)
+    out = torch.empty_like(x)
+    ref, ddx = (t if t is None or t.stride() == x.stride() else torch.empty_like(x).copy_(t) for t in (ref, ddx))
+    if b is not None:
+        b = b.to(x.dtype).contiguous()
+    step, tensors = x.stride(dim), (x, out, ref, ddx)
+    vec = kernels.vector_size(x.dtype, x.numel(), tensors)
+    bias = 0
+    if b is not None and step == 1 and x.shape[dim] > 1:  # the vector runs over channels
+        vec, bias = kernels.vector_size(x.dtype, len(b), (*tensors, b)), 2
+    elif b is not None:
+        vec, bias = kernels.vector_size(x.dtype, step, tensors), 1
+    if bias == 2 and vec == 1:
+        bias = 1
+    index = kernels.index_type(x.numel())
+    launch = custom_ops.load(
+        _kernel(order=order, act=act, dtype=x.dtype, bias=bias, vec=vec, index=index), x.device)
+    grid = -(-(x.numel() // vec) // (kernels.BLOCK * _UNROLL))
+    if launch is None or grid > kernels.MAX_GRID:
+        return None
+    address = kernels.address
+    launch(grid, _Params(address(out), address(x), address(ref), address(ddx), address(b),
+                         x.numel(), step, 1 if b is None else len(b), alpha, gain, clamp))
+    return out
+
+
+def _cuda(x, b, dim, act, alpha, gain, clamp):
+    y = _launch(0, x, b, None, None, dim, act, alpha, gain, clamp)
+    return _native(x, b, dim, act, alpha, gain, clamp) if y is None else y
+
+
+def _cuda_grad(dy, ref, b, dim, act, alpha, gain, clamp):
+    dx = _launch(1, dy, b, ref, None, dim, act, alpha, gain, clamp)
+    return _native_grad(dy, ref, b, dim, act, alpha, gain, clamp) if dx is None else dx
+
+
+def _cuda_grad2(dy, ref, b, ddx, dim, act, alpha, gain, clamp):
+    d = _launch(2, dy, b, ref, ddx, dim, act, alpha, gain, clamp)
+    return _native_grad2(dy, ref, b, ddx, dim, act, alpha, gain, clamp) if d is None else d
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, b, *ctx.settings = inputs
+    from_input = activation_funcs[ctx.settings[1]].from_input
+    ctx.has_bias = b is not None
+    ctx.save_for_backward(*((x, b) if from_input else (output, None)))
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple:
+    ref, b = ctx.saved_tensors
+    dx = torch.ops.glead.bias_act_grad(dy, ref, b, *ctx.settings)
+    db = None
+    if ctx.has_bias and ctx.needs_input_grad[1]:
+        db = dx.sum([i for i in range(dx.ndim) if i != ctx.settings[0]])
+    return dx, db, *[None] * len(ctx.settings)
+
+
+def _setup_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    dy, ref, b, *ctx.settings = inputs
+    ctx.save_for_backward(dy, ref, b)
+
+
+def _backward_grad(ctx: Any, ddx: Tensor) -> tuple:
+    dy, ref, b = ctx.saved_tensors
+    dim, act, alpha, gain, clamp = ctx.settings
+    ddy = torch.ops.glead.bias_act_grad(ddx, ref, b, *ctx.settings) if ctx.needs_input_grad[0] else None
+    d_ref = db = None
+    if activation_funcs[act].slope is None and any(ctx.needs_input_grad[1:3]):
+        if torch.is_grad_enabled():  # still higher derivatives are wanted: plain operations have them all
+            d_ref = _native_grad2(dy, ref, b, ddx, *ctx.settings)
+        else:
+            d_ref = torch.ops.glead.bias_act_grad2(dy, ref, b, ddx, *ctx.settings)
+        if b is not None:
+            db = d_ref.sum([i for i in range(d_ref.ndim) if i != dim])
+    return ddy, d_ref, db, *[None] * len(ctx.settings)
+
+
+kernels.register("bias_act", cpu=_native, cuda=_cuda, setup_context=_setup, backward=_backward)
+kernels.register("bias_act_grad", cpu=_native_grad, cuda=_cuda_grad, setup_context=_setup_grad, backward=_backward_grad)
+kernels.register("bias_act_grad2", cpu=_native_grad2, cuda=_cuda_grad2)

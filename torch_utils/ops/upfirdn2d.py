@@ -1,10 +1,16 @@
 """Up-sample, filter with an FIR, down-sample: the resampling operation of the StyleGAN family."""
 
+import ctypes
+import functools
+import itertools
 from typing import Any, Literal, NamedTuple, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from .. import custom_ops
+from . import kernels
 
 
 class _Spec(NamedTuple):
@@ -88,7 +94,7 @@ def upfirdn2d(
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
     if impl == "ref":
         return _reference(x, f, spec)
-    return _UpFirDn2d.apply(x, f, spec)
+    return torch.ops.glead.upfirdn2d(x, f, *spec)
 
 
 def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
@@ -151,33 +157,188 @@ def _reference(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     return x[:, :, ::downy, ::downx]
 
 
-class _UpFirDn2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x, f, spec: _Spec):
-        ctx.save_for_backward(f)
-        y = _native(x, f, spec)
-        ctx.spec, ctx.sizes = spec, (x.shape[-1], x.shape[-2], y.shape[-1], y.shape[-2])
-        return y
+# The operator. It is linear in x, and its derivative is again such an operator: factors swapped, filter turned around.
 
-    @staticmethod
-    def backward(ctx: Any, dy):
-        (f,) = ctx.saved_tensors
-        spec, (xw, xh, yw, yh) = ctx.spec, ctx.sizes
-        (upx, upy), (downx, downy), (px0, _, py0, _), flip, gain = spec
-        fw, fh = _filter_size(f)
-        padding = (
-            fw - px0 - 1, xw * upx - yw * downx + px0 - upx + 1,
-            fh - py0 - 1, xh * upy - yh * downy + py0 - upy + 1,
-        )
-        return _UpFirDn2d.apply(dy, f, _Spec(spec.down, spec.up, padding, not flip, gain)), None, None
+kernels.library.define(
+    "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip, float gain) -> Tensor")
+
+
+def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    x, f, *spec = inputs
+    ctx.save_for_backward(f)
+    ctx.spec, ctx.sizes = _Spec(*spec), (x.shape[-1], x.shape[-2], output.shape[-1], output.shape[-2])
+
+
+def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    (f,) = ctx.saved_tensors
+    (upx, upy), (downx, downy), (px0, _, py0, _), flip, gain = ctx.spec
+    xw, xh, yw, yh = ctx.sizes
+    fw, fh = _filter_size(f)
+    padding = (
+        fw - px0 - 1, xw * upx - yw * downx + px0 - upx + 1,
+        fh - py0 - 1, xh * upy - yh * downy + py0 - upy + 1,
+    )
+    return torch.ops.glead.upfirdn2d(dy, f, ctx.spec.down, ctx.spec.up, padding, not flip, gain), *[None] * 6
+
+
+def _cpu(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
+    return _native(x, f, _Spec(*spec))
+
+
+def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
+    spec = _Spec(*(tuple(part) if isinstance(part, list) else part for part in spec))
+    if x.dtype not in kernels.TYPES or x.numel() == 0:
+        return _native(x, f, spec)
+    f = f.to(torch.float32)
+    if f.ndim == 2:
+        y = _launch(x, f, spec)
+        return _native(x, f, spec) if y is None else y
+    horizontal, vertical = _separate(spec)  # two passes of few taps instead of one of many
+    y = _launch(x, f[None, :], horizontal)
+    if y is not None:
+        y = _launch(y, f[:, None], vertical)
+    return _native(x, f, spec) if y is None else y
+
+
+def _separate(spec: _Spec) -> tuple[_Spec, _Spec]:
+    """One pass along each axis; the gain belongs to both together."""
+    (upx, upy), (downx, downy), (px0, px1, py0, py1), flip, gain = spec
+    return (_Spec((upx, 1), (downx, 1), (px0, px1, 0, 0), flip, gain),
+            _Spec((1, upy), (1, downy), (0, 0, py0, py1), flip, 1.0))
+
+
+def _out_size(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> tuple[int, int]:
+    """Height and width."""
+    (upx, upy), (downx, downy), (px0, px1, py0, py1) = spec[:3]
+    fw, fh = _filter_size(f)
+    h, w = x.shape[2] * upy + py0 + py1 - fh, x.shape[3] * upx + px0 + px1 - fw
+    if h < 0 or w < 0:
+        raise RuntimeError(f"padding {spec.padding} leaves less of an image of {x.shape[3]}x{x.shape[2]} pixels than "
+                           f"the filter of {fw}x{fh} taps")
+    return h // downy + 1, w // downx + 1
+
+
+_Params = kernels.params(
+    y=ctypes.c_void_p, x=ctypes.c_void_p, f=ctypes.c_void_p, f_stride_x=ctypes.c_int64, f_stride_y=ctypes.c_int64,
+    images=ctypes.c_int64, channels=ctypes.c_int64,
+    in_w=ctypes.c_int64, in_h=ctypes.c_int64, out_w=ctypes.c_int64, out_h=ctypes.c_int64,
+    first_x=ctypes.c_int64, first_y=ctypes.c_int64, gain=ctypes.c_double,
+)
+_AnyParams = kernels.params(**{name: ctypes.c_void_p for name in ("y", "x", "f")}, **{name: ctypes.c_int64 for name in (
+    "f_stride_x", "f_stride_y", "images", "channels", "in_w", "in_h", "out_w", "out_h",
+    "in_stride_n", "in_stride_c", "in_stride_y", "in_stride_x",
+    "out_stride_n", "out_stride_c", "out_stride_y", "out_stride_x",
+    "up_x", "up_y", "down_x", "down_y", "pad_x", "pad_y", "fw", "fh", "flip",
+)}, gain=ctypes.c_double)
+
+_MOST_TAPS = 32     # Of a specialised kernel, in both directions together; its code is unrolled.
+_MOST_FACTOR = 4
+
+
+class _Plan(NamedTuple):
+    """How a specialised kernel shares out the work; see upfirdn2d.cu."""
+
+    kernel: custom_ops.Kernel
+    step: tuple[int, int]       # Outputs of a thread: x, y.
+    first: tuple[int, int]      # Inputs that the first outputs begin with: x, y.
+    tile: tuple[int, int, int]  # Threads of a block along channels, x and y (channels last).
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, vout: int, channels: int) -> _Plan:
+    """For channels-last images, `channels` is their number, else 0. `vec`, `vout`: elements of vectors."""
+    (upx, upy), (downx, downy), (px0, _, py0, _), flip, _ = spec
+    fw, fh = taps
+    tall = 8 if fh > 6 else 1 if fh == 1 else 2 if downy > 1 else 4     # many taps: more outputs share an input
+    if channels:
+        rx, ry = upx * (4 if fh == 1 else 1), upy * max(tall // upy, 1)
+        tc = min(8, 1 << (channels // vec - 1).bit_length())
+        tx = kernels.BLOCK // tc // 4
+        shift, first_x, tile = 0, -(px0 // upx), (tc, tx, 4)
+    else:
+        rx, ry = upx * vec, upy * max((8 if vec == 1 and fh > 1 else tall) // upy**2, 1)
+        shift = -(px0 // upx) % vec
+        first_x, tile = -(px0 // upx) - shift, (1, 1, 1)
+    kernel = kernels.kernel(
+        "upfirdn2d", _Params, dtype=dtype, CHANNELS_LAST=int(channels > 0), UPX=upx, UPY=upy, DOWNX=downx, DOWNY=downy,
+        FW=fw, FH=fh, FLIP=int(flip), PX=px0 % upx, PY=py0 % upy, RX=rx, RY=ry, VEC=vec, VOUT=vout, SHIFT=shift,
+        TC=tile[0], TX=tile[1], INDEX="unsigned",
+    )
+    return _Plan(kernel, (rx, ry), (first_x, -(py0 // upy)), tile)
+
+
+def standard_kernels() -> list[custom_ops.Kernel]:
+    """What the networks use with the filter 1, 3, 3, 1, forward and backward; small images take a few more."""
+    found = [_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True)]
+    for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
+        most = kernels.VECTOR_BYTES // dtype.itemsize
+        for up, down, pad, vec, vout in [  # beside convolutions of stride 2, images have odd sizes: no vectors there
+            (1, 1, 1, 1, 1), (1, 1, 2, most, 1), (2, 1, 2, most, most), (1, 2, 1, most, most),
+        ]:
+            spec = _Spec((up, up), (down, down), (pad, pad, pad, pad), flip, 1.0)
+            found.append(_plan(dtype, spec, (4, 4), vec=vec, vout=vout, channels=0).kernel)
+            found += [_plan(dtype, spec, (4, 4), vec=most, vout=most, channels=channels).kernel
+                      for channels in (4 * most, 8 * most)]
+    return list(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=None)
+def _any_kernel(dtype: torch.dtype, channels_last: bool) -> custom_ops.Kernel:
+    return kernels.kernel("upfirdn2d_any", _AnyParams, dtype=dtype, CHANNELS_LAST=int(channels_last))
+
+
+def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
+    """Through a CUDA kernel; None where there is none. `f` is 2-D."""
+    x = kernels.dense(x)
+    n, c, h, w = x.shape
+    channels_last = kernels.is_channels_last(x)
+    out_h, out_w = _out_size(x, f, spec)
+    y = torch.empty([n, c, out_h, out_w], dtype=x.dtype, device=x.device,
+                    memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    fw, fh = _filter_size(f)
+    if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
+        return _launch_any(x, f, y, spec)
+    if channels_last:
+        vec = vout = kernels.vector_size(x.dtype, c, (x, y))
+    else:
+        vec, vout = kernels.vector_size(x.dtype, w, (x,)), kernels.vector_size(x.dtype, out_w, (y,))
+        vout = min(vec, vout)
+    plan = _plan(x.dtype, spec, (fw, fh), vec=vec, vout=vout, channels=c if channels_last else 0)
+    groups_x, groups_y = -(-out_w // plan.step[0]), -(-out_h // plan.step[1])
+    if channels_last:
+        tc, tx, ty = plan.tile
+        grid = -(-(c // vec) // tc) * -(-groups_x // tx) * -(-groups_y // ty) * n
+    else:
+        grid = -(-groups_x * groups_y * n * c // kernels.BLOCK)
+    launch = custom_ops.load(plan.kernel, x.device)
+    if launch is None or grid * kernels.BLOCK >= 2**32:
+        return _launch_any(x, f, y, spec)
+    address = kernels.address
+    launch(grid, _Params(address(y), address(x), address(f), f.stride(1), f.stride(0),
+                         n if channels_last else n * c, c if channels_last else 1, w, h, out_w, out_h, *plan.first,
+                         spec.gain))
+    return y
+
+
+def _launch_any(x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
+    launch = custom_ops.load(_any_kernel(x.dtype, kernels.is_channels_last(x)), x.device)
+    grid = -(-y.numel() // kernels.BLOCK)
+    if launch is None or grid > kernels.MAX_GRID:
+        return None
+    n, c, h, w = x.shape
+    fw, fh = _filter_size(f)
+    address = kernels.address
+    launch(grid, _AnyParams(address(y), address(x), address(f), f.stride(1), f.stride(0), n, c, w, h, y.shape[3],
+                            y.shape[2], *x.stride(), *y.stride(), *spec.up, *spec.down, spec.padding[0],
+                            spec.padding[2], fw, fh, spec.flip, spec.gain))
+    return y
 
 
 def _native(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     """Strided convolutions, so that neither inserted zeros nor dropped pixels are computed."""
-    if f.ndim == 1:  # one pass along each axis; the gain belongs to both together
-        (upx, upy), (downx, downy), (px0, px1, py0, py1), flip, gain = spec
-        x = _native(x, f[None, :], _Spec((upx, 1), (downx, 1), (px0, px1, 0, 0), flip, gain))
-        return _native(x, f[:, None], _Spec((1, upy), (1, downy), (0, 0, py0, py1), flip, 1.0))
+    if f.ndim == 1:
+        horizontal, vertical = _separate(spec)
+        return _native(_native(x, f[None, :], horizontal), f[:, None], vertical)
     f = f.to(dtype=x.dtype) * spec.gain
     return _fir_up(x, f, spec) if max(spec.up) > 1 else _fir_down(x, f, spec)
 
@@ -200,7 +361,10 @@ def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     cx, cy = max(min(left, right), 0), max(min(top, bottom), 0)
     if spec.flip:
         f = f.flip([0, 1])  # conv_transpose2d convolves
-    y = F.conv_transpose2d(x, _depthwise(f, x), stride=(upy, upx), padding=(cy, cx), groups=x.shape[1])
+    # CPUs have no fast kernel for it in half precision; the small side is what is converted.
+    dtype = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    y = F.conv_transpose2d(x.to(dtype), _depthwise(f.to(dtype), x), stride=(upy, upx), padding=(cy, cx),
+                           groups=x.shape[1]).to(x.dtype)
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
     return y[:, :, :: spec.down[1], :: spec.down[0]] if max(spec.down) > 1 else y
@@ -209,3 +373,6 @@ def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
 def _depthwise(f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """One filter for every channel; several times faster on CPUs than folding the channels into the batch."""
     return f.expand(x.shape[1], 1, *f.shape)
+
+
+kernels.register("upfirdn2d", cpu=_cpu, cuda=_cuda, setup_context=_setup, backward=_backward)

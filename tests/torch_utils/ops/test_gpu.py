@@ -1,0 +1,60 @@
+"""The operations on a GPU: their kernels are used, and agree with the references."""
+
+import pytest
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+from torch_utils.ops.self_test import self_test
+
+pytestmark = pytest.mark.gpu
+
+
+def test_operations_agree_with_their_references():
+    failed = [check for check in self_test(torch.device("cuda")) if not check.error <= check.bound]
+    assert not failed
+
+
+def test_all_standard_kernels_load():
+    custom_ops.prepare(torch.device("cuda"))
+    missing = [k for k in custom_ops.standard_kernels() if custom_ops.load(k, torch.device("cuda", 0)) is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kernels_take_turns_with_plain_operations(dtype, channels_last):
+    """Large images, a view that starts in the middle of memory, and a stream of one's own."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn([5, 64, 128, 96], device="cuda").to(dtype=dtype, memory_format=memory_format)[1:]
+    f, b = upfirdn2d.setup_filter([1, 3, 3, 1], device="cuda"), torch.randn([64], device="cuda", dtype=dtype)
+    scale, noise = torch.rand([4, 64], device="cuda"), torch.randn([4, 1, 128, 96], device="cuda")
+
+    def results() -> list[torch.Tensor]:
+        y = bias_act.bias_act(x, b, act="lrelu", clamp=256)
+        z = modconv_epilogue.modconv_epilogue(x, scale, noise, scale.new_tensor(0.3), b, clamp=256)
+        return [y, upfirdn2d.upsample2d(y, f), upfirdn2d.downsample2d(y, f), upfirdn2d.filter2d(x, f), z]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        ours = results()
+    torch.cuda.current_stream().wait_stream(stream)
+    with custom_ops.switched_off():
+        plain = results()
+    for a, e in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, e, rtol=4e-3 if dtype == torch.float16 else 1e-5,
+                                   atol=4e-3 if dtype == torch.float16 else 1e-5)
+
+
+def test_kernels_run_inside_a_graph():
+    x, f = torch.randn([2, 8, 32, 32], device="cuda"), upfirdn2d.setup_filter([1, 3, 3, 1], device="cuda")
+    work = lambda: bias_act.bias_act(upfirdn2d.upsample2d(x, f), act="lrelu")  # noqa: E731
+    expected = work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = work()
+    x.copy_(x.clone() * 2)
+    graph.replay()
+    torch.testing.assert_close(y, 2 * expected)

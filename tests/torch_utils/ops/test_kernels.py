@@ -1,0 +1,119 @@
+"""CUDA kernels, emulated on the CPU, against plain operations."""
+
+import itertools
+
+import pytest
+import torch
+
+from torch_utils.ops import bias_act, kernels, modconv_epilogue, upfirdn2d
+
+pytest_plugins = ["tests.torch_utils.ops.emulator"]
+BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-6, torch.float64: 1e-14}
+
+
+def assert_close(actual, expected, dtype):
+    assert actual.dtype == dtype and actual.shape == expected.shape
+    bound = BOUNDS[dtype] * expected.abs().max().item()
+    assert (actual.double() - expected.double()).abs().max().item() <= bound
+
+
+def activations():
+    """Every activation; every type, kind of bias, memory format and odd size with some of them."""
+    dtypes, acts = itertools.cycle(BOUNDS), itertools.cycle(bias_act.activation_funcs)
+    shapes = [((2, 8, 4, 4), False), ((2, 16, 3, 5), True), ((2, 3, 3, 5), True), ((3, 24), False),
+              ((2, 3, 5, 7), False), ((1, 5, 1, 1), False), ((300, 8, 2, 2), False)]
+    for i in range(11):
+        shape, channels_last = shapes[i % len(shapes)]
+        yield pytest.param(next(acts), next(dtypes), shape, channels_last, i % 4 != 3, 0.7 if i % 2 else None,
+                           id=f"{i}-{list(bias_act.activation_funcs)[i % 9]}")
+
+
+@pytest.mark.parametrize("act,dtype,shape,channels_last,has_bias,clamp", list(activations()))
+def test_bias_act(emulator, act, dtype, shape, channels_last, has_bias, clamp):
+    x, dy, ddx = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(3))
+    if channels_last:
+        x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))  # ddx comes in another format
+    b = torch.randn(shape[1], dtype=torch.float64).to(dtype) if has_bias else None
+    settings = (1, act, 0.3, 1.7, -1.0 if clamp is None else clamp)
+    wide = lambda t: None if t is None else t.double()  # noqa: E731
+    y = bias_act._cuda(x, b, *settings)
+    assert_close(y, bias_act._native(wide(x), wide(b), *settings), dtype)
+    ref = x if act == "swish" else y
+    held = settings[:-1] + ((-1.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()),)
+    assert_close(bias_act._cuda_grad(dy, ref, b, *settings), bias_act._native_grad(wide(dy), wide(ref), wide(b), *held), dtype)
+    expected = [dy]
+    if bias_act._slope(act, 0.3) is None:
+        actual = bias_act._cuda_grad2(dy, ref, b, ddx, *settings)
+        assert_close(actual, bias_act._native_grad2(wide(dy), wide(ref), wide(b), wide(ddx), *held), dtype)
+        expected.append(ddx)
+    assert len(emulator.launched) == len(expected) + 1
+
+
+def firs():
+    dtypes = itertools.cycle(BOUNDS)
+    cases = [  # taps (height, width), up, down, padding, shape, channels last
+        ((4, 4), 1, 1, (2, 1, 2, 1), (2, 3, 16, 24), False), ((4, 4), 1, 1, (1, 2, 1, 2), (1, 16, 9, 7), True),
+        ((4, 4), 2, 1, (2, 1, 2, 1), (2, 3, 8, 16), False), ((4, 4), 2, 1, (2, 1, 2, 1), (1, 8, 5, 6), True),
+        ((4, 4), 1, 2, (1, 1, 1, 1), (2, 3, 32, 16), False), ((4, 4), 1, 2, (1, 1, 1, 1), (2, 24, 10, 9), True),
+        ((4, 4), 1, 1, (2, 2, 2, 2), (2, 2, 17, 19), False), ((4, 4), 1, 1, (1, 1, 1, 1), (2, 2, 17, 33), False),
+        ((1, 12), (2, 1), 1, (6, 5, 0, 0), (1, 2, 8, 16), False), ((12, 1), (1, 2), 1, (0, 0, 6, 5), (1, 8, 8, 8), True),
+        ((12, 1), 1, (1, 2), (0, 0, 5, 5), (2, 2, 24, 16), False), ((1, 12), 1, (2, 1), (5, 5, 0, 0), (1, 16, 9, 20), True),
+        ((2, 3), 3, 2, (4, 1, -1, 2), (2, 2, 7, 8), False), ((3, 2), (1, 3), (2, 1), (-2, 3, 1, 0), (1, 4, 7, 8), True),
+        ((1, 1), 2, 1, (0, 0, 1, -1), (2, 2, 4, 4), False), ((1, 1), 1, 1, (-1, -1, -1, -1), (2, 2, 8, 8), False),
+        ((9, 7), 2, 3, (5, 9, 4, 8), (1, 3, 13, 8), False), ((24, 24), 1, 5, (9, 12, 11, 12), (1, 5, 20, 20), True),
+        ((4, 4), 1, 1, (9, 9, 20, 3), (1, 2, 8, 8), False), ((4, 4), 2, 1, (-3, 4, -5, 6), (1, 2, 16, 8), False),
+    ]
+    for number, case in enumerate(cases):
+        yield pytest.param(*case, next(dtypes), number % 2 == 1, id=f"fir{number}")
+
+
+@pytest.mark.parametrize("taps,up,down,padding,shape,channels_last,dtype,flip", list(firs()))
+def test_upfirdn2d(emulator, taps, up, down, padding, shape, channels_last, dtype, flip):
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    f = torch.randn(taps).t().contiguous().t()  # strides of its own
+    spec = upfirdn2d._Spec(upfirdn2d._pair(up), upfirdn2d._pair(down), padding, flip, 1.3)
+    y = upfirdn2d._cuda(x, f, *spec)
+    assert_close(y, upfirdn2d._reference(x.double(), f, spec), dtype)
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert [k.name for k in emulator.launched] == ["upfirdn2d_any" if taps[0] * taps[1] > 32 else "upfirdn2d"]
+
+
+def test_separable_filters_take_two_passes(emulator):
+    x, f = torch.randn([2, 3, 8, 12]), torch.randn([12])
+    spec = upfirdn2d._Spec((2, 2), (1, 1), (6, 5, 6, 5), False, 4.0)
+    assert_close(upfirdn2d._cuda(x, f, *spec), upfirdn2d._reference(x.double(), f, spec), torch.float32)
+    assert len(emulator.launched) == 2
+
+
+def epilogues():
+    dtypes, acts = itertools.cycle(BOUNDS), itertools.cycle(["lrelu", "linear", "relu"])
+    shapes = [((2, 8, 4, 4), False), ((2, 16, 3, 5), True), ((2, 3, 5, 7), False), ((1, 5, 3, 3), True),
+              ((3, 2, 40, 40), False), ((2, 72, 9, 9), True), ((2, 4, 16, 8), False), ((1, 128, 12, 40), True)]
+    for i, (shape, last) in enumerate(shapes):
+        yield pytest.param(next(acts), next(dtypes), shape, last, i != 2, (None, "each", "same")[i % 3], i != 3,
+                           1.1 if i % 2 else None, id=f"epilogue{i}")
+
+
+@pytest.mark.parametrize("act,dtype,shape,channels_last,has_scale,noise_kind,has_bias,clamp", list(epilogues()))
+def test_modconv_epilogue(emulator, act, dtype, shape, channels_last, has_scale, noise_kind, has_bias, clamp):
+    n, c, h, w = shape
+    x, dy = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(2))
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    small = kernels.compute_type(dtype)
+    scale = torch.randn([n, c], dtype=small) if has_scale else None
+    noise = dict(each=torch.randn([n, 1, h, w], dtype=small), same=torch.randn([h, w], dtype=small)).get(noise_kind)
+    strength = None if noise is None else torch.tensor(0.7, dtype=small)
+    b = torch.randn([c], dtype=small) if has_bias else None
+    settings = (act, 1.3, -1.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item())
+    wide = lambda *tensors: [None if t is None else t.double() for t in tensors]  # noqa: E731
+    y = modconv_epilogue._cuda(x, scale, noise, strength, b, *settings)
+    assert_close(y, modconv_epilogue._native(*wide(x, scale, noise, strength, b), *settings), dtype)
+    assert y.stride() == x.stride()
+    dx, sums = modconv_epilogue._cuda_grad(dy, y, x, scale, noise, *settings)
+    expected_dx, expected_sums = modconv_epilogue._native_grad(*wide(dy, y, x, scale, noise), *settings)
+    assert_close(dx, expected_dx, dtype)
+    assert_close(sums, expected_sums, small)
+    assert [k.name for k in emulator.launched] == ["modconv_epilogue", "modconv_epilogue_grad"]

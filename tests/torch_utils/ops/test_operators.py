@@ -1,0 +1,97 @@
+"""The operations as operators of PyTorch: registration, derivatives, and whole networks on their CUDA kernels."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from torch_utils.ops import bias_act, fma, kernels, modconv_epilogue, upfirdn2d
+from training.networks import Discriminator, Generator
+
+pytest_plugins = ["tests.torch_utils.ops.emulator"]
+
+
+def test_operators_are_registered_well():
+    x, b = torch.randn([2, 4, 6, 5], requires_grad=True), torch.randn([4], requires_grad=True)
+    ref = torch.randn([2, 4, 6, 5], requires_grad=True)
+    scale, noise, strength = torch.randn([2, 4], requires_grad=True), torch.randn([2, 1, 6, 5]), torch.randn([])
+    ops = torch.ops.glead
+    for op, arguments in [
+        (ops.bias_act, (x, b, 1, "lrelu", 0.2, 1.4, 0.5)), (ops.bias_act, (x, None, 1, "swish", 0.0, 1.4, -1.0)),
+        (ops.bias_act_grad, (x, ref, None, 1, "lrelu", 0.2, 1.4, 0.5)),
+        (ops.bias_act_grad, (x, ref, b, 1, "swish", 0.0, 1.4, -1.0)),
+        (ops.bias_act_grad2, (x.detach(), ref.detach(), None, ref.detach(), 1, "tanh", 0.0, 1.4, 0.5)),
+        (ops.upfirdn2d, (x, upfirdn2d.setup_filter([1, 3, 3, 1]), (2, 1), (1, 2), (1, 2, 3, 0), True, 1.5)),
+        (ops.modconv_epilogue, (x, scale, noise, strength.requires_grad_(), b, "lrelu", 1.4, 0.5)),
+        (ops.modconv_epilogue, (x, None, None, None, None, "linear", 1.4, -1.0)),
+        (ops.modconv_epilogue_grad, (x.detach(), ref.detach(), x.detach(), None, noise, "lrelu", 1.4, 0.5)),
+    ]:
+        opcheck(op.default, arguments)
+
+
+@pytest.mark.parametrize("noise", [None, torch.randn([2, 1, 3, 4], dtype=torch.float64),
+                                   torch.randn([3, 4], dtype=torch.float64)])
+@pytest.mark.parametrize("act,clamp", [("lrelu", None), ("lrelu", 0.8), ("linear", 0.8)])
+def test_modconv_epilogue_derivatives(noise, act, clamp):
+    x, scale, b = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ([2, 3, 3, 4], [2, 3], [3]))
+    strength = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def fn(x, scale, strength, b):
+        return modconv_epilogue.modconv_epilogue(x, scale, noise, strength, b, act=act, clamp=clamp)
+
+    assert gradcheck(fn, [x, scale, strength, b]) and gradgradcheck(fn, [x, scale, strength, b])
+    plain = x * scale[:, :, None, None] + (0 if noise is None else noise * strength)
+    torch.testing.assert_close(fn(x, scale, strength, b), bias_act.bias_act(plain, b, act=act, clamp=clamp, impl="ref"))
+    only_x = modconv_epilogue.modconv_epilogue(x, act=act, clamp=clamp)
+    torch.testing.assert_close(only_x, bias_act.bias_act(x, act=act, clamp=clamp, impl="ref"))
+
+
+def test_modconv_epilogue_says_what_it_cannot_do():
+    x = torch.randn([1, 2, 3, 3])
+    with pytest.raises(ValueError, match="piecewise linear"):
+        modconv_epilogue.modconv_epilogue(x, act="tanh")
+    with pytest.raises(ValueError, match="no derivative in its noise"):
+        modconv_epilogue.modconv_epilogue(x.requires_grad_(), noise=torch.zeros([3, 3], requires_grad=True),
+                                          strength=torch.ones([]))
+
+
+@pytest.fixture
+def on_kernels(emulator):
+    """Tensors of the CPU take the operators' CUDA way, with emulated kernels."""
+    library = torch.library.Library("glead", "IMPL")
+    for name, module in [("bias_act", bias_act), ("upfirdn2d", upfirdn2d), ("modconv_epilogue", modconv_epilogue)]:
+        library.impl(name, module._cuda, "CPU", allow_override=True)
+    for name, fn in [("bias_act_grad", bias_act._cuda_grad), ("bias_act_grad2", bias_act._cuda_grad2),
+                     ("modconv_epilogue_grad", modconv_epilogue._cuda_grad)]:
+        library.impl(name, fn, "CPU", allow_override=True)
+    yield emulator
+    del library
+
+
+def derivatives() -> list[torch.Tensor]:
+    """Of small networks: image, logits, first derivatives, path length's and R1's."""
+    torch.manual_seed(0)
+    G = Generator(z_dim=4, c_dim=0, w_dim=4, img_resolution=16, img_channels=3, mapping_kwargs=dict(num_layers=1),
+                  synthesis_kwargs=dict(channel_base=128, channel_max=8))
+    D = Discriminator(c_dim=0, img_resolution=16, img_channels=3, channel_base=128, channel_max=8)
+    ws = G.mapping(torch.randn([4, 4]), None)
+    img = G.synthesis(ws, noise_mode="const", fused_modconv=False)
+    logits = D(img)
+    first = torch.autograd.grad(torch.nn.functional.softplus(-logits).mean(), [*G.synthesis.parameters(),
+                                *D.parameters()], retain_graph=True, allow_unused=True)
+    (path,) = torch.autograd.grad((img * torch.randn_like(img)).sum(), ws, create_graph=True)
+    second = torch.autograd.grad(path.square().sum(), G.synthesis.parameters(), retain_graph=True, allow_unused=True)
+    real = torch.randn_like(img).requires_grad_()
+    (slope,) = torch.autograd.grad(D(real).sum(), real, create_graph=True)
+    third = torch.autograd.grad(slope.square().sum(), D.parameters(), allow_unused=True)
+    return [img, logits, *(g for g in (*first, *second, *third) if g is not None)]
+
+
+def test_networks_on_the_kernels_equal_plain_ones(request):
+    expected = derivatives()
+    emulator = request.getfixturevalue("on_kernels")
+    actual = derivatives()
+    assert len(actual) == len(expected) > 50
+    for ours, theirs in zip(actual, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+    assert {k.name for k in emulator.launched} >= {"bias_act", "upfirdn2d"}

@@ -1,0 +1,119 @@
+"""CUDA's driver by ctypes: loads a compiled kernel into a device and launches it.
+
+A launch takes 1.1 us of Python, as much as through the cuda-bindings package, which not every PyTorch brings along.
+"""
+
+import ctypes
+import functools
+from typing import Callable
+
+import torch
+
+from .source import Kernel, Launcher, Unavailable
+
+_RELAXED = 2        # CU_STREAM_CAPTURE_MODE_RELAXED
+_NUM_REGS = 4       # CU_FUNC_ATTRIBUTE_NUM_REGS
+
+
+@functools.lru_cache(maxsize=None)
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError as e:
+        raise Unavailable(f"no CUDA driver ({e})") from e
+    _check(library, library.cuInit(0), "cuInit")
+    return library
+
+
+def _error_name(library: ctypes.CDLL, code: int) -> str:
+    name = ctypes.c_char_p()
+    library.cuGetErrorName(code, ctypes.byref(name))
+    return name.value.decode() if name.value else f"CUDA error {code}"
+
+
+def _check(library: ctypes.CDLL, code: int, function: str) -> None:
+    if code:
+        raise Unavailable(f"{function}: {_error_name(library, code)}")
+
+
+@functools.lru_cache(maxsize=None)
+def _context(index: int) -> int:
+    """The context that PyTorch uses on a device, kept for good."""
+    library = _library()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(library, library.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
+    _check(library, library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
+    return context.value
+
+
+def raw_stream() -> Callable[[int], int]:
+    """The function that gives the handle of a device's current stream: PyTorch's own short cut, where it has it."""
+    short_cut = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return short_cut or (lambda index: torch.cuda.current_stream(index).cuda_stream)
+
+
+def launcher(kernel: Kernel, image: bytes, *, index: int) -> Launcher:
+    """Load a compiled kernel into a device.
+
+    Args:
+        kernel: What `image` holds.
+        image:  Cubin, or PTX with a zero at its end.
+        index:  Of the device.
+
+    Raises:
+        Unavailable: There is no driver, or it refuses.
+    """
+    library, context = _library(), ctypes.c_void_p(_context(index))
+    _check(library, library.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+    try:
+        return _launcher(library, kernel, _function(library, kernel, image), context, index)
+    finally:
+        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_void_p:
+    """In the current context. A stream that this thread is capturing doesn't mind."""
+    module, function, registers, mode = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int(_RELAXED)
+    _check(library, library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
+    try:
+        _check(library, library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
+        symbol = kernel.symbol.encode()
+        _check(library, library.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
+        # Modules are loaded lazily, but a capture must not be what loads them.
+        _check(library, library.cuFuncGetAttribute(ctypes.byref(registers), _NUM_REGS, function), "cuFuncGetAttribute")
+    finally:
+        library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    return function
+
+
+def _launcher(
+    library: ctypes.CDLL, kernel: Kernel, function: ctypes.c_void_p, context: ctypes.c_void_p, index: int,
+) -> Launcher:
+    # The hot path: everything is looked up and converted beforehand. Without `argtypes`, ctypes passes whole numbers as
+    # C int, which takes half the time, so that pointers have to be c_void_p. A launch may have to wait for the device,
+    # and lets other threads run meanwhile; what can't wait doesn't bother (PyDLL).
+    immediate = ctypes.PyDLL(library._name, handle=library._handle)
+    start, current_context = library.cuLaunchKernel, immediate.cuCtxGetCurrent
+    push, pop = immediate.cuCtxPushCurrent_v2, immediate.cuCtxPopCurrent_v2
+    block, expected, stream = kernel.block, context.value, raw_stream()
+    pointer, byref, addressof = ctypes.c_void_p, ctypes.byref, ctypes.addressof
+
+    def launch(grid: int, params: ctypes.Structure) -> None:
+        if not grid:
+            return
+        # Another device may be current, and in a new thread there is no context before PyTorch needs one itself.
+        current = pointer()
+        current_context(byref(current))
+        elsewhere = current.value != expected
+        if elsewhere:
+            push(context)
+        try:
+            error = start(function, grid, 1, 1, block, 1, 1, 0, pointer(stream(index)), byref(pointer(addressof(params))), None)
+        finally:
+            if elsewhere:
+                pop(byref(current))
+        if error:
+            raise RuntimeError(f"{_error_name(library, error)}: launching {kernel} on a grid of {grid} blocks of {block} "
+                               f"threads, cuda:{index}")
+
+    return launch

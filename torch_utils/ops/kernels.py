@@ -1,0 +1,81 @@
+"""What the operations that have CUDA kernels share: element types, sizes of vectors, parameters by address."""
+
+import ctypes
+from typing import Any, Callable, Sequence
+
+import torch
+
+from .. import custom_ops
+
+TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+BLOCK = 256             # Threads of a block.
+VECTOR_BYTES = 16       # What one instruction reads or writes at most.
+MAX_GRID = 2**31 - 1
+
+library = torch.library.Library("glead", "FRAGMENT")  # The operators, as `torch.ops.glead.<name>`.
+
+
+def register(
+    name: str,
+    *,
+    cpu: Callable[..., Any],
+    cuda: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,   # For `backward`, as torch.library.register_autograd takes them;
+    backward: Callable[..., tuple] | None = None,       # None = not differentiable.
+) -> None:
+    """Give the operator `name`, defined in `library`, its implementations. Plain operations serve fake tensors, too."""
+    library.impl(name, cpu, "CompositeExplicitAutograd")  # any device that has no kernels
+    library.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"glead::{name}", cpu, lib=library)
+    if backward is not None:
+        torch.library.register_autograd(f"glead::{name}", backward, setup_context=setup_context, lib=library)
+
+
+def params(**fields: Any) -> type[ctypes.Structure]:
+    """A kernel's `struct Params`: fields in its order, by name and type."""
+    return type("Params", (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def kernel(
+    name: str, params: type[ctypes.Structure], *, dtype: torch.dtype, block: int = BLOCK, **macros: int | str
+) -> custom_ops.Kernel:
+    """The kernel of `name`.cu for elements of a type, with the parameters that it will be given."""
+    common = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
+    return custom_ops.Kernel(name, tuple((common | macros).items()))
+
+
+def index_type(numel: int) -> str:
+    """Unsigned type that can count so many elements."""
+    return "unsigned" if numel < 2**31 else "unsigned long long"
+
+
+def address(x: torch.Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """What kernels calculate in: half types are widened to float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor | None]) -> int:
+    """Most elements of one access: a power of two that divides `length`, with all tensors aligned to it."""
+    size = VECTOR_BYTES // dtype.itemsize
+    addresses = [t.data_ptr() for t in tensors if t is not None]
+    while size > 1 and (length % size or any(a % (size * dtype.itemsize) for a in addresses)):
+        size //= 2
+    return size
+
+
+def is_dense(x: torch.Tensor) -> bool:
+    """Do the elements fill their memory, in whichever order of dimensions?"""
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    return x if is_dense(x) else x.contiguous()
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Is each pixel's channels' memory consecutive, and not only by chance?"""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,94 @@
+"""The operations on a device against their references in double precision: values, first and second derivatives."""
+
+import functools
+import itertools
+from typing import Any, Callable, Collection, Iterator, NamedTuple, Sequence
+
+import torch
+
+from . import bias_act, modconv_epilogue, upfirdn2d
+
+Tensor = torch.Tensor
+
+BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}  # Of the largest value.
+
+
+class Check(NamedTuple):
+    name: str
+    error: float    # Largest difference, relative to the largest value.
+    bound: float
+
+
+class _Case(NamedTuple):
+    name: str
+    fn: Callable[..., Tensor]                   # The operation, of `inputs`.
+    reference: Callable[..., Tensor] | None     # None = `fn` with impl="ref".
+    inputs: tuple[Tensor, ...]                  # Double precision, on the CPU.
+
+
+def self_test(device: torch.device, dtypes: Collection[torch.dtype] = tuple(BOUNDS)) -> list[Check]:
+    """Every operation in every floating-point type and both memory formats."""
+    checks = []
+    for case in _cases():
+        reference = case.reference or functools.partial(case.fn, impl="ref")
+        expected = _derivatives(reference, case.inputs)
+        for dtype, channels_last in itertools.product(dtypes, (False, True)):
+            inputs = [t.to(device=device, dtype=dtype) for t in case.inputs]
+            if channels_last:
+                inputs[0] = inputs[0].to(memory_format=torch.channels_last)
+            error = max(_error(*pair) for pair in zip(_derivatives(case.fn, inputs), expected, strict=True))
+            kind = str(dtype).removeprefix("torch.") + (" channels last" if channels_last else "")
+            checks.append(Check(f"{case.name}, {kind}", error, BOUNDS[dtype]))
+    return checks
+
+
+def _cases() -> Iterator[_Case]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        """Multiples of 1/8, which all types hold exactly; none gets near to where results are clamped."""
+        return torch.randint(-24, 25, shape, generator=generator) / 8.0
+
+    x, b, noise = (draw(*shape).double() for shape in [(2, 24, 17, 40), (24,), (2, 1, 17, 40)])
+    scale = 2.0 ** torch.randint(-1, 2, [2, 24], generator=generator).double()
+    for act in bias_act.activation_funcs:
+        settings = dict(act=act, clamp=1.5 if act == "lrelu" else None)
+        yield _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
+
+    taps = {"4x4": [1.0, 3, 3, 1], "12": [1.0, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1], "3x2": [[1.0, 2], [3, 4], [5, 6]]}
+    moves = [(1, 1, (2, 1, 2, 1)), (2, 1, (5, 6, 7, 4)), (1, 2, (5, 6, 6, 5)), ((3, 1), (1, 2), (9, -1, 7, 8))]
+    for (name, f), move in itertools.product(taps.items(), moves):
+        yield _fir_case(f"upfirdn2d {name}", upfirdn2d.setup_filter(f), *move, x)
+    yield _fir_case("upfirdn2d 24x24", torch.rand([24, 24], generator=generator), 2, 5, (23, 20, 19, 25), x)
+
+    def plain(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
+        x = x * scale[:, :, None, None] + noise.to(x.device) * strength
+        return bias_act.bias_act(x, b, act="lrelu", clamp=1.5, impl="ref")
+
+    def fused(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
+        return modconv_epilogue.modconv_epilogue(x, scale, noise.to(x.device), strength, b, clamp=1.5)
+
+    yield _Case("modconv_epilogue", fused, plain, (x, scale, torch.tensor(0.5).double(), b))
+
+
+def _fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...], x: Tensor) -> _Case:
+    def fn(x: Tensor, impl: str = "cuda") -> Tensor:
+        return upfirdn2d.upfirdn2d(x, f.to(x.device), up, down, padding, gain=1.5, impl=impl)
+
+    return _Case(f"{name} up {up} down {down}", fn, None, (x,))
+
+
+def _derivatives(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Value, first derivatives, and what R1 differentiates: the gradient of a gradient's squared norm."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = fn(*inputs)
+    weight = ((torch.arange(y.shape[-1], device=y.device) % 5 + 1) / 4).to(y.dtype).expand_as(y)
+    first = torch.autograd.grad(y, inputs, weight)
+    dy = weight.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(fn(*inputs), inputs[0], dy, create_graph=True)
+    (second,) = torch.autograd.grad(dx.square().sum(), dy)
+    return [t.detach() for t in (y, *first, second)]
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double().cpu() - expected).abs().max() / expected.abs().max())
