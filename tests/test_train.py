@@ -104,7 +104,7 @@ def parts(monkeypatch, runs):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(launch, "_run_processes", runs.append)
-    monkeypatch.setattr(launch, "_build_kernels", lambda: None)
+    monkeypatch.setattr(launch, "_build_kernels", lambda device: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -64,17 +64,17 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
     from .training_loop import run_training
 
     with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
-        if job.config.device == "cuda":
-            _build_kernels()
+        _build_kernels(job.config.device)
         run_training(job.config, job.run_dir, resume=job.resume)
         if distributed.rank() == 0:
             _write_outcome(job)
 
 
-def _build_kernels() -> None:
+def _build_kernels(device: str) -> None:
+    """Nothing is to be done on the CPU."""
     from torch_utils import custom_ops, distributed
 
-    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device("cuda")),
+    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
                             what="building the CUDA kernels", timeout_sec=_BUILDING_SEC)
 
 

@@ -17,7 +17,7 @@ from training.loader import TrainingOrder
 from training.training_state import list_states, read_state
 
 FAULTY = Path(__file__).with_name("faulty.py")
-FORKED = f"import sys; sys.path.insert(0, {str(FAULTY.parent)!r}); import faulty; faulty.main(*sys.argv[1:], forks=True)"
+FORKED = f"import sys; sys.path[:0] = [{str(FAULTY.parent)!r}]; import faulty; faulty.main(*sys.argv[1:], forks=True)"
 TIMEOUT_SEC = 6     # Processes wait so long for one that hangs.
 ROWS = []
 
