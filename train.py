@@ -87,6 +87,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
          help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10.")
 @general("--timeout", type=cli.FiniteFloat(min=0, min_open=True, max=1e6), metavar="SEC", default=600,
          help="How long processes wait for one that hangs.")
+@general("--outcome", metavar="FILE",
+         help="In the end, write the word finished or stopped to this file; what fails leaves none.")
 @general("-n", "--dry-run", is_flag=True,
          help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
 @data("--data", metavar="PATH", help="Training data: folder, zip, or folder of zips.")
@@ -192,7 +194,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
     Raises:
         UserError: The first thing that is wrong.
     """
-    run = find_run(command)
+    run, busy = find_run(command)
     if run is not None:  # resolved as at its start, when the batch size may have followed from the number of GPUs
         said = {**said, **run.command, **command, "gpus": run.command.get("gpus"), "resume": run.command.get("resume")}
     if said["resume"] == "auto":
@@ -208,6 +210,9 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
         num_gpus = command.get("gpus", run.config.num_gpus)
         config = resume.changed(run, config, num_gpus=num_gpus, anyway="resume_anyway" in command)
         configs.validate(config)
+    if busy is not None:
+        print(f"Warning: {busy}, which the same command started, is being trained by another program: this is a second "
+              "run", file=sys.stderr)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
     validate(config, arguments, run=run)
@@ -217,8 +222,15 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
             print(f"Would go on in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
         return None
+    from training import launch
+
+    launch.clear_outcome(said["outcome"])
     source.check()
-    return start_run(config, command, arguments.outdir, description) if run is None else go_on(run, config, command)
+    if run is None:
+        job = start_run(config, command, arguments.outdir, description)
+    else:
+        job = go_on(run, config, command)
+    return job._replace(outcome=said["outcome"])
 
 
 def _automatic(command: dict[str, Any]) -> bool:
@@ -229,15 +241,15 @@ def _how_not_to(command: dict[str, Any]) -> str:
     return "; --resume=noresume starts a new run" if _automatic(command) else ""
 
 
-def find_run(command: dict[str, Any]) -> resume.Run | None:
-    """The run that --resume names, or that the same command left unfinished; None = a new one."""
+def find_run(command: dict[str, Any]) -> resume.Found:
+    """The run that --resume names, or that the same command left unfinished, or none for a new one."""
     if _automatic(command):
-        return resume.find_run(command["outdir"], command) if command.get("outdir") else None
+        return resume.find_run(command["outdir"], command) if command.get("outdir") else resume.Found(None)
     wanted = command["resume"]
     if wanted == "noresume" or wanted in presets.RESUME_SOURCES or not resume.is_run(wanted):
-        return None
+        return resume.Found(None)
     try:
-        return resume.open_run(wanted)
+        return resume.Found(resume.open_run(wanted))
     except UserError as e:
         raise UserError(f"--resume: {e}") from e
 

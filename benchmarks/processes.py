@@ -62,7 +62,7 @@ def work(job_path: str, out: str) -> None:
     scores = _score(trainer, job["detector"]) if job["detector"] else {}
     start = time.perf_counter()
     for _ in range(job["iterations"]):
-        trainer.step()
+        trainer.step(trainer.next_batch())
     sec = (time.perf_counter() - start) / max(job["iterations"], 1)
     trainer.close()
     gradients = _gradients(config, run_dir)
@@ -77,7 +77,7 @@ def _score(trainer: Any, detector: str) -> dict[str, float]:
     from torch_utils import distributed
 
     return dict(metric_main.calc_metric(
-        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=trainer.config.batch_gpu,
+        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=64,
         num_gpus=distributed.world_size(), rank=distributed.rank(), workers=0, cache=False).results)
 
 

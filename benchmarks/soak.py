@@ -74,6 +74,7 @@ def fork_training(
         with open(run_dir / "output.txt", "a") as f:
             os.dup2(f.fileno(), 1)
             os.dup2(f.fileno(), 2)
+        torch.set_num_threads(1)    # OpenMP would wait for threads of the process before the fork
         before()
         run_training(config, str(run_dir), resume="newest" if list_states(run_dir) else None)
         status = 0

@@ -7,7 +7,7 @@ loopback of its own, and they share the files, as machines with a network file s
 (unshare, nsenter), iproute2 (ip), and root or the right to make user namespaces; nothing of it is left behind. Both
 run `train_scripts/cluster/several-nodes.sh` over gloo, with a tiny network. Exit status 1 if this does not hold:
 
-    after the cut    both machines end with status 1 and a message, within `limit_sec` (see `time_limit`)
+    after the cut    both machines end with status 1 (or 137: torchrun had to be ended) and a message, within `limit_sec`
     what is left     the newest training state is good
     after mending    the same commands go on from that state, and end with status 0
     in the end       the networks are, bit for bit, those of a run that was not cut (--compare)
@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ SCRIPT = ROOT / "train_scripts" / "cluster" / "several-nodes.sh"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 INTERFACE = "cable"
 PORT = 29500
+LINGER_SEC = 5          # With c10d's rendezvous: torchrun that was cut off is ended so long after train.py.
 KIMG = 0.3
 TICK_KIMG = 0.032
 TRAINING = ("--cfg=auto", "--method=stylegan2", "--aug=ada", "--cbase=128", "--cmax=8", "--map-depth=1", "--batch=8",
@@ -57,10 +59,11 @@ def missing() -> str | None:
         return str(e)
 
 
-def time_limit(timeout_sec: float) -> float:
+def time_limit(timeout_sec: float, rendezvous: str) -> float:
     """Seconds from the cut until both machines have ended: the --timeout that they wait for each other, a few to ask
-    whose heart stopped, which the side without the store has to give up, and torchrun's own end on a busy machine."""
-    return timeout_sec + 15
+    whose heart stopped, which the side without the store has to give up, and torchrun's own end on a busy machine,
+    which `several-nodes.sh` may have to bring about."""
+    return timeout_sec + 15 + (LINGER_SEC if rendezvous == "c10d" else 0)
 
 
 class TwoMachines:
@@ -133,7 +136,8 @@ class Run:
         for node, log in enumerate(self._logs):
             meet = [f"--node={node}"]
             if rendezvous == "c10d":  # both have one host name: say who keeps the store, and how each is reached
-                meet = [f"--torchrun=--rdzv-conf=is_host={node == 0:d}", f"--torchrun=--local-addr={ADDRESSES[node]}"]
+                meet = [f"--linger={LINGER_SEC}", f"--torchrun=--rdzv-conf=is_host={node == 0:d}",
+                        f"--torchrun=--local-addr={ADDRESSES[node]}"]
             command = ["bash", str(SCRIPT), "--nodes=2", f"--master={ADDRESSES[0]}:{PORT}", "--per-node=1", *meet,
                        *arguments]
             with open(log, "wb") as f:
@@ -217,10 +221,11 @@ def observe(
         machines.cut()
         cut_time = time.monotonic()
         print("Cut the cable", flush=True)
-        after_cut = run.wait(since=cut_time, limit_sec=time_limit(timeout_sec))
+        after_cut = run.wait(since=cut_time, limit_sec=time_limit(timeout_sec, rendezvous))
     _show(after_cut)
+    failed = (1, 128 + signal.SIGKILL) if rendezvous == "c10d" else (1,)
     for node, end in enumerate(after_cut):
-        if end.status != 1 or not end.message.startswith("Error: "):
+        if end.status not in failed or not end.message.startswith("Error: "):
             problems.append(f"machine {node} ended with status {end.status} and the message {end.message!r}")
             print(f"The last lines of machine {node}:\n{run.text(node)[-3000:]}", flush=True)
     nimg = newest_state(folder / "cut")["progress"]["nimg"]
@@ -237,7 +242,7 @@ def observe(
         problems.append(f"went on from {went_on} images, expected {nimg}")
     problems += [f"after mending, machine {node} ended with status {end.status}"
                  for node, end in enumerate(after_mending) if end.status != 0]
-    figures = dict(timeout_sec=timeout_sec, limit_sec=time_limit(timeout_sec), rendezvous=rendezvous,
+    figures = dict(timeout_sec=timeout_sec, limit_sec=time_limit(timeout_sec, rendezvous), rendezvous=rendezvous,
                    after_cut=[end._asdict() for end in after_cut], state_nimg=nimg,
                    after_mending=[end._asdict() for end in after_mending])
     if compare:

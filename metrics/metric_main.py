@@ -26,6 +26,7 @@ from metrics.kernel_inception_distance import compute_kid
 from metrics.options import MetricOptions, ProgressFn, shared_failure
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import compute_pr
+from torch_utils import distributed
 
 SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
 
@@ -119,7 +120,7 @@ def calc_metric(
     dataset: Any,                               # real images, and labels for generated ones
     detector: str | None = None,                # path or URL of a TorchScript file; None = the standard net
     device: torch.device | str = "cpu",
-    num_gpus: int = 1,                          # processes, all of which call this with torch.distributed initialised
+    num_gpus: int = 1,                          # processes, which have met by distributed.join and all call this
     rank: int = 0,
     batch_size: int = 64,                       # images per forward pass
     seed: int = 0,                              # of latents, labels, noise and subsets
@@ -136,11 +137,12 @@ def calc_metric(
 
     Raises:
         UserError: Unknown metric, feature net or data that do not fit.
+        LostRank:  Another process died, or did not answer in time.
     """
     check_metrics([metric])
     check_match(G, dataset)
-    if num_gpus > 1 and not torch.distributed.is_initialized():
-        raise ValueError(f"num_gpus={num_gpus} needs torch.distributed to be initialised")
+    if num_gpus > 1 and num_gpus != distributed.world_size():
+        raise ValueError(f"num_gpus={num_gpus} needs as many processes that have met by distributed.join")
     start = time.monotonic()
     entry = _METRICS[metric]
     device = torch.device(device)

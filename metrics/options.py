@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.util import UserError
+from torch_utils import distributed
 
 ProgressFn = Callable[[str, int, int], None]
 """Called with (stage, done, total), for example ("fid50k_full generated", 640, 50000)."""
@@ -26,7 +27,7 @@ class MetricOptions:
     G: torch.nn.Module
     dataset: Any
     device: torch.device
-    num_gpus: int = 1                           # Processes that share the work, through torch.distributed.
+    num_gpus: int = 1                           # Processes that share the work, after `distributed.join`.
     rank: int = 0
     batch_size: int = 64                        # Images per forward pass; results do not depend on it.
     seed: int = 0                               # Keys latents, labels, noise, subsets.
@@ -42,13 +43,12 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
     error = None
     try:
         yield
+    except distributed.LostRank:  # nobody to share it with
+        raise
     except Exception as e:
         error = e
-    if opts.num_gpus > 1:
-        failed = torch.tensor([int(error is not None)], device=opts.device)
-        torch.distributed.all_reduce(failed)
-        if failed.item() and error is None:
-            raise UserError(f"{opts.metric} failed on another process")
+    if opts.num_gpus > 1 and distributed.any_rank(error is not None) and error is None:
+        raise UserError(f"{opts.metric} failed on another process")
     if error is not None:
         raise error
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 SHARED = Path(os.environ.get("GLEAD_SHARED") or ROOT / "../shared").resolve()
 
 
@@ -99,6 +99,31 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels.append([name, i % 3])
         z.writestr("dataset.json", json.dumps(dict(labels=labels)))
     return path
+
+
+@pytest.fixture
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of four images: a thousand take most of the time of a small run."""
+    _shrink_grids(monkeypatch)
+
+
+def _shrink_grids(patch: pytest.MonkeyPatch) -> None:
+    from training import snapshot
+
+    patch.setattr(snapshot, "_MIN_CELLS", (2, 2))
+    patch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+
+
+@pytest.fixture(scope="session")
+def warm(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What PyTorch does once is done, so that processes that are forked from this one save two seconds each."""
+    from benchmarks.soak import small_config
+    from training.training_loop import run_training
+
+    config = small_config(tiny_dataset, "--method=glead+ggdr", "--reg_loss_fake=cos", "--aug=ada", "--kimg=0.008")
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink_grids(patch)
+        run_training(config, str(tmp_path_factory.mktemp("warm")))
 
 
 class _TinyNet(torch.nn.Module):

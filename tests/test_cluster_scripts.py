@@ -34,7 +34,9 @@ shift
 case ${STEP:-} in
     "") for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" || exit; done ;;
     hangs) trap '' USR1; echo training; sleep 30 ;;
-    *) trap 'echo "$STEP"; exit 0' USR1; echo training; while :; do sleep 0.05; done ;;
+    *) for argument; do [[ $argument == --outcome=* ]] && outcome=${argument#*=}; done
+       trap 'echo "Done in a moment"; [[ $STEP == silent ]] || echo "$STEP" >"$outcome"; exit 0' USR1
+       echo training; while :; do sleep 0.05; done ;;
 esac
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -175,27 +177,32 @@ def test_the_second_signal_reaches_torchrun(start, programs):
 
 
 def test_slurm_starts_every_node(run, tmp_path):
-    status, out, err = run("slurm.sbatch", "--data=a b.zip", "--torchrun=--max-restarts=1", "--grace=5")
+    outdir = tmp_path / "runs"
+    status, out, err = run("slurm.sbatch", "--data=a b.zip", "--torchrun=--max-restarts=1", "--grace=5",
+                           f"--outdir={outdir}")
     assert status == 0, err
     nodes = [["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=4", f"--node-rank={node}",
               "--master-addr=node7", "--master-port=23456", "--max-restarts=1", TRAIN,
-              f"--outdir={ROOT}/runs/slurm-123456", "--data=a b.zip"] for node in (0, 1)]
+              f"--outdir={outdir}", f"--outcome={outdir}/outcome-123456.txt", "--data=a b.zip", f"--outdir={outdir}"]
+             for node in (0, 1)]
     assert out == ["srun --kill-on-bad-exit=1", *nodes[0], *nodes[1]]
     assert scontrol_calls(tmp_path) == []
 
 
 def test_slurm_job_fails_with_training(run, tmp_path):
-    assert run("slurm.sbatch", STATUS="3")[0] == 3
+    assert run("slurm.sbatch", f"--outdir={tmp_path}", STATUS="3")[0] == 3
     assert scontrol_calls(tmp_path) == []
 
 
 @pytest.mark.parametrize("step, requeued", [
-    ("Stopped at 1.0 kimg, saved x.pkl. To go on: python train.py", True),
-    ("hangs", True),  # its last training state is good
-    ("Done in 5s: x.pkl", False),
+    ("stopped", True),
+    ("silent", True),   # whatever it prints
+    ("hangs", True),    # its last training state is good
+    ("finished", False),
 ])
 def test_slurm_warning(start, tmp_path, step, requeued):
-    process = start("slurm.sbatch", "--grace=2", STEP=step)
+    (tmp_path / "outcome-123456.txt").write_text("finished")  # of another time
+    process = start("slurm.sbatch", "--grace=1", f"--outdir={tmp_path}", STEP=step)
     wait_for_training(process)
     process.send_signal(signal.SIGUSR1)
     begin = time.monotonic()
@@ -203,6 +210,16 @@ def test_slurm_warning(start, tmp_path, step, requeued):
     assert process.returncode == 0
     assert time.monotonic() - begin < 10
     assert scontrol_calls(tmp_path) == (["scontrol requeue 123456"] if requeued else [])
+    assert not list(tmp_path.glob("outcome*"))
+
+
+def test_a_torchrun_that_waits_for_lost_machines_is_ended(start, programs):
+    (programs / "python").write_text("#!/usr/bin/env bash\nsleep 0.5\necho alone\nexec sleep 30\n")
+    process = start("several-nodes.sh", "--nodes=2", "--master=a", "--linger=1")
+    begin = time.monotonic()
+    status, out, err = finish(process)
+    assert (status, out) == (128 + signal.SIGKILL, ["alone"]) and 1 < time.monotonic() - begin < 10
+    assert "torchrun is ended, whose processes all ended 1 seconds ago" in err
 
 
 def test_slurm_directives_ask_for_what_requeueing_needs():

@@ -104,6 +104,7 @@ def parts(monkeypatch, runs):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(launch, "_run_processes", runs.append)
+    monkeypatch.setattr(launch, "_build_kernels", lambda device: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -137,8 +138,8 @@ def resolved(run, runs, *args, **kwargs):
     """The configuration of a run with these arguments, from what the run directory holds."""
     result = run(*args, **kwargs)
     assert result.exit_code == 0, result.output
-    config, run_dir, resume = runs[-1]
-    assert resume is None
+    config, run_dir, resume, outcome = runs[-1]
+    assert resume is None and outcome is None
     assert from_json(json.loads(Path(run_dir, "training_options.json").read_text())) == config
     return config
 
@@ -162,7 +163,7 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     assert options["run_dir"] == str(run_dir)
     assert options["batch_size"] == 32 and options["D_kwargs"]["decoder_res"] == [16]
     assert (run_dir / "log.txt").read_text().endswith("training\n")
-    config, path, resume = runs[0]
+    config, path, resume, _ = runs[0]
     assert path == options["run_dir"] and resume is None
     assert options["command"] == {"outdir": str(tmp_path / "runs"), "data": "32-labels", "device": "cpu",
                                   "metrics": [], "mirror": True, "cond": True}
@@ -652,6 +653,31 @@ def test_the_same_command_goes_on(run, runs, start, tmp_path):
     assert run("--batch=16", "--resume=auto").exit_code == 0
     assert runs[1] == job                                       # what it went on with is what it goes on with
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_a_second_run_beside_one_that_is_going_on_is_said(run, runs, start, tmp_path):
+    path = start()
+    with resume.locked(path):
+        result = run()
+        assert result.exit_code == 0 and Path(runs[0].run_dir).name.startswith("00001-") and runs[0].resume is None
+        assert result.stderr == (f"Warning: {path}, which the same command started, is being trained by another program: "
+                                 "this is a second run\n")
+        for args in (["--resume=noresume"], ["--gamma=2"]):
+            assert run(*args).stderr == ""
+
+
+def test_an_outcome_of_another_time_is_deleted(run, runs, start, tmp_path):
+    outcome = tmp_path / "outcome.txt"
+    outcome.write_text("finished\n")
+    assert run(f"--outcome={outcome}", "--dry-run").exit_code == 0 and outcome.read_text() == "finished\n"
+    assert run(f"--outcome={outcome}").exit_code == 0 and outcome.read_text() == "stopped\n"  # it trained nothing
+    assert run(f"--outcome={outcome}", "--gpus=2").exit_code == 0 and not outcome.exists()
+    assert runs[-1].outcome == str(outcome)
+    assert last_line(run(f"--outcome={tmp_path}")).startswith(f"--outcome: can't delete {tmp_path}: ")
+    assert last_line(run("--outcome=/proc/o")).startswith("can't write /proc/o: /proc takes no files")
+    path = start()
+    assert run(f"--outcome={outcome}", "--gpus=2").exit_code == 0   # it is no other command
+    assert (runs[-1].run_dir, runs[-1].outcome) == (str(path), str(outcome))
 
 
 def test_a_new_run_where_there_is_nothing_to_go_on_with(run, runs, start, tmp_path):

@@ -5,7 +5,12 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator, TypeVar
+
+from dnnlib.util import UserError
+from torch_utils import distributed
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -33,6 +38,23 @@ class StopRequest:
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def agree(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
+        """Do what comes next if all ranks can and none was asked to stop: the result, or None, and what failed, if any.
+
+        All ranks call this together, and what they do between two calls together is whole: a state can be saved.
+
+        Raises:
+            LostRank: A process is missing.
+        """
+        result = problem = None
+        try:
+            result = work()
+        except UserError as e:
+            problem = str(e)
+        if distributed.any_rank(self.requested or problem is not None):
+            return None, distributed.first_given(problem)
+        return result, None
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

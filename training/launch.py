@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, NamedTuple
 
-from dnnlib.util import UserError, num_cores
+from dnnlib.util import UserError, atomic_write, check_writable, num_cores
 
 from . import config as configs
 from . import interrupt, run_dir
@@ -19,6 +19,7 @@ from .config import TrainingConfig
 
 LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
+_BUILDING_SEC = 900         # Others wait so long for the process that builds the CUDA kernels.
 _GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
 _INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
@@ -30,13 +31,14 @@ class Job(NamedTuple):
     config: TrainingConfig
     run_dir: str
     resume: str | None = None   # Go on from this training state, or from the "newest" one in `run_dir`.
+    outcome: str | None = None  # File for a word on how the run ended.
 
     def to_json(self) -> dict[str, Any]:
-        return {"config": configs.to_json(self.config), "run_dir": self.run_dir, "resume": self.resume}
+        return {**self._asdict(), "config": configs.to_json(self.config)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Job":
-        return cls(configs.from_json(data["config"]), data["run_dir"], data["resume"])
+        return cls(**{**data, "config": configs.from_json(data["config"])})
 
 
 def run(job: Job) -> None:
@@ -62,7 +64,44 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
     from .training_loop import run_training
 
     with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
+        _build_kernels(job.config.device)
         run_training(job.config, job.run_dir, resume=job.resume)
+        if distributed.rank() == 0:
+            _write_outcome(job)
+
+
+def _build_kernels(device: str) -> None:
+    """Nothing is to be done on the CPU."""
+    from torch_utils import custom_ops, distributed
+
+    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
+                            what="building the CUDA kernels", timeout_sec=_BUILDING_SEC)
+
+
+def clear_outcome(path: str | None) -> None:
+    """Before a run that is to write it: an old one must not pass for its own.
+
+    Raises:
+        UserError: It can't be deleted or written.
+    """
+    if path is not None:
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as e:
+            raise UserError(f"--outcome: can't delete {path}: {e.strerror or e}") from e
+        check_writable(path)
+
+
+def _write_outcome(job: Job) -> None:
+    from .resume import is_finished
+
+    if job.outcome is not None:
+        word = "finished" if is_finished(job.run_dir, job.config.total_kimg) else "stopped"
+        try:
+            with atomic_write(job.outcome) as f:
+                f.write(f"{word}\n".encode())
+        except OSError as e:
+            raise UserError(f"--outcome: can't write {job.outcome}: {e.strerror or e}") from e
 
 
 def _log_path(job: Job) -> str:

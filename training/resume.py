@@ -23,7 +23,7 @@ _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writi
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset((
     "outdir", "gpus", "snap", "tick", "metrics", "detector", "device", "dry_run", "workers", "resume", "resume_anyway",
-    "kimg", "nobench", "timeout", "keep",
+    "kimg", "nobench", "timeout", "keep", "outcome",
 ))
 _FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
                 "cudnn_benchmark", "timeout_sec", "keep")
@@ -78,12 +78,20 @@ def _read_run(path: str) -> Run:
     return run
 
 
-def find_run(outdir: str, command: Mapping[str, Any]) -> Run | None:
+class Found(NamedTuple):
+    """What `find_run` found."""
+
+    run: Run | None             # To go on with.
+    busy: str | None = None     # Where another program is training, if that is why there is none.
+
+
+def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
     """The newest run in `outdir` that the same command started, that has a state, is unfinished, and is not going on."""
+    busy = None
     try:
         names = sorted((entry.name for entry in os.scandir(outdir) if entry.is_dir()), reverse=True)
     except OSError:
-        return None
+        return Found(None)
     for name in names:
         path = os.path.join(outdir, name)
         states = list_states(path)
@@ -94,15 +102,23 @@ def find_run(outdir: str, command: Mapping[str, Any]) -> Run | None:
         except UserError:
             continue
         total_kimg = command.get("kimg", run.config.total_kimg)
-        if _lasting(run.command) == _lasting(command) and not _is_finished(path, total_kimg) and not _is_locked(path):
-            return run
-    return None
+        if _lasting(run.command) != _lasting(command) or is_finished(path, total_kimg):
+            continue
+        try:
+            with locked(path):
+                return Found(run)
+        except OSError:     # not for this user to write to
+            continue
+        except UserError:
+            busy = busy or path
+    return Found(None, busy)
 
 
-def _is_finished(run_dir: str, total_kimg: float) -> bool:
+def is_finished(run_dir: str, total_kimg: float) -> bool:
     """All images shown, and the last network pickle written."""
-    nimg = list_states(run_dir)[0].nimg
-    return nimg >= total_kimg * 1000 and os.path.exists(pickle_path(run_dir, nimg))
+    states = list_states(run_dir)
+    nimg = states[0].nimg if states else -1
+    return nimg >= int(total_kimg * 1000) and os.path.exists(pickle_path(run_dir, nimg))
 
 
 def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,12 +206,3 @@ def locked(run_dir: str) -> Iterator[None]:
             yield
         finally:
             _held.discard(f)
-
-
-def _is_locked(run_dir: str) -> bool:
-    """Also where this user may not write."""
-    try:
-        with locked(run_dir):
-            return False
-    except (UserError, OSError):
-        return True

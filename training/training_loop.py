@@ -21,7 +21,7 @@ from .draws import draw_part
 from .ema import ema_beta, update_ema
 from .evaluation import Scores, evaluate
 from .interrupt import StopRequest
-from .loader import BatchLoader, TrainingOrder
+from .loader import Batch, BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
 from .networks import Discriminator, Generator
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
@@ -70,6 +70,7 @@ class Trainer:
         self.saved: Path | None = None              # The pickle that was saved last.
         self.saved_nimg = self.progress.nimg        # Position of the last training state.
         self.known_scores: Scores = {}              # Of the unfinished tick.
+        self.problem: str | None = None             # Why no rank can go on.
         self._open_data()
         self._build_networks(start_from=None if state else config.resume)
         if state:
@@ -138,46 +139,53 @@ class Trainer:
                 if self.unfinished_tick and not self.saved.exists():
                     self._write_snapshot()  # that could not be saved before
                 self._finish_tick(stop)
-            while self.progress.nimg < total_nimg and not (stopping := distributed.any_rank(stop.requested)):
-                self.step()
+            while self.progress.nimg < total_nimg:
+                batch, self.problem = stop.agree(self.next_batch)
+                if stopping := batch is None:
+                    self._save_state()  # what going on needs comes first
+                    self._write_snapshot()
+                    break
+                self.step(batch)
                 bar.update(c.batch_size)
                 done = self.progress.nimg >= total_nimg
                 if done or self.progress.tick == 0 or self.progress.nimg - self.log.tick_start_nimg >= tick_nimg:
                     bar.close()
                     self.maintain(stop, done=done)
                     bar = self._bar()
-            if stopping:
-                self._save()
         except KeyboardInterrupt:  # in the middle of something: only what was saved before it is good
             stopping = True
-        except UserError as e:
-            if distributed.world_size() == 1 and not isinstance(e, distributed.LostRank):
-                self._save()
-                self._end(stopping=True, error=e)
-            raise
         finally:
             bar.close()
         self._end(stopping=stopping)
 
-    def _end(self, *, stopping: bool, error: UserError | None = None) -> None:
+    def next_batch(self) -> Batch:
+        """What `step` takes."""
+        if self.progress.iteration % CHECK_INTERVAL == 0:
+            self.guard.check()
+        return next(self.loader)
+
+    def _end(self, *, stopping: bool) -> None:
         problems = self.checkpoints.wait() + self.log.problems()
-        if problems:
-            raise UserError("; ".join(problems if error is None else [str(error), *problems])) from error
-        if stopping:
+        if stopping and not problems:
             distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.saved}. To go on: "
                                f"python train.py --resume={self.run_dir}", flush=True)
-        else:
+        elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.saved}")
+        if self.problem is not None:
+            distributed.any_rank(False)     # a rank that fails ends the run: rank 0 has saved first
+            problems.insert(0, self.problem)
+        if problems:
+            raise UserError("; ".join(problems))
 
     def _bar(self) -> tqdm:
         """Progress within a tick, on a terminal only; ticks have lines of their own."""
         return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
                     leave=False, disable=None if distributed.rank() == 0 else True)
 
-    def step(self) -> None:
+    def step(self, batch: Batch) -> None:
         """One iteration: every phase whose turn it is, then the moving average."""
         c = self.config
-        images, labels = next(self.loader)
+        images, labels = batch
         real_img = misc.upload(images, self.device).to(torch.float32) / 127.5 - 1
         real_c = misc.upload(labels, self.device)
         for index, phase in enumerate(self.phases):
@@ -192,8 +200,6 @@ class Trainer:
         self.progress.iteration += 1
         if self.ada is not None and self.progress.iteration % c.augment.interval == 0:
             self.ada.adjust()
-        if self.progress.iteration % CHECK_INTERVAL == 0:
-            self.guard.check()
 
     def _run_phase(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
         """Accumulate the gradients of the batch, part by part, and update the phase's network."""
@@ -250,8 +256,3 @@ class Trainer:
         if distributed.rank() == 0:
             self.checkpoints.save_state(state, nimg=self.progress.nimg)
         self.saved_nimg = self.progress.nimg
-
-    def _save(self) -> None:
-        """Between iterations: everything as it is, what going on needs first."""
-        self._save_state()
-        self._write_snapshot()

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "benchmarks" / "two_machines.py"
 
 
-def test_a_cut_network_ends_training_with_a_message_and_it_goes_on_later(tmp_path):
+def test_a_cut_network_ends_training_with_a_message_and_it_goes_on_later(tiny_dataset, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     allowed = subprocess.run([sys.executable, PROGRAM, "--check"], capture_output=True, text=True, env=env, timeout=60)
     if allowed.returncode != 0:
         pytest.skip(allowed.stderr.strip())
     out = tmp_path / "figures.json"
-    command = [sys.executable, PROGRAM, "--timeout=8", "--no-compare", f"--out={out}"]
+    command = [sys.executable, PROGRAM, "--timeout=8", "--no-compare", f"--data={tiny_dataset}", f"--out={out}"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(out.read_text())

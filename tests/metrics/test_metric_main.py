@@ -1,6 +1,7 @@
 """The registry, feature extraction, the cache, names of results, reports."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -16,6 +17,7 @@ from metrics.options import MetricOptions
 from metrics.published import format_table, published_for, score_of
 from metrics.sampling import draw, generate_uint8
 from reference_generator import random_generator
+from torch_utils import distributed
 
 
 @pytest.fixture(autouse=True)
@@ -335,9 +337,11 @@ def test_tables_put_published_figures_beside_measured_ones():
     assert "not comparable" not in format_table({"pr50k3_full_precision": 0.5}, dataset_name="ffhq256")
 
 
-def _in_process(rank, num_gpus, folder, queue):
+def _in_process(rank, num_gpus, port, folder, queue):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_gpus)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_gpus), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                      TORCHELASTIC_USE_AGENT_STORE="True")
+    distributed.join(device="cpu", timeout_sec=60)
     G, dataset = random_generator(), ArrayDataset(random_images(201))
     net = load_feature_net(f"{folder}/small-net.pt", "features")
     keep = {"keep_moments": True, "keep_features": True}
@@ -348,14 +352,15 @@ def _in_process(rank, num_gpus, folder, queue):
     result = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=f"{folder}/small-net.pt", **place)
     cached = [real_stats(options(G, dataset, **place), net, full=True, **keep).num_items for _ in range(2)]
     queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    distributed.any_rank(False)
+    distributed.leave()
 
 
 def test_two_processes_give_what_one_gives(tmp_path, detector):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_in_process, args=(rank, 2, str(tmp_path), queue)) for rank in range(2)]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    workers = [context.Process(target=_in_process, args=(rank, 2, store.port, str(tmp_path), queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
     gathered = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in workers)}

@@ -1,6 +1,7 @@
-"""Runs train.py with faults in its processes: python faulty.py FAULT ARGUMENTS. FAULT is RANK:ITERATION:KIND, or none.
+"""Runs train.py with faults in its processes: python faulty.py FAULT ARGUMENTS. FAULT is none, or RANK:WHEN:KIND.
 
-Each process writes `RANK PID` lines and the dataset indices that it reads to the folder $FAULTY_NOTES, if that is set.
+WHEN is the number of an iteration, or of a call of what a kind is about. Each process writes `RANK PID` lines and the
+dataset indices that it reads to the folder $FAULTY_NOTES, if that is set.
 """
 
 import os
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 START_WORKER = ("import sys; sys.path[0] = sys.argv[1]; sys.path.insert(1, {folder!r}); import faulty; "
                 "faulty.install({fault!r}); from training.worker import main; sys.exit(main(sys.argv[2]))")
@@ -25,8 +26,7 @@ def note(name, text):
 
 def install(fault):
     """Have this process notice what it reads, and fail as `fault` says."""
-    from dnnlib.util import UserError
-    from training import loader, snapshot, training_loop
+    from training import loader, snapshot
 
     snapshot._MIN_CELLS, snapshot._GRID_PIXELS = (2, 2), (32, 32)  # pictures take most of the time of a small run
     me = int(os.environ.get("RANK", "0"))
@@ -42,32 +42,73 @@ def install(fault):
     loader.BatchLoader._next_indices = next_indices
     if fault == "none":
         return
-    rank, iteration, kind = fault.split(":")
-    original_step = training_loop.Trainer.step
+    rank, when, kind = fault.split(":")
+    if me == int(rank):
+        before(*place(kind), act=lambda number: fail(kind, number - int(when)))
 
-    def step(self):
-        if me == int(rank) and self.progress.iteration == int(iteration):
-            if kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if kind == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            if kind == "sleep":
-                time.sleep(1000)
-            if kind == "bug":
-                raise ZeroDivisionError("a bug")
-            if kind == "image":
-                raise UserError("can't read 00000/img00000007.png: it is gone")
-        original_step(self)
 
-    training_loop.Trainer.step = step
+def place(kind):
+    """The function in which a fault happens."""
+    from metrics import detectors
+    from training import loader, training_loop
+
+    if kind == "image":
+        return loader.BatchLoader, "__next__"
+    if kind == "metric":
+        return detectors, "load_feature_net"
+    if kind == "setup":
+        return training_loop.Trainer, "_build_networks"
+    return training_loop.Trainer, "step"
+
+
+def fail(kind, late):
+    """Called each time; `late` is 0 when it is time."""
+    from dnnlib.util import UserError
+
+    if kind == "metric":  # fails, and hangs the next time
+        if late == 0:
+            raise UserError("the feature net is gone")
+        late -= 1
+    if late == 0:
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if kind in ("sleep", "setup", "metric"):
+            time.sleep(1000)
+        if kind == "bug":
+            raise ZeroDivisionError("a bug")
+        if kind == "image":
+            raise UserError("can't read 00000/img00000007.png: it is gone")
+
+
+def before(owner, name, *, act):
+    """Have `act` called before each call of a function, with how many there were before it."""
+    original, calls = getattr(owner, name), []
+
+    def replacement(*args, **kwargs):
+        calls.append(name)
+        act(len(calls) - 1)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, replacement)
+
+
+def main(fault, *arguments, forks):
+    """Args: forks: processes are forked, not started."""
+    from training import launch
+
+    launch._START_WORKER = START_WORKER.format(folder=str(Path(__file__).parent), fault=fault)
+    if forks:
+        import forking
+
+        forking.fork_ranks(launch)
+    if "RANK" in os.environ or "--gpus=1" in arguments:
+        install(fault)  # started by torchrun, or to train in this process
+    import train
+
+    train.main(list(arguments))
 
 
 if __name__ == "__main__":
-    from training import launch
-
-    launch._START_WORKER = START_WORKER.format(folder=str(Path(__file__).parent), fault=sys.argv[1])
-    if "RANK" in os.environ or "--gpus=1" in sys.argv:
-        install(sys.argv[1])  # started by torchrun, or to train in this process
-    import train
-
-    train.main(sys.argv[2:])
+    main(*sys.argv[1:], forks=False)

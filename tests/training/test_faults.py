@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
+import forking
+from dnnlib.util import UserError
+from training import launch
+from training.loader import TrainingOrder
 from training.training_state import list_states, read_state
 
-ROOT = Path(__file__).resolve().parents[2]
-FAULTY = str(Path(__file__).with_name("faulty.py"))
+FAULTY = Path(__file__).with_name("faulty.py")
+FORKED = f"import sys; sys.path[:0] = [{str(FAULTY.parent)!r}]; import faulty; faulty.main(*sys.argv[1:], forks=True)"
+TIMEOUT_SEC = 6     # Processes wait so long for one that hangs.
 ROWS = []
+
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,22 +36,26 @@ def table():
 def arguments(data, outdir, *more):
     return ["--outdir", str(outdir), "--data", str(data), "--cfg=auto", "--cbase=64", "--cmax=8", "--map-depth=1",
             "--batch=8", "--batch-gpu=4", "--mbstd-group=4", "--kimg=0.064", "--tick=0.016", "--snap=0",
-            "--device=cpu", "--workers=1", "--method=stylegan2", "--metrics=none", "--aug=noaug", "--timeout=6", *more]
+            "--device=cpu", "--workers=1", "--method=stylegan2", "--metrics=none", "--aug=noaug", "--timeout=60", *more]
 
 
 class Running:
-    """train.py in `num_processes` processes."""
+    """train.py in `num_processes` processes; they are forked, unless `command` starts new interpreters."""
 
-    def __init__(self, tiny_dataset, folder, *more, fault="none", num_processes=2, command=(sys.executable, "-u")):
+    def __init__(self, tiny_dataset, folder, *more, fault="none", num_processes=2, command=None):
         self.outdir, self.notes, self.num_processes = folder / "runs", folder / "notes", num_processes
         self.notes.mkdir(exist_ok=True)
-        env = dict(os.environ, OMP_NUM_THREADS="1", FAULTY_NOTES=str(self.notes), PYTHONUNBUFFERED="1")
-        gpus = [f"--gpus={num_processes}"] if command[-1] == "-u" else []
-        self.command = [*command, FAULTY, fault, *arguments(tiny_dataset, self.outdir, *gpus, *more)]
         self.log = folder / "printed.txt"
-        self.start = time.monotonic()
+        env = dict(os.environ, OMP_NUM_THREADS="1", FAULTY_NOTES=str(self.notes), PYTHONUNBUFFERED="1")
+        gpus = [] if command == TORCHRUN else [f"--gpus={num_processes}"]
+        said = [fault, *arguments(tiny_dataset, self.outdir, *gpus, *more)]
+        if command is None:
+            self.log.touch()
+            self.process = forking.Forked(["python", "-c", FORKED, *said], env, output=self.log, session=True)
+            return
         with open(self.log, "w") as f:
-            self.process = subprocess.Popen(self.command, stdout=f, stderr=f, env=env, start_new_session=True)
+            self.process = subprocess.Popen([*command, FAULTY, *said], stdout=f, stderr=f, env=env,
+                                            start_new_session=True)
 
     @property
     def run_dir(self):
@@ -75,14 +87,20 @@ class Running:
         return self.printed
 
 
+PYTHON = (sys.executable, "-u")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=2",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+
+
 def errors(printed):
     return [line for line in printed.splitlines() if line.startswith("Error")]
 
 
-@pytest.mark.parametrize("number, target", [(signal.SIGTERM, "launcher"), (signal.SIGINT, "group"),
-                                            (signal.SIGUSR1, "rank 1")])
-def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, number, target):
-    running = Running(tiny_dataset, tmp_path, "--kimg=1000")
+@pytest.mark.parametrize("number, target, command", [
+    (signal.SIGTERM, "launcher", None), (signal.SIGINT, "group", PYTHON), (signal.SIGUSR1, "rank 1", None)])
+def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, number, target, command):
+    outcome = tmp_path / "outcome.txt"
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000", f"--outcome={outcome}", command=command)
     running.wait_for("tick 1 ")
     if target == "group":
         os.killpg(running.process.pid, number)
@@ -90,6 +108,7 @@ def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, numb
         os.kill(running.process.pid if target == "launcher" else running.pids()[1], number)
     printed = running.end(status=0)
     (stopped,) = re.findall(r"Stopped at ([0-9.]+) kimg, saved \S+ To go on: python train.py --resume=(\S+)", printed)
+    assert outcome.read_text() == "stopped\n"
     assert stopped[1] == str(running.run_dir) and printed.count("Stopping after this iteration") <= 1
     assert "Traceback" not in printed and "resource_tracker" not in printed and not errors(printed)
     state = list_states(running.run_dir)[0]
@@ -98,7 +117,7 @@ def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, numb
 
 
 def test_a_signal_while_processes_start(tiny_dataset, tmp_path):
-    running = Running(tiny_dataset, tmp_path, "--kimg=1000")
+    running = Running(tiny_dataset, tmp_path, "--kimg=1000", command=PYTHON)
     while not (running.notes / "pids").exists():
         time.sleep(0.01)
     running.process.send_signal(signal.SIGTERM)
@@ -107,35 +126,41 @@ def test_a_signal_while_processes_start(tiny_dataset, tmp_path):
     ROWS.append(("SIGTERM while 2 processes start", "set-up finished, saved, exit status 0", "nothing"))
 
 
-FAULTS = {  # What is said.
-    "1:3:kill": "rank 1 of 2 was ended by SIGKILL, so the run ended; the same command goes on",
-    "1:3:stop": "rank 1 died, was stopped, or lost the network: rank 0 lost contact",
-    "0:3:sleep": "rank 0 did not answer within 6 s",
-    "1:3:bug": "rank 1 of 2 failed with status 1, so the run ended",
-    "1:3:image": "can't read 00000/img00000007.png",
+FAULTS = {  # What is said, where it happened, and the training state that is left.
+    "1:3:kill": ("rank 1 of 2 was ended by SIGKILL, so the run ended; the same command goes on", "rank 1: SIGKILL", 24),
+    "1:3:stop": ("rank 1 died, was stopped, or lost the network: rank 0 lost contact", "rank 1: SIGSTOP", 24),
+    "0:3:sleep": (f"rank 0 did not answer within {TIMEOUT_SEC} s", "rank 0: sleeps for ever", 24),
+    "1:3:bug": ("rank 1 of 2 failed with status 1, so the run ended", "rank 1: bug in the program", 24),
+    "1:4:image": ("can't read 00000/img00000007.png", "rank 1: image unreadable", 32),
+    "1:0:setup": (f"rank 1 did not answer within {TIMEOUT_SEC} s", "rank 1: hangs in set-up", None),
+    "1:0:metric": (f"rank 1 did not answer within {TIMEOUT_SEC} s", "rank 1: hangs in a metric", 24),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_message_names_the_rank_that_failed(tiny_dataset, tmp_path, fault):
-    running = Running(tiny_dataset, tmp_path, fault=fault)
-    running.wait_for("tick 0 ")
+def test_one_message_names_the_rank_that_failed(tiny_dataset, tiny_net, tmp_path, fault):
+    said, what, nimg = FAULTS[fault]
+    kind = fault.rpartition(":")[2]
+    more = [f"--timeout={TIMEOUT_SEC}"] if kind in ("stop", "sleep", "setup", "metric") else []
+    more += [f"--detector={tiny_net}", "--metrics=fid1k", "--snap=1"] if kind == "metric" else []
+    running = Running(tiny_dataset, tmp_path, *more, fault=fault)
+    running.wait_for("Training for" if kind == "setup" else "tick 1 " if kind == "metric" else "tick 0 ")
     begin = time.monotonic()
     printed = running.end(status=1)
     took = time.monotonic() - begin
     (error,) = errors(printed)
-    assert FAULTS[fault] in error
-    assert took < 6 + 2 + 5 + 2 + 10, "timeout, naming, grace, SIGTERM; and some for a busy machine"
-    assert (error in (running.run_dir / "log.txt").read_text()) and "resource_tracker" not in printed
-    assert printed.count("Traceback") == (1 if fault.endswith("bug") else 0)
-    assert ("ZeroDivisionError: a bug" in (running.run_dir / "log.txt").read_text()) == fault.endswith("bug")
-    state = list_states(running.run_dir)[0]
-    assert state.nimg == 24
-    names = dict(kill="SIGKILL", stop="SIGSTOP", sleep="sleeps for ever", bug="bug in the program",
-                 image="image unreadable")
-    rank, iteration, kind = fault.split(":")
-    ROWS.append((f"rank {rank}: {names[kind]}", f"ended after {took:.0f} s: {error[:70]} ...",
-                 "since the last tick"))
+    assert said in error
+    assert took < TIMEOUT_SEC + 2 + 5 + 2 + 10, "timeout, naming, grace, SIGTERM; and some for a busy machine"
+    log = (running.run_dir / "log.txt").read_text()
+    assert error in log and "resource_tracker" not in printed
+    assert printed.count("Traceback") == (1 if kind == "bug" else 0), printed
+    assert ("ZeroDivisionError: a bug" in log) == (kind == "bug")
+    if kind == "metric":  # the first time it failed, on one process, and training went on
+        assert printed.count("Warning: no fid1k for ") == 1 and "fid1k failed on another process" in printed
+    states = list_states(running.run_dir)
+    assert (states[0].nimg if states else None) == nimg and (nimg is None or read_state(states[0].path))
+    lost = dict(image="nothing", setup="nothing").get(kind, "since the last tick")
+    ROWS.append((what, f"ended after {took:.0f} s: {error[:70]} ...", lost))
 
 
 def test_ranks_end_with_their_launcher(tiny_dataset, tmp_path):
@@ -169,20 +194,84 @@ def test_two_runs_at_once_and_a_run_that_goes_on_with_other_numbers(tiny_dataset
                 for offset, index in enumerate(indices):
                     assert position + offset not in read, "read twice"
                     read[position + offset] = index
-        from training.loader import TrainingOrder
-
         assert [read[k] for k in range(48)] == TrainingOrder(48, 0).take(0, 48).tolist() and len(read) == 48
     ROWS.append(("2 processes, going on with 1 or 4", "the next images follow", "nothing"))
 
 
 def test_torchrun_heals_a_run_that_lost_a_process(tiny_dataset, tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=2",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
-    running = Running(tiny_dataset, tmp_path, "--kimg=0.16", command=torchrun)
+    outcome = tmp_path / "outcome.txt"
+    running = Running(tiny_dataset, tmp_path, "--kimg=0.16", f"--outcome={outcome}", command=TORCHRUN)
     running.wait_for("tick 2 ")
     killed = running.pids()[1]
     os.kill(killed, signal.SIGKILL)
     printed = running.end(status=0)
     assert running.pids()[1] != killed and "Going on from" in printed and "Done in" in printed
-    assert list_states(running.run_dir)[0].nimg == 160
+    assert list_states(running.run_dir)[0].nimg == 160 and outcome.read_text() == "finished\n"
     ROWS.append(("torchrun --max-restarts, rank 1: SIGKILL", "goes on by itself to the end", "since the last tick"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Work that the first process of each machine does before the others.
+
+FIRST = """
+import os, sys, time
+from dnnlib.util import UserError
+from torch_utils import distributed
+from training.launch import LOST
+notes, kind, per_machine = sys.argv[1], sys.argv[2], int(sys.argv[3])
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+os.environ.update(LOCAL_RANK=str(rank % per_machine), GROUP_RANK=str(rank // per_machine),
+                  GROUP_WORLD_SIZE=str(size // per_machine))
+distributed.join(device="cpu", timeout_sec=60)
+
+def note(what):
+    with open(notes, "a") as f:
+        f.write(f"{what} {rank}\\n")
+
+def work():
+    note("begins")
+    if kind == "hangs" and rank == 0:
+        time.sleep(1000)
+    if kind == "dies" and rank == 0:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.5 * (rank + 1) if rank % per_machine == 0 else 0)
+    note("ends")
+
+try:
+    for _ in range(2):
+        distributed.rank0_first(work, what="building", timeout_sec=1 if kind == "hangs" else 60)
+        note("goes on")
+except UserError as e:
+    distributed.first_to_report(str(e))
+    os._exit(LOST)
+distributed.leave()
+"""
+
+
+@pytest.fixture
+def run_first(tmp_path, monkeypatch):
+    def run(kind, *, size, per_machine):
+        forking.fork_ranks(launch, monkeypatch.setattr)
+        launch.run_together(["python", "-c", FIRST, str(tmp_path / "order"), kind, str(per_machine)], size=size)
+        return [(line[:-2], int(line[-1])) for line in (tmp_path / "order").read_text().splitlines()]
+
+    return run
+
+
+def test_the_first_process_of_each_machine_is_first(run_first):
+    order = run_first("is slow", size=4, per_machine=2)
+    for turn in range(2):
+        places = {note: [i for i, other in enumerate(order) if other == note][turn] for note in set(order)}
+        firsts = [places["ends", 0], places["ends", 2]]
+        assert max(places["begins", 0], places["begins", 2]) < min(firsts), "both machines at once"
+        for rank in (1, 3):
+            assert max(firsts) < places["begins", rank] < places["ends", rank] < places["goes on", rank]
+        assert max(firsts) < min(places["goes on", rank] for rank in range(4)), "all firsts before any other"
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("hangs", "rank 0 was not done within 1 s, building"), ("dies", "rank 0 of 2 was ended by SIGKILL")])
+def test_a_first_process_that_is_lost_ends_all(run_first, tmp_path, kind, message):
+    with pytest.raises(UserError, match=message):
+        run_first(kind, size=2, per_machine=2)
+    assert (tmp_path / "order").read_text() == "begins 0\n"

@@ -99,9 +99,9 @@ def test_states_go_from_device_to_device(make_trainer, first, second):
     options = ["--method=glead", "--aug=ada", "--nhwc=true"]
     trainer = make_trainer(first, *options)
     for _ in range(4):
-        trainer.step()
-    trainer._save()
-    trainer.step()  # changes what is still being copied
+        trainer.step(trainer.next_batch())
+    trainer._save_state()
+    trainer.step(trainer.next_batch())  # changes what is still being copied
     p = float(trainer.augment_pipe.p)
     trainer.close()
     state = read_state(list_states(trainer.run_dir)[0].path)
@@ -111,7 +111,7 @@ def test_states_go_from_device_to_device(make_trainer, first, second):
     assert same(state["networks"], again["networks"]) and same(state["optimizers"], again["optimizers"])
     assert same({k: state[k] for k in ("pl_mean", "ada_signs")}, {k: again[k] for k in ("pl_mean", "ada_signs")})
     before = resumed.G.mapping.fc0.weight.clone()
-    resumed.step()
+    resumed.step(resumed.next_batch())
     assert all(p.isfinite().all() for p in (*resumed.G.parameters(), *resumed.D.parameters()))
     assert (resumed.G.mapping.fc0.weight != before).any()
     resumed.close()
@@ -130,7 +130,7 @@ def test_runs_repeat(make_trainer):
         trainer = make_trainer(DEVICE, "--method=stylegan2", "--aug=ada", "--fp32=true")
         start = torch.cat([p.flatten() for p in trainer.G.parameters()])
         for _ in range(3):
-            trainer.step()
+            trainer.step(trainer.next_batch())
         ends.append(torch.cat([p.flatten() for p in trainer.G.parameters()]))
         trainer.close()
     assert (ends[0] - start).norm() > 0

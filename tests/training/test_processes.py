@@ -2,10 +2,14 @@
 
 import pytest
 
+import forking
 from benchmarks.processes import run_sizes
+from training import launch
 
 
-def test_gradients_and_scores_are_those_of_one_process(tiny_dataset, tiny_net, tmp_path):
+@pytest.mark.usefixtures("small_grids", "warm")
+def test_gradients_and_scores_are_those_of_one_process(tiny_dataset, tiny_net, tmp_path, monkeypatch):
+    forking.fork_ranks(launch, monkeypatch.setattr)
     options = ["--method=glead+ggdr", "--aug=ada", "--batch-gpu=2"]
     one, two, four = run_sizes(str(tiny_dataset), str(tmp_path), sizes=[1, 2, 4], options=options, iterations=0,
                                detector=str(tiny_net))

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forking
 from dnnlib.util import UserError
 from training import resume
 from training.config import DatasetConfig, to_json, validate
@@ -17,7 +16,6 @@ from training.presets import Options
 from training.presets import resolve as resolve_options
 from training.training_state import pickle_path, state_path
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMAND = {"outdir": "o", "data": "d", "gamma": 2.0}
 
 
@@ -38,7 +36,7 @@ def make_run(outdir, name, *, command=COMMAND, nimg=(1000,), **said):
 
 
 def found(outdir, command=COMMAND):
-    run = resume.find_run(str(outdir), command)
+    run = resume.find_run(str(outdir), command).run
     return None if run is None else os.path.basename(run.path)
 
 
@@ -46,7 +44,7 @@ def test_find_run_by_its_command(tmp_path):
     make_run(tmp_path, "00000-a")
     free = dict(outdir=str(tmp_path), gpus=8, snap=1, tick=1.0, metrics=["fid5k"], detector="n.pt", device="cuda",
                 workers=0, resume="auto", resume_anyway=True, kimg=100.0, nobench=True, timeout=5.0, keep="best",
-                dry_run=True)
+                dry_run=True, outcome="o.txt")
     assert free.keys() == resume.FREE_OPTIONS
     assert found(tmp_path, COMMAND | free) == "00000-a"
     for other in ({"gamma": 3.0}, {"cond": True}, {"batch": 8}, {"data": "e"}, {"batch_gpu": 4}, {"seed": 1}):
@@ -76,8 +74,10 @@ def test_find_run_takes_the_newest_that_can_go_on(tmp_path):
     assert found(tmp_path, COMMAND | {"kimg": 1}) is None      # all of them have seen as many
     with resume.locked(str(tmp_path / "00003-a")):
         assert found(tmp_path) == "00001-a"
+        assert resume.find_run(str(tmp_path), COMMAND).busy is None     # another one goes on
         with resume.locked(str(tmp_path / "00001-a")):
-            assert found(tmp_path) is None
+            assert resume.find_run(str(tmp_path), COMMAND) == (None, str(tmp_path / "00003-a"))
+            assert resume.find_run(str(tmp_path), {"data": "x"}) == (None, None)
     make_run(tmp_path, "100000-a")
     assert found(tmp_path) == "100000-a"
 
@@ -188,9 +188,8 @@ import os, sys, time
 from training import resume
 with resume.locked(sys.argv[1]):
     child = os.fork()
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
+    if child:
+        print(child)
     time.sleep(60)
 """
 
@@ -198,8 +197,12 @@ with resume.locked(sys.argv[1]):
 @pytest.mark.skipif(resume.fcntl is None, reason="no file locks on this system")
 def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path):
     path = make_run(tmp_path, "00000-a")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    child = int(holder.stdout.readline())
+    output = tmp_path / "output"
+    output.touch()
+    holder = forking.Forked(["python", "-c", HOLD, path], os.environ.copy(), output=output)
+    while not output.read_text().endswith("\n"):
+        assert holder.poll() is None
+    child = int(output.read_text())
     try:
         assert found(tmp_path) is None
         with pytest.raises(UserError, match=f"another program is training in {path}"), resume.locked(path):

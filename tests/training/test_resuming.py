@@ -37,10 +37,7 @@ MOMENTS = [
 
 
 @pytest.fixture(autouse=True)
-def small_grids(monkeypatch):
-    """A thousand images take most of the time of a small run."""
-    monkeypatch.setattr(snapshot, "_MIN_CELLS", (2, 2))
-    monkeypatch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+def start_afresh(small_grids, warm):
     training_stats.restore({})
 
 
@@ -172,11 +169,11 @@ def test_training_goes_on_while_files_are_written(run, monkeypatch):
         original(*args)
 
     monkeypatch.setattr(checkpoints, "write_state", slow)
-    trainer.step()
-    trainer._save()
+    trainer.step(trainer.next_batch())
+    trainer._save_state()
     saved = trainer.G.mapping.fc0.weight.clone()
-    trainer.step()
-    trainer.step()
+    trainer.step(trainer.next_batch())
+    trainer.step(trainer.next_batch())
     assert not list_states(run_dir), "still being written"
     gate.set()
     assert trainer.checkpoints.wait() == []

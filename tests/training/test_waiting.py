@@ -94,7 +94,7 @@ def test_no_iteration_waits(tiny_dataset, make_trainer, device, method, aug):
     if aug == "ada":
         config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, p=0.5))
     trainer = make_trainer(dataclasses.replace(config, device=device))
-    iterations = [0, 19, 39]    # All phases; signs and the number of bad gradients are sent; and used.
+    iterations = [0, 19, 20, 39, 40]    # All phases; signs and the number of bad gradients are sent; and used.
     if device == "cuda":
         run(trainer, iterations * 2)  # searches for algorithms, compiles kernels, sets memory aside
         torch.cuda.set_sync_debug_mode("error")
@@ -110,4 +110,4 @@ def test_no_iteration_waits(tiny_dataset, make_trainer, device, method, aug):
 def run(trainer, iterations):
     for iteration in iterations:
         trainer.progress.iteration = iteration
-        trainer.step()
+        trainer.step(trainer.next_batch())

@@ -65,6 +65,22 @@ ask_to_stop() {
     fi
 }
 
+# end_outlived PID: end torchrun when its last process ended LINGER seconds ago. Where the network was lost, it waits for
+# torchrun on other machines, with c10d's rendezvous until TCP gives up, a quarter of an hour.
+end_outlived() {
+    local seen='' since=$SECONDS
+    while kill -0 "$1" 2>/dev/null; do
+        if ps -o stat= --ppid "$1" | grep -q '^[^Z]'; then
+            seen=yes since=$SECONDS
+        elif [[ -n $seen ]] && ((SECONDS - since >= LINGER)); then
+            printf '\n%s: torchrun is ended, whose processes all ended %s seconds ago.\n' "$0" "$LINGER" >&2
+            kill -KILL "$1" 2>/dev/null
+            return
+        fi
+        sleep 1 >/dev/null 2>&1  # which may outlive this script, but must not keep its output open
+    done
+}
+
 # launch OPTION...: train.py with the arguments TRAIN, started by torchrun with these options and TORCHRUN. Returns its
 # status. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 sent to this script end training as `ask_to_stop` says.
 launch() {
@@ -80,9 +96,15 @@ launch() {
     "${command[@]}" &
     LAUNCHED=$!
     set +m
+    local watch=''
+    if [[ -n ${LINGER:-} ]]; then
+        end_outlived "$LAUNCHED" >/dev/null &
+        watch=$!
+    fi
     trap ask_to_stop INT TERM HUP USR1
     while kill -0 "$LAUNCHED" 2>/dev/null; do  # a signal ends a wait before its time
         wait "$LAUNCHED" || true
     done
+    [[ -z $watch ]] || kill "$watch" 2>/dev/null || true
     wait "$LAUNCHED"
 }
