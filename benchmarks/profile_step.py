@@ -44,7 +44,7 @@ def time_iterations(trainer: Trainer, count: int, *, device: str) -> float:
     _wait(device)
     start = time.perf_counter()
     for _ in range(count):
-        trainer.step()
+        trainer.step(trainer.next_batch())
     _wait(device)
     return (time.perf_counter() - start) / count
 
