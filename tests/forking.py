@@ -11,8 +11,14 @@ import traceback
 import types
 
 
+_gate = None    # Pipe whose end is what the processes of a run wait for.
+
+
 class Forked:
     """Stands in for `subprocess.Popen` of `python -c CODE ARGUMENT...`; its output goes where this process's goes.
+
+    Processes of a run begin when all of them have been forked. Those that are busy with the launcher's store would have
+    threads of it take locks, which another one, forked meanwhile, could never get.
 
     Args:
         command: The interpreter, which is not used, "-c", code, arguments.
@@ -27,10 +33,16 @@ class Forked:
         self.returncode = None
         sys.stdout.flush()
         sys.stderr.flush()
+        gate = _open_gate(env)
         self.pid = os.fork()
-        if self.pid == 0:
+        if self.pid:
+            _close_gate(env)
+        else:
             status = 1
             try:
+                if gate is not None:
+                    os.close(gate[1])
+                    os.read(gate[0], 1)
                 if session:
                     os.setsid()
                 _start_afresh(env, output)
@@ -70,6 +82,20 @@ class Forked:
 
     def kill(self):
         self.send_signal(signal.SIGKILL)
+
+
+def _open_gate(env):
+    global _gate
+    if env.get("RANK") == "0":
+        _gate = os.pipe()
+    return _gate if "RANK" in env else None
+
+
+def _close_gate(env):
+    """After the last process of a run."""
+    if "RANK" in env and int(env["RANK"]) == int(env["WORLD_SIZE"]) - 1:
+        for fd in _gate:
+            os.close(fd)
 
 
 def _start_afresh(env, output):
