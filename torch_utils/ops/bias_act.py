@@ -127,12 +127,16 @@ kernels.library.define(f"bias_act_grad2(Tensor dy, Tensor ref, Tensor? b, Tensor
 def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
     """In place on one buffer where that is possible."""
     slope = _slope(act, alpha)
-    y = x.clone() if b is None else x + _along(b, x, dim)
+    early = gain if slope is not None and gain > 0 else 1.0  # a positive factor passes through (leaky) ReLUs
+    if b is None:
+        y = x * early
+    else:
+        y = torch.add(_along(b, x, dim) * early, x, alpha=early)
     if slope is None:
         y = activation_funcs[act].func(y, alpha)
     elif slope != 1:
         F.leaky_relu_(y, slope)
-    if gain != 1:
+    if gain != early:
         y.mul_(gain)
     if clamp >= 0:
         limit = _as_held(clamp, y.dtype)
@@ -153,9 +157,13 @@ def _native_grad(
         r, y = _result(ref, b, dim, act, alpha, gain)
         dx = dy * activation_funcs[act].first(r) * gain
     else:
-        dx, y = dy * gain, ref
-        if slope != 1:  # one pass each, in place and without masks in between
-            torch.ops.aten.leaky_relu_backward(dx, y, slope, True, grad_input=dx)
+        y = ref  # one pass each, in place and without masks in between
+        if slope == 1:
+            dx = dy * gain
+        else:
+            dx = torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
+            if gain != 1:
+                dx.mul_(gain)
     if clamp >= 0:
         limit = _as_held(clamp, dy.dtype)
         torch.ops.aten.hardtanh_backward(dx, y, -limit, limit, grad_input=dx)

@@ -81,25 +81,36 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
 
 
 def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
-    """dx, and what the other derivatives are made of, from g. Sums are products of matrices, which are fast."""
-    n, c, h, w = g.shape
-    pixels = g.new_ones([n, 1, h * w])
-    if noise is not None:
-        pixels = torch.cat([pixels, noise.to(g.dtype).reshape(-1, 1, h * w).expand(n, -1, -1)], dim=1)
-    if g.is_contiguous():
-        sums = (g.reshape(n, c, -1) @ pixels.mT).mT                     # [N, 1 or 2, C]
-        products = ((g * x).reshape(n, c, -1) @ pixels[:, :1].mT).mT    # [N, 1, C]
-    else:
-        sums = pixels @ g.permute(0, 2, 3, 1).reshape(n, -1, c)
-        products = pixels[:, :1] @ (g * x).permute(0, 2, 3, 1).reshape(n, -1, c)
-    noises = torch.zeros_like(products) if noise is None else sums[:, 1:]
+    """dx, and what the other derivatives are made of, from g."""
+    dtype = kernels.compute_type(x.dtype)
     dx = g if scale is None else g * scale[:, :, None, None].to(g.dtype)
-    return dx, torch.stack([sums[:, 0], products[:, 0], noises[:, 0]]).to(kernels.compute_type(x.dtype))
+    if kernels.is_channels_last(g):
+        sums = _sums_over_pixels(g, noise), _sums_over_pixels(g * x, None)
+        noises = torch.zeros_like(sums[0][:, 0]) if noise is None else sums[0][:, 1]
+        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises]).to(dtype)
+    sums = [t.sum([2, 3], dtype=dtype) for t in ([g, g * x] if noise is None else [g, g * x, g * noise.to(g.dtype)])]
+    return dx, torch.stack(sums if noise is not None else [*sums, torch.zeros_like(sums[0])])
+
+
+def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
+    """[N, 1 or 2, C]: sums of g and of g * noise, by row, as products of matrices, and then over the rows.
+
+    With channels last, that takes half as long or less, and adds as few numbers in a row as accuracy wants.
+    """
+    n, c, h, w = g.shape
+    weights = g.new_ones([n, h, 1, w])
+    if noise is not None:
+        weights = torch.cat([weights, noise.to(g.dtype).reshape(-1, h, 1, w).expand(n, -1, -1, -1)], dim=2)
+    rows = weights.reshape(n * h, -1, w) @ g.permute(0, 2, 3, 1).reshape(n * h, w, c)
+    return rows.reshape(n, h, -1, c).sum(1)
 
 
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     alpha = bias_act.activation_funcs[act].def_alpha
-    return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
+    if scale is None:
+        return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
+    dx, sums = _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, 1.0, clamp), x, scale * gain, noise)
+    return dx, sums * gain  # on small tensors, the factor costs next to nothing
 
 
 _Params = kernels.params(
