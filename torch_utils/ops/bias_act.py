@@ -223,6 +223,7 @@ def _launch(
     """Through a CUDA kernel; None where there is none."""
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return None
+    kernels.check_devices(x, b, ref, ddx)
     x = kernels.dense(x)
     out = torch.empty_like(x)
     ref, ddx = (t if t is None or t.stride() == x.stride() else torch.empty_like(x).copy_(t) for t in (ref, ddx))

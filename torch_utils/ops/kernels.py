@@ -49,6 +49,13 @@ def index_type(numel: int) -> str:
     return "unsigned" if numel < 2**31 else "unsigned long long"
 
 
+def check_devices(x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """A kernel would read addresses of another device as its own. Raises ValueError."""
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise ValueError(f"all tensors must be on one device, got {x.device} and {other.device}")
+
+
 def address(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 

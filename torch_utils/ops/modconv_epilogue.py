@@ -27,7 +27,7 @@ def modconv_epilogue(
     Args:
         x:        [N, C, H, W], floating point.
         scale:    [N, C]; None = 1.
-        noise:    [N, 1, H, W], or [H, W] for all images; None = no noise.
+        noise:    [N, 1, H, W], or [1, 1, H, W] or [H, W] for all images; None = no noise.
         strength: [], of the noise.
         b:        [C]; None = no bias.
         act:      "linear", "relu" or "lrelu", of slope 0.2.
@@ -40,6 +40,13 @@ def modconv_epilogue(
     spec = bias_act.activation_funcs.get(act)
     if spec is None or spec.slope is None:
         raise ValueError(f"the activation must be piecewise linear, got {act!r}")
+    n, c, h, w = x.shape
+    for name, tensor, shapes in [("scale", scale, [(n, c)]), ("b", b, [(c,)]), ("strength", strength, [()]),
+                                 ("noise", noise, [(n, 1, h, w), (1, 1, h, w), (h, w)])]:
+        if tensor is not None and tensor.shape not in shapes:
+            raise ValueError(f"{name} {tuple(tensor.shape)} does not fit {tuple(x.shape)}")
+    if noise is not None and strength is None:
+        raise ValueError("noise needs a strength")
     dtype = kernels.compute_type(x.dtype)
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
@@ -170,6 +177,7 @@ def _dense_small(*tensors: Tensor | None) -> list[Tensor | None]:
 def _cuda(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
     y = None
     if x.dtype in kernels.TYPES and x.numel() > 0:
+        kernels.check_devices(x, scale, noise, strength, b)
         dense = kernels.dense(x)
         y = _launch(dense, *_dense_small(scale, noise, strength, b), act, gain, clamp)
     return _native(x, scale, noise, strength, b, act, gain, clamp) if y is None else y
@@ -194,6 +202,7 @@ def _launch(x, scale, noise, strength, b, act, gain, clamp) -> Tensor | None:
 def _cuda_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     result = None
     if x.dtype in kernels.TYPES and x.numel() > 0:
+        kernels.check_devices(x, dy, y, scale, noise)
         dense = kernels.dense(y)
         others = [t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t) for t in (dy, x)]
         result = _launch_grad(others[0], dense, others[1], *_dense_small(scale, noise), act, gain, clamp)

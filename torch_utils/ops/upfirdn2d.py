@@ -189,6 +189,7 @@ def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
     spec = _Spec(*(tuple(part) if isinstance(part, list) else part for part in spec))
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return _native(x, f, spec)
+    kernels.check_devices(x, f)
     f = f.to(torch.float32)
     if f.ndim == 2:
         y = _launch(x, f, spec)

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from torch_utils.ops import bias_act, fma, kernels, modconv_epilogue, upfirdn2d
+from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
 from training.networks import Discriminator, Generator
 
 pytest_plugins = ["tests.torch_utils.ops.emulator"]
@@ -50,9 +50,24 @@ def test_modconv_epilogue_says_what_it_cannot_do():
     x = torch.randn([1, 2, 3, 3])
     with pytest.raises(ValueError, match="piecewise linear"):
         modconv_epilogue.modconv_epilogue(x, act="tanh")
+    for wrong, message in [(dict(scale=torch.ones([2, 2])), r"scale \(2, 2\) does not fit \(1, 2, 3, 3\)"),
+                           (dict(b=torch.ones([3])), "b .3,. does not fit"),
+                           (dict(noise=torch.ones([3, 4]), strength=torch.ones([])), "noise .3, 4. does not fit"),
+                           (dict(noise=torch.ones([3, 3])), "noise needs a strength")]:
+        with pytest.raises(ValueError, match=message):
+            modconv_epilogue.modconv_epilogue(x, **wrong)
     with pytest.raises(ValueError, match="no derivative in its noise"):
         modconv_epilogue.modconv_epilogue(x.requires_grad_(), noise=torch.zeros([3, 3], requires_grad=True),
                                           strength=torch.ones([]))
+
+
+def test_kernels_refuse_tensors_of_another_device():
+    x, elsewhere = torch.ones([1, 2, 4, 4]), torch.ones([2], device="meta")
+    for call in (lambda: bias_act._cuda(x, elsewhere, 1, "lrelu", 0.2, 1.4, -1.0),
+                 lambda: upfirdn2d._cuda(x, elsewhere, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0),
+                 lambda: modconv_epilogue._cuda(x, None, None, None, elsewhere, "lrelu", 1.4, -1.0)):
+        with pytest.raises(ValueError, match="one device, got cpu and meta"):
+            call()
 
 
 @pytest.fixture
