@@ -376,6 +376,9 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     Raises:
         UserError: The first thing that is wrong.
     """
+    from torch_utils import custom_ops
+
+    custom_ops.chosen_routes()
     _check_metric_names(config)
     _check_keep(config)
     checks = [functools.partial(_check_gpus, config)]

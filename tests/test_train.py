@@ -552,6 +552,13 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
         CliRunner().invoke(train.main, ["--outdir=o", "--data=32", "-n", "--detector=net.pt"], catch_exceptions=False)
 
 
+def test_a_wrong_choice_of_kernels_is_found_before_anything_is_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("GLEAD_OPS", "fast")
+    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", "--data=32"])
+    assert result.exit_code == 1 and "GLEAD_OPS=fast: expected one of auto" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
 def test_labels_are_left_alone_without_cond(run, runs):
     dataset = resolved(run, runs, data="32-labels").dataset
     assert (dataset.use_labels, dataset.label_dim) == (False, 0)
