@@ -89,7 +89,7 @@ def bias_act(
     gain = float(spec.def_gain if gain is None else gain)
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
-    if impl == "ref" or gain == 0:
+    if impl == "ref" or gain == 0 or torch.compiler.is_exporting():  # other programs know plain operations alone
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
     if act == "linear" and gain == 1 and clamp is None:
         return x if b is None else x + _along(b, x, dim)
@@ -144,6 +144,7 @@ def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain:
     return y
 
 
+@functools.lru_cache(maxsize=None)
 def _as_held(clamp: float, dtype: torch.dtype) -> float:
     """The limit as a result of that type holds it, to tell what was clamped."""
     return torch.tensor(clamp, dtype=dtype).item()

@@ -51,6 +51,8 @@ def modconv_epilogue(
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
     scale, noise, strength, b = (None if t is None else t.to(dtype) for t in (scale, noise, strength, b))
+    if torch.compiler.is_exporting():  # other programs know plain operations alone
+        return _native(x, scale, noise, strength, b, act, gain, clamp)
     return torch.ops.glead.modconv_epilogue(x, scale, noise, strength, b, act, gain, clamp)
 
 
