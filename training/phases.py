@@ -81,7 +81,7 @@ class GradientGuard:
         flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)
         clean = torch.nan_to_num(flat, nan=0, posinf=1e5, neginf=-1e5)
-        self._bad_now = self._bad_now + (clean != flat).sum()
+        self._bad_now = self._bad_now + torch.count_nonzero(clean != flat)
         start = 0
         for p in params:
             p.grad = clean.as_strided(p.shape, p.stride(), start)
