@@ -112,7 +112,7 @@ END
 if [[ -z $REHEARSAL ]]; then
     STEP=(--size=paper256 --batch=64 --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
     CIFAR=(--size=cifar --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
-    BUILD=() OPS=(--repeats=7) DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
+    BUILD=() OPS=(--repeats=7 --baseline=native) DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
     METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=2048
         --workers=4 --threads=4)
     IMAGES=(--resolution=128 --max-images=1000)
@@ -121,7 +121,7 @@ if [[ -z $REHEARSAL ]]; then
 else
     STEP=(--size=small --methods=glead --batch=4 --repeats=1)
     CIFAR=(--size=small --methods=stylegan2 --batch=4 --repeats=1)
-    BUILD=(--arch=80) OPS=(--repeats=3 --shapes=1 --modes=forward)
+    BUILD=(--arch=80) OPS=(--repeats=3 --shapes=1 --modes=forward --baseline=reference)
     DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
     METRICS=(--cbase=256 --cmax=8 --features=16 --files=64 --images=64 --neighbours=200 --root=32 --repeats=1)
     IMAGES=(--resolution=16 --max-images=64)
@@ -151,7 +151,7 @@ step step-nchw 100 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" 
     --out="$(json step-nchw)"
 step step-nhwc 70 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" --channels-last --out="$(json step-nhwc)"
 step step-cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}" --out="$(json step-cifar)"
-step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --out="$(json data)"
+step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --baseline --out="$(json data)"
 step metrics 45 "$PYTHON" benchmarks/metrics.py --device="$DEVICE" "${METRICS[@]}" --baseline --out="$(json metrics)"
 step images 20 "$PYTHON" dataset_tool.py --source=synthetic "${IMAGES[@]}" --dest="$WORK/images.zip"
 step detector 30 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
