@@ -146,7 +146,7 @@ def cost(s: Setting, m: Machine, N: int) -> Cost:
 PAPER256 = Setting(n_G=24_767_458, n_D=24_001_089, B=64)  # StyleGAN2, FFHQ or LSUN at 256x256
 _PUBLISHED_SEC_PER_KIMG = 2.47      # Assumed: StyleGAN2 at batch 64 on 8 A100s, in the original program, without metrics.
 _UNCALIBRATED = Machine(
-    t_img=0.0, launches=3422, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
+    t_img=0.0, launches=2462, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
     workers=3, r_worker=400, t_gen=0.004, t_score=20, beta_copy=10e9,
 )
 
