@@ -206,3 +206,19 @@ def locked(run_dir: str) -> Iterator[None]:
             yield
         finally:
             _held.discard(f)
+
+
+def is_busy(run_dir: str | os.PathLike) -> bool:
+    """Whether a program is training in `run_dir`, as far as the file system tells."""
+    if fcntl is None:
+        return True
+    try:
+        with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for microseconds: a program that starts then would be refused
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return True  # a file system without locks
+    return False
