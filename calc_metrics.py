@@ -220,9 +220,11 @@ def open_dataset(
         and isinstance(options.get("max_size"), int | None)
         and isinstance(options.get("random_seed", 0), int)
     ):
-        raise UserError(f"{opts.network}: what it says of its training set is damaged: give the real images with --data")
+        raise UserError(f"{opts.network}: what it says of its training set is damaged: give the real images with "
+                        "--data")
+    options |= dict(resolution=resolution, use_labels=use_labels, xflip=xflip)
     try:
-        return ImageFolderDataset(trained_on["path"], resolution=resolution, use_labels=use_labels, xflip=xflip, **options)
+        return ImageFolderDataset(trained_on["path"], **options)
     except UserError as e:
         raise UserError(f"the images that {opts.network} was trained on: {e}; or give others with --data") from e
 

@@ -221,7 +221,7 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
     (folder / "empty" / "training_options.json").write_bytes((whole_run / "training_options.json").read_bytes())
     save_images(folder / "small.zip", resolution=8)
     for args, pattern in [
-        (["--network=run/network-snapshot-000200.pkl", "--follow"], "--follow needs a run directory as --network, and run/"),
+        (["--network=run/network-snapshot-000200.pkl", "--follow"], "--follow needs a run directory .* run/network"),
         (["--network=http://127.0.0.1:9/run", "--follow"], "--follow needs a run directory"),
         (["--network=cache"], "cache is a folder without training_options.json: give a network, or a run directory"),
         (["--network=empty"], "empty holds no network-snapshot-KKKKKK.pkl yet: say --follow"),

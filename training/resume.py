@@ -209,16 +209,17 @@ def locked(run_dir: str) -> Iterator[None]:
 
 
 def is_busy(run_dir: str | os.PathLike) -> bool:
-    """Whether a program is training in `run_dir`, as far as the file system tells."""
+    """Whether a program is training in `run_dir`; where the system can't tell, True.
+
+    Looking takes the lock for microseconds, in which a program that starts to train would be refused.
+    """
     if fcntl is None:
         return True
     try:
         with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for microseconds: a program that starts then would be refused
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except OSError:  # held by another program, or a file system without locks
         return True
-    except OSError:
-        return True  # a file system without locks
     return False

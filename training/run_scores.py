@@ -41,8 +41,8 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
         content = json.loads(path.read_text())
         options = RunOptions(content["total_kimg"], content["training_set_kwargs"])
     except FileNotFoundError as e:
-        raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that train.py "
-                        "made") from e
+        raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that "
+                        "train.py made") from e
     except OSError as e:
         raise UserError(f"can't read {path}: {e.strerror or e}") from e
     except (ValueError, KeyError, TypeError) as e:
