@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     from training.run_scores import ScoreBook
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What the command line says."""
