@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import click
@@ -16,7 +20,11 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import torch
 
     from training.dataset import ImageFolderDataset
+    from training.interrupt import StopRequest
     from training.run_scores import ScoreBook
+
+_TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
+_START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,11 @@ class Options:
     table: bool
     verbose: bool
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the network is a run directory."""
+        return not is_url(self.network) and os.path.isdir(self.network)
+
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
 @click.option("--network", metavar="PATH|URL", required=True,
@@ -55,9 +68,10 @@ class Options:
               help="TorchScript feature net. Results are named after it.  [default: the standard net of each metric]")
 @click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
+              help="GPUs that share the work, or processes with --device=cpu.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
-              help="Processes that decode real images.")
+              help="Processes that decode real images, for each GPU.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               help="Of latents, labels, noise and subsets.")
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
@@ -73,21 +87,23 @@ def main(**options: Any) -> None:
 
     \b
     python calc_metrics.py --network=runs/00000-church/network-snapshot-025000.pkl --metrics=fid50k_full,pr50k3_full
-    python calc_metrics.py --network=net.pkl --data=church256.zip --metrics=fid5k_full --table
+    python calc_metrics.py --network=net.pkl --data=church256.zip --metrics=fid5k_full --table --gpus=8
     python calc_metrics.py --network=runs/00000-church --metrics=fid50k_full --follow --device=cuda:1
     """
     opts = Options(**options)
     if not opts.metrics:
         raise UserError("--metrics names no metric: give one, such as fid50k_full")
-    is_run = not is_url(opts.network) and os.path.isdir(opts.network)
-    if opts.follow and not is_run:
+    if opts.follow and not opts.is_run:
         raise UserError(f"--follow needs a run directory as --network, and {opts.network} is none")
+    if opts.gpus > 1:
+        opts = dataclasses.replace(opts, device=opts.device or "cuda")
+        if opts.device not in ("cpu", "cuda"):
+            raise click.UsageError(f"--device={opts.device} is not for --gpus={opts.gpus}: say cuda, which takes the "
+                                   "first ones of CUDA_VISIBLE_DEVICES, or cpu")
     from metrics import metric_main
 
     metric_main.check_metrics(opts.metrics)
-    if opts.gpus > 1:
-        raise UserError(f"--gpus={opts.gpus}: metrics of a pickle are calculated on one GPU; leave it out")
-    if is_run:
+    if opts.is_run:
         score_run(opts)
     else:
         score_pickle(opts)
@@ -104,16 +120,10 @@ def score_pickle(opts: Options) -> None:
     metric_main.check_match(G, dataset)
     metric_main.check_detector(opts.metrics, opts.detector)
     protocol = protocol_of(opts, dataset, trained_on, use_labels=G.c_dim > 0)
-    run_dir = None if is_url(opts.network) else os.path.dirname(os.path.abspath(opts.network))
-    if run_dir is not None and not os.path.isfile(os.path.join(run_dir, "training_options.json")):
-        run_dir = None
-    results = {}
-    shared = {} if len(opts.metrics) > 1 else None  # FID and KID look at the same generated images
-    calculate = calculation(opts, dataset, device)
-    for metric in opts.metrics:
-        result = calculate(metric, G=G, shared=shared)
-        metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=opts.network, protocol=protocol)
-        results |= result.results
+    if opts.gpus > 1:
+        results = share_out(opts, protocol, loss="so there are no further scores; start it again for those")
+    else:
+        results = measure_pickle(opts, G, dataset, protocol, device)
     if opts.table:
         print(format_table(results, dataset_name=dataset.name))
 
@@ -122,33 +132,27 @@ def score_run(opts: Options) -> None:
     """Score the pickles in a run directory that were not scored yet; with --follow those to come, too."""
     from metrics import metric_main
     from training import run_scores
-    from training.interrupt import StopRequest
 
     device = pick_device(opts)
     trained_on = run_scores.read_options(opts.network).training_set_kwargs
     if not opts.follow and not run_scores.list_pickles(opts.network):
         raise UserError(f"{opts.network} holds no network-snapshot-KKKKKK.pkl yet: say --follow to wait for them")
-    use_labels, resolution = bool(trained_on.get("use_labels")), trained_on.get("resolution")
-    dataset = open_dataset(opts, trained_on, use_labels=use_labels, resolution=resolution)
+    dataset = open_dataset_of_run(opts)
     metric_main.check_detector(opts.metrics, opts.detector)
-    protocol = protocol_of(opts, dataset, trained_on, use_labels=use_labels)
-    book = run_scores.ScoreBook(opts.network, opts.metrics, detector=opts.detector, protocol=protocol)
-
-    def load(path: str) -> torch.nn.Module:
-        return load_generator(path, trust=opts.trust_pickle)[0]
-
-    with StopRequest(quiet=True) as stop:
-        scorer = run_scores.RunScorer(
-            book=book, load=load, calculate=calculation(opts, dataset, device, kept_real={}), stop=stop, warn=cli.warn,
-            say=functools.partial(click.echo, err=True) if opts.verbose else lambda line: None,
-        )
-        try:
-            scorer.follow() if opts.follow else scorer.score_all()
-        except KeyboardInterrupt:
-            click.echo(f"Stopped; {scorer.num_scored} pickle(s) scored. The same command scores the others.", err=True)
-            raise click.exceptions.Exit(1) from None
+    protocol = protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
+    book = open_book(opts, protocol)
+    before = book.complete()
+    try:
+        if opts.gpus > 1:
+            broken = share_out(opts, protocol, loss="so all ended; the same command scores what is left")
+        else:
+            broken = measure_run(opts, dataset, protocol, device)
+    except KeyboardInterrupt:
+        num_scored = len(book.complete() - before)
+        click.echo(f"Stopped; {num_scored} pickle(s) scored. The same command scores the others.", err=True)
+        raise click.exceptions.Exit(1) from None
     print_table(opts, book, dataset_name=dataset.name)
-    if scorer.broken:
+    if broken:
         raise click.exceptions.Exit(1)  # which ones was said
 
 
@@ -165,16 +169,137 @@ def print_table(opts: Options, book: ScoreBook, *, dataset_name: str) -> None:
         print(format_table(best.results, dataset_name=dataset_name))
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# The work itself, in this process or in several alike; the first of them reports.
+
+
+def measure_pickle(
+    opts: Options, G: torch.nn.Module, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
+) -> dict[str, float]:
+    """Report all metrics of a network, and return their results by name."""
+    from metrics import metric_main
+    from torch_utils import distributed
+
+    run_dir = None if is_url(opts.network) else os.path.dirname(os.path.abspath(opts.network))
+    if run_dir is not None and not os.path.isfile(os.path.join(run_dir, "training_options.json")):
+        run_dir = None
+    results = {}
+    shared = {} if len(opts.metrics) > 1 else None  # FID and KID look at the same generated images
+    calculate = calculation(opts, dataset, device)
+    with stop_request() as stop:
+        for metric in opts.metrics:
+            with stop.at_once():
+                result = calculate(metric, G=G, shared=shared)
+            if distributed.rank() == 0:
+                metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=opts.network, protocol=protocol)
+            results |= result.results
+    return results
+
+
+def measure_run(
+    opts: Options, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
+) -> list[str]:
+    """Report the scores that a run lacks, and return the names of pickles that can't be read."""
+    from torch_utils import distributed
+    from training.run_scores import RunScorer
+    from training.score_team import Team
+
+    def load(path: str) -> torch.nn.Module:
+        return load_generator(path, trust=opts.trust_pickle)[0]
+
+    team = Team(load=load, calculate=calculation(opts, dataset, device, kept_real={}))
+    with stop_request() as stop:
+        if distributed.rank() > 0:
+            with stop.at_once():
+                team.serve()
+            return []
+        scorer = RunScorer(
+            book=open_book(opts, protocol), load=team.load, calculate=team.calculate, idle=team.idle, stop=stop,
+            say=functools.partial(click.echo, err=True) if opts.verbose else lambda line: None, warn=cli.warn,
+        )
+        scorer.follow() if opts.follow else scorer.score_all()
+        team.dismiss()
+    return list(scorer.broken)
+
+
+def stop_request() -> StopRequest:
+    from torch_utils import distributed
+    from training.interrupt import StopRequest
+
+    return StopRequest(quiet=True, once=distributed.world_size() > 1)
+
+
+def share_out(opts: Options, protocol: dict[str, Any], *, loss: str) -> Any:
+    """Have `opts.gpus` processes do the work; what the first of them returns.
+
+    Raises:
+        UserError:         One failed.
+        KeyboardInterrupt: Requested to stop.
+    """
+    from training import launch
+
+    with tempfile.TemporaryDirectory(prefix="glead-") as folder:
+        job, answer = Path(folder, "job.json"), Path(folder, "answer.json")
+        job.write_text(json.dumps(dict(options=dataclasses.asdict(opts), protocol=protocol, answer=str(answer))))
+        root = Path(__file__).resolve().parent  # which need not be the current folder
+        launch.run_together([sys.executable, "-c", _START_WORKER, str(root), str(job)], size=opts.gpus, loss=loss,
+                            at_once=True)
+        return json.loads(answer.read_text())
+
+
+def work(job: str) -> int:
+    """As one of the processes that `share_out` starts, do what the file `job` says; returns the exit status."""
+    from torch_utils import distributed
+    from training import launch
+    from training.worker import take_part
+
+    content = json.loads(Path(job).read_text())
+    opts, protocol = Options(**content["options"]), content["protocol"]
+
+    def measure() -> None:
+        device = distributed.current_device(opts.device)
+        launch.build_kernels(opts.device)
+        with cli.plain_errors():
+            if opts.is_run:
+                answer = measure_run(opts, open_dataset_of_run(opts), protocol, device)
+            else:
+                G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
+                dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)
+                answer = measure_pickle(opts, G, dataset, protocol, device)
+        if distributed.rank() == 0:
+            Path(content["answer"]).write_text(json.dumps(answer))
+
+    return take_part(measure, device=opts.device, timeout_sec=_TIMEOUT_SEC,
+                     advice="What was printed is good; the same command goes on")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it needs.
+
+
 def pick_device(opts: Options) -> torch.device:
-    """Also the place for what names no device: memory of another GPU belongs to those who compute there."""
+    """Also the place for what names no device: memory of another GPU belongs to those who compute there.
+
+    Of several processes each one has its own; this one then keeps away from GPUs.
+    """
     import torch
 
     from torch_utils import misc
+    from training import launch
 
+    if opts.gpus > 1:
+        launch.check_gpus(opts.device, opts.gpus)
+        return torch.device("cpu")
     device = misc.pick_device(opts.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
+    from training.run_scores import ScoreBook
+
+    return ScoreBook(opts.network, opts.metrics, detector=opts.detector, protocol=protocol)
 
 
 def calculation(
@@ -182,10 +307,11 @@ def calculation(
 ) -> Callable[..., dict[str, Any]]:
     """`calc_metric` with all that the command line says, to be called with (metric, G=, shared=)."""
     from metrics import metric_main
+    from torch_utils import distributed
 
     return functools.partial(
-        metric_main.calc_metric, dataset=dataset, detector=opts.detector, device=device, batch_size=opts.batch,
-        seed=opts.seed, workers=opts.workers, cache=opts.cache, kept_real=kept_real, progress=opts.verbose,
+        metric_main.calc_metric, dataset=dataset, detector=opts.detector, device=device,
+        num_gpus=distributed.world_size(), rank=distributed.rank(), batch_size=opts.batch, seed=opts.seed, workers=opts.workers, cache=opts.cache, kept_real=kept_real, progress=opts.verbose,
     )
 
 
@@ -226,6 +352,15 @@ def open_dataset(
         return ImageFolderDataset(trained_on["path"], **options)
     except UserError as e:
         raise UserError(f"the images that {opts.network} was trained on: {e}; or give others with --data") from e
+
+
+def open_dataset_of_run(opts: Options) -> ImageFolderDataset:
+    """As `open_dataset`, with the labels and the resolution of the run's networks."""
+    from training.run_scores import read_options
+
+    trained_on = read_options(opts.network).training_set_kwargs
+    return open_dataset(opts, trained_on, use_labels=bool(trained_on.get("use_labels")),
+                        resolution=trained_on.get("resolution"))
 
 
 def protocol_of(

@@ -42,17 +42,27 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with plain_errors():
+                return super().invoke(ctx)
         except UserError as e:
             raise click.ClickException(_one_line(str(e))) from e
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the flush at exit
             sys.exit(1)
-        except OSError as e:
-            if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            place = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
-            raise click.ClickException(_one_line(f"{place}{e.strerror}")) from e
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise a UserError for what the file system refuses: files that are missing or locked, full disks."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
+        raise UserError(f"{place}{e.strerror}") from e
 
 
 class DefaultGroup(click.Group):

@@ -378,11 +378,12 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
         UserError: The first thing that is wrong.
     """
     from torch_utils import custom_ops
+    from training import launch
 
     custom_ops.chosen_routes()
     _check_metric_names(config)
     _check_keep(config)
-    checks = [functools.partial(_check_gpus, config)]
+    checks = [functools.partial(launch.check_gpus, config.device, config.num_gpus)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
     for net, check in (
         (config.resume if run is None else None, _check_resume),
@@ -412,17 +413,6 @@ def _check_keep(config: TrainingConfig) -> None:
     from training.checkpoints import Keep
 
     Keep.parse(config.keep)
-
-
-def _check_gpus(config: TrainingConfig) -> None:
-    if config.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("PyTorch finds no CUDA device: say --device=cpu, or check the driver and PyTorch's build")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus))
-        if here > torch.cuda.device_count():
-            raise UserError(f"--gpus is {here}, but this machine has {torch.cuda.device_count()}")
 
 
 def _check_outdir(outdir: str) -> None:

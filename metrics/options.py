@@ -48,10 +48,13 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
         raise
     except Exception as e:
         error = e
-    if opts.num_gpus > 1 and distributed.any_rank(error is not None) and error is None:
-        raise UserError(f"{opts.metric} failed on another process")
+    problem = error and (str(error) or type(error).__name__)
+    if opts.num_gpus > 1:
+        problem = distributed.first_given(problem)
     if error is not None:
         raise error
+    if problem is not None:
+        raise UserError(f"{opts.metric} failed on another process: {problem}")
 
 
 @contextlib.contextmanager

@@ -25,9 +25,10 @@ class LostRank(UserError):
 class _Group:
     """What `join` sets up."""
 
-    def __init__(self, timeout_sec: float):
+    def __init__(self, timeout_sec: float, advice: str):
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.timeout_sec = timeout_sec
+        self.advice = advice            # What to do when a process is lost.
         self.store: Any = None          # Shared by all processes: small values by name.
         self.host_group: Any = None     # For tensors on the CPU.
         self.step = 0                   # How many times this process waited for the others.
@@ -39,13 +40,17 @@ class _Group:
 _group: _Group | None = None
 
 
-def join(*, device: str, timeout_sec: float, rank0_sec: float | None = None) -> torch.device:
+def join(
+    *, device: str, timeout_sec: float, rank0_sec: float | None = None,
+    advice: str = "The last training state is good; go on from it",
+) -> torch.device:
     """Meet the other processes of this run.
 
     Args:
         device:      "cuda" or "cpu".
         timeout_sec: Wait so long for others, here and in whatever they do together.
         rank0_sec:   Wait so long here for rank 0, which may have more to prepare; None = as for the others.
+        advice:      What to do when a process is lost, for the message that says so.
 
     Returns:
         The device of this process.
@@ -54,7 +59,7 @@ def join(*, device: str, timeout_sec: float, rank0_sec: float | None = None) -> 
         LostRank: Not all came.
     """
     global _group
-    group = _group = _Group(timeout_sec)
+    group = _group = _Group(timeout_sec, advice)
     timeout = datetime.timedelta(seconds=timeout_sec)
     local = torch.device("cpu")
     if device == "cuda":
@@ -296,16 +301,16 @@ def _describe_loss(error: RuntimeError) -> str:
     if group is None:
         return _first_line(error)
     what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
-    good = "The last training state is good; go on from it"
     try:
         dead, behind = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: _missing(group))
     except RuntimeError as silence:
-        return f"{_first_line(silence)}: {what}. {good}"
+        return f"{_first_line(silence)}: {what}. {group.advice}"
     if dead:
-        return f"{_names(dead)} died, was stopped, or lost the network: {what}. {good}"
+        return f"{_names(dead)} died, was stopped, or lost the network: {what}. {group.advice}"
     if behind:
-        return f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. {good}"
-    return f"{what} ({_first_line(error)}). {good}"
+        return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
+                f"{group.advice}")
+    return f"{what} ({_first_line(error)}). {group.advice}"
 
 
 def _missing(group: _Group) -> tuple[list[int], list[int]]:

@@ -21,10 +21,11 @@ class StopRequest:
     Outside the main thread no signal can be caught, and nothing is ever requested.
     """
 
-    def __init__(self, *, interruptible: bool = True, quiet: bool = False) -> None:
+    def __init__(self, *, interruptible: bool = True, quiet: bool = False, once: bool = False) -> None:
         self.requested = False
         self._interruptible = interruptible     # False where other processes would wait for this one.
         self._quiet = quiet
+        self._once = once                       # True where a request may come as several signals, here and by others.
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -72,6 +73,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested, True
+        if again and self._once:
+            return
         if self._at_once or again and self._interruptible:
             raise KeyboardInterrupt
         if not again and not self._quiet:

@@ -64,14 +64,26 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
     from .training_loop import run_training
 
     with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
-        _build_kernels(job.config.device)
+        build_kernels(job.config.device)
         run_training(job.config, job.run_dir, resume=job.resume)
         if distributed.rank() == 0:
             _write_outcome(job)
 
 
-def _build_kernels(device: str) -> None:
-    """Nothing is to be done on the CPU."""
+def check_gpus(device: str, num_gpus: int) -> None:
+    """Raises UserError where `device` is "cuda" and this machine lacks GPUs; a run on several has its part here."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("PyTorch finds no CUDA device: say --device=cpu, or check the driver and PyTorch's build")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", num_gpus))
+        if here > torch.cuda.device_count():
+            raise UserError(f"--gpus is {here}, but this machine has {torch.cuda.device_count()}")
+
+
+def build_kernels(device: str) -> None:
+    """Have one process build the CUDA kernels for all, which call this together. Nothing is to be done on the CPU."""
     from torch_utils import custom_ops, distributed
 
     distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
@@ -116,11 +128,19 @@ def _run_processes(job: Job) -> None:
         run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
 
 
-def run_together(command: list[str], *, size: int) -> None:
+def run_together(
+    command: list[str], *, size: int,
+    loss: str = "so the run ended; the same command goes on from its last training state", at_once: bool = False,
+) -> None:
     """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
 
+    Args:
+        loss:    What it means that one died, for the message that says so.
+        at_once: A request to stop ends all processes, by SIGTERM; else it is passed on, for them to come to an end.
+
     Raises:
-        UserError: One failed.
+        UserError:         One failed.
+        KeyboardInterrupt: Requested to stop, where that is `at_once`; all processes have ended.
     """
     import torch
 
@@ -138,16 +158,17 @@ def run_together(command: list[str], *, size: int) -> None:
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
-    with _Processes() as processes:
+    with _Processes(loss=loss, at_once=at_once) as processes:
         for rank in range(size):
             processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         processes.wait(lambda: distributed.reported(store))
 
 
 class _Processes:
-    """Child processes that live and die together; signals are passed on to them."""
+    """Child processes that live and die together; signals are passed on to them, or end them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, loss: str, at_once: bool) -> None:
+        self._loss, self._at_once = loss, at_once
         self._children: list[subprocess.Popen] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._first_signal_sec: float | None = None
@@ -175,6 +196,10 @@ class _Processes:
         now = time.monotonic()
         if self._first_signal_sec is None:
             self._first_signal_sec = now
+            if self._at_once:
+                raise KeyboardInterrupt
+        elif self._at_once:
+            return  # they are being ended
         elif now - self._first_signal_sec > _INSIST_SEC:
             raise UserError("stopped at once, as asked twice; the same command goes on from the last training state")
         for child in self._children:
@@ -204,8 +229,7 @@ class _Processes:
     def _describe(self, rank: int) -> str:
         code = self._children[rank].returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-        return (f"rank {rank} of {len(self._children)} {how}, so the run ended; the same command goes on from its last "
-                "training state")
+        return f"rank {rank} of {len(self._children)} {how}, {self._loss}"
 
     def _end(self, grace_sec: float = 0) -> None:
         stop = time.monotonic() + grace_sec

@@ -110,6 +110,11 @@ class ScoreBook:
                     scores[metric][name] = {key + self._suffixes[metric]: value for key, value in plain.items()}
         return scores
 
+    def complete(self) -> set[str]:
+        """Names of the pickles that are scored by every metric."""
+        scores = self.read()
+        return set.intersection(*(set(scores[metric]) for metric in self.metrics))
+
     def _is_ours(self, metric: str, record: dict[str, Any]) -> bool:
         if record.get("protocol", {}) != self.protocol:
             return False
@@ -143,6 +148,7 @@ class RunScorer:
     stop: StopRequest                           # A request ends the work at once; what is reported stays.
     say: Callable[[str], None]                  # Is given lines on what is done.
     warn: Callable[[str], None]                 # Is given lines on what can't be done.
+    idle: Callable[[], None] = lambda: None     # Called every few seconds while there is nothing to score.
     num_scored: int = 0
     broken: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # What can't be read, by name.
     _queue: list[Snapshot] = dataclasses.field(default_factory=list)
@@ -179,15 +185,16 @@ class RunScorer:
                 said = True
             self._look_for_training()
             with self.stop.at_once():
+                self.idle()
                 time.sleep(_POLL_SEC)
 
     def update_queue(self) -> list[Snapshot]:
         """The pickles that are not scored by every metric, in order; those that can't be read only if they changed."""
-        scores = self.book.read()
+        complete = self.book.complete()
         pickles = list_pickles(self.run_dir)
         for gone in {pickle.name for pickle in self._queue} - {pickle.name for pickle in pickles}:
             self.say(f"{gone} was deleted before it was scored: passed over")
-        self._queue = [pickle for pickle in pickles if any(pickle.name not in scores[m] for m in self.book.metrics)
+        self._queue = [pickle for pickle in pickles if pickle.name not in complete
                        and self.broken.get(pickle.name, ()) != _file_state(pickle.path)]
         return self._queue
 

@@ -1,0 +1,70 @@
+"""Processes that score pickles together: the first one says what comes next, the others do it with it."""
+
+from typing import Any, Callable
+
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import distributed
+
+
+class Team:
+    """All processes that have met by `distributed.join`, or a single one.
+
+    Rank 0 calls `load`, `calculate` and `idle`, as `RunScorer` does, and `dismiss` in the end. The others call `serve`
+    instead of all that. They wait for rank 0 no longer than the processes wait for one another anyway, so that it has
+    to call `idle` from time to time.
+
+    Args:
+        load:      Gives the generator of a pickle. Raises UserError or OSError: it can't be read.
+        calculate: As `calc_metric`, called with (metric, G=, shared=).
+    """
+
+    def __init__(self, *, load: Callable[[str], torch.nn.Module], calculate: Callable[..., dict[str, Any]]):
+        self._load, self._calculate = load, calculate
+
+    def load(self, path: str) -> torch.nn.Module:
+        """Have all processes load a pickle.
+
+        Raises:
+            UserError: One of them can't; the others don't keep it, either.
+        """
+        distributed.from_rank0({"load": path})
+        return self._load_together(path)
+
+    def calculate(self, metric: str, *, G: torch.nn.Module, shared: dict | None) -> dict[str, Any]:
+        """Have all processes calculate a metric of the pickle that was loaded last."""
+        distributed.from_rank0({"calculate": metric, "shares": shared is not None})
+        return self._calculate(metric, G=G, shared=shared)
+
+    def idle(self) -> None:
+        """Let the others know that rank 0 is alive."""
+        distributed.from_rank0({"wait": True})
+
+    def dismiss(self) -> None:
+        """Have `serve` return."""
+        distributed.from_rank0({"leave": True})
+
+    def serve(self) -> None:
+        """Do what rank 0 says, until it dismisses this process."""
+        G, shared = None, {}
+        while "leave" not in (order := distributed.from_rank0(None)):
+            if "load" in order:
+                G, shared = None, {}    # memory of the last one is free before the next one takes some
+                try:
+                    G = self._load_together(order["load"])
+                except UserError:
+                    continue  # rank 0 says so
+            elif "calculate" in order:
+                self._calculate(order["calculate"], G=G, shared=shared if order["shares"] else None)
+
+    def _load_together(self, path: str) -> torch.nn.Module:
+        problem = None
+        try:
+            G = self._load(path)
+        except (UserError, OSError) as e:
+            problem = str(e)
+        problem = distributed.first_given(problem)
+        if problem is not None:
+            raise UserError(problem)
+        return G
