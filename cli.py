@@ -47,8 +47,13 @@ class Command(click.Command):
         except UserError as e:
             raise click.ClickException(_one_line(str(e))) from e
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the flush at exit
+            silence_stdout()
             sys.exit(1)
+
+
+def silence_stdout() -> None:
+    """After a BrokenPipeError: what was not written yet would raise it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -56,8 +61,6 @@ def plain_errors() -> Iterator[None]:
     """Raise a UserError for what the file system refuses: files that are missing or locked, full disks."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as e:
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

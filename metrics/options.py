@@ -48,13 +48,13 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
         raise
     except Exception as e:
         error = e
-    problem = error and (str(error) or type(error).__name__)
     if opts.num_gpus > 1:
+        problem = str(error) if isinstance(error, UserError) else error and f"{opts.metric} failed on another process"
         problem = distributed.first_given(problem)
+        if error is None and problem is not None:
+            raise UserError(problem)
     if error is not None:
         raise error
-    if problem is not None:
-        raise UserError(f"{opts.metric} failed on another process: {problem}")
 
 
 @contextlib.contextmanager

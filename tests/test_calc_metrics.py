@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +37,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def save_images(path, **options):
+def save_images(path, *, count=600, **options):
     with zipfile.ZipFile(path, "w") as z:
-        for i, img in enumerate(random_images(600, **options)):
+        for i, img in enumerate(random_images(count, **options)):
             buffer = io.BytesIO()
             PIL.Image.fromarray(img.transpose(1, 2, 0)).save(buffer, format="PNG")
             z.writestr(f"00000/img{i:08d}.png", buffer.getvalue())
@@ -163,6 +164,32 @@ def test_all_pickles_of_a_run(folder, whole_run):
     assert [record["snapshot_pkl"] for record in recorded(whole_run, "pr1k3")[5:]] == [names[1]]
 
 
+def test_two_processes_score_as_one(folder, whole_run):
+    """What is printed and written is the same, and stands there once."""
+    drop(whole_run, 100)
+    (whole_run / "network-snapshot-000050.pkl").write_bytes(b"no pickle")
+    shutil.copytree(whole_run, folder / "one")
+    args = ["--metrics=fid1k_full,pr1k3", "--detector=small-net.pt", "--device=cpu"]
+    one, two = run(folder, "--network=one", *args), run(folder, "--network=run", *args, "--gpus=2", "--cache=false")
+    assert one.returncode == two.returncode == 1, two.stderr     # for want of one pickle
+    lines = [result.stdout.splitlines() for result in (one, two)]
+    assert lines[0][4:] == lines[1][4:] and len(lines[0]) == 9   # the table
+    for metric in ("fid1k_full", "pr1k3"):
+        for a, b in zip(recorded(folder / "one", metric), recorded(whole_run, metric), strict=True):
+            assert (a["snapshot_pkl"], a["detector"]) == (b["snapshot_pkl"], b["detector"])
+            assert (a["num_gpus"], b["num_gpus"]) == (1, 2)
+            assert b["results"] == pytest.approx(a["results"], rel=1e-9)
+    said = [[line.partition(": one/")[0].partition(": run/")[0] for line in re.split("[\\r\\n]", result.stderr)
+             if "snapshot" in line] for result in (one, two)]
+    assert said[0] == said[1] and len(said[0]) == 4 and "Warning: no scores of" in said[0][1]
+
+    again = run(folder, "--network=run/network-snapshot-000100.pkl", *args, "--gpus=2", "--verbose=false", "--table")
+    assert again.returncode == 0 and again.stderr == ""
+    fid, pr = map(json.loads, again.stdout.splitlines()[:2])
+    assert fid["results"] == pytest.approx(recorded(folder / "one", "fid1k_full")[0]["results"], rel=1e-9)
+    assert f"fid1k_full@small-net       {fid['results']['fid1k_full@small-net']:.4f}" in again.stdout
+
+
 def wait_for(process, log, pattern):
     stop = time.monotonic() + 60
     while not re.search(pattern, log.read_text()):
@@ -174,13 +201,13 @@ def start(folder, *args):
     """The command in the background, and the file that its stderr goes to."""
     log = folder / f"stderr-{len(list(folder.glob('stderr-*')))}.txt"
     with open(log, "w") as f:
-        return subprocess.Popen(**command(folder, *args), stdout=subprocess.PIPE, stderr=f), log
+        return subprocess.Popen(**command(folder, *args), stdout=subprocess.PIPE, stderr=f, start_new_session=True), log
 
 
 def test_following_a_run_to_its_end(folder, whole_run):
     source = (whole_run / "network-snapshot-000200.pkl").rename(folder / "source.pkl")
     process, log = start(folder, "--network=run", "--metrics=fid1k_full", "--detector=small-net.pt", "--device=cpu",
-                         "--follow")
+                         "--follow", "--gpus=2")
     try:
         wait_for(process, log, "No program is training in run")
         source.rename(whole_run / "network-snapshot-000200.pkl")
@@ -198,14 +225,15 @@ def test_following_a_run_to_its_end(folder, whole_run):
 
 
 def test_requests_to_stop_end_it_cleanly(folder, whole_run):
-    """While it waits, and in the middle of a score; what is scored stays."""
+    """While it waits, and in the middle of a score, by two processes; what is scored stays."""
     args = ["--network=run", "--detector=small-net.pt", "--device=cpu", "--follow"]
-    waiting, scoring = start(folder, *args, "--metrics=fid1k_full"), start(folder, *args, "--metrics=fid50k")
+    waiting = start(folder, *args, "--metrics=fid1k_full")
+    scoring = start(folder, *args, "--metrics=fid50k", "--gpus=2")
     try:
         for (process, log), pattern, number in ((waiting, "Waiting", signal.SIGINT),
                                                 (scoring, "fid50k generated", signal.SIGTERM)):
             wait_for(process, log, pattern)
-            process.send_signal(number)
+            os.killpg(process.pid, number)
             process.communicate(timeout=60)
             assert process.returncode == 1 and "Traceback" not in log.read_text()
     finally:
@@ -213,6 +241,7 @@ def test_requests_to_stop_end_it_cleanly(folder, whole_run):
         scoring[0].kill()
     assert waiting[1].read_text().endswith("Stopped; 1 pickle(s) scored. The same command scores the others.\n")
     assert scoring[1].read_text().endswith("Stopped; 0 pickle(s) scored. The same command scores the others.\n")
+    assert scoring[1].read_text().count("Stopped") == 1
     assert len(recorded(whole_run, "fid1k_full")) == 1 and not (whole_run / "metric-fid50k.jsonl").exists()
 
 
@@ -235,7 +264,11 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 @pytest.mark.parametrize("args,pattern", [
     (["--metrics=fid50k_ful"], r"unknown metric fid50k_ful: .*fid<N>k_full.*ppl2_wend"),
     (["--metrics=none"], "names no metric"),
-    (["--gpus=2"], "--gpus=2: .* one GPU"),
+    (["--gpus=99", "--device=cuda"], "no CUDA device: say --device=cpu|--gpus is 99, but this machine has"),
+    (["--gpus=2", "--device=cpu", "--data=nowhere.zip"], "nowhere.zip"),
+    (["--gpus=2", "--device=cpu", "--data=three.zip", "--mirror=false", "--metrics=pr1k3",
+      "--detector=small-net.pt", "--verbose=false"],
+     r"^Error: precision and recall with k=3 need more than 3 images, got 3 real ones$"),
     (["--device=gpu"], "--device=gpu can't be used"),
     (["--data=nowhere.zip"], "no images at nowhere.zip|nowhere.zip"),
     (["--data=small.zip"], r"images of shape \[3, 8, 8\], the network makes \[3, 16, 16\]"),
@@ -249,6 +282,7 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 ])
 def test_mistakes_are_one_line(folder, args, pattern):
     save_images(folder / "small.zip", resolution=8)
+    save_images(folder / "three.zip", count=3)
     save_network(folder / "bare.pkl")
     save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.zip")})
     result = run(folder, "--network=run/network-snapshot-000200.pkl", *args)
@@ -261,6 +295,7 @@ def test_mistakes_are_one_line(folder, args, pattern):
 @pytest.mark.parametrize("args,pattern", [
     ([], "Missing option '--network'"),
     (["--network=a.pkl", "--batch=0"], "--batch"),
+    (["--network=a.pkl", "--gpus=2", "--device=cuda:1"], "--device=cuda:1 is not for --gpus=2"),
     (["--network=a.pkl", "--colour=red"], "No such option"),
 ])
 def test_usage_errors_exit_with_2(folder, args, pattern):
