@@ -116,7 +116,7 @@ def score_pickle(opts: Options) -> None:
 
     device = pick_device(opts)
     G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
-    dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)
+    dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)    # mistakes are found before processes start
     metric_main.check_match(G, dataset)
     metric_main.check_detector(opts.metrics, opts.detector)
     protocol = protocol_of(opts, dataset, trained_on, use_labels=G.c_dim > 0)
@@ -223,6 +223,7 @@ def measure_run(
 
 
 def stop_request() -> StopRequest:
+    """Ctrl-C comes to all processes of a terminal, and once more from the one that started them."""
     from torch_utils import distributed
     from training.interrupt import StopRequest
 
@@ -315,7 +316,8 @@ def calculation(
 
     return functools.partial(
         metric_main.calc_metric, dataset=dataset, detector=opts.detector, device=device,
-        num_gpus=distributed.world_size(), rank=distributed.rank(), batch_size=opts.batch, seed=opts.seed, workers=opts.workers, cache=opts.cache, kept_real=kept_real, progress=opts.verbose,
+        num_gpus=distributed.world_size(), rank=distributed.rank(), batch_size=opts.batch, seed=opts.seed,
+        workers=opts.workers, cache=opts.cache, kept_real=kept_real, progress=opts.verbose,
     )
 
 

@@ -10,6 +10,7 @@ from matplotlib import pyplot
 
 import cli
 from dnnlib.util import UserError, atomic_write
+from training.run_scores import read_all_scores
 
 matplotlib.use("Agg")  # draws into files, also where there is no display
 
@@ -23,7 +24,9 @@ class Curve(NamedTuple):
 
 
 def read_curves(run_dir: Path) -> dict[str, Curve]:
-    """Every statistic of a run over kimg, from its `stats.jsonl`.
+    """Every statistic of a run over kimg, from its `stats.jsonl`, and the scores that stand in `metric-*.jsonl`.
+
+    Of a score that is in both, that of the pickle counts.
 
     Raises:
         UserError: It isn't there, or is none.
@@ -43,6 +46,10 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
                 curve = curves.setdefault(name, Curve([], []))
                 curve.kimg.append(kimg)
                 curve.values.append(value["mean"])
+    for name, scores in read_all_scores(run_dir).items():
+        before = curves.get(f"Metrics/{name}", Curve([], []))
+        points = dict(zip(map(int, before.kimg), before.values)) | scores   # pickles are named by whole kimg
+        curves[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
     return curves
 
 
@@ -63,6 +70,9 @@ def smooth(values: list[float], weight: float) -> list[float]:
               help="Weight of the past in the curves of losses; 0 = as they are.")
 def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float) -> None:
     """Plot training runs side by side.
+
+    Scores are those that training measured and those that calc_metrics.py added. With another seed, other images or
+    another feature net than in training they have a panel of their own.
 
     \b
     python plot_runs.py runs/00000-cifar10-cifar runs/00001-cifar10-cifar-glead --out=curves.png

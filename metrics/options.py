@@ -49,10 +49,10 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
     except Exception as e:
         error = e
     if opts.num_gpus > 1:
-        problem = str(error) if isinstance(error, UserError) else error and f"{opts.metric} failed on another process"
-        problem = distributed.first_given(problem)
-        if error is None and problem is not None:
-            raise UserError(problem)
+        reason = str(error) if isinstance(error, UserError) else f"{opts.metric} failed on another process"
+        reason = distributed.first_given(None if error is None else reason)
+        if error is None and reason is not None:
+            raise UserError(reason)
     if error is not None:
         raise error
 

@@ -44,6 +44,32 @@ def test_read_curves(tmp_path):
     assert curves["Loss/D/real_reconstruction"] == ([0, 4, 8, 12], [10, 9, 8, 7])
 
 
+def test_scores_that_came_later(tmp_path):
+    """They stand beside those of training; the last one of a pickle counts, and other protocols stand apart."""
+    run = make_run(tmp_path / "a", task=False)
+    here, there = {"name": "net", "sha256": "0a1b2c3d" * 8}, {"name": "net", "sha256": "f" * 64}
+    with open(run / "metric-fid1k.jsonl", "w") as f:
+        for kimg, value, more in (
+            (4, 99, {}), (12, 50, {}), (20, 1, {"detector": here}), (20, 90, {"detector": here}),
+            (16, 91, {"detector": here}), (16, 7, {"detector": there}), (16, 8, {"protocol": {"seed": 1}}),
+            (16, 9, {"protocol": {"data": "b" * 64, "seed": 2}}), ("best", 5, {}), (16, "low", {}),
+        ):
+            name = f"network-snapshot-{kimg if isinstance(kimg, str) else f'{kimg:06d}'}.pkl"
+            f.write(json.dumps({"results": {"fid1k@net": value}, "snapshot_pkl": name, **more}) + "\n")
+        f.write('{"half')
+    (run / "metric-pr1k3.jsonl").write_text(json.dumps({
+        "results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25}, "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n")
+    scores = {name: curve for name, curve in read_curves(run).items() if name.startswith("Metrics/")}
+    assert scores == {
+        "Metrics/fid1k@net": ([0, 4, 8, 12, 16, 20], [100, 99, 98, 50, 91, 90]),
+        "Metrics/fid1k@net (net ffffffff)": ([16], [7]),
+        "Metrics/fid1k@net (seed 1)": ([16], [8]),
+        "Metrics/fid1k@net (data bbbbbbbb, seed 2)": ([16], [9]),
+        "Metrics/pr1k3_precision": ([16], [0.5]),
+        "Metrics/pr1k3_recall": ([16], [0.25]),
+    }
+
+
 def test_smoothing_keeps_constants_and_weighs_the_past():
     assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3, 3, 3])
     assert smooth([1.0, 2.0], 0.5) == pytest.approx([1, (0.5 * 1 + 2) / 1.5])

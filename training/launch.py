@@ -71,15 +71,14 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
 
 
 def check_gpus(device: str, num_gpus: int) -> None:
-    """Raises UserError where `device` is "cuda" and this machine lacks GPUs; a run on several has its part here."""
+    """Raises UserError where `device` is "cuda" and this machine has not as many GPUs."""
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("PyTorch finds no CUDA device: say --device=cpu, or check the driver and PyTorch's build")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", num_gpus))
-        if here > torch.cuda.device_count():
-            raise UserError(f"--gpus is {here}, but this machine has {torch.cuda.device_count()}")
+        if num_gpus > torch.cuda.device_count():
+            raise UserError(f"--gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}")
 
 
 def build_kernels(device: str) -> None:

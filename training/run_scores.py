@@ -129,6 +129,35 @@ class ScoreBook:
         metric_main.report_metric(result, run_dir=str(self.run_dir), snapshot_pkl=str(pickle), protocol=self.protocol)
 
 
+def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[int, float]]:
+    """All scores in `metric-*.jsonl`: by name of the result, then by kimg of the pickle; the last one counts.
+
+    What was not measured as in training has a name of its own, such as "fid50k (seed 1)"; and so has what another
+    feature net gave than the first one of that name, "fid50k@net (net 0a1b2c3d)".
+    """
+    scores: dict[str, dict[int, float]] = {}
+    first_nets: dict[str, str] = {}     # SHA-256, by name of the result.
+    for path in sorted(Path(run_dir).glob("metric-*.jsonl")):
+        for record in read_records(path):
+            pickle = PICKLE_NAME.fullmatch(str(record.get("snapshot_pkl")))
+            if pickle is None or not _are_numbers(record.get("results")):
+                continue
+            for name, value in record["results"].items():
+                scores.setdefault(name + _note(record, name, first_nets), {})[int(pickle[1])] = value
+    return scores
+
+
+def _note(record: dict[str, Any], name: str, first_nets: dict[str, str]) -> str:
+    notes = {}
+    detector, protocol = record.get("detector"), record.get("protocol")
+    if isinstance(detector, dict):  # other programs don't say which net it was
+        digest = str(detector.get("sha256"))
+        if first_nets.setdefault(name, digest) != digest:
+            notes["net"] = digest
+    notes |= protocol if isinstance(protocol, dict) else {}
+    return f" ({', '.join(f'{key} {str(value)[:8]}' for key, value in notes.items())})" if notes else ""
+
+
 def _are_numbers(results: Any) -> bool:
     return isinstance(results, dict) and bool(results) and all(
         isinstance(value, int | float) for value in results.values())
