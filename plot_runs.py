@@ -10,10 +10,10 @@ from matplotlib import pyplot
 
 import cli
 from dnnlib.util import UserError, atomic_write
-from training.run_scores import read_all_scores
 
 matplotlib.use("Agg")  # draws into files, also where there is no display
 
+PANELS_A_ROW = 4
 REALNESS = {"Loss/scores/real": "-", "Loss/scores/fake": "--"}
 TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", "Loss/D/fake_feature": ":"}
 
@@ -46,6 +46,8 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
                 curve = curves.setdefault(name, Curve([], []))
                 curve.kimg.append(kimg)
                 curve.values.append(value["mean"])
+    from training.run_scores import read_all_scores     # PyTorch takes seconds to import
+
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
         points = dict(zip(map(int, before.kimg), before.values)) | scores   # pickles are named by whole kimg
@@ -89,8 +91,11 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     if any(name in c for c in curves for name in TASKS):
         title = "weighted tasks: real (solid), fake (dashed; features dotted)"
         panels.append((title, TASKS, weight))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
-    for axis, (title, names, past) in zip(axes[0], panels):
+    rows, columns = -(-len(panels) // PANELS_A_ROW), min(len(panels), PANELS_A_ROW)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for axis in axes.flat[len(panels):]:
+        axis.set_axis_off()
+    for axis, (title, names, past) in zip(axes.flat, panels):
         for number, (run, label) in enumerate(zip(curves, labels)):
             for name, style in names.items():
                 if name in run:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -98,8 +99,20 @@ def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.uti
         batch_size=opts.batch_size,
         num_workers=min(opts.workers, num_cores()) if len(indices) > opts.batch_size else 0,
         collate_fn=_stack_images,
+        worker_init_fn=_end_quietly,
         pin_memory=opts.device.type == "cuda",
     )
+
+
+def _end_quietly(worker_id: int) -> None:
+    """Leave signals that go to a whole group to the process that started this one, and say nothing when it breaks off.
+
+    What fails here while an image is read is handed over, and does not come to the hook.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    show = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else show(kind, *error)
 
 
 def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:

@@ -11,6 +11,8 @@ import pytest
 from plot_runs import read_curves, smooth
 
 ROOT = Path(__file__).resolve().parents[1]
+PRECISION_RECALL = json.dumps({"results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25},
+                               "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n"
 
 
 def make_run(path, *, task):
@@ -37,6 +39,10 @@ def test_plot_of_two_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     with PIL.Image.open(tmp_path / "curves.png") as img:
         assert img.size == (1500, 360)  # score, realness, tasks
+    (runs[0] / "metric-pr1k3.jsonl").write_text(PRECISION_RECALL)
+    assert plot(*runs, f"--out={tmp_path / 'more.png'}").returncode == 0
+    with PIL.Image.open(tmp_path / "more.png") as img:
+        assert img.size == (2000, 720)  # and precision, recall
 
 
 def test_read_curves(tmp_path):
@@ -57,8 +63,7 @@ def test_scores_that_came_later(tmp_path):
             name = f"network-snapshot-{kimg if isinstance(kimg, str) else f'{kimg:06d}'}.pkl"
             f.write(json.dumps({"results": {"fid1k@net": value}, "snapshot_pkl": name, **more}) + "\n")
         f.write('{"half')
-    (run / "metric-pr1k3.jsonl").write_text(json.dumps({
-        "results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25}, "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n")
+    (run / "metric-pr1k3.jsonl").write_text(PRECISION_RECALL)
     scores = {name: curve for name, curve in read_curves(run).items() if name.startswith("Metrics/")}
     assert scores == {
         "Metrics/fid1k@net": ([0, 4, 8, 12, 16, 20], [100, 99, 98, 50, 91, 90]),
