@@ -4,6 +4,7 @@ import ctypes
 from typing import Any, Callable, Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import custom_ops
 
@@ -47,7 +48,8 @@ def _differentiable(
                     dict(forward=staticmethod(forward), backward=staticmethod(backward)))
 
     def differentiable(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+        if (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+                or forward_ad._current_level >= 0):  # of which it says that there is no such derivative
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)

@@ -96,7 +96,7 @@ def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
     if kernels.is_channels_last(g):
         sums = _sums_over_pixels(g, noise), _sums_over_pixels(g * x, None)
         noises = torch.zeros_like(sums[0][:, 0]) if noise is None else sums[0][:, 1]
-        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises]).to(dtype)
+        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises])
     sums = [t.sum([2, 3], dtype=dtype) for t in ([g, g * x] if noise is None else [g, g * x, g * noise.to(g.dtype)])]
     return dx, torch.stack(sums if noise is not None else [*sums, torch.zeros_like(sums[0])])
 
@@ -111,14 +111,15 @@ def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
     if noise is not None:
         weights = torch.cat([weights, noise.to(g.dtype).reshape(-1, h, 1, w).expand(n, -1, -1, -1)], dim=2)
     rows = weights.reshape(n * h, -1, w) @ g.permute(0, 2, 3, 1).reshape(n * h, w, c)
-    return rows.reshape(n, h, -1, c).sum(1)
+    return rows.reshape(n, h, -1, c).sum(1, dtype=kernels.compute_type(g.dtype))  # half types end at 65504
 
 
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     alpha = bias_act.activation_funcs[act].def_alpha
     if scale is None:
         return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
-    dx, sums = _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, 1.0, clamp), x, scale * gain, noise)
+    g = bias_act._native_grad(dy, y if gain > 0 else -y, None, 1, act, alpha, 1.0, clamp)
+    dx, sums = _sums(g, x, scale * gain, noise)
     return dx, sums * gain  # on small tensors, the factor costs next to nothing
 
 

@@ -46,10 +46,11 @@ def _cases() -> Iterator[_Case]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        """Multiples of 1/8, which all types hold exactly; none gets near to where results are clamped."""
+        """Multiples of 1/8, which all types hold exactly."""
         return torch.randint(-24, 25, shape, generator=generator) / 8.0
 
     x, b, noise = (draw(*shape).double() for shape in [(2, 24, 17, 40), (24,), (2, 1, 17, 40)])
+    b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
     scale = 2.0 ** torch.randint(-1, 2, [2, 24], generator=generator).double()
     for act in bias_act.activation_funcs:
         settings = dict(act=act, clamp=1.5 if act == "lrelu" else None)
