@@ -106,7 +106,11 @@ def is_dense(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    return x if is_dense(x) else x.contiguous()
+    """Itself or a copy, which stays channels last, as PyTorch's own operations would have it."""
+    if is_dense(x):
+        return x
+    last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
