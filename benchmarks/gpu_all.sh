@@ -139,11 +139,12 @@ if [[ -z $REHEARSAL ]]; then
     step nvidia-smi 10 nvidia-smi
 fi
 step ops-build 110 "$PYTHON" -m torch_utils.ops build "${BUILD[@]}"
-step ops-status 30 "$PYTHON" -m torch_utils.ops status
+step ops-status 60 "$PYTHON" -m torch_utils.ops status
 if wanted gpu-tests && ! "$PYTHON" -c 'import pytest' >/dev/null 2>&1; then
     say '\n== gpu-tests\npytest is not installed: left out\n'
 else
-    step gpu-tests 60 "$PYTHON" -m pytest -q -p no:xdist -m gpu tests
+    # Interrupted as by Ctrl-C before its time is over, pytest still says what failed.
+    step gpu-tests 100 timeout --signal=INT 90 "$PYTHON" -m pytest -q -p no:xdist -m gpu tests
 fi
 step ops 90 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
 # The comparison with the plain way takes most of the time: once is enough.

@@ -5,6 +5,7 @@ import itertools
 from typing import Any, Callable, Collection, Iterator, NamedTuple, Sequence
 
 import torch
+from tqdm import tqdm
 
 from . import bias_act, modconv_epilogue, upfirdn2d
 
@@ -29,7 +30,8 @@ class _Case(NamedTuple):
 def self_test(device: torch.device, dtypes: Collection[torch.dtype] = tuple(BOUNDS)) -> list[Check]:
     """Every operation in every floating-point type and both memory formats."""
     checks = []
-    for case in _cases():
+    # NVRTC takes a tenth of a second for each of 250 kernels that networks don't usually need.
+    for case in tqdm(list(_cases()), desc="Testing operations", unit="case", leave=False, delay=1):
         reference = case.reference or functools.partial(case.fn, impl="ref")
         expected = _derivatives(reference, case.inputs)
         for dtype, channels_last in itertools.product(dtypes, (False, True)):
