@@ -51,7 +51,7 @@ def modconv_epilogue(
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
     scale, noise, strength, b = (None if t is None else t.to(dtype) for t in (scale, noise, strength, b))
-    if torch.compiler.is_exporting():  # other programs know plain operations alone
+    if torch.compiler.is_exporting():  # other programs know plain operations alone; torch.compile says yes, too
         return _native(x, scale, noise, strength, b, act, gain, clamp)
     return torch.ops.glead.modconv_epilogue(x, scale, noise, strength, b, act, gain, clamp)
 
@@ -82,10 +82,10 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
     if _slope(act) != 1:
         torch.nn.functional.leaky_relu_(y, _slope(act))
     if gain <= 0:
-        y *= gain
+        y = y * gain
     if clamp >= 0:
         limit = bias_act._as_held(clamp, y.dtype)
-        y.clamp_(-limit, limit)
+        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # leaky_relu_ remembers its result
     return y
 
 

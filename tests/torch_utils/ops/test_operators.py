@@ -73,6 +73,30 @@ def test_sums_over_pixels_exceed_what_half_types_hold():
     assert sums.flatten().tolist() == [320.0**2] * 4 + [0.0] * 2
 
 
+def test_results_may_be_changed_in_place():
+    x, f = torch.randn([1, 2, 6, 6], requires_grad=True), upfirdn2d.setup_filter([1, 3, 3, 1])
+    for up, down in [(1, 1), (2, 1), (1, 2), (2, 2)]:
+        y = upfirdn2d.upfirdn2d(x, f, up=up, down=down, padding=3)
+        (expected,) = torch.autograd.grad(y.sum() * 2, x, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(y.mul_(2).sum(), x)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_compiled_derivatives():
+    x, b = torch.randn([2, 4, 6, 6], requires_grad=True), torch.randn([4], requires_grad=True)
+    scale, f = torch.rand([2, 4], requires_grad=True), upfirdn2d.setup_filter([1, 3, 3, 1])
+
+    def derivatives(fn):
+        return torch.autograd.grad(fn(x, scale, b).square().sum(), [x, scale, b])
+
+    def layers(x, scale, b):
+        y = modconv_epilogue.modconv_epilogue(upfirdn2d.upsample2d(x, f), scale, b=b, clamp=1)
+        return bias_act.bias_act(y, b, act="lrelu", clamp=1)
+
+    compiled = torch.compile(layers, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(derivatives(compiled), derivatives(layers))
+
+
 def test_any_number_of_dimensions():
     for shape in ([], [3], [2, 3, 4, 2, 2]):
         x = torch.randn(shape)
