@@ -202,6 +202,17 @@ def test_gradients_that_stay_non_finite_stop_the_run(config, monkeypatch, capsys
     assert lines[-1]["Progress/nonfinite_gradients"]["mean"] > 0
 
 
+def test_too_little_memory_of_a_gpu_is_said_in_one_line(config, monkeypatch):
+    config, run_dir = config
+
+    def step(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...\nSee ...")
+
+    monkeypatch.setattr(training_loop.Trainer, "step", step)
+    with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried[^\n]*: give a --batch-gpu below 8, or free the GPU"):
+        training_loop.run_training(config, str(run_dir))
+
+
 def test_a_few_non_finite_gradients_do_no_harm(config, monkeypatch):
     config, run_dir = config
     original, calls = training_loop.StyleGAN2Loss.g_main, []
