@@ -40,17 +40,8 @@ def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = N
         resume: Go on from this training state, or from the "newest" good one in `run_dir`; None = from the start.
 
     Raises:
-        UserError: Data became unreadable, gradients stayed non-finite, there is no good state, the last save failed, or
-            a GPU has too little memory.
+        UserError: Data became unreadable, gradients stayed non-finite, there is no good state, or the last save failed.
     """
-    try:
-        _run_training(config, run_dir, resume)
-    except torch.OutOfMemoryError as e:
-        raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch-gpu below {config.batch_gpu}, or free the "
-                        "GPU of other programs") from e
-
-
-def _run_training(config: TrainingConfig, run_dir: str, resume: str | None) -> None:
     with StopRequest(interruptible=distributed.world_size() == 1, quiet=distributed.rank() != 0) as stop:
         try:
             with stop.at_once():

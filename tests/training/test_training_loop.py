@@ -18,7 +18,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils.network_pickle import save_network_pkl
-from training import training_loop
+from training import launch, training_loop
 from training.config import from_json
 from training.interrupt import StopRequest
 
@@ -210,7 +210,7 @@ def test_too_little_memory_of_a_gpu_is_said_in_one_line(config, monkeypatch):
 
     monkeypatch.setattr(training_loop.Trainer, "step", step)
     with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried[^\n]*: give a --batch-gpu below 8, or free the GPU"):
-        training_loop.run_training(config, str(run_dir))
+        launch.run_rank(launch.Job(config, str(run_dir)))
 
 
 def test_a_few_non_finite_gradients_do_no_harm(config, monkeypatch):
