@@ -2,12 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from metric_fakes import ArrayDataset, random_images, save_net
 from metrics import metric_main
 from metrics.detectors import load_feature_net
+from metrics.kernel_inception_distance import draw_subsets, kernel_distance
 from metrics.options import MetricOptions
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import precision_recall
@@ -34,17 +36,17 @@ def detector(tmp_path):
 
 
 def test_scores_are_those_of_the_cpu(G, detector):
-    """All metrics of one network, from images that worker processes read, by a TorchScript net."""
+    """Several metrics of one network, from images that worker processes read, by a TorchScript net."""
     dataset, scores = ArrayDataset(random_images(1100)), {}
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for device in ("cpu", DEVICE):
         shared = {}
         results = [metric_main.calc_metric(
             metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=48, workers=2, cache=False,
-            shared=shared).results for metric in ("fid1k_full", "kid1k", "pr1k3_full", "is1k")]
+            shared=shared).results for metric in ("fid1k_full", "pr1k3_full", "is1k")]
         scores[device] = {name: value for result in results for name, value in result.items()}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == switches
-    assert len(scores[DEVICE]) == 6 and next(G.buffers()).device.type == "cpu"
+    assert len(scores[DEVICE]) == 5 and next(G.buffers()).device.type == "cpu"
     assert scores[DEVICE] == pytest.approx(scores["cpu"], rel=1e-2, abs=5e-3)
 
 
@@ -59,6 +61,15 @@ def test_path_lengths_are_those_of_the_cpu(G, detector):
                 lengths[device, space] = result["ppl"]
     for space in ("w", "z"):  # differences of steps of 1e-4 are short of digits
         assert lengths[DEVICE, space] == pytest.approx(lengths["cpu", space], rel=5e-2)
+
+
+def test_kernel_distances_are_those_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    real, gen = (torch.randn(300, 64, generator=generator) + shift for shift in (0, 0.1))
+    expected, actual = (
+        kernel_distance(real, gen, draw_subsets(300, 300, random_state=np.random.RandomState(0), max_subset_size=200,
+                                                num_subsets=5), device=device) for device in ("cpu", DEVICE))
+    assert actual == pytest.approx(expected, rel=1e-9) and actual > 0
 
 
 def test_precision_and_recall_do_without_room_for_all_features(monkeypatch):
