@@ -81,7 +81,7 @@ def collect() -> dict[str, dict[str, float]]:
 def pending() -> dict[str, list[float]]:
     """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
     flush()
-    distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for the device
+    distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
     if not own:
         return {}

@@ -73,8 +73,8 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
         try:
             run_training(job.config, job.run_dir, resume=job.resume)
         except torch.OutOfMemoryError as e:
-            raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch-gpu below {job.config.batch_gpu}, or free "
-                            "the GPU of other programs") from e
+            raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch-gpu below {job.config.batch_gpu}, or "
+                            "free the GPU of other programs") from e
         if distributed.rank() == 0:
             _write_outcome(job)
 
