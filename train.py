@@ -84,7 +84,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
-         help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10.")
+         help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best is that "
+              "by the first of --metrics.")
 @general("--timeout", type=cli.FiniteFloat(min=0, min_open=True, max=1e6), metavar="SEC", default=600,
          help="How long processes wait for one that hangs.")
 @general("--outcome", metavar="FILE",

@@ -1,10 +1,11 @@
-"""Images per second of the training loader and of PyTorch's DataLoader, from a folder, a zip and a folder of zips.
+"""Images per second of the training loader, from a folder, a zip and a folder of zips.
 
-    python benchmarks/data.py [--data=32x32.zip] [--resolutions=32,256] [--workers=0,1,2] [--out=FILE.json]
+    python benchmarks/data.py [--data=32x32.zip] [--resolutions=32,256] [--workers=0,1,2] [--baseline] [--out=FILE.json]
 
-Both read the same items in the same order from the same files, by the same decoder. They take turns; each turn starts a
-loader anew, takes what it read ahead, and times the batches after that, so that neither works while the other is timed.
-The ratio is the median over turns of the loader's rate by DataLoader's: above 1, the loader is faster.
+A turn starts a loader anew, takes what it read ahead, and times the batches after that. With --baseline, turns
+alternate with those of PyTorch's DataLoader, so that neither works while the other is timed; both read the same items
+in the same order from the same files, by the same decoder. The ratio is the median over turns of the loader's rate by
+DataLoader's: above 1, the loader is faster.
 `host us/img` is processor time of the training process, in which Python has to launch the GPU's work, too; `cpu us/img`
 is that of all processes together, which other work on the machine changes much less than rates: where cores are the
 limit, `cpu ratio` is what rates come to on a machine without other work.
@@ -33,15 +34,14 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.measuring import print_table, save_results  # noqa: E402
-from cli import IntRanges  # noqa: E402
+from benchmarks.measuring import baseline_option, print_table, save_results  # noqa: E402
+from cli import Command, IntRanges  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
 from training.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.synthetic_scenes import draw_scenes  # noqa: E402
 
 CONTAINERS = ("folder", "zip", "shards")
 SHARDS = 4
-LOADERS = ("ours", "DataLoader")
 
 
 class Turn(NamedTuple):
@@ -118,7 +118,7 @@ class _Endless(torch.utils.data.Sampler):
             position += 1
 
 
-OPENERS: dict[str, Callable[..., Iterator[Any]]] = dict(zip(LOADERS, (open_ours, open_torch)))
+OPENERS: dict[str, Callable[..., Iterator[Any]]] = {"ours": open_ours, "DataLoader": open_torch}
 
 
 def time_turn(
@@ -152,27 +152,28 @@ def _workers_sec() -> float:
     return sum(t.user + t.system for t in times)
 
 
-def compare(dataset: ImageFolderDataset, *, repeats: int, **options: Any) -> dict[str, Any]:
-    """One row: medians of both loaders over turns, and the median ratio of turns."""
-    turns: dict[str, list[Turn]] = {name: [] for name in OPENERS}
+def measure(dataset: ImageFolderDataset, *, baseline: str | None, repeats: int, **options: Any) -> dict[str, Any]:
+    """One row: medians over turns, and with a baseline the median ratio of turns."""
+    turns: dict[str, list[Turn]] = {name: [] for name in ("ours", baseline) if name is not None}
     for _ in range(repeats):
-        for name, opener in OPENERS.items():
-            turns[name].append(time_turn(opener, dataset, **options))
+        for name in turns:
+            turns[name].append(time_turn(OPENERS[name], dataset, **options))
 
     def median(name: str, field: str) -> float:
         return statistics.median(getattr(turn, field) for turn in turns[name])
 
-    pairs = list(zip(*(turns[name] for name in LOADERS)))
-    ratios = [ours.img_per_sec / other.img_per_sec for ours, other in pairs]
     row: dict[str, Any] = {f"{name} img/s": round(median(name, "img_per_sec")) for name in turns}
-    row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-    row["cpu ratio"] = statistics.median(other.cpu_us_per_img / ours.cpu_us_per_img for ours, other in pairs)
+    if baseline is not None:
+        pairs = list(zip(turns["ours"], turns[baseline]))
+        ratios = [ours.img_per_sec / other.img_per_sec for ours, other in pairs]
+        row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        row["cpu ratio"] = statistics.median(other.cpu_us_per_img / ours.cpu_us_per_img for ours, other in pairs)
     for place in ("host", "cpu"):
         row |= {f"{name} {place} us/img": round(median(name, f"{place}_us_per_img"), 1) for name in turns}
     return row | {f"{name} first sec": round(median(name, "first_sec"), 2) for name in turns}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(exists=True, dir_okay=False), help="Zip of 32x32 images.  [default: drawn]")
 @click.option("--resolutions", default="32,256", show_default=True, type=IntRanges())
 @click.option("--containers", default=",".join(CONTAINERS), show_default=True)
@@ -182,10 +183,11 @@ def compare(dataset: ImageFolderDataset, *, repeats: int, **options: Any) -> dic
 @click.option("--seconds", default=1.5, show_default=True, type=click.FloatRange(min=0, min_open=True),
               help="Of one turn.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Turns of each.")
+@baseline_option("DataLoader")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(
     data: str | None, resolutions: list[int], containers: str, workers: list[int], images: int, batch: int,
-    seconds: float, repeats: int, out: str | None,
+    seconds: float, repeats: int, baseline: str | None, out: str | None,
 ) -> None:
     kinds = containers.split(",")
     if unknown := set(kinds) - set(CONTAINERS):
@@ -200,7 +202,8 @@ def main(
             for kind in kinds:
                 dataset = ImageFolderDataset(paths[kind], resolution=resolution, use_labels=True)
                 for count in tqdm(workers, desc=f"{resolution}x{resolution} {kind}", leave=False, disable=None):
-                    row = compare(dataset, repeats=repeats, batch=batch, workers=count, pin=pin, sec=seconds)
+                    row = measure(dataset, baseline=baseline, repeats=repeats, batch=batch, workers=count, pin=pin,
+                                  sec=seconds)
                     rows.append({"side": resolution, "files": kind, "workers": count, **row})
         print_table(rows[-len(kinds) * len(workers):], digits=2)
     save_results(out, data=Path(data).name if data else "drawn", batch=batch, pinned=pin, rows=rows)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, medians, tables, and files of results."""
+"""What the benchmarks share: `--baseline`, taking turns, medians, tables, and files of results."""
 
 import json
 import os
@@ -10,12 +10,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+import click
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dnnlib.util import atomic_write  # noqa: E402
+from dnnlib.util import atomic_write
+from torch_utils import distributed
+
+
+def baseline_option(*names: str) -> Callable[[Callable], Callable]:
+    """`--baseline[=NAME]`: what takes turns with ours in the same run; the first of `names` where none is given."""
+    alone = f"  [without a name: {names[0]}]" if len(names) > 1 else ""
+    return click.option("--baseline", type=click.Choice(names), is_flag=False, flag_value=names[0],
+                        help=f"Compare with this, in turns.{alone}")
 
 
 def take_turns(
@@ -23,6 +31,8 @@ def take_turns(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Call all cases in turn, again and again, so that whatever else the machine does slows each of them alike.
+
+    Processes that have met by `distributed.join` begin and end each call together.
 
     Args:
         cases:  What to time, by name.
@@ -33,7 +43,8 @@ def take_turns(
         Seconds of the last `repeats` calls of each case.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in tqdm(range(warmup + repeats), desc=title or "turns", leave=False, disable=None):
+    quiet = None if distributed.rank() == 0 else True
+    for turn in tqdm(range(warmup + repeats), desc=title or "turns", leave=False, disable=quiet):
         for name, call in cases.items():
             _wait(device)
             start = clock()
@@ -47,6 +58,7 @@ def take_turns(
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+    distributed.any_rank(False)     # returns when all processes are here
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -24,7 +24,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.data import draw_files, write_containers  # noqa: E402
-from benchmarks.measuring import medians, print_table, ratio, save_results, take_turns  # noqa: E402
+from benchmarks.measuring import (  # noqa: E402
+    baseline_option, medians, print_table, ratio, save_results, take_turns,
+)
+from cli import Command  # noqa: E402
 from metrics import metric_main  # noqa: E402
 from metrics.detectors import FeatureNet, load_feature_net  # noqa: E402
 from metrics.feature_stats import FeatureStats, Moments  # noqa: E402
@@ -180,7 +183,7 @@ def largest_difference(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
 
 
-def measure(all_stages: dict[str, Stage], *, baseline: bool, repeats: int, device: str) -> list[dict[str, Any]]:
+def measure(all_stages: dict[str, Stage], *, baseline: str | None, repeats: int, device: str) -> list[dict[str, Any]]:
     rows = []
     for name, stage in all_stages.items():
         cases = {"ours": stage.ours} | ({"plain": stage.plain} if baseline else {})
@@ -224,7 +227,7 @@ def prepared(
         yield opts, load_feature_net(net_path, "features", device=device)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--resolution", default=32, show_default=True, type=click.IntRange(min=8))
 @click.option("--cbase", default=2048, show_default=True, help="Of the generator, as in train.py.")
@@ -240,11 +243,11 @@ def prepared(
 @click.option("--workers", default=2, show_default=True, help="Processes that decode real images.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--baseline", is_flag=True, help="Compare with the plain way.")
+@baseline_option("plain")
 @click.option("--only-detector", type=click.Path(dir_okay=False), help="Make a detector here, and stop.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(
-    device: str, images: int, neighbours: int, root: int, threads: int, repeats: int, baseline: bool,
+    device: str, images: int, neighbours: int, root: int, threads: int, repeats: int, baseline: str | None,
     only_detector: str | None, out: str | None, **options: Any,
 ) -> None:
     if only_detector is not None:

@@ -1,21 +1,29 @@
-"""Time the operations against plain ones, and on GPUs against the bandwidth of a copy.
+"""Time the operations, against plain ones, and on GPUs against the bandwidth of a copy.
 
-    python benchmarks/ops.py [--device=cuda] [--threads=1] [--out=benchmarks/results/ops-cpu.json]
+    python benchmarks/ops.py --baseline [--threads=1] [--out=benchmarks/results/ops-cpu.json]
+    python benchmarks/ops.py --device=cuda --baseline=native [--out=FILE.json]
 
-What is compared takes turns: on a GPU, ours and "native", which is what runs without kernels; on a CPU, ours, which is
-native there, and the reference, which inserts zeros and composes plain operations. Of the copy's bandwidth, an operation
-that reads its input and writes its output once, at the speed of a copy, has 100 %.
+With --baseline, each operation takes turns with the "reference", which inserts zeros and composes plain operations,
+or, on a GPU, with "native", which is what runs without kernels; on a CPU, ours is native. The ratio is the median over
+turns of our time by the other's: below 1, ours is faster. Of the copy's bandwidth, an operation that reads its input
+and writes its output once, at the speed of a copy, has 100 %.
 """
 
 import itertools
+import sys
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import click
 import torch
-from measuring import medians, print_table, ratio, save_results, take_turns
 
-from torch_utils import custom_ops
-from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cli  # noqa: E402
+from benchmarks.measuring import (  # noqa: E402
+    baseline_option, medians, print_table, ratio, save_results, take_turns,
+)
+from torch_utils import custom_ops  # noqa: E402
+from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d  # noqa: E402
 
 Tensor = torch.Tensor
 
@@ -24,11 +32,12 @@ SHAPES = {  # [N, C, H, W]; on GPUs beyond what caches hold
     "cuda": [(64, 64, 256, 256), (64, 128, 128, 128), (64, 512, 32, 32), (8, 64, 256, 256), (8, 32, 1024, 1024)],
 }
 MODES = ("forward", "backward", "double backward")
+BASELINES = ("reference", "native")
 
 
 class Case(NamedTuple):
     name: str
-    fn: Callable[[Tensor, str], Tensor]         # The operation of an image, by one of `WAYS`.
+    fn: Callable[[Tensor, str], Tensor]         # The operation of an image, "ours" or a baseline.
     traffic: float                              # Elements read and written in the forward pass, per one of the input.
 
 
@@ -71,8 +80,10 @@ def run(fn: Callable[[Tensor, str], Tensor], x: Tensor, way: str, mode: str) -> 
         torch.autograd.grad(dx.square().sum(), x)
 
 
-def measure(case: Case, x: Tensor, mode: str, *, device: str, repeats: int, copy_rate: float | None) -> dict[str, Any]:
-    """Median milliseconds of each way, and ratios."""
+def measure(
+    case: Case, x: Tensor, mode: str, *, baseline: str | None, device: str, repeats: int, copy_rate: float | None
+) -> dict[str, Any]:
+    """Median milliseconds of each way, and their ratio."""
     inner = 1 if device == "cpu" else 4  # calls between two looks at the clock, which wait for the GPU
 
     def call(way: str) -> Callable[[], None]:
@@ -89,7 +100,7 @@ def measure(case: Case, x: Tensor, mode: str, *, device: str, repeats: int, copy
 
         return without_kernels
 
-    ways = ["ours", "reference" if device == "cpu" else "native"]
+    ways = ["ours"] if baseline is None else ["ours", baseline]
     times = take_turns({way: call(way) for way in ways}, repeats=repeats, device=device, title=case.name)
     row = {f"{way} ms": 1e3 * value / inner for way, value in medians(times).items()}
     row |= {f"ours / {way}": ratio(times, "ours", way) for way in ways[1:]}
@@ -108,18 +119,23 @@ def measure_copy(device: str) -> float:
     return 4 * 2 * x.numel() / medians(times)["copy"]
 
 
-@click.command()
+@click.command(cls=cli.Command)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(min=3))
 @click.option("--modes", default=",".join(MODES), show_default=True)
 @click.option("--shapes", default=None, type=click.IntRange(min=1), help="Only so many of the sizes.")
+@baseline_option(*BASELINES)
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON, anew after each size.")
-def main(device: str, threads: int, repeats: int, modes: str, shapes: int | None, out: str | None) -> None:
+def main(
+    device: str, threads: int, repeats: int, modes: str, shapes: int | None, baseline: str | None, out: str | None
+) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device=cuda: PyTorch finds no GPU here; try --device=cpu")
     if unknown := set(modes.split(",")) - set(MODES):
         raise click.ClickException(f"--modes: {', '.join(sorted(unknown))}: expected some of {', '.join(MODES)}")
+    if device == "cpu" and baseline == "native":
+        raise click.ClickException("--baseline=native: on a CPU, ours is native; try --baseline=reference")
     torch.set_num_threads(threads)
     kinds = [(torch.float32, False)]
     if device == "cuda":
@@ -133,7 +149,8 @@ def main(device: str, threads: int, repeats: int, modes: str, shapes: int | None
         x = torch.randn(shape, device=device).to(dtype=dtype, memory_format=memory_format)
         kind = str(dtype).removeprefix("torch.") + (", channels last" if channels_last else "")
         for case, mode in itertools.product(cases(device, shape), modes.split(",")):
-            figures = measure(case, x, mode, device=device, repeats=repeats, copy_rate=copy_rate)
+            figures = measure(
+                case, x, mode, baseline=baseline, device=device, repeats=repeats, copy_rate=copy_rate)
             rows.append(dict(operation=case.name, shape=str(shape), kind=kind, mode=mode, **figures))
         print_table(rows[-len(cases(device, shape)) * len(modes.split(",")):])
         save_results(out, device=device, copy_bytes_per_sec=copy_rate, rows=rows)

@@ -1,17 +1,20 @@
 """What a training step costs on N GPUs: the model of docs/scaling.md as tables, and measurements to check it by.
 
     python benchmarks/scaling.py --model                                 # the tables of docs/scaling.md
-    python benchmarks/scaling.py [--data=PATH] [--out=FILE.json]         # measure on this machine's CPU, compare
-    python benchmarks/scaling.py --sizes [--plot=FILE.png] [--out=FILE.json]     # batch sizes and resolutions
+    python benchmarks/scaling.py [--data=PATH] [--baseline] [--out=FILE.json]    # measure on this machine's CPU
+    python benchmarks/scaling.py --sizes [--baseline] [--plot=FILE.png] [--out=FILE.json]   # batches, resolutions
 
 Measured are: seconds per iteration of train.py in 1, 2 and 4 processes; all-reduce over gloo's loopback by size;
 images per second of the loader; operations that an iteration dispatches. The model is fitted to one process, and its
 predictions for the others are printed beside what was measured. With --sizes, it is an iteration of one process at
 several batch sizes and resolutions, its phases weighted by how often they come.
+
+With --baseline, steps of benchmarks/step.py take turns with the baseline's of the same name there, in the same
+processes, for each number of processes, or each size. Ratios are the median over turns of our time by the baseline's:
+below 1, ours is faster.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,22 +24,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import click
 import matplotlib
 import numpy as np
 import torch
+from tqdm import tqdm
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.measuring import save_results, take_turns  # noqa: E402
-from cli import IntRanges  # noqa: E402
+from benchmarks.measuring import baseline_option, medians, print_table, ratio, save_results, take_turns  # noqa: E402
+from benchmarks.step import BASELINES, Step  # noqa: E402
+from cli import Command, IntRanges, warn_unused  # noqa: E402
 from dnnlib.util import atomic_path  # noqa: E402
-from training import presets  # noqa: E402
+from torch_utils import distributed  # noqa: E402
+from training import launch, presets  # noqa: E402
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
 from training.draws import draw_part  # noqa: E402
@@ -44,7 +50,7 @@ from training.estimate import count_parameters  # noqa: E402
 from training.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
-from training.phases import Phase, build_phases  # noqa: E402
+from training.phases import build_phases  # noqa: E402
 
 FLOAT = 4  # Bytes.
 GPUS = tuple(2**i for i in range(10))
@@ -140,7 +146,7 @@ def cost(s: Setting, m: Machine, N: int) -> Cost:
 PAPER256 = Setting(n_G=24_767_458, n_D=24_001_089, B=64)  # StyleGAN2, FFHQ or LSUN at 256x256
 _PUBLISHED_SEC_PER_KIMG = 2.47      # Assumed: StyleGAN2 at batch 64 on 8 A100s, in the original program, without metrics.
 _UNCALIBRATED = Machine(
-    t_img=0.0, launches=3422, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
+    t_img=0.0, launches=2462, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
     workers=3, r_worker=400, t_gen=0.004, t_score=20, beta_copy=10e9,
 )
 
@@ -270,52 +276,95 @@ def measure_loader(data: str, *, workers: int, batches: int = 30) -> float:
         return 64 * batches / (time.perf_counter() - start)
 
 
-def phase_calls(resolution: int, batch: int) -> dict[str, tuple[float, Callable[[], None]]]:
-    """For each phase of an iteration how often it comes, and a call of it: forward, backward, optimiser."""
+def small_config(resolution: int, batch: int, *, gpus: int = 1) -> TrainingConfig:
+    """What is measured."""
     options = presets.Options(preset="auto", method="stylegan2", aug="noaug", channel_base=512, channel_max=16,
-                              map_depth=2, batch_size=batch, batch_gpu=batch, mbstd_group_size=2)
-    config = presets.resolve(options, DatasetConfig(path="none", resolution=resolution), device="cpu")
-    G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
-    loss = StyleGAN2Loss(G.requires_grad_(False), D.requires_grad_(False), config=config.loss)
-    real_img, real_c = torch.zeros(batch, 3, resolution, resolution), torch.zeros(batch, 0)
-
-    def call(phase: Phase) -> None:
-        phase.opt.zero_grad(set_to_none=True)
-        phase.module.requires_grad_(True)
-        for term in phase.loss(draw_part((0, 0, 0), real_img, real_c, z_dim=G.z_dim, dataset=None)):
-            term.backward()
-        phase.module.requires_grad_(False)
-        phase.opt.step()
-
-    return {phase.name: (1 / phase.interval, functools.partial(call, phase)) for phase in build_phases(config, loss)}
+                              map_depth=2, num_gpus=gpus, batch_size=batch, batch_gpu=batch // gpus, mbstd_group_size=2)
+    return presets.resolve(options, DatasetConfig(path="random", resolution=resolution), device="cpu")
 
 
-def measure_sizes(resolutions: Sequence[int], batches: Sequence[int], *, repeats: int) -> list[dict[str, Any]]:
+class StepTimes(NamedTuple):
+    """Seconds of an iteration of benchmarks/step.py."""
+
+    turns: list[float]
+    least: float        # Each part is the least of its turns.
+
+
+def time_steps(
+    configs: Mapping[Any, TrainingConfig], baseline: str | None, **options: Any
+) -> dict[tuple[Any, str], StepTimes]:
+    """Steps of all `configs`, ours and the baseline's, in turns; by key of `configs` and path.
+
+    Args:
+        options: Of `take_turns`.
+    """
+    steps = {(key, path): Step(config, path) for key, config in configs.items() for path in paths(baseline)}
+    cases = {(*key, part): call for key, step in steps.items() for part, (call, _) in step.parts().items()}
+    times = take_turns(cases, warmup=1, title="steps", **options)
+    result = {}
+    for key, step in steps.items():
+        sec = {part: times[(*key, part)] for part in step.parts()}
+        (least,) = step.iterations({part: [min(turns)] for part, turns in sec.items()})
+        result[key] = StepTimes(step.iterations(sec), least)
+    return result
+
+
+def paths(baseline: str | None) -> list[str]:
+    return ["ours"] if baseline is None else ["ours", baseline]
+
+
+STEP_WORKER = "import sys; sys.path[0] = sys.argv[1]; from benchmarks.scaling import work; work(*sys.argv[2:])"
+
+
+def measure_steps(baseline: str, *, gpus: int, batch: int, repeats: int, folder: Path) -> dict[str, list[float]]:
+    """Seconds of an iteration by turn, of ours and of the baseline; all processes begin and end each phase together."""
+    out = folder / f"steps{gpus}.json"
+    launch.run_together([sys.executable, "-c", STEP_WORKER, str(ROOT), baseline, str(batch), str(repeats), str(out)],
+                        size=gpus)
+    return json.loads(out.read_text())
+
+
+def work(baseline: str, batch: str, repeats: str, out: str) -> None:
+    """In each process: what `measure_steps` gives."""
+    torch.set_num_threads(1)
+    distributed.join(device="cpu", timeout_sec=60)
+    config = small_config(32, int(batch), gpus=distributed.world_size())
+    times = time_steps({"": config}, baseline, repeats=int(repeats))
+    if distributed.rank() == 0:
+        Path(out).write_text(json.dumps({path: sec.turns for (_, path), sec in times.items()}))
+    distributed.leave()
+
+
+def measure_sizes(
+    resolutions: Sequence[int], batches: Sequence[int], *, baseline: str | None, repeats: int
+) -> list[dict[str, Any]]:
     """A row for each resolution: milliseconds of an average iteration by batch size, and a line through them.
 
     They are processor time of one thread, of each phase the least of its turns: other work on the machine only adds.
+    With a baseline, "to_baseline" holds the median ratios of turns by batch size.
     """
-    calls = {(resolution, batch): phase_calls(resolution, batch) for resolution in resolutions for batch in batches}
-    cases = {f"{resolution} {batch} {name}": call for (resolution, batch), phases in calls.items()
-             for name, (_, call) in phases.items()}
-    times = take_turns(cases, repeats=repeats, warmup=1, title="phases", clock=time.process_time)
-    sec = {name: min(values) for name, values in times.items()}
+    configs = {(resolution, batch): small_config(resolution, batch) for resolution in resolutions for batch in batches}
+    times = time_steps(configs, baseline, repeats=repeats, clock=time.process_time)
     rows = []
     for resolution in resolutions:
-        ms = [1e3 * sum(share * sec[f"{resolution} {batch} {name}"]
-                        for name, (share, _) in calls[resolution, batch].items()) for batch in batches]
+        ms = [1e3 * times[(resolution, batch), "ours"].least for batch in batches]
         per_image, rest = np.polyfit(batches, ms, 1).tolist()
         per_pixels = 1e6 * per_image / resolution**2
-        rows.append({"side": resolution, **{f"batch {batch}": t for batch, t in zip(batches, ms)},
-                     "ms per image": per_image, "ms beside": rest, "us per 1000 pixels": per_pixels})
+        row = {"side": resolution, **{f"batch {batch}": t for batch, t in zip(batches, ms)},
+               "ms per image": per_image, "ms beside": rest, "us per 1000 pixels": per_pixels}
+        if baseline is not None:
+            turns = {batch: {path: times[(resolution, batch), path].turns for path in paths(baseline)}
+                     for batch in batches}
+            row["to_baseline"] = {f"batch {batch}": ratio(turns[batch], "ours", baseline) for batch in batches}
+        rows.append(row)
     return rows
 
 
 def sizes_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what `measure_sizes` gave."""
-    lines = [f"| {' | '.join(rows[0])} |", "|" + "---:|" * len(rows[0])]
-    lines += [f"| {row['side']} | " + " | ".join(f"{value:.1f}" for name, value in row.items() if name != "side") + " |"
-              for row in rows]
+    """Markdown: the times that `measure_sizes` gave."""
+    heads = [name for name in rows[0] if name != "to_baseline"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---:|" * len(heads)]
+    lines += [f"| {row['side']} | " + " | ".join(f"{row[name]:.1f}" for name in heads[1:]) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -397,13 +446,11 @@ def predict(
 
 def small_setting(batch: int) -> Setting:
     """What `measure_iterations` trains."""
-    options = presets.Options(preset="auto", method="stylegan2", aug="noaug", channel_base=512, channel_max=16,
-                              map_depth=2, batch_size=batch, batch_gpu=batch, mbstd_group_size=2)
-    parameters = count_parameters(presets.resolve(options, DatasetConfig(path="none", resolution=32), device="cpu"))
+    parameters = count_parameters(small_config(32, batch))
     return Setting(n_G=parameters.G, n_D=parameters.D, B=batch)
 
 
-def measure(data: str | None, folder: Path) -> dict[str, Any]:
+def measure(data: str | None, folder: Path, *, baseline: str | None, repeats: int) -> dict[str, Any]:
     """All measurements and the model's predictions, printed on the way."""
     scenes = folder / "scenes32.zip"
     subprocess.run([sys.executable, str(ROOT / "dataset_tool.py"), "--source=synthetic", "--resolution=32",
@@ -420,46 +467,56 @@ def measure(data: str | None, folder: Path) -> dict[str, Any]:
     batch = 16
     one = {b: measure_iterations(str(scenes), gpus=1, batch=b, folder=folder) for b in (8, batch)}
     rows = []
-    for gpus in (1, 2, 4):
+    for gpus in tqdm((1, 2, 4), desc="processes", leave=False, disable=None):
         capacity = 1.0 if gpus == 1 else measure_capacity(gpus)
         sec = one[batch] if gpus == 1 else measure_iterations(str(scenes), gpus=gpus, batch=batch, folder=folder)
         model = predict(one, reduce, small_setting(batch), gpus=gpus, cores=capacity)
-        rows.append(dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model,
-                         ratio=model / sec))
-        print(f"{gpus} processes on {capacity:.2f} cores: {sec:.3f} s an iteration, model {model:.3f} s", flush=True)
+        row = dict(processes=gpus, batch=batch, cores=capacity, measured_sec=sec, model_sec=model, ratio=model / sec)
+        if baseline is not None:
+            times = measure_steps(baseline, gpus=gpus, batch=batch, repeats=repeats, folder=folder)
+            row |= {f"{path}_step_sec": value for path, value in medians(times).items()}
+            row["to_baseline"] = ratio(times, "ours", baseline)
+        rows.append(row)
+    print_table(rows)
     return dict(cores=cores, load_average=os.getloadavg(), networks=NETWORKS,
                 operations=counts, average_operations=average_launches(counts),
                 loader_img_per_sec=loader, loader_data=data or "drawn scenes, 32x32", all_reduce_sec=reduce,
                 iteration_sec_one_process=one, iterations=rows)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--model", is_flag=True, help="Print the tables of docs/scaling.md.")
 @click.option("--sizes", is_flag=True, help="Measure an iteration at several batch sizes and resolutions.")
 @click.option("--resolutions", default="16,32,64", show_default=True, type=IntRanges(), help="For --sizes.")
 @click.option("--batches", default="4,8,16,32", show_default=True, type=IntRanges(), help="For --sizes.")
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="For --sizes.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1),
+              help="For --sizes and --baseline.")
+@baseline_option(*BASELINES)
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw what --sizes measured, as PNG.")
 @click.option("--data", type=click.Path(exists=True), help="Measure the loader on this.  [default: drawn scenes]")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(
-    model: bool, sizes: bool, resolutions: list[int], batches: list[int], repeats: int, plot: str | None,
-    data: str | None, out: str | None,
+    model: bool, sizes: bool, resolutions: list[int], batches: list[int], repeats: int, baseline: str | None,
+    plot: str | None, data: str | None, out: str | None,
 ) -> None:
     if model:
+        warn_unused(["sizes", "baseline", "plot", "data", "out"], because="with --model, which measures nothing")
         for name, text in tables().items():
             print(f"{name}\n\n{text}\n")
         return
     if sizes:
         torch.set_num_threads(1)
-        rows = measure_sizes(resolutions, batches, repeats=repeats)
+        rows = measure_sizes(resolutions, batches, baseline=baseline, repeats=repeats)
         print(sizes_table(rows))
+        if baseline is not None:
+            print(f"\nTime relative to {baseline}:")
+            print_table([dict(side=row["side"], **row["to_baseline"]) for row in rows])
         if plot is not None:
             plot_sizes(rows, batches, plot)
         save_results(out, networks=NETWORKS, rows=rows)
         return
     with tempfile.TemporaryDirectory(prefix="glead-") as folder:
-        figures = measure(data, Path(folder))
+        figures = measure(data, Path(folder), baseline=baseline, repeats=repeats)
     save_results(out, **figures)
 
 

@@ -1,12 +1,13 @@
 """Time training steps: each phase and the amortised iteration, all methods and paths in turns, on random images.
 
     python benchmarks/step.py --size=small --half=float16,bfloat16 --baseline=zero-insertion [--out=FILE.json]
-    python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --baseline=straightforward
+    python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --baseline
 
 An iteration is Gmain + Greg / 4 + Dmain + Dreg / 16 with optimisers, gradient clean-up and the moving average.
-Baselines compute in float32 in the ordinary memory format, with FIR filters that run over inserted zeros.
-"straightforward" does without fused operations besides, and throws work away: G and the perceptual features of targets
-record a graph in Dmain, and D's decoder always runs.
+Baselines take turns with ours. They compute in float32 on CPUs, in the ordinary memory format, without fused
+operations, with FIR filters that run over inserted zeros. "straightforward" throws work away besides: G and the
+perceptual features of targets record a graph in Dmain, and D's decoder always runs. Ratios are the median over turns of
+a time by the baseline's: below 1, ours is faster.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import functools
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 from unittest import mock
 
 import click
@@ -26,7 +27,10 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cli  # noqa: E402
-from benchmarks import measuring  # noqa: E402
+from benchmarks.measuring import (  # noqa: E402
+    baseline_option, medians, print_table, ratio, save_results, take_turns,
+)
+from torch_utils import distributed  # noqa: E402
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d  # noqa: E402
 from training import networks, presets  # noqa: E402
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
@@ -46,7 +50,7 @@ SIZES = {  # Resolution, options, images at once on one device.
     "paper256": (256, dict(preset="paper256"), 8),
 }
 HALF = ("float16", "bfloat16", "float32")
-BASELINES = ("zero-insertion", "straightforward")
+BASELINES = ("straightforward", "zero-insertion")
 MATMUL_SIDE = {"cpu": 1536, "cuda": 8192}
 UPDATE = "average"      # What an iteration does besides its phases.
 
@@ -127,6 +131,11 @@ class Step:
         parts = {p.name: (functools.partial(self.run, p), 1 / p.interval) for p in self.phases}
         return {**parts, UPDATE: (self.update, 1.0)}
 
+    def iterations(self, sec: Mapping[str, Sequence[float]]) -> list[float]:
+        """Seconds of an iteration by turn, of those of its parts."""
+        return [sum(share * sec[name][turn] for name, (_, share) in self.parts().items())
+                for turn in range(len(sec[UPDATE]))]
+
     def run(self, phase: Phase) -> None:
         """One phase, as the training loop runs it."""
         with computing(self.path):
@@ -142,6 +151,7 @@ class Step:
 
     def update(self) -> None:
         c = self.config
+        distributed.all_reduce_mean_(self.G.mapping.w_avg)
         beta = ema_beta(batch_size=c.batch_size, cur_nimg=100_000, ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup)
         update_ema(self.G_ema, self.G, beta)
         self.guard.end_iteration()
@@ -212,17 +222,16 @@ def measure(
     cases = {(*key, name): call for key, (step, _) in built.items() for name, (call, _) in step.parts().items()}
     types = dict.fromkeys(["float32", *(path for _, path in configs if path not in BASELINES)])
     cases |= {dtype: matrix_product(device, dtype) for dtype in types}
-    times = measuring.take_turns(cases, repeats=repeats, warmup=1, device=device, title="steps")
+    times = take_turns(cases, repeats=repeats, warmup=1, device=device, title="steps")
     flop = 2 * MATMUL_SIDE[device] ** 3
-    matmul = {dtype: 1e-12 * flop / sec for dtype, sec in measuring.medians({t: times[t] for t in types}).items()}
+    matmul = {dtype: 1e-12 * flop / sec for dtype, sec in medians({t: times[t] for t in types}).items()}
     rows = []
     for key, (step, memory) in built.items():
         shares = {name: share for name, (_, share) in step.parts().items()}
         parts = {name: times[(*key, name)] for name in shares}
-        iteration = [sum(shares[name] * parts[name][i] for name in shares) for i in range(repeats)]
         total = sum(shares[name] * gflop[key][name] for name in shares)
         rows.append(dict(method=key[0], path=key[1], batch=step.config.batch_gpu, memory_gb=memory,
-                         gflop={**gflop[key], "iteration": total}, sec={**parts, "iteration": iteration}))
+                         gflop={**gflop[key], "iteration": total}, sec={**parts, "iteration": step.iterations(parts)}))
     return rows, matmul
 
 
@@ -230,14 +239,14 @@ def summarise(rows: list[dict[str, Any]], baseline: str | None, matmul: dict[str
     """Add to each row its medians, and its ratios to the baseline's and to stylegan2's of the same turns."""
     by_key = {(row["method"], row["path"]): row["sec"] for row in rows}
     for row in rows:
-        row["median_sec"] = measuring.medians(row["sec"])
+        row["median_sec"] = medians(row["sec"])
         sec = row["median_sec"]["iteration"]
         row |= dict(img_per_sec=row["batch"] / sec, sec_per_kimg=1000 * sec / row["batch"])
         peak = matmul[row["path"] if row["path"] in matmul else "float32"]
         row["utilisation"] = row["gflop"]["iteration"] / sec / peak / 1e3
         for name, other in (("to_baseline", (row["method"], baseline)), ("to_stylegan2", ("stylegan2", row["path"]))):
             if other in by_key:
-                row[name] = {part: measuring.ratio({"a": row["sec"][part], "b": by_key[other][part]}, "a", "b")
+                row[name] = {part: ratio({"a": row["sec"][part], "b": by_key[other][part]}, "a", "b")
                              for part in row["sec"]}
 
 
@@ -249,12 +258,12 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         table.append(dict(method=row["method"], path=row["path"], **ms, **relative) | {
             "img/s": row["img_per_sec"], "sec/kimg": row["sec_per_kimg"], "memory GB": row["memory_gb"],
             "of matmul": row["utilisation"]})
-    measuring.print_table(table)
+    print_table(table)
     parts = [dict(method=row["method"], path=row["path"], **row["to_baseline"]) for row in rows
              if "to_baseline" in row and row["to_baseline"]["iteration"] != 1]
     if parts:
         print("\nTime relative to the baseline:")
-        measuring.print_table(parts)
+        print_table(parts)
 
 
 @click.command(cls=cli.Command)
@@ -267,7 +276,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
               help="Types of half precision to compare, or float32 for none; a CPU takes float32 for float16.")
 @click.option("--channels-last", is_flag=True, help="Memory format of half precision on a GPU.")
 @click.option("--perceptual", default="random-alex", show_default=True, help="As for train.py.")
-@click.option("--baseline", type=click.Choice(BASELINES), help="Another path to compare with.")
+@baseline_option(*BASELINES)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repeats: int, **said: Any) -> None:
@@ -277,6 +286,8 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
     if said["device"] == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device is cuda, but PyTorch finds no CUDA device")
     torch.set_num_threads(said["threads"])
+    torch.backends.cudnn.benchmark = True   # as in training
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore", message=".*UNTRAINED")
     configs = {}
     for method in methods:
@@ -288,7 +299,7 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
     summarise(rows, baseline, matmul)
     print("Matrix products: " + ", ".join(f"{tflops:.3f} TFLOP/s in {name}" for name, tflops in matmul.items()))
     print_rows(rows)
-    measuring.save_results(said["out"], device=said["device"], size=said["size"], matmul_tflops=matmul, rows=rows)
+    save_results(said["out"], device=said["device"], size=said["size"], matmul_tflops=matmul, rows=rows)
 
 
 if __name__ == "__main__":

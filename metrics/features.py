@@ -33,10 +33,19 @@ def real_stats(
     num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
     keep = {"keep_moments": keep_moments, "keep_features": keep_features}
     path, key = _cache_path(dataset, net, num_items=num_items, **keep)
+    kept = {} if opts.kept_real is None else opts.kept_real
+    if key not in kept:
+        kept[key] = _read_real(opts, net, dataset=dataset, num_items=num_items, path=path, key=key, **keep)
+    return kept[key]
+
+
+def _read_real(
+    opts: MetricOptions, net: FeatureNet, *, dataset: Any, num_items: int, path: Path, key: str, **keep: bool
+) -> FeatureStats:
+    """From the file in the cache, if it holds what belongs to `key`; else from the images."""
     cached = _load(path, key, **keep) if opts.cache and opts.rank == 0 else None
     if _agree(cached is not None, opts):
         return cached if cached is not None else FeatureStats(**keep)
-
     stats = FeatureStats(**keep)
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -37,6 +37,7 @@ class Metric:
     standard_net: str       # URL of the feature net that gives the metric its name.
     output: Output          # What is asked of the net.
     uses_real: bool = True  # Whether it looks at real images.
+    higher_is_better: bool = False
 
 
 def _registry() -> dict[str, Metric]:
@@ -49,10 +50,11 @@ def _registry() -> dict[str, Metric]:
                     compute=functools.partial(compute, **options), standard_net=detectors.INCEPTION_URL,
                     output="features")
             registry[f"pr{thousands}k3{suffix}"] = Metric(
-                compute=functools.partial(compute_pr, **options), standard_net=detectors.VGG16_URL, output="features")
+                compute=functools.partial(compute_pr, **options), standard_net=detectors.VGG16_URL, output="features",
+                higher_is_better=True)
         registry[f"is{thousands}k"] = Metric(
             compute=functools.partial(compute_is, num_gen=thousands * 1000), standard_net=detectors.INCEPTION_URL,
-            output="probabilities", uses_real=False)
+            output="probabilities", uses_real=False, higher_is_better=True)
     for name, space, sampling, crop in (
         ("ppl2_wend", "w", "end",  False),
         ("ppl_zfull", "z", "full", True),
@@ -77,6 +79,11 @@ def list_valid_metrics() -> list[str]:
     return list(_METRICS)
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether the best score of a metric is the highest one, and not the lowest."""
+    return _METRICS[metric].higher_is_better
+
+
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raises UserError for names that are no metric's, listing those that are."""
     unknown = [name for name in metrics if not is_valid_metric(name)]
@@ -99,7 +106,18 @@ def check_detector(metrics: Sequence[str], detector: str | None = None) -> None:
     """
     check_metrics(metrics)
     for name in metrics:
-        detectors.load_feature_net(detector or _METRICS[name].standard_net, _METRICS[name].output).check()
+        feature_net(name, detector).check()
+
+
+def feature_net(metric: str, detector: str | None = None, *, device: torch.device | str = "cpu") -> FeatureNet:
+    """The net that a metric is measured with: `detector`, or the standard one. Raises UserError: it can't be had."""
+    entry = _METRICS[metric]
+    return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
+
+
+def result_suffix(metric: str, detector: str | None, net: FeatureNet) -> str:
+    """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net."""
+    return "" if detector in (None, _METRICS[metric].standard_net) else f"@{net.name}"
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:
@@ -127,6 +145,7 @@ def calc_metric(
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
     shared: dict | None = None,                 # give calls with the same G one dict, and they share generated features
+    kept_real: dict | None = None,              # give calls one dict, and they read statistics of real images once
     progress: ProgressFn | bool | None = None,  # True = bars on stderr
 ) -> EasyDict:
     """Calculate one metric.
@@ -147,17 +166,17 @@ def calc_metric(
     entry = _METRICS[metric]
     device = torch.device(device)
     opts = MetricOptions(
-        metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
-        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, shared=shared,
-        progress=progress,
+        metric=metric, G=G, dataset=dataset, device=device, num_gpus=num_gpus, rank=rank, batch_size=batch_size,
+        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real, progress=progress,
     )
-    with shared_failure(opts):
-        net = detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
+    with shared_failure(opts):  # memory may run out
+        opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
+        net = feature_net(metric, detector, device=device)
     with exact_float32():
         with shared_failure(opts):
             results = entry.compute(opts, net)
         results = _from_first(results, num_gpus=num_gpus, device=device)
-    suffix = "" if detector in (None, entry.standard_net) else f"@{net.name}"
+    suffix = result_suffix(metric, detector, net)
     total_time = time.monotonic() - start
     return EasyDict(
         results={name + suffix: value for name, value in results.items()},
@@ -169,17 +188,22 @@ def calc_metric(
     )
 
 
-def report_metric(result_dict: dict[str, Any], *, run_dir: str | None = None, snapshot_pkl: str | None = None) -> None:
+def report_metric(
+    result_dict: dict[str, Any], *, run_dir: str | None = None, snapshot_pkl: str | None = None,
+    protocol: Mapping[str, Any] | None = None,
+) -> None:
     """Print what `calc_metric` gave as one JSON line, and append it to RUN_DIR/metric-<name>.jsonl.
 
     Args:
         result_dict:  From `calc_metric`.
         run_dir:      Directory of the run; None = print only.
         snapshot_pkl: The network's file; a path inside `run_dir` is written relative to it.
+        protocol:     What is not as when training scores its snapshots, plain data; noted if there is anything.
     """
     if run_dir is not None and snapshot_pkl is not None:
         snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
-    line = json.dumps(dict(result_dict, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
+    note = {"protocol": dict(protocol)} if protocol else {}
+    line = json.dumps(dict(result_dict, **note, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
     print(line, flush=True)
     if run_dir is not None:
         path = os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl")

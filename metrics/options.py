@@ -34,6 +34,7 @@ class MetricOptions:
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
     shared: dict | None = None                  # Generated features that metrics of one G share; one dict for each G.
+    kept_real: dict | None = None               # Statistics of real images, kept in memory for evaluations to come.
     progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
 
 

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -48,14 +50,17 @@ def save_network(path, *, c_dim=0, training_set_kwargs=None):
     save_network_pkl(path, dict(G=G, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=training_set_kwargs))
 
 
-def run(folder, *args):
+def command(folder, *args):
     env = os.environ | {
         "GLEAD_CACHE_DIR": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",  # no downloads in tests
     }
-    return subprocess.run([sys.executable, str(ROOT / "calc_metrics.py"), *map(str, args)], env=env, cwd=folder,
-                          capture_output=True, text=True, timeout=120)
+    return dict(args=[sys.executable, str(ROOT / "calc_metrics.py"), *map(str, args)], env=env, cwd=folder, text=True)
+
+
+def run(folder, *args):
+    return subprocess.run(**command(folder, *args), capture_output=True, timeout=120)
 
 
 def assert_one_line_error(result, pattern, *, code=1):
@@ -101,6 +106,130 @@ def test_mirror_and_seed_change_the_score(folder):
     first = fid()  # mirrored, as in training
     assert fid("--mirror=false") != first
     assert fid("--seed=1") != first
+
+
+@pytest.fixture
+def whole_run(folder):
+    """The run directory with what train.py says of it: 400 kimg, all but the last of them shown."""
+    options = {"total_kimg": 400, "training_set_kwargs": {
+        "class_name": "training.dataset.ImageFolderDataset", "path": str(folder / "images.zip"), "xflip": True,
+        "use_labels": False, "max_size": 500, "resolution": 16, "random_seed": 0}}
+    (folder / "run" / "training_options.json").write_text(json.dumps(options))
+    return folder / "run"
+
+
+def drop(run_dir, kimg):
+    """As training writes a pickle: under its name there is nothing, or all of it."""
+    source = run_dir / "network-snapshot-000200.pkl"
+    (run_dir / "being-written").write_bytes(source.read_bytes())
+    (run_dir / "being-written").rename(run_dir / f"network-snapshot-{kimg:06d}.pkl")
+
+
+def recorded(run_dir, metric):
+    return [json.loads(line) for line in (run_dir / f"metric-{metric}.jsonl").read_text().splitlines()]
+
+
+def test_all_pickles_of_a_run(folder, whole_run):
+    """What is broken is named, the others are scored; next time only what is missing is."""
+    drop(whole_run, 0)
+    whole = (whole_run / "network-snapshot-000200.pkl").read_bytes()
+    (whole_run / "network-snapshot-000100.pkl").write_bytes(whole[: len(whole) // 2])
+    args = ["--network=run", "--metrics=fid1k_full,pr1k3", "--detector=small-net.pt", "--device=cpu"]
+    first = run(folder, *args, "--table", "--cache=false")
+    assert first.returncode == 1 and "Traceback" not in first.stderr
+    warnings = [line for line in first.stderr.splitlines() if "Warning" in line]
+    assert len(warnings) == 1 and re.match(r"Warning: no scores of network-snapshot-000100\.pkl: ", warnings[0])
+    names = [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 100, 200)]
+    for number, name in enumerate(names, 1):
+        assert f"{name}: {number} of 3" in first.stderr
+    lines = first.stdout.splitlines()
+    assert [json.loads(line)["snapshot_pkl"] for line in lines[:4]] == [names[0], names[0], names[2], names[2]]
+    assert [line.split()[0] for line in lines[4:8]] == ["kimg", "0", "100", "200"]
+    assert lines[6].split() == ["100", "-", "-", "-"] and lines[5].count("*") == 3 and "*" not in lines[7]  # the same G
+    assert f"The best by fid1k_full@small-net: {names[0]}" in lines and any("GLeaD+GGDR" in line for line in lines)
+    before, _, after = first.stderr.partition(f"{names[2]}: ")
+    assert "fid1k_full real" in before and "fid1k_full generated" in after
+    assert " real" not in after and not (folder / "cache").exists()     # they are looked at once
+    assert [record["snapshot_pkl"] for record in recorded(whole_run, "fid1k_full")] == [names[0], names[2]]
+
+    (whole_run / "network-snapshot-000100.pkl").write_bytes(whole)
+    again = run(folder, *args, "--verbose=false", "--data=images.zip")      # with mirroring, but not the subset
+    assert again.returncode == 0 and again.stderr == ""
+    records = recorded(whole_run, "fid1k_full")
+    assert [record["snapshot_pkl"] for record in records[2:]] == names and "protocol" not in records[0]
+    assert all(len(record["protocol"]["data"]) == 64 for record in records[2:])
+    once_more = run(folder, *args, "--mirror=true")
+    assert once_more.returncode == 0 and once_more.stderr.splitlines()[0] == f"{names[1]}: 1 of 1"
+    assert [record["snapshot_pkl"] for record in recorded(whole_run, "pr1k3")[5:]] == [names[1]]
+
+
+def wait_for(process, log, pattern):
+    stop = time.monotonic() + 60
+    while not re.search(pattern, log.read_text()):
+        assert process.poll() is None and time.monotonic() < stop, log.read_text()
+        time.sleep(0.05)
+
+
+def start(folder, *args):
+    """The command in the background, and the file that its stderr goes to."""
+    log = folder / f"stderr-{len(list(folder.glob('stderr-*')))}.txt"
+    with open(log, "w") as f:
+        return subprocess.Popen(**command(folder, *args), stdout=subprocess.PIPE, stderr=f), log
+
+
+def test_following_a_run_to_its_end(folder, whole_run):
+    source = (whole_run / "network-snapshot-000200.pkl").rename(folder / "source.pkl")
+    process, log = start(folder, "--network=run", "--metrics=fid1k_full", "--detector=small-net.pt", "--device=cpu",
+                         "--follow")
+    try:
+        wait_for(process, log, "No program is training in run")
+        source.rename(whole_run / "network-snapshot-000200.pkl")
+        wait_for(process, log, "network-snapshot-000200.pkl: 1 of 1\n")
+        drop(whole_run, 400)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log.read_text()
+    names = ["network-snapshot-000200.pkl", "network-snapshot-000400.pkl"]
+    assert [record["snapshot_pkl"] for record in recorded(whole_run, "fid1k_full")] == names
+    assert [json.loads(line)["snapshot_pkl"] for line in output.splitlines()[:2]] == names
+    assert [line.split()[0] for line in output.splitlines()[2:5]] == ["kimg", "200", "400"]
+    assert log.read_text().count("No program") == 1 == log.read_text().count("Waiting for network pickles in run")
+
+
+def test_requests_to_stop_end_it_cleanly(folder, whole_run):
+    """While it waits, and in the middle of a score; what is scored stays."""
+    args = ["--network=run", "--detector=small-net.pt", "--device=cpu", "--follow"]
+    waiting, scoring = start(folder, *args, "--metrics=fid1k_full"), start(folder, *args, "--metrics=fid50k")
+    try:
+        for (process, log), pattern, number in ((waiting, "Waiting", signal.SIGINT),
+                                                (scoring, "fid50k generated", signal.SIGTERM)):
+            wait_for(process, log, pattern)
+            process.send_signal(number)
+            process.communicate(timeout=60)
+            assert process.returncode == 1 and "Traceback" not in log.read_text()
+    finally:
+        waiting[0].kill()
+        scoring[0].kill()
+    assert waiting[1].read_text().endswith("Stopped; 1 pickle(s) scored. The same command scores the others.\n")
+    assert scoring[1].read_text().endswith("Stopped; 0 pickle(s) scored. The same command scores the others.\n")
+    assert len(recorded(whole_run, "fid1k_full")) == 1 and not (whole_run / "metric-fid50k.jsonl").exists()
+
+
+def test_mistakes_about_runs_are_one_line(folder, whole_run):
+    (folder / "empty").mkdir()
+    (folder / "empty" / "training_options.json").write_bytes((whole_run / "training_options.json").read_bytes())
+    save_images(folder / "small.zip", resolution=8)
+    for args, pattern in [
+        (["--network=run/network-snapshot-000200.pkl", "--follow"], "--follow needs a run directory .* run/network"),
+        (["--network=http://127.0.0.1:9/run", "--follow"], "--follow needs a run directory"),
+        (["--network=cache"], "cache is a folder without training_options.json: give a network, or a run directory"),
+        (["--network=empty"], "empty holds no network-snapshot-KKKKKK.pkl yet: say --follow"),
+        (["--network=empty", "--follow", "--data=small.zip"], "small.zip are 8x8, expected 16x16"),
+    ]:
+        (folder / "cache").mkdir(exist_ok=True)
+        assert_one_line_error(run(folder, *args, "--detector=small-net.pt"), pattern)
+    assert not list(folder.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize("args,pattern", [

@@ -11,13 +11,12 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 
 from dnnlib.util import UserError
+from metrics.metric_main import higher_is_better
+from torch_utils.kernel_routes.source import say_once
 from torch_utils.network_pickle import save_network_pkl
 
 from .run_log import read_records
-from .training_state import pickle_path, state_path, write_state
-
-_PICKLE = re.compile(r"network-snapshot-(\d{6,})\.pkl")
-_HIGHER_IS_BETTER = re.compile(r"(pr|is)\d")    # Metrics by name; of the others the lowest score is the best.
+from .training_state import PICKLE_NAME, pickle_path, state_path, write_state
 
 
 class Keep(NamedTuple):
@@ -142,11 +141,11 @@ class Checkpoints:
     def _prune(self) -> None:
         if self.keep.last is None:
             return
-        names = sorted(name for name in os.listdir(self.run_dir) if _PICKLE.fullmatch(name))
+        names = sorted(name for name in os.listdir(self.run_dir) if PICKLE_NAME.fullmatch(name))
         stay = set(names[-self.keep.last :])
         if self.keep.every is not None:
             period = self.keep.every * self.snapshot_kimg
-            numbers = [int(_PICKLE.fullmatch(name)[1]) // period for name in names]
+            numbers = [int(PICKLE_NAME.fullmatch(name)[1]) // period for name in names]
             stay |= {names[numbers.index(number)] for number in numbers}  # the first of each period
         if self.keep.best and (best := self.best()) is not None:
             stay.add(best)
@@ -157,10 +156,12 @@ class Checkpoints:
         """The name of the pickle with the best score so far; None where nothing was scored."""
         scores: dict[str, float] = {}
         for record in read_records(self.run_dir / f"metric-{self.metric}.jsonl"):
-            if _PICKLE.fullmatch(str(record.get("snapshot_pkl"))) and record.get("results"):
+            if PICKLE_NAME.fullmatch(str(record.get("snapshot_pkl"))) and record.get("results"):
                 scores[record["snapshot_pkl"]] = next(iter(record["results"].values()))
-        sign = -1 if _HIGHER_IS_BETTER.match(self.metric or "") else 1
-        return min(scores, key=lambda name: sign * scores[name], default=None)
+        if not scores:
+            return None
+        sign = -1 if higher_is_better(self.metric) else 1
+        return min(scores, key=lambda name: sign * scores[name])
 
 
 class HostCopies(NamedTuple):
@@ -192,7 +193,13 @@ class _HostMemory:
     """Page-locked memory for many tensors, each of which gets a storage of its own: files hold storages whole."""
 
     def __init__(self, num_bytes: int):
-        self._bytes = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True).numpy()
+        try:
+            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as e:  # a container, or the machine, has no more of it
+            say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
+                               f"({str(e).strip().splitlines()[0]}): training waits for these copies")
+            memory = torch.empty([num_bytes], dtype=torch.uint8)
+        self._bytes = memory.numpy()
         self._used = 0
 
     @staticmethod

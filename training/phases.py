@@ -55,9 +55,7 @@ def lazy_optimizer(config: OptimizerConfig, reg_interval: int) -> OptimizerConfi
 
 def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -> torch.optim.Optimizer:
     c = lazy_optimizer(config, reg_interval)
-    params = [p for p in module.parameters()]
-    fused = params[0].is_cuda  # one kernel for all parameters; on the CPU the ordinary path is the exact one
-    return torch.optim.Adam(params, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=fused or None)
+    return torch.optim.Adam(module.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
 class GradientGuard:

@@ -206,3 +206,20 @@ def locked(run_dir: str) -> Iterator[None]:
             yield
         finally:
             _held.discard(f)
+
+
+def is_busy(run_dir: str | os.PathLike) -> bool:
+    """Whether a program is training in `run_dir`; where the system can't tell, True.
+
+    Looking takes the lock for microseconds, in which a program that starts to train would be refused.
+    """
+    if fcntl is None:
+        return True
+    try:
+        with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held by another program, or a file system without locks
+        return True
+    return False

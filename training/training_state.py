@@ -17,6 +17,7 @@ from dnnlib.util import UserError, atomic_write
 from torch_utils import distributed
 
 FORMAT = 1                                  # Of what a state holds; another number is refused.
+PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})\.pkl")    # Of network pickles, by kimg.
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
 _KEPT = 2                                   # States that a run keeps: the newest, and one in case it is damaged.
 _DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.

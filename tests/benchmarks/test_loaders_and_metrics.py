@@ -35,7 +35,7 @@ def test_ours_and_the_plain_way_give_the_same_numbers():
                    batch=4, workers=0)
     with metrics.prepared(**options) as (opts, net):
         work = metrics.stages(opts, net, images=9, neighbours=40, root=8)
-        rows = metrics.measure(work, baseline=True, repeats=1, device="cpu")
+        rows = metrics.measure(work, baseline="plain", repeats=1, device="cpu")
     assert len(rows) == 7
     for row in rows:
         assert row["sec"] > 0 and row["plain_sec"] > 0 and float(row["difference"]) < 1e-5, row

@@ -324,6 +324,24 @@ def test_reports_append_json_lines(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["snapshot_pkl"] is None
 
 
+def test_which_way_scores_are_better():
+    higher = {re.sub(r"\d.*|_.*", "", name) for name in metric_main.list_valid_metrics()
+              if metric_main.higher_is_better(name)}
+    lower = {re.sub(r"\d.*|_.*", "", name) for name in metric_main.list_valid_metrics()
+             if not metric_main.higher_is_better(name)}
+    assert higher == {"pr", "is"} and lower == {"fid", "kid", "ppl"}
+
+
+def test_real_images_are_looked_at_once(G, dataset, detector, monkeypatch):
+    kept, options = {}, dict(G=G, detector=detector, workers=0, cache=False)
+    first = metric_main.calc_metric("fid1k_full", dataset=dataset, kept_real=kept, **options)
+    monkeypatch.setattr(ArrayDataset, "__getitem__", lambda self, i: pytest.fail("looked at"))
+    again = metric_main.calc_metric("fid1k_full", dataset=dataset, kept_real=kept, **options)
+    assert again.results == first.results
+    with pytest.raises(pytest.fail.Exception):  # other images have other statistics
+        metric_main.calc_metric("fid1k", dataset=dataset.replace(xflip=not dataset.xflip), kept_real=kept, **options)
+
+
 def test_tables_put_published_figures_beside_measured_ones():
     assert score_of("pr50k3_full_recall@net") == "recall" and score_of("fid5k_full") == "fid"
     assert score_of("is50k_std") is None and score_of("is50k_mean") == "is"
@@ -354,6 +372,21 @@ def _in_process(rank, num_gpus, port, folder, queue):
     queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached))
     distributed.any_rank(False)
     distributed.leave()
+
+
+def test_a_process_without_memory_for_the_network_tells_the_others(G, dataset, detector, monkeypatch):
+    """They would wait for it, or mistake what it does next."""
+    told = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: told.append(flag) or flag)
+
+    def no_room(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, num_gpus=2, rank=1)
+    assert told == [True]
 
 
 def test_two_processes_give_what_one_gives(tmp_path, detector):

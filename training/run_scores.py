@@ -1,0 +1,289 @@
+"""Scores of all network pickles of a run: which are missing, calculating them, waiting for more pickles, a table.
+
+Training is not needed for that, and may go on meanwhile, on other devices or machines that share the run directory.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import torch
+
+from dnnlib.util import UserError
+from metrics import metric_main
+from metrics.published import score_of
+
+from .interrupt import StopRequest
+from .resume import OPTIONS_NAME, is_busy, is_finished
+from .run_log import read_records
+from .training_state import PICKLE_NAME, list_states
+
+_POLL_SEC = 2
+
+
+class RunOptions(NamedTuple):
+    total_kimg: float
+    training_set_kwargs: dict[str, Any]
+
+
+def read_options(run_dir: str | os.PathLike) -> RunOptions:
+    """What `training_options.json` says of the length of a run, and of its images.
+
+    Raises:
+        UserError: It isn't there, or doesn't say so.
+    """
+    path = Path(run_dir, OPTIONS_NAME)
+    try:
+        content = json.loads(path.read_text())
+        options = RunOptions(content["total_kimg"], content["training_set_kwargs"])
+    except FileNotFoundError as e:
+        raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that "
+                        "train.py made") from e
+    except OSError as e:
+        raise UserError(f"can't read {path}: {e.strerror or e}") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged, or no list of options that train.py wrote") from e
+    if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
+        raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
+    return options
+
+
+class Snapshot(NamedTuple):
+    path: Path
+    kimg: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def list_pickles(run_dir: str | os.PathLike) -> list[Snapshot]:
+    """The network pickles in a run directory, in order; their content is not looked at."""
+    found = [Snapshot(Path(run_dir, name), int(match[1]))
+             for name in os.listdir(run_dir) if (match := PICKLE_NAME.fullmatch(name))]
+    return sorted(found, key=lambda pickle: pickle.kimg)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scores that stand in metric-*.jsonl.
+
+
+class ScoreBook:
+    """The scores of a run that were measured with the same feature nets and in the same way.
+
+    Records say under `protocol` what was not as in training: other images, another seed. Training's own, and those of
+    earlier versions, have no such entry.
+
+    Args:
+        run_dir:  Where `metric-<name>.jsonl` are.
+        metrics:  Names.
+        detector: Path or URL of the feature net; None = each metric's standard one.
+        protocol: What is not as in training, as `report_metric` notes it.
+
+    Raises:
+        UserError: A feature net can't be had.
+    """
+
+    def __init__(
+        self, run_dir: str | os.PathLike, metrics: Sequence[str], *, detector: str | None = None,
+        protocol: Mapping[str, Any] | None = None,
+    ):
+        self.run_dir = Path(run_dir)
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.protocol = dict(protocol or {})
+        nets = {metric: metric_main.feature_net(metric, detector) for metric in self.metrics}
+        self._digests = {metric: net.digest for metric, net in nets.items()}
+        self._suffixes = {metric: metric_main.result_suffix(metric, detector, net) for metric, net in nets.items()}
+
+    def read(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Results by metric and by name of the pickle; the last one counts."""
+        scores: dict[str, dict[str, dict[str, float]]] = {metric: {} for metric in self.metrics}
+        for metric in self.metrics:
+            for record in read_records(self.run_dir / f"metric-{metric}.jsonl"):
+                name, results = record.get("snapshot_pkl"), record.get("results")
+                if isinstance(name, str) and _are_numbers(results) and self._is_ours(metric, record):
+                    plain = {key.partition("@")[0]: value for key, value in results.items()}
+                    scores[metric][name] = {key + self._suffixes[metric]: value for key, value in plain.items()}
+        return scores
+
+    def _is_ours(self, metric: str, record: dict[str, Any]) -> bool:
+        if record.get("protocol", {}) != self.protocol:
+            return False
+        detector = record.get("detector")
+        if isinstance(detector, dict):
+            return detector.get("sha256") == self._digests[metric]
+        return all(name.endswith(self._suffixes[metric]) and ("@" in name) == bool(self._suffixes[metric])
+                   for name in record["results"])  # other programs don't say which net it was
+
+    def add(self, result: dict[str, Any], pickle: Path) -> None:
+        """Print what `calc_metric` gave, and append it to the run's scores."""
+        metric_main.report_metric(result, run_dir=str(self.run_dir), snapshot_pkl=str(pickle), protocol=self.protocol)
+
+
+def _are_numbers(results: Any) -> bool:
+    return isinstance(results, dict) and bool(results) and all(
+        isinstance(value, int | float) for value in results.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Calculating those that are missing.
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunScorer:
+    """Scores the pickles of a run, in order of kimg, by those metrics that they were not scored by."""
+
+    book: ScoreBook
+    load: Callable[[str], torch.nn.Module]      # Gives the generator of a pickle. Raises UserError: it can't be read.
+    calculate: Callable[..., dict[str, Any]]    # As `calc_metric`, called with (metric, G=, shared=).
+    stop: StopRequest                           # A request ends the work at once; what is reported stays.
+    say: Callable[[str], None]                  # Is given lines on what is done.
+    warn: Callable[[str], None]                 # Is given lines on what can't be done.
+    num_scored: int = 0
+    broken: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # What can't be read, by name.
+    _queue: list[Snapshot] = dataclasses.field(default_factory=list)
+    _said_to_stand_still: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        return self.book.run_dir
+
+    def score_all(self) -> None:
+        """Score the pickles that are there now, except those that vanish meanwhile.
+
+        Raises:
+            UserError:         Images or feature nets are unusable.
+            KeyboardInterrupt: Requested to stop.
+        """
+        there = {pickle.name for pickle in list_pickles(self.run_dir)}
+        while queue := [pickle for pickle in self.update_queue() if pickle.name in there]:
+            self._score_next(queue)
+
+    def follow(self) -> None:
+        """Score the pickles that are there and those to come, until the run's last one is scored; raises likewise."""
+        said = False
+        while True:
+            finished = self.is_finished()   # asked first: what was written until then is in the queue
+            if queue := self.update_queue():
+                self._score_next(queue)
+                continue
+            if finished:
+                return
+            if not said:
+                kimg = read_options(self.run_dir).total_kimg
+                self.say(f"Waiting for network pickles in {self.run_dir}, until {kimg:g} kimg")
+                said = True
+            self._look_for_training()
+            with self.stop.at_once():
+                time.sleep(_POLL_SEC)
+
+    def update_queue(self) -> list[Snapshot]:
+        """The pickles that are not scored by every metric, in order; those that can't be read only if they changed."""
+        scores = self.book.read()
+        pickles = list_pickles(self.run_dir)
+        for gone in {pickle.name for pickle in self._queue} - {pickle.name for pickle in pickles}:
+            self.say(f"{gone} was deleted before it was scored: passed over")
+        self._queue = [pickle for pickle in pickles if any(pickle.name not in scores[m] for m in self.book.metrics)
+                       and self.broken.get(pickle.name, ()) != _file_state(pickle.path)]
+        return self._queue
+
+    def _score_next(self, queue: Sequence[Snapshot]) -> None:
+        pickle, number = queue[0], self.num_scored + len(self.broken) + 1
+        waiting = len(queue) - 1
+        self.say(f"{pickle.name}: {number} of {number + waiting}" + (f", {waiting} waiting" if waiting else ""))
+        state = _file_state(pickle.path)
+        try:
+            with self.stop.at_once():
+                G = self.load(str(pickle.path))
+        except (UserError, OSError) as e:
+            if state is not None and pickle.path.exists():  # else `update_queue` finds that it was deleted
+                self.broken[pickle.name] = state
+                self.warn(f"no scores of {pickle.name}: {e}")
+            return
+        self.broken.pop(pickle.name, None)
+        scores = self.book.read()
+        missing = [metric for metric in self.book.metrics if pickle.name not in scores[metric]]
+        shared = {} if len(missing) > 1 else None   # FID and KID look at the same generated images
+        for metric in missing:
+            with self.stop.at_once():
+                result = self.calculate(metric, G=G, shared=shared)
+            self.book.add(result, pickle.path)
+        self.num_scored += 1
+
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end, and has written its last pickle."""
+        total_kimg = read_options(self.run_dir).total_kimg  # of a run that goes on it may be another
+        if list_states(self.run_dir):
+            return is_finished(str(self.run_dir), total_kimg)
+        pickles = list_pickles(self.run_dir)
+        return bool(pickles) and pickles[-1].kimg >= int(total_kimg)
+
+    def _look_for_training(self) -> None:
+        """Say once each time that training was given up before its end."""
+        busy = is_busy(self.run_dir)
+        if not busy and not self._said_to_stand_still:
+            self.say(f"No program is training in {self.run_dir}, whose end is not reached: waiting for it to go on")
+        self._said_to_stand_still = not busy
+
+
+def _file_state(path: Path) -> tuple[int, int] | None:
+    """Tells apart two files that stood at one path one after the other; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table.
+
+
+class Row(NamedTuple):
+    name: str                       # Of the pickle.
+    kimg: int
+    there: bool                     # False if the pickle was deleted, its scores are left.
+    results: dict[str, float]
+
+
+class ScoreTable:
+    """The scores of a run in order of kimg; the best ones are sought among the pickles that are there."""
+
+    def __init__(self, book: ScoreBook):
+        scores = book.read()
+        there = {pickle.name for pickle in list_pickles(book.run_dir)}
+        names = there.union(*(results for results in scores.values()))
+        self.rows = sorted((
+            Row(name, int(match[1]), name in there,
+                {key: value for metric in book.metrics for key, value in scores[metric].get(name, {}).items()})
+            for name in names if (match := PICKLE_NAME.fullmatch(name))), key=lambda row: row.kimg)
+        self.columns: dict[str, str] = {key: metric for metric in book.metrics     # the metric of each result
+                                        for results in scores[metric].values() for key in results}
+        self.first = next(iter(self.columns), None)     # by which pickles are compared
+
+    def best(self, column: str) -> Row | None:
+        """The row with the best value, the first one of several; None of standard deviations, and without a value."""
+        rows = [row for row in self.rows if row.there and math.isfinite(row.results.get(column, math.nan))]
+        if score_of(column) is None or not rows:
+            return None
+        sign = -1 if metric_main.higher_is_better(self.columns[column]) else 1
+        return min(rows, key=lambda row: sign * row.results[column])
+
+    def __str__(self) -> str:
+        best = {column: self.best(column) for column in self.columns}
+        cells = [["kimg", *(f"{column} " for column in self.columns), ""]]
+        for row in self.rows:
+            values = [_cell(column, row.results.get(column)) + ("*" if best[column] is row else " ")
+                      for column in self.columns]
+            cells.append([str(row.kimg), *values, "" if row.there else "deleted"])
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]
+        return "\n".join([*lines, "* the best of the pickles that are there"])
+
+
+def _cell(column: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}" if score_of(column) == "kid" else f"{value:.4f}"
