@@ -110,16 +110,17 @@ END
 # Sizes: GPU, then rehearsal.
 
 if [[ -z $REHEARSAL ]]; then
-    STEP=(--size=paper256 --batch=64 --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
+    STEP=(--size=paper256 --batch=64 --perceptual=random-vgg --repeats=3)
+    BASELINE=(--baseline=straightforward) HALF=(--half=float16,bfloat16)
     CIFAR=(--size=cifar --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
-    BUILD=() OPS=(--repeats=7 --baseline=native) DATA=(--workers=0,1,4 --repeats=2 --seconds=0.5)
-    METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=2048
+    BUILD=() OPS=(--repeats=7 --baseline=native) DATA=(--containers=zip --workers=0,4 --repeats=3 --seconds=0.5)
+    METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=512
         --workers=4 --threads=4)
-    IMAGES=(--resolution=128 --max-images=1000)
+    IMAGES=(--resolution=64 --max-images=1000)    # the pictures of a run take longer than its training
     TRAIN=(--cfg=paper256 --batch=32 --batch-gpu=8 --tick=1 --snap=2 --metrics=fid1k_full) KIMG=2 MORE_KIMG=4
     PROFILE=()
 else
-    STEP=(--size=small --methods=glead --batch=4 --repeats=1)
+    STEP=(--size=small --methods=glead --batch=4 --repeats=1) BASELINE=(--baseline=straightforward) HALF=()
     CIFAR=(--size=small --methods=stylegan2 --batch=4 --repeats=1)
     BUILD=(--arch=80) OPS=(--repeats=3 --shapes=1 --modes=forward --baseline=reference)
     DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
@@ -139,17 +140,20 @@ if [[ -z $REHEARSAL ]]; then
     step nvidia-smi 10 nvidia-smi
 fi
 step ops-build 110 "$PYTHON" -m torch_utils.ops build "${BUILD[@]}"
-step ops-status 30 "$PYTHON" -m torch_utils.ops status
+step ops-status 60 "$PYTHON" -m torch_utils.ops status
 if wanted gpu-tests && ! "$PYTHON" -c 'import pytest' >/dev/null 2>&1; then
     say '\n== gpu-tests\npytest is not installed: left out\n'
 else
-    step gpu-tests 60 "$PYTHON" -m pytest -q -p no:xdist -m gpu tests
+    mapfile -t TESTS < <(grep -rl 'mark\.gpu' tests --include='test_*.py')  # to import all others takes long
+    # Interrupted as by Ctrl-C before its time is over, pytest still says what failed.
+    step gpu-tests 100 timeout --signal=INT 90 "$PYTHON" -m pytest -q -p no:xdist -m gpu "${TESTS[@]}"
 fi
 step ops 90 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
 # The comparison with the plain way takes most of the time: once is enough.
-step step-nchw 100 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" --baseline=straightforward \
+step step-nchw 120 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${BASELINE[@]}" \
     --out="$(json step-nchw)"
-step step-nhwc 70 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" --channels-last --out="$(json step-nhwc)"
+step step-nhwc 90 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${HALF[@]}" --channels-last \
+    --out="$(json step-nhwc)"
 step step-cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}" --out="$(json step-cifar)"
 step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --baseline --out="$(json data)"
 step metrics 45 "$PYTHON" benchmarks/metrics.py --device="$DEVICE" "${METRICS[@]}" --baseline --out="$(json metrics)"

@@ -57,9 +57,9 @@ def _wait(device: str) -> None:
 def profile(trainer: Trainer, count: int, *, device: str, rows: int) -> dict[str, Any]:
     """Top operations of the device, and its idle share, which a CPU has not."""
     on_gpu = device.startswith("cuda")
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     sec = time_iterations(trainer, count, device=device)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=[activity]) as profiler:
         time_iterations(trainer, count, device=device)
     kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     # Annotations, such as those of optimisers, span kernels and the time between them.

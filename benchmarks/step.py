@@ -286,6 +286,8 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
     if said["device"] == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device is cuda, but PyTorch finds no CUDA device")
     torch.set_num_threads(said["threads"])
+    torch.backends.cudnn.benchmark = True   # as in training
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore", message=".*UNTRAINED")
     configs = {}
     for method in methods:

@@ -166,11 +166,11 @@ def calc_metric(
     entry = _METRICS[metric]
     device = torch.device(device)
     opts = MetricOptions(
-        metric=metric, G=copy.deepcopy(G).eval().requires_grad_(False).to(device), dataset=dataset, device=device,
-        num_gpus=num_gpus, rank=rank, batch_size=batch_size, seed=seed, workers=workers, cache=cache, shared=shared,
-        kept_real=kept_real, progress=progress,
+        metric=metric, G=G, dataset=dataset, device=device, num_gpus=num_gpus, rank=rank, batch_size=batch_size,
+        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real, progress=progress,
     )
-    with shared_failure(opts):
+    with shared_failure(opts):  # memory may run out
+        opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
         net = feature_net(metric, detector, device=device)
     with exact_float32():
         with shared_failure(opts):

@@ -56,7 +56,8 @@ def join(
         The device of this process.
 
     Raises:
-        LostRank: Not all came.
+        LostRank:  Not all came.
+        UserError: This process has no GPU.
     """
     global _group
     group = _group = _Group(timeout_sec, advice)
@@ -64,6 +65,10 @@ def join(
     local = torch.device("cpu")
     if device == "cuda":
         local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", group.rank)))
+        if local.index >= torch.cuda.device_count():
+            raise UserError(f"rank {group.rank} is process {local.index} of its machine, counted from 0, and finds "
+                            f"{torch.cuda.device_count()} GPU(s): start one process for each GPU, and let each see "
+                            "them all")
         torch.cuda.set_device(local)
     try:
         # torchrun and training.launch keep a store for all; without them, rank 0 does.

@@ -47,6 +47,8 @@ def report(name: str, value: Any) -> Any:
     names.
     """
     x = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+    if not x.is_floating_point():
+        x = x.to(torch.float32)     # a GPU joins tensors in one operation only if all are of one type
     _reports.append((name, x.flatten()))
     return value
 
@@ -79,6 +81,7 @@ def collect() -> dict[str, dict[str, float]]:
 def pending() -> dict[str, list[float]]:
     """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
     flush()
+    distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
     if not own:
         return {}

@@ -12,6 +12,7 @@ import torch
 
 from dnnlib.util import UserError
 from metrics.metric_main import higher_is_better
+from torch_utils.kernel_routes.source import say_once
 from torch_utils.network_pickle import save_network_pkl
 
 from .run_log import read_records
@@ -192,7 +193,13 @@ class _HostMemory:
     """Page-locked memory for many tensors, each of which gets a storage of its own: files hold storages whole."""
 
     def __init__(self, num_bytes: int):
-        self._bytes = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True).numpy()
+        try:
+            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as e:  # a container, or the machine, has no more of it
+            say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
+                               f"({str(e).strip().splitlines()[0]}): training waits for these copies")
+            memory = torch.empty([num_bytes], dtype=torch.uint8)
+        self._bytes = memory.numpy()
         self._used = 0
 
     @staticmethod

@@ -58,14 +58,23 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
 
     Args:
         log_errors: False leaves it to the launcher to note a UserError in the log.
+
+    Raises:
+        UserError: The run ended early, or a GPU has too little memory.
     """
+    import torch
+
     from torch_utils import distributed
 
     from .training_loop import run_training
 
     with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
         build_kernels(job.config.device)
-        run_training(job.config, job.run_dir, resume=job.resume)
+        try:
+            run_training(job.config, job.run_dir, resume=job.resume)
+        except torch.OutOfMemoryError as e:
+            raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch-gpu below {job.config.batch_gpu}, or "
+                            "free the GPU of other programs") from e
         if distributed.rank() == 0:
             _write_outcome(job)
 

@@ -53,6 +53,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     for phase in t.phases:
         groups = phase.opt.state_dict()["param_groups"]     # settings are those of this run and this device
         phase.opt.load_state_dict({"state": state["optimizers"][phase.name[0]], "param_groups": groups})
+        _lay_out(phase.opt)
     t.loss.pl_mean = state["pl_mean"].to(t.device)
     t.guard.restore(state["bad_gradients"])
     first = distributed.rank() == 0     # where what was summed over all ranks goes on
@@ -62,3 +63,12 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     t.unfinished_tick = state["unfinished_tick"]
     t.saved = None if state["saved"] is None else t.run_dir / state["saved"]
     t.known_scores = distributed.from_rank0(scores_since(state["report_sizes"], t.run_dir, state["saved"]))
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the layout in memory of their parameters, as a fused optimiser wants it; with another --nhwc, those
+    of a state have another one."""
+    for param, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == param.shape and moment.stride() != param.stride():
+                moments[name] = torch.empty_like(param).copy_(moment)

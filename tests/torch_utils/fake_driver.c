@@ -44,9 +44,9 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     return module == MODULE ? 0 : 400;
 }
 
-int cuFuncGetAttribute(int* value, int attribute, void* function) {
-    loaded_function = function == FUNCTION && attribute == 4;
-    return 0;
+int cuFuncLoad(void* function) {
+    loaded_function = function == FUNCTION;
+    return loaded_function ? 0 : 400;
 }
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,

@@ -70,3 +70,23 @@ def test_one_process_is_rank_0_of_1():
     x = torch.tensor([1.0, 2.0])
     assert torch.equal(distributed.all_reduce_mean_(x.clone()), x)
     assert torch.equal(distributed.all_reduce_sum_(x.clone()), x)
+
+
+def test_hosts_agree_before_one_waits_for_its_device(monkeypatch):
+    """A device that waits for a process that is lost would never come to the end, nor would its host."""
+    order, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: order.append("hosts"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: order.append("device") or cpu(x))
+    training_stats.report("a", torch.ones(3))
+    assert training_stats.collect()["a"]["num"] == 3
+    assert order == ["hosts", "device"]
+
+
+def test_all_reports_of_tensors_are_of_one_type():
+    """Tensors of several types are joined one by one."""
+    training_stats.report("a", torch.ones(3))
+    training_stats.report("b", torch.tensor(5))
+    training_stats.report("c", torch.tensor([True, False]))
+    assert {x.dtype for _, x in training_stats._reports} == {torch.float32}
+    stats = training_stats.collect()
+    assert stats["b"] == dict(num=1, mean=5, std=0) and stats["c"]["mean"] == 0.5

@@ -1,13 +1,16 @@
 """Which network pickles stay, and what the writing of files does to training."""
 
+import gc
 import json
 import re
 import threading
+import weakref
 
 import pytest
 import torch
 
 from dnnlib.util import UserError
+from torch_utils.kernel_routes import source
 from training import checkpoints
 from training.checkpoints import Checkpoints, Keep
 
@@ -106,3 +109,88 @@ def test_files_are_written_in_order_and_one_that_fails_is_reported(tmp_path):
     assert problem == f"can't save {tmp_path / 'b.png'}: No space left on device" and writer.overdue
     assert order == [("a.png", False), ("b.png", False)] and (tmp_path / "network-snapshot-000000.pkl").exists()
     writer.close()
+
+
+class OnGPU(torch.Tensor):
+    """A tensor of the host that passes for one of a GPU."""
+
+    is_cuda = True
+
+
+class Stream:
+    """Of the GPU, which has come to the copies when its event is waited for."""
+
+    waits = 0
+
+    def record_event(self):
+        return self
+
+    def synchronize(self):
+        self.waits += 1
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    stream, empty = Stream(), torch.empty
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
+    return stream
+
+
+def gpu_tensors():
+    layouts = {"matrix": torch.randn(3, 5), "last": torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last),
+               "number": torch.tensor(7), "half": torch.randn(9).to(torch.bfloat16), "none": torch.zeros(0, 4),
+               "flags": torch.tensor([True, False, True]), "view": torch.randn(6, 8).t()}
+    return {name: x.as_subclass(OnGPU) for name, x in layouts.items()} | {"host": torch.ones(2)}
+
+
+def check_copies(tensors, stream):
+    stream.waits = 0
+    copies = checkpoints.host_copy({"all": tensors, "again": [tensors["view"]]})
+    assert stream.waits == 0
+    content = copies.wait()
+    assert stream.waits == 1 and content["again"][0] is content["all"]["view"]
+    before = {name: x.as_subclass(torch.Tensor).clone() for name, x in tensors.items()}
+    for x in tensors.values():
+        x.zero_()
+    for name, x in before.items():
+        copy = content["all"][name]
+        assert torch.equal(copy, x) and copy.dtype == x.dtype and copy.stride() == x.stride()
+        assert copy.untyped_storage().nbytes() == x.numel() * x.element_size(), "files hold storages whole"
+
+
+def test_copies_from_a_gpu_are_whole_and_keep_their_layout(stream):
+    check_copies(gpu_tensors(), stream)
+
+
+def test_copies_do_without_page_locked_memory_where_there_is_none(stream, monkeypatch, capsys):
+    empty = torch.empty
+
+    def refuse(*size, pin_memory=False, **kwargs):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCompile with ...")
+        return empty(*size, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(source, "_said", set())
+    for _ in range(2):
+        check_copies(gpu_tensors(), stream)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "(CUDA error: out of memory): training waits for these copies" in err
+
+
+def test_copies_are_gone_once_they_are_written(tmp_path):
+    """They are hundreds of megabytes of page-locked memory, of which the next ones would take as much again."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Conv2d(1, 1, 1))
+    copies = checkpoints.host_copy({"G": net})
+    seen = [weakref.ref(p) for p in copies.content["G"].parameters()]
+    writer = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4)
+    gc.disable()
+    try:
+        writer._submit(tmp_path / "net.pkl", writer._write_networks, tmp_path / "net.pkl", copies)
+        del copies
+        assert writer.wait() == []
+        writer.close()
+        assert len(seen) == 4 and not any(p() is not None for p in seen)
+    finally:
+        gc.enable()

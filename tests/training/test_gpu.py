@@ -18,7 +18,7 @@ METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 
 
 @pytest.fixture(autouse=True)
-def same_draws(monkeypatch):
+def same_draws(monkeypatch, small_grids):
     """All random numbers come from the host's generator; nothing is written but training states."""
     randn = torch.randn
 

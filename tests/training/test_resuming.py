@@ -143,6 +143,28 @@ def test_other_images_are_refused(run, tiny_dataset, tmp_path):
         training_loop.run_training(smaller, str(run_dir), resume="newest")
 
 
+@pytest.mark.parametrize("first, second", [("false", "true"), ("true", "false")])
+def test_moments_follow_another_memory_format(tiny_dataset, tmp_path, first, second):
+    """Fused optimisers, those of GPUs, refuse moments that lie in memory otherwise than parameters do."""
+    options = ["--method=stylegan2", "--aug=noaug"]
+    trainer = Trainer(small_config(tiny_dataset, *options, f"--nhwc={first}"), str(tmp_path))
+    trainer.step(trainer.next_batch())
+    trainer._save_state()
+    trainer.close()
+    state = read_state(list_states(tmp_path)[0].path)["optimizers"]
+    trainer = Trainer(small_config(tiny_dataset, *options, f"--nhwc={second}"), str(tmp_path), resume="newest")
+    other_layouts = 0
+    for phase in trainer.phases:
+        for number, p in enumerate(phase.opt.param_groups[0]["params"]):
+            for name, moment in phase.opt.state[p].items():
+                saved = state[phase.name[0]][number][name]
+                assert torch.equal(moment, saved) and (name == "step" or moment.stride() == p.stride())
+                other_layouts += name != "step" and saved.stride() != p.stride()
+    assert other_layouts > 10
+    trainer.step(trainer.next_batch())
+    trainer.close()
+
+
 def test_the_wall_clock_has_no_part(run, tmp_path, monkeypatch):
     """Time that jumps back and forth leaves no trace but in time stamps."""
     config, run_dir = run

@@ -18,7 +18,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils.network_pickle import save_network_pkl
-from training import training_loop
+from training import launch, training_loop
 from training.config import from_json
 from training.interrupt import StopRequest
 
@@ -200,6 +200,17 @@ def test_gradients_that_stay_non_finite_stop_the_run(config, monkeypatch, capsys
     assert all(v.isfinite().all() for v in state.values())
     lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
     assert lines[-1]["Progress/nonfinite_gradients"]["mean"] > 0
+
+
+def test_too_little_memory_of_a_gpu_is_said_in_one_line(config, monkeypatch):
+    config, run_dir = config
+
+    def step(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...\nSee ...")
+
+    monkeypatch.setattr(training_loop.Trainer, "step", step)
+    with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried[^\n]*: give a --batch-gpu below 8, or free"):
+        launch.run_rank(launch.Job(config, str(run_dir)))
 
 
 def test_a_few_non_finite_gradients_do_no_harm(config, monkeypatch):

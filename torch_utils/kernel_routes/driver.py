@@ -11,8 +11,7 @@ import torch
 
 from .source import Kernel, Launcher, Unavailable
 
-_RELAXED = 2        # CU_STREAM_CAPTURE_MODE_RELAXED
-_NUM_REGS = 4       # CU_FUNC_ATTRIBUTE_NUM_REGS
+_RELAXED = 2    # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 @functools.lru_cache(maxsize=None)
@@ -73,14 +72,16 @@ def launcher(kernel: Kernel, image: bytes, *, index: int) -> Launcher:
 
 def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_void_p:
     """In the current context. A stream that this thread is capturing doesn't mind."""
-    module, function, registers, mode = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int(_RELAXED)
+    module, function, mode = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int(_RELAXED)
     _check(library, library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
     try:
         _check(library, library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         symbol = kernel.symbol.encode()
         _check(library, library.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
-        # Modules are loaded lazily, but a capture must not be what loads them.
-        _check(library, library.cuFuncGetAttribute(ctypes.byref(registers), _NUM_REGS, function), "cuFuncGetAttribute")
+        # Functions may be loaded lazily, but a capture must not be what loads them. Drivers before 12.4 have no cuFuncLoad:
+        # there, cuModuleGetFunction leaves nothing for later.
+        if hasattr(library, "cuFuncLoad"):
+            _check(library, library.cuFuncLoad(function), "cuFuncLoad")
     finally:
         library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     return function

@@ -31,7 +31,7 @@ constexpr double SELU_SCALE = 1.0507009873554804934193349852946, SELU_ALPHA = 1.
 
 __device__ inline C activate(C x, C alpha) {
     switch (ACT) {
-        case RELU:      return x > 0 ? x : C(0);
+        case RELU:      return x < 0 ? C(0) : x;
         case LRELU:     return x > 0 ? x : x * alpha;
         case TANH:      return tanh(x);
         case SIGMOID:   return 1 / (1 + exp(-x));
@@ -78,12 +78,12 @@ struct Scalars { C alpha, gain, clamp, inverse_gain; };
 __device__ inline C element(C x, C ref, C ddx, C b, const Scalars& s) {
     if (ORDER == 0) {
         C y = activate(x + b, s.alpha) * s.gain;
-        return s.clamp < 0 ? y : fmin(fmax(y, -s.clamp), s.clamp);
+        return s.clamp < 0 ? y : clamped(y, s.clamp);
     }
     C r = ACT == SWISH ? ref + b : ref * s.inverse_gain;
     C y = ACT == SWISH ? activate(r, s.alpha) * s.gain : ref;
     C slope = ORDER == 1 ? s.gain * first(r, s.alpha) : (ACT == SWISH ? s.gain : C(1)) * second(r) * ddx;
-    return s.clamp >= 0 && !(fabs(y) < s.clamp) ? C(0) : x * slope;
+    return s.clamp >= 0 && fabs(y) >= s.clamp ? C(0) : x * slope;
 }
 
 }  // namespace

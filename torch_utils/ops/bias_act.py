@@ -89,11 +89,12 @@ def bias_act(
     gain = float(spec.def_gain if gain is None else gain)
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
-    if impl == "ref" or gain == 0 or torch.compiler.is_exporting():  # other programs know plain operations alone
+    # Other programs know plain operations alone; the operator's derivative needs a result that tells the input's sign.
+    if impl == "ref" or gain == 0 or alpha < 0 or torch.compiler.is_exporting():
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
     if act == "linear" and gain == 1 and clamp is None:
         return x if b is None else x + _along(b, x, dim)
-    return torch.ops.glead.bias_act(x, b, dim % x.ndim, act, alpha, gain, -1.0 if clamp is None else float(clamp))
+    return torch.ops.glead.bias_act(x, b, dim % max(x.ndim, 1), act, alpha, gain, -1.0 if clamp is None else float(clamp))
 
 
 def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -134,6 +135,8 @@ def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain:
         y = torch.add(_along(b, x, dim) * early, x, alpha=early)
     if slope is None:
         y = activation_funcs[act].func(y, alpha)
+    elif slope == 0:
+        y.relu_()  # 0 * -inf would not be a number
     elif slope != 1:
         F.leaky_relu_(y, slope)
     if gain != early:
@@ -158,7 +161,7 @@ def _native_grad(
         r, y = _result(ref, b, dim, act, alpha, gain)
         dx = dy * activation_funcs[act].first(r) * gain
     else:
-        y = ref  # one pass each, in place and without masks in between
+        y = ref if gain > 0 else -ref  # the input's sign; one pass each, in place and without masks in between
         if slope == 1:
             dx = dy * gain
         else:
@@ -230,15 +233,13 @@ def _launch(
     ref, ddx = (t if t is None or t.stride() == x.stride() else torch.empty_like(x).copy_(t) for t in (ref, ddx))
     if b is not None:
         b = b.to(x.dtype).contiguous()
-    step, tensors = x.stride(dim), (x, out, ref, ddx)
-    vec = kernels.vector_size(x.dtype, x.numel(), tensors)
-    bias = 0
-    if b is not None and step == 1 and x.shape[dim] > 1:  # the vector runs over channels
-        vec, bias = kernels.vector_size(x.dtype, len(b), (*tensors, b)), 2
-    elif b is not None:
-        vec, bias = kernels.vector_size(x.dtype, step, tensors), 1
-    if bias == 2 and vec == 1:
-        bias = 1
+    tensors = (x, out, ref, ddx)
+    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # the stride of a single one means nothing
+    if step == 1 and b is not None and len(b) > 1:  # the vector runs over channels
+        vec = kernels.vector_size(x.dtype, len(b), (*tensors, b))
+        bias = 1 if vec == 1 else 2
+    else:
+        vec, bias = kernels.vector_size(x.dtype, step, tensors), int(b is not None)
     index = kernels.index_type(x.numel())
     launch = custom_ops.load(
         _kernel(order=order, act=act, dtype=x.dtype, bias=bias, vec=vec, index=index), x.device)

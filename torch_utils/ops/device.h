@@ -114,6 +114,9 @@ template <int V, class C> __device__ inline void load_array(const C* p, C (&out)
     }
 }
 
+// As PyTorch does it: what is not a number stays so, which fmin and fmax would hide.
+template <class C> __device__ inline C clamped(C v, C limit) { return v < -limit ? -limit : v > limit ? limit : v; }
+
 __device__ constexpr int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 __device__ constexpr int ceil_div(int a, int b) { return -floor_div(-a, b); }
 

@@ -4,6 +4,7 @@ import ctypes
 from typing import Any, Callable, Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import custom_ops
 
@@ -47,7 +48,8 @@ def _differentiable(
                     dict(forward=staticmethod(forward), backward=staticmethod(backward)))
 
     def differentiable(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+        if (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+                or forward_ad._current_level >= 0):  # of which it says that there is no such derivative
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -104,7 +106,11 @@ def is_dense(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    return x if is_dense(x) else x.contiguous()
+    """Itself or a copy, which stays channels last, as PyTorch's own operations would have it."""
+    if is_dense(x):
+        return x
+    last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

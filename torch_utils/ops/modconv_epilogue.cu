@@ -73,7 +73,7 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
         for (int k = 0; k < VEC; ++k) {
             C v = widen(x[round].at[k]) * (CHANNELS_LAST ? scale[k] : factor) + (shift[k] + offset);
             v = (v > 0 ? v : v * slope) * gain;
-            narrow(limit < 0 ? v : fmin(fmax(v, -limit), limit), y.at[k]);
+            narrow(limit < 0 ? v : clamped(v, limit), y.at[k]);
         }
         store(p.y + at + (int64)round * inner, y);
     }

@@ -51,7 +51,7 @@ def modconv_epilogue(
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
     scale, noise, strength, b = (None if t is None else t.to(dtype) for t in (scale, noise, strength, b))
-    if torch.compiler.is_exporting():  # other programs know plain operations alone
+    if torch.compiler.is_exporting():  # other programs know plain operations alone; torch.compile says yes, too
         return _native(x, scale, noise, strength, b, act, gain, clamp)
     return torch.ops.glead.modconv_epilogue(x, scale, noise, strength, b, act, gain, clamp)
 
@@ -82,10 +82,10 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
     if _slope(act) != 1:
         torch.nn.functional.leaky_relu_(y, _slope(act))
     if gain <= 0:
-        y *= gain
+        y = y * gain
     if clamp >= 0:
         limit = bias_act._as_held(clamp, y.dtype)
-        y.clamp_(-limit, limit)
+        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # leaky_relu_ remembers its result
     return y
 
 
@@ -96,7 +96,7 @@ def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
     if kernels.is_channels_last(g):
         sums = _sums_over_pixels(g, noise), _sums_over_pixels(g * x, None)
         noises = torch.zeros_like(sums[0][:, 0]) if noise is None else sums[0][:, 1]
-        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises]).to(dtype)
+        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises])
     sums = [t.sum([2, 3], dtype=dtype) for t in ([g, g * x] if noise is None else [g, g * x, g * noise.to(g.dtype)])]
     return dx, torch.stack(sums if noise is not None else [*sums, torch.zeros_like(sums[0])])
 
@@ -111,14 +111,15 @@ def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
     if noise is not None:
         weights = torch.cat([weights, noise.to(g.dtype).reshape(-1, h, 1, w).expand(n, -1, -1, -1)], dim=2)
     rows = weights.reshape(n * h, -1, w) @ g.permute(0, 2, 3, 1).reshape(n * h, w, c)
-    return rows.reshape(n, h, -1, c).sum(1)
+    return rows.reshape(n, h, -1, c).sum(1, dtype=kernels.compute_type(g.dtype))  # half types end at 65504
 
 
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     alpha = bias_act.activation_funcs[act].def_alpha
     if scale is None:
         return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
-    dx, sums = _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, 1.0, clamp), x, scale * gain, noise)
+    g = bias_act._native_grad(dy, y if gain > 0 else -y, None, 1, act, alpha, 1.0, clamp)
+    dx, sums = _sums(g, x, scale * gain, noise)
     return dx, sums * gain  # on small tensors, the factor costs next to nothing
 
 

@@ -42,6 +42,7 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
     int row = threadIdx.x / TC;
     bool inside = c < p.channels;
     C limit = p.clamp < 0 ? C(-1) : rounded<T>(C(p.clamp)), gain = C(p.gain), slope = C(p.slope);
+    C sign = gain < 0 ? C(-1) : C(1);  // of the result where the activation's input is positive
     C sums[SUMS][LANES] = {}, scale[LANES];
 #pragma unroll
     for (int k = 0; k < LANES; ++k) scale[k] = 1;
@@ -66,8 +67,8 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
             int lane = CHANNELS_LAST ? k : 0;
-            C result = widen(y[round].at[k]), g = widen(dy[round].at[k]) * gain * (result > 0 ? C(1) : slope);
-            if (limit >= 0 && !(fabs(result) < limit)) g = 0;
+            C result = widen(y[round].at[k]), g = widen(dy[round].at[k]) * gain * (result * sign > 0 ? C(1) : slope);
+            if (limit >= 0 && fabs(result) >= limit) g = 0;
             narrow(g * scale[lane], dx.at[k]);
             sums[0][lane] += g;
             sums[1][lane] += g * widen(x[round].at[k]);

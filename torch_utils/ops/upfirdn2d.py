@@ -370,7 +370,8 @@ def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
                            groups=x.shape[1]).to(x.dtype)
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
-    return y[:, :, :: spec.down[1], :: spec.down[0]] if max(spec.down) > 1 else y
+    # A view would not let itself be changed in place, as results of other calls do.
+    return y[:, :, :: spec.down[1], :: spec.down[0]].clone() if max(spec.down) > 1 else y
 
 
 def _depthwise(f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

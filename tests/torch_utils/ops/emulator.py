@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import mmap
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops import kernels
 
 OPS = Path(custom_ops.__file__).parent / "ops"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -36,11 +38,49 @@ extern "C" void emulate(unsigned grid, const void* params) {{ emulation::run({sy
     return library
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class Guarded:
+    """A copy of a tensor's memory between pages that can't be touched: who reads or writes beyond it crashes."""
+
+    def __init__(self, tensor: torch.Tensor, *, at_end: bool):
+        self.tensor = tensor
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        self.bytes = (last + 1) * tensor.element_size()
+        inside = -(-self.bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.mapped = inside + 2 * mmap.PAGESIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.base = _libc.mmap(None, self.mapped, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        assert self.base != ctypes.c_void_p(-1).value
+        first = self.base + mmap.PAGESIZE
+        self.address = first + (inside - self.bytes if at_end else 0)
+        ctypes.memmove(self.address, tensor.data_ptr(), self.bytes)
+        for page in (self.base, first + inside):
+            assert _libc.mprotect(page, mmap.PAGESIZE, 0) == 0
+
+    def release(self) -> None:
+        """What was written becomes the tensor's."""
+        ctypes.memmove(self.tensor.data_ptr(), self.address, self.bytes)
+        assert _libc.munmap(self.base, self.mapped) == 0
+
+
 class Emulator:
-    """Stands in for `custom_ops.load`; `launched` lists the kernels that were launched."""
+    """Stands in for `custom_ops.load` and `kernels.address`; `launched` lists the kernels that were launched."""
 
     def __init__(self):
         self.launched: list[custom_ops.Kernel] = []
+        self.arguments: list[Guarded] = []      # Of the launch to come.
+
+    def address(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self.arguments.append(Guarded(tensor, at_end=len(self.launched) % 2 == 0))
+        return self.arguments[-1].address
 
     def load(self, kernel: custom_ops.Kernel, device: torch.device):
         library = _library(kernel)
@@ -48,6 +88,8 @@ class Emulator:
         def launch(grid: int, params: ctypes.Structure) -> None:
             self.launched.append(kernel)
             library.emulate(ctypes.c_uint(grid), ctypes.byref(params))
+            while self.arguments:
+                self.arguments.pop().release()
 
         return launch
 
@@ -58,4 +100,5 @@ def emulator(monkeypatch) -> Emulator:
         pytest.skip("no C++ compiler to emulate CUDA kernels with")
     emulator = Emulator()
     monkeypatch.setattr(custom_ops, "load", emulator.load)
+    monkeypatch.setattr(kernels, "address", emulator.address)
     return emulator

@@ -49,6 +49,54 @@ def test_bias_act(emulator, act, dtype, shape, channels_last, has_bias, clamp):
     assert len(emulator.launched) == len(expected) + 1
 
 
+@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
+def test_what_is_not_a_number_stays_so(emulator, act):
+    """Where training goes astray, limits must not hide it."""
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 9, -9, 0.5, -0.5, 0]).reshape(1, 8, 1, 1)
+    dy, settings = torch.ones_like(x), (act, 0.2, 1.5, 3.0)
+    y = bias_act._cuda(x, None, 1, *settings)
+    assert y.isnan().flatten().tolist() == [True] + [False] * 7
+    assert torch.equal(y[:, 1:], bias_act._native(x, None, 1, *settings)[:, 1:])
+    torch.testing.assert_close(y, bias_act.bias_act(x, None, 1, *settings, impl="ref"), equal_nan=True)
+    known = ~y.isnan()  # elsewhere PyTorch's own derivatives on CPUs depend on the place in memory
+    dx = bias_act._cuda_grad(dy, y, None, 1, *settings)
+    torch.testing.assert_close(dx[known], bias_act._native_grad(dy, y, None, 1, *settings)[known])
+
+    x = x.reshape(1, 1, 2, 4).repeat(1, 2, 1, 1)
+    settings = (act, 1.5, 3.0)
+    y, plain = (fn(x, None, None, None, None, *settings) for fn in (modconv_epilogue._cuda, modconv_epilogue._native))
+    torch.testing.assert_close(y, plain, equal_nan=True)
+    dy, known = torch.ones_like(x), ~y.isnan()
+    dx, _ = modconv_epilogue._cuda_grad(dy, y, x, None, None, *settings)
+    torch.testing.assert_close(dx[known], modconv_epilogue._native_grad(dy, y, x, None, None, *settings)[0][known])
+    assert len(emulator.launched) == 4
+
+
+def test_the_stride_of_a_single_channel_means_nothing(emulator):
+    x = torch.randn([8, 16])[:, :3].t()[:, :1]
+    assert x.is_contiguous() and x.stride(1) == 16
+    b = torch.randn([1])
+    assert_close(bias_act._cuda(x, b, 1, "lrelu", 0.2, 1.0, -1.0), bias_act._native(x, b, 1, "lrelu", 0.2, 1.0, -1.0),
+                 torch.float32)
+    assert len(emulator.launched) == 1
+
+
+def test_some_channels_of_an_image_stay_channels_last(emulator):
+    whole = torch.randn([2, 12, 5, 6]).to(memory_format=torch.channels_last)
+    x, b, f = whole[:, 2:10], torch.randn([8]), torch.ones([1, 1])
+    assert not kernels.is_dense(x)
+    for kernel, plain in [
+        (bias_act._cuda(x, b, 1, "lrelu", 0.2, 1.0, -1.0), bias_act._native(x, b, 1, "lrelu", 0.2, 1.0, -1.0)),
+        (upfirdn2d._cuda(x, f, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0), x),
+        (modconv_epilogue._cuda(x, None, None, None, b, "lrelu", 1.0, -1.0),
+         modconv_epilogue._native(x, None, None, None, b, "lrelu", 1.0, -1.0)),
+    ]:
+        assert_close(kernel, plain, torch.float32)
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert len(emulator.launched) == 3
+    assert kernels.dense(torch.randn([1, 1, 1, 1]).expand(2, 3, 4, 5)).is_contiguous()
+
+
 def firs():
     dtypes = itertools.cycle(BOUNDS)
     cases = [  # taps (height, width), up, down, padding, shape, channels last
@@ -85,6 +133,20 @@ def test_separable_filters_take_two_passes(emulator):
     spec = upfirdn2d._Spec((2, 2), (1, 1), (6, 5, 6, 5), False, 4.0)
     assert_close(upfirdn2d._cuda(x, f, *spec), upfirdn2d._reference(x.double(), f, spec), torch.float32)
     assert len(emulator.launched) == 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_modconv_epilogue_of_negative_gain(emulator, channels_last):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, dy = (torch.randn([2, 4, 5, 5]).to(memory_format=memory_format) for _ in range(2))
+    y = modconv_epilogue._cuda(x, None, None, None, None, "lrelu", -1.3, 1.1)
+    dx, sums = modconv_epilogue._cuda_grad(dy, y, x, None, None, "lrelu", -1.3, 1.1)
+    x.requires_grad_()
+    plain = bias_act.bias_act(x, act="lrelu", gain=-1.3, clamp=1.1, impl="ref")
+    (expected,) = torch.autograd.grad(plain, x, dy)
+    assert_close(y, plain.detach(), torch.float32)
+    assert_close(dx, expected, torch.float32)
+    assert_close(sums[1], (expected * x).sum([2, 3]), torch.float32)
 
 
 def epilogues():

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+from torch_utils.ops.self_test import self_test
 from training.networks import Discriminator, Generator
 
 pytest_plugins = ["tests.torch_utils.ops.emulator"]
@@ -44,6 +45,68 @@ def test_modconv_epilogue_derivatives(noise, act, clamp):
     torch.testing.assert_close(fn(x, scale, strength, b), bias_act.bias_act(plain, b, act=act, clamp=clamp, impl="ref"))
     only_x = modconv_epilogue.modconv_epilogue(x, act=act, clamp=clamp)
     torch.testing.assert_close(only_x, bias_act.bias_act(x, act=act, clamp=clamp, impl="ref"))
+
+
+@pytest.mark.parametrize("settings", [dict(act="lrelu", gain=-1.3, clamp=0.8), dict(act="relu", gain=-1.3),
+                                      dict(act="lrelu", alpha=-0.3), dict(act="tanh", gain=-0.7)])
+def test_derivatives_of_negative_gains_and_slopes(settings):
+    x = torch.randn([2, 3, 4, 4], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: bias_act.bias_act(x, **settings), [x])
+    if "alpha" not in settings and settings["act"] != "tanh":
+        epilogue = lambda x, s: modconv_epilogue.modconv_epilogue(x, s, **settings)  # noqa: E731
+        scale = torch.rand([2, 3], dtype=torch.float64, requires_grad=True)
+        assert gradcheck(epilogue, [x, scale]) and gradgradcheck(epilogue, [x, scale])
+
+
+def test_forward_derivatives_are_refused():
+    """They would be lost, and be taken for zero."""
+    x, f = torch.randn([1, 2, 4, 4]), upfirdn2d.setup_filter([1, 3, 3, 1])
+    for fn in (lambda x: bias_act.bias_act(x, act="lrelu"), lambda x: upfirdn2d.upsample2d(x, f),
+               modconv_epilogue.modconv_epilogue):
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+            fn(torch.autograd.forward_ad.make_dual(x, x))
+
+
+def test_sums_over_pixels_exceed_what_half_types_hold():
+    x = torch.full([1, 2, 320, 320], 1.0, dtype=torch.float16).to(memory_format=torch.channels_last)
+    _, sums = modconv_epilogue._sums(x, x, None, None)
+    assert sums.flatten().tolist() == [320.0**2] * 4 + [0.0] * 2
+
+
+def test_results_may_be_changed_in_place():
+    x, f = torch.randn([1, 2, 6, 6], requires_grad=True), upfirdn2d.setup_filter([1, 3, 3, 1])
+    for up, down in [(1, 1), (2, 1), (1, 2), (2, 2)]:
+        y = upfirdn2d.upfirdn2d(x, f, up=up, down=down, padding=3)
+        (expected,) = torch.autograd.grad(y.sum() * 2, x, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(y.mul_(2).sum(), x)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_compiled_derivatives():
+    x, b = torch.randn([2, 4, 6, 6], requires_grad=True), torch.randn([4], requires_grad=True)
+    scale, f = torch.rand([2, 4], requires_grad=True), upfirdn2d.setup_filter([1, 3, 3, 1])
+
+    def derivatives(fn):
+        return torch.autograd.grad(fn(x, scale, b).square().sum(), [x, scale, b])
+
+    def layers(x, scale, b):
+        y = modconv_epilogue.modconv_epilogue(upfirdn2d.upsample2d(x, f), scale, b=b, clamp=1)
+        return bias_act.bias_act(y, b, act="lrelu", clamp=1)
+
+    compiled = torch.compile(layers, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(derivatives(compiled), derivatives(layers))
+
+
+def test_any_number_of_dimensions():
+    for shape in ([], [3], [2, 3, 4, 2, 2]):
+        x = torch.randn(shape)
+        torch.testing.assert_close(bias_act.bias_act(x, act="lrelu"), bias_act.bias_act(x, act="lrelu", impl="ref"))
+
+
+def test_self_test_passes_on_plain_operations():
+    """Half types apart: plain operations round more often than kernels."""
+    checks = self_test(torch.device("cpu"), [torch.float32, torch.float64])
+    assert len(checks) > 90 and not [check for check in checks if not check.error <= check.bound]
 
 
 def test_modconv_epilogue_says_what_it_cannot_do():
