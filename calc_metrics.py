@@ -311,14 +311,23 @@ def calculation(
     opts: Options, dataset: ImageFolderDataset, device: torch.device, *, kept_real: dict | None = None
 ) -> Callable[..., dict[str, Any]]:
     """`calc_metric` with all that the command line says, to be called with (metric, G=, shared=)."""
+    import torch
+
     from metrics import metric_main
     from torch_utils import distributed
 
-    return functools.partial(
-        metric_main.calc_metric, dataset=dataset, detector=opts.detector, device=device,
-        num_gpus=distributed.world_size(), rank=distributed.rank(), batch_size=opts.batch, seed=opts.seed,
-        workers=opts.workers, cache=opts.cache, kept_real=kept_real, progress=opts.verbose,
-    )
+    def calculate(metric: str, *, G: torch.nn.Module, shared: dict | None) -> dict[str, Any]:
+        try:
+            return metric_main.calc_metric(
+                metric, G=G, dataset=dataset, detector=opts.detector, device=device, batch_size=opts.batch,
+                num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed, workers=opts.workers,
+                cache=opts.cache, shared=shared, kept_real=kept_real, progress=opts.verbose,
+            )
+        except torch.OutOfMemoryError as e:
+            raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
+                            "other programs") from e
+
+    return calculate
 
 
 def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -49,7 +49,8 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
     except Exception as e:
         error = e
     if opts.num_gpus > 1:
-        reason = str(error) if isinstance(error, UserError) else f"{opts.metric} failed on another process"
+        known = isinstance(error, (UserError, torch.OutOfMemoryError))
+        reason = str(error).strip().partition("\n")[0] if known else f"{opts.metric} failed on another process"
         reason = distributed.first_given(None if error is None else reason)
         if error is None and reason is not None:
             raise UserError(reason)

@@ -16,6 +16,9 @@ import PIL.Image
 import pytest
 import torch
 
+import calc_metrics
+from dnnlib.util import UserError
+from metrics import metric_main
 from torch_utils.network_pickle import save_network_pkl
 from training.networks import Generator
 
@@ -305,3 +308,14 @@ def test_usage_errors_exit_with_2(folder, args, pattern):
 def test_help_shows_defaults(folder):
     result = run(folder, "--help")
     assert result.returncode == 0 and "fid50k_full" in result.stdout and "--detector" in result.stdout
+
+
+def test_too_little_memory_is_a_mistake_that_says_what_to_change(monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of that")
+
+    monkeypatch.setattr(metric_main, "calc_metric", fail)
+    context = calc_metrics.main.make_context("calc_metrics.py", ["--network=net.pkl", "--batch=32"])
+    calculate = calc_metrics.calculation(calc_metrics.Options(**context.params), None, "cuda")
+    with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried to allocate 2 GiB\.: give a --batch below 32"):
+        calculate("fid50k_full", G=None, shared=None)
