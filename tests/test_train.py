@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import train
+import training.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
 from training import launch, presets, resume
 from training.config import TrainingConfig, from_json
@@ -104,7 +105,7 @@ def parts(monkeypatch, runs):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(launch, "_run_processes", runs.append)
-    monkeypatch.setattr(launch, "_build_kernels", lambda device: None)
+    monkeypatch.setattr(launch, "build_kernels", lambda device: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
