@@ -1,4 +1,4 @@
-"""Attribute dictionaries, user-facing errors, atomic files, cached downloads."""
+"""Attribute dictionaries, errors and remarks for users, atomic files, cached downloads."""
 
 import contextlib
 import errno
@@ -17,6 +17,16 @@ class UserError(ValueError):
 
     Command lines print it as one line and exit with status 1. Everything else that is raised is a bug.
     """
+
+
+_said: set[str] = set()
+
+
+def say_once(topic: str, message: str) -> None:
+    """A line on stderr, unless something was said on that topic before."""
+    if topic not in _said:
+        _said.add(topic)
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
 class EasyDict(dict):

@@ -15,12 +15,12 @@ from typing import Any, Iterator
 import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError, cache_dir
+from dnnlib.util import UserError, cache_dir, say_once
 
 from . import ops
 from .kernel_routes import nvcc, nvrtc
 from .kernel_routes.disk_cache import DiskCache
-from .kernel_routes.source import Built, CompileError, Kernel, Launcher, Unavailable, say_once
+from .kernel_routes.source import Built, CompileError, Kernel, Launcher, Unavailable
 
 __all__ = ["Kernel", "Launcher", "load", "prepare", "standard_kernels"]
 

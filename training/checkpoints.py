@@ -10,9 +10,8 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, say_once
 from metrics.metric_main import higher_is_better
-from torch_utils.kernel_routes.source import say_once
 from torch_utils.network_pickle import save_network_pkl
 
 from .run_log import read_records

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dnnlib import util
 from dnnlib.util import UserError
 from torch_utils import custom_ops, kernel_report
 from torch_utils.kernel_routes import driver, nvcc, nvrtc, source
@@ -50,7 +51,7 @@ def fresh(monkeypatch, tmp_path):
     """Nothing compiled, loaded or said before; `scale.cu` is among the sources."""
     for module, name in [(custom_ops, "_launchers"), (nvrtc, "_images"), (nvcc, "_libraries")]:
         monkeypatch.setattr(module, name, {})
-    monkeypatch.setattr(source, "_said", set())
+    monkeypatch.setattr(util, "_said", set())
     monkeypatch.setattr(source, "SOURCES", sources(tmp_path / "sources"))
     monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("GLEAD_OPS", raising=False)
@@ -385,7 +386,7 @@ def test_choice_by_environment(monkeypatch, capsys):
         assert custom_ops.load(SCALE, torch.device("cuda", i)) is None
         assert called == expected
         called.clear()
-    source._said.clear()
+    util._said.clear()
     assert custom_ops.load(HALF, torch.device("cuda", 3)) is None
     assert "(GLEAD_OPS=native)" in capsys.readouterr().err
     monkeypatch.setenv("GLEAD_OPS", "fast")

@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 
+from dnnlib import util
 from dnnlib.util import UserError
-from torch_utils.kernel_routes import source
 from training import checkpoints
 from training.checkpoints import Checkpoints, Keep
 
@@ -172,7 +172,7 @@ def test_copies_do_without_page_locked_memory_where_there_is_none(stream, monkey
         return empty(*size, **kwargs)
 
     monkeypatch.setattr(torch, "empty", refuse)
-    monkeypatch.setattr(source, "_said", set())
+    monkeypatch.setattr(util, "_said", set())
     for _ in range(2):
         check_copies(gpu_tensors(), stream)
     err = capsys.readouterr().err

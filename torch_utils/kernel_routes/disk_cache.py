@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from dnnlib.util import atomic_write
-
-from .source import say_once
+from dnnlib.util import atomic_write, say_once
 
 _MAGIC = b"\nGLeaD compiled kernel, SHA-256 of what stands before: "
 _TRAILER_BYTES = len(_MAGIC) + 64  # at the end, where neither the loader of libraries nor CUDA minds it

@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import re
-import sys
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple, Protocol, Sequence
 
@@ -90,13 +89,3 @@ def unit(kernels: Sequence[Kernel], *, follow: Callable[[Kernel], str] = lambda 
         text += f'#include "{kernel.name}.cu"\n' + follow(kernel)
         text += "".join(f"#undef {name}\n" for name, _ in macros)
     return text
-
-
-_said: set[str] = set()
-
-
-def say_once(topic: str, message: str) -> None:
-    """A line on stderr, unless something was said on that topic before."""
-    if topic not in _said:
-        _said.add(topic)
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
