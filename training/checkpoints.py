@@ -152,11 +152,12 @@ class Checkpoints:
             (self.run_dir / name).unlink(missing_ok=True)
 
     def best(self) -> str | None:
-        """The name of the pickle with the best score so far; None where nothing was scored."""
+        """The name of the pickle with the best score so far, measured as in training; None where nothing was scored."""
         scores: dict[str, float] = {}
         for record in read_records(self.run_dir / f"metric-{self.metric}.jsonl"):
-            if PICKLE_NAME.fullmatch(str(record.get("snapshot_pkl"))) and record.get("results"):
-                scores[record["snapshot_pkl"]] = next(iter(record["results"].values()))
+            name, ours = str(record.get("snapshot_pkl")), "protocol" not in record
+            if ours and PICKLE_NAME.fullmatch(name) and record.get("results"):
+                scores[name] = next(iter(record["results"].values()))
         if not scores:
             return None
         sign = -1 if higher_is_better(self.metric) else 1

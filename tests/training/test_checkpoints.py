@@ -56,6 +56,13 @@ def test_of_some_metrics_the_highest_score_is_the_best(tmp_path):
     assert saved(tmp_path, keep="best", metric="is50k", scores={2: 3.0, 5: 9.0, 7: 4.0}) == [20, 96]
 
 
+def test_scores_by_another_protocol_do_not_count(tmp_path):
+    """Those of other images, or another seed, can't be compared with training's own."""
+    record = {"results": {"fid50k_full": 1}, "protocol": {"seed": 1}, "snapshot_pkl": "network-snapshot-000000.pkl"}
+    (tmp_path / "metric-fid50k_full.jsonl").write_text(json.dumps(record) + "\n")
+    assert saved(tmp_path, keep="best", scores={2: 30, 5: 20, 7: 40}) == [20, 96]
+
+
 def test_half_a_line_of_scores_does_no_harm(tmp_path):
     (tmp_path / "metric-fid50k_full.jsonl").write_text('{"results": {"fid50k_full": 1}, "snap')
     assert saved(tmp_path, keep="best", count=3) == [8]
