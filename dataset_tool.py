@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 from tqdm import tqdm
@@ -25,7 +26,8 @@ from training.image_files import MAX_RESOLUTION
     Images are turned upright as EXIF says, made RGB or grayscale, scaled, and stored as PNG. Transparency is laid on
     white, palettes and CMYK become RGB, 16-bit pixels keep their upper byte, of animations the first frame is taken.
     Images that can't be decoded, or announce more than {MAX_PIXELS} pixels, stop the conversion, or are skipped and
-    counted with --skip-bad. Names in a zip are never used as paths.
+    counted with --skip-bad. In folders and zips, files are known by their content, and hidden ones are left out. Names
+    in a zip are never used as paths.
 
     \b
         python dataset_tool.py --source=images1024x1024 --dest=ffhq256.zip --preset=ffhq256
@@ -41,11 +43,12 @@ from training.image_files import MAX_RESOLUTION
                    "whose images must share it.")
 @click.option("--width", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT", help="Width to scale to.")
 @click.option("--height", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
-              help="Height to scale to; less than the width only with center-crop-wide.")
-@click.option("--transform", type=click.Choice(["center-crop", "center-crop-wide"]),
-              help="center-crop: cut to the short side; center-crop-wide: cut to the shape WIDTH:HEIGHT, scale, and "
-                   "lay on a black square, leaving smaller images out. Without it, images that are not square are "
-                   "squeezed (and counted) where a size is given, and refused where none is.")
+              help="Height to scale to; less than the width only with the transforms that give a black margin.")
+@click.option("--transform", type=click.Choice(get_args(Transform)),
+              help="center-crop: cut to the short side; center-crop-letterbox: cut to the shape WIDTH:HEIGHT, scale, "
+                   "and lay on a black square, leaving smaller images out; center-crop-wide: as StyleGAN2-ADA does "
+                   "that, which squeezes images that are wider than WIDTH. Without it, images that are not "
+                   "square are squeezed (and counted) where a size is given, and refused where none is.")
 @click.option("--resize-filter", type=click.Choice(list(RESIZE_FILTERS)),
               help="How images are scaled; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 sets.  "
                    "[default: lanczos]")
@@ -56,7 +59,8 @@ from training.image_files import MAX_RESOLUTION
                    "none: no labels.")
 @click.option("--color", type=click.Choice(["auto", "rgb", "gray"]), default="auto", show_default=True,
               help="Convert to RGB or grayscale; auto: as the first image.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, name them and go on.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and make grayscale images RGB, or "
+              "RGB ones grayscale, like the first image; name and count both.")
 @click.option("--shard-size", type=click.IntRange(min=1), metavar="INT",
               help="Write zips of so many images each into the folder --dest.")
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="INT",
@@ -98,12 +102,18 @@ def main(
         shard_size=shard_size, overwrite=overwrite,
     )
     size = f"{summary.resolution}x{summary.resolution}x{summary.channels}"
-    print(f"Wrote {summary.num_images} images of {size} to {dest}; labels: {images.labels or 'none'}")
+    labels = images.labels.describe(summary.classes) if images.labels else "none"
+    print(f"Wrote {summary.num_images} images of {size} to {dest}; labels: {labels}")
 
 
 def _check_not_inside(source: str, dest: str) -> None:
-    if source != "synthetic" and Path(dest).resolve() in Path(source).resolve().parents:
+    if source == "synthetic":
+        return
+    if Path(dest).resolve() in Path(source).resolve().parents:
         raise UserError(f"--dest={dest} has --source={source} inside: choose another --dest")
+    if Path(source).resolve() in Path(dest).resolve().parents and Path(source).is_dir():
+        raise UserError(f"--dest={dest} is inside --source={source}, so that its images would be among those of the "
+                        "source from then on: choose another --dest")
 
 
 @click.command(cls=cli.Command)

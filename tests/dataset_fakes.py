@@ -37,15 +37,22 @@ def left_behind(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def huge_png(width=100_000, height=100_000):
-    """A few bytes that announce ten gigapixels."""
-
+def _rgb_png(width, height, bits, rows):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-            + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def huge_png(width=100_000, height=100_000):
+    """A few bytes that announce ten gigapixels."""
+    return _rgb_png(width, height, 8, bytes(1000))
+
+
+def sixteen_bit_png(image):
+    """From uint16 [H, W, 3]; Pillow writes no such files."""
+    return _rgb_png(image.shape[1], image.shape[0], 16, b"".join(b"\0" + row.astype(">u2").tobytes() for row in image))
 
 
 def write_lmdb(folder, values):

@@ -40,7 +40,7 @@ def test_synthetic_command(tmp_path):
     result = run("--source=synthetic", "--resolution=16", "--max-images=203", "--dest=sub/a.zip", "--seed=4",
                  cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Wrote 203 images of 16x16x3 to sub/a.zip; labels: 12 classes: disc, ring")
+    assert result.stdout.startswith("Wrote 203 images of 16x16x3 to sub/a.zip; labels: 12 classes: disc (12), ring (")
     assert len(result.stdout.splitlines()) == 1 and "img/s" in result.stderr and not lines_of(result.stderr)
     dataset = ImageFolderDataset(tmp_path / "sub/a.zip", use_labels=True)
     assert len(dataset) == 203 and dataset.label_dim == len(CLASS_NAMES)
@@ -83,6 +83,8 @@ COMMANDS = [
     ("--source=lsun_lmdb --transform=center-crop --width=16 --height=16 --max-images=2", "2 images of 16x16x3", 1,
      lambda: lanczos(noise(1, 31, 40)[:, 4:35], 16, 16)),
     ("--source=lsun_lmdb --transform=center-crop-wide --width=32 --height=24", "4 images of 32x32x3", 0,
+     lambda: np.pad(lanczos(noise(0, 30, 40)[3:27], 32, 24), [(4, 4), (0, 0), (0, 0)])),
+    ("--source=lsun_lmdb --transform=center-crop-letterbox --width=32 --height=24", "4 images of 32x32x3", 0,
      lambda: np.pad(lanczos(noise(0, 30, 40), 32, 24), [(4, 4), (0, 0), (0, 0)])),
     ("--source=lsun_lmdb --width=32 --height=32", "4 images of 32x32x3", 3, lambda: lanczos(noise(3, 33, 40), 32, 32)),
     ("--source=cifar-10-python.tar.gz", "10 images of 32x32x3", 1, lambda: noise(5, 32, 32)),
@@ -116,8 +118,9 @@ def test_shards_and_notes(sources, tmp_path):
     order = [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
     assert sum(labels, []) == [[f"00000/img{i:08d}.png", label] for i, label in enumerate(order)]
     result = run("--source=afhq", f"--dest={tmp_path}/a.zip", "--preset=afhq", "--resolution=4", cwd=sources)
-    assert lines_of(result.stderr) == ["Note: taking the 2 images below train/, and not the 1 others"]
-    assert result.stdout.endswith("labels: 2 classes from sub-folders: cat, dog\n")
+    assert lines_of(result.stderr) == ["Note: taking the 2 images below train/, and not the 1 others",
+                                       "Note: 2 classes from sub-folders: cat (1), dog (1)"]
+    assert result.stdout.endswith("labels: 2 classes from sub-folders: cat (1), dog (1)\n")
 
 
 def test_skip_bad(tmp_path):
@@ -131,6 +134,14 @@ def test_skip_bad(tmp_path):
     *named, total = lines_of(result.stderr)
     assert total == "8 of 10 images can't be read, and were skipped"
     assert len(named) == 5 and named[0].startswith("bad: image 0.png in in announces more than") and "1.png" in named[1]
+    save(tmp_path / "mixed/cat/a.png", noise(0))
+    save(tmp_path / "mixed/dog/b.png", noise(1, channels=1))
+    save(tmp_path / "mixed/wild/c.png", noise(2))
+    result = run("--source=mixed", "--dest=mixed.zip", "--skip-bad", "--max-images=2", cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.endswith("2 of 3 classes from sub-folders: cat (1), dog (1)\n")
+    assert "recolored: image dog/b.png in mixed is 16x16 L" in result.stderr
+    assert "1 of 2 images are not RGB or grayscale like the first" in result.stderr
+    np.testing.assert_array_equal(pixels(tmp_path / "mixed.zip", 1), np.repeat(noise(1, channels=1)[..., None], 3, 2))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +174,11 @@ def bad(tmp_path_factory):
     (root / "cut.tar.gz").write_bytes((root / "cifar-10-python.tar.gz").read_bytes()[:200])
     (root / "cut.zip").write_bytes(b"PK\3\4" + bytes(100))
     (root / "words.txt").write_text("words")
+    (root / "pipes").mkdir()
+    (root / "pipe_lmdb").mkdir()
+    for name in ("pipes/a.png", "pipes/b", "pipe_lmdb/data.mdb"):
+        os.mkfifo(root / name)
+    (root / "pipes/zero.png").symlink_to("/dev/zero")
     return root
 
 
@@ -188,7 +204,11 @@ def bad(tmp_path_factory):
     (["--source=good", "--dest=precious", "--overwrite"], ["a.png", "not made by this tool"]),
     (["--source=good", "--dest=out.zip", "--shard-size=5"], ["out.zip", "--shard-size writes several"]),
     (["--source=good/a.png", "--dest=good"], ["--source=good/a.png inside"]),
+    (["--source=good", "--dest=good/sub/out.zip"], ["--dest=good/sub/out.zip is inside --source=good"]),
+    (["--source=.", "--dest=out"], ["--dest=out is inside --source=."]),
     (["--source=good", "--dest=existing.zip/out"], ["existing.zip"]),
+    (["--source=pipes", "--dest=out.zip"], ["no images in pipes", "3 device, pipe or socket (the first is a.png)"]),
+    (["--source=pipe_lmdb", "--dest=out.zip"], ["data.mdb is a folder, device or pipe"]),
     (["--source=good", "--resolution=20", "--dest=out.zip"], ["=20", "power of two", "16"]),
     (["--source=good", "--width=16", "--height=8", "--dest=out.zip"], ["--width=16 --height=8", "square"]),
     (["--source=good", "--width=16", "--dest=out.zip"], ["--width and --height go together"]),

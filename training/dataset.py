@@ -13,10 +13,11 @@ from typing import Any, Iterator, NamedTuple, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, say_once
 from training.image_files import (
-    MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, load_labels, open_image_files, shown,
+    MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, load_labels, open_image_files,
 )
+from training.image_names import shown
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
 _MAX_NAMED = 5                     # A report of bad images names at most so many.
@@ -54,12 +55,13 @@ class Images(NamedTuple):
         # [H, W] or [H, W, C] => [C, H, W]
         return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
-    def check_file(self, position: int) -> None:
+    def check_file(self, position: int) -> ImageHeader:
         """Look at header and end of the file only, unless they are odd. Raises UserError."""
         header = self.files.probe(position)
         self.check_header(position, header.width, header.height, header.mode)
         if not header.complete:
             self.decode(position)
+        return header
 
     def check_header(self, position: int, width: int, height: int, mode: str) -> None:
         channels, res, _ = self.shape
@@ -78,9 +80,12 @@ class ImageFolderDataset:
     Items are in sorted order of file names; mirrored copies, if asked for, come after all of the unmirrored ones.
     Objects can be pickled and used in forked or spawned processes. They hold about eight bytes for each image in zips.
 
+    Files that are no images are counted, by reason, on stderr.
+
     Args:
         path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale; or a
-                     folder of such zips, each with a dataset.json of its own.
+                     folder of such zips, each with a dataset.json of its own. Pixels are taken as they are stored: the
+                     orientation in EXIF data is ignored, as in StyleGAN2-ADA.
         resolution:  Expected side; None takes it from the images.
         use_labels:  Give labels, if there are any; without, every label is empty.
         max_size:    Keep a random subset of so many images; None keeps all.
@@ -102,6 +107,8 @@ class ImageFolderDataset:
         random_seed: int = 0,
     ):
         self._files = open_image_files(path)
+        if self._files.left_out and os.environ.get("RANK", "0") == "0":  # Of several processes, one says it.
+            say_once(f"left out of {self.path}", f"Left out of {self.path}: {self._files.left_out}")
         self._image_shape = self._find_shape()
         self._first_name = self._files.get_name(0)
         self._all_labels: np.ndarray | None = None
@@ -208,9 +215,11 @@ class ImageFolderDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what the items are: names, sizes and checksums (folders: times) of files, labels, options.
+        """Hex digest of what the items are: names, sizes and checksums of files, labels, options.
 
-        Neither where the files are nor how they are divided among zips matters.
+        Neither where the files are, nor when they were written, nor how they are divided among zips matters. For a
+        folder, contents are read: all of them, or a sample of a large one (`ImageFiles.identity`). That is done once;
+        where it takes more than a second, the result is kept in the cache.
         """
         options = {key: self._options[key] for key in ("use_labels", "xflip")}
         labels = self._raw_labels.astype(np.int64) if self.has_onehot_labels else self._raw_labels
@@ -289,7 +298,8 @@ class ImageFolderDataset:
         """Read the header and the end of every image, so that damage shows now and not in the middle of training.
 
         Images are visited in an order that is random but always the same. When the time is over the rest is left out,
-        and stderr says so. A file whose end looks odd is decoded to be sure.
+        and stderr says so. A file whose end looks odd is decoded to be sure. Images that EXIF turns are counted on
+        stderr. The fingerprint, which may take long, is computed.
 
         Args:
             progress:   Show a progress bar on stderr.
@@ -300,6 +310,7 @@ class ImageFolderDataset:
         """
         order, images = np.random.RandomState(0).permutation(self._raw_indices()), self._all_images()
         problems: list[tuple[int, str]] = []
+        turned: list[int] = []
         num_checked = 0
         stop = time.monotonic() + budget_sec
         with tqdm(total=len(order), desc=f"Checking {shown(self.name)}", unit="img", disable=not progress, leave=False,
@@ -308,16 +319,22 @@ class ImageFolderDataset:
                 if time.monotonic() > stop:
                     break
                 try:
-                    images.check_file(raw_idx)
+                    if images.check_file(raw_idx).turned:
+                        turned.append(raw_idx)
                 except UserError as e:
                     problems.append((raw_idx, str(e)))
                 num_checked += 1
                 bar.update()
         if problems:
             raise UserError(self._describe_problems(problems))
+        if turned:
+            _say(f"{len(turned)} of {num_checked} images are to be turned as EXIF says, such as "
+                 f"{self._files.describe(min(turned))}: training takes pixels as they are stored, as StyleGAN2-ADA "
+                 "does; dataset_tool.py turns them upright")
         if num_checked < len(order):
-            print(f"Checked {num_checked} of {len(order)} images of {self.path} in {budget_sec:g} s: no damage found; "
-                  "the others were not looked at.", file=sys.stderr, flush=True)
+            _say(f"Checked {num_checked} of {len(order)} images of {self.path} in {budget_sec:g} s: no damage found; "
+                 "the others were not looked at.")
+        self._files.identity()
         return CheckResult(num_checked, len(order))
 
     def _describe_problems(self, problems: list[tuple[int, str]]) -> str:
@@ -328,6 +345,10 @@ class ImageFolderDataset:
         more = len(problems) - 1 - len(others)
         named = ", ".join(others) + (f" and {more} more" if more else "")
         return f"{problems[0][1]} ({len(problems)} bad images, also {named})"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _bad_mode(what: str, mode: str) -> str:

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter, deque
 from concurrent.futures import Future
-from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple
+from typing import Any, Callable, Iterator, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,18 +18,18 @@ from tqdm import tqdm
 from dnnlib.util import UserError, format_time, num_cores
 from training.dataset import NUM_CHANNELS
 from training.image_files import (
-    MAX_RESOLUTION, METADATA_NAME, MIN_RESOLUTION, ChecksumError, FolderFiles, ImageFiles, ZipFiles, check_readable,
-    find_shards, is_image, is_label_entry, label_problem, parse_labels, read_record, walk,
+    MAX_RESOLUTION, MIN_RESOLUTION, ChecksumError, FolderFiles, ImageFiles, ZipFiles, beside_shards, check_readable,
+    find_shards, is_label_entry, is_turned, label_problem, parse_labels, read_record,
 )
+from training.image_names import METADATA_NAME, LeftOut, shown, why_left_out
 from training.reader_pool import ReaderPool
-from training.zip_directory import ZipDirectory, open_directory, shown
+from training.zip_directory import ZipDirectory, open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
-MAX_OTHER = 10                  # So many of the files that are no images are named.
 _GROUP = 32                     # Images that a process reads at a time.
 _AHEAD = 4                      # Groups that each process is given in advance.
 
-Kind = Literal["archive", "name", "duplicate", "unreadable", "checksum", "huge", "size", "mode", "label"]
+Kind = Literal["archive", "name", "duplicate", "unreadable", "checksum", "huge", "size", "mode", "label", "turned"]
 
 
 class Problem(NamedTuple):
@@ -52,8 +52,8 @@ class Summary:
     resolution: int | None          # Of most images; None where not one is as it must be.
     num_channels: int | None
     labels: LabelSummary | None
-    num_other: int                  # Files that are no images.
-    other: list[str]                # Some of them.
+    left_out: dict[str, int]        # Files that are no images, by reason.
+    left_out_text: str              # The same in words, with the first name of each; "" = none.
     problems: dict[str, int]        # By kind.
     seconds: float
 
@@ -90,6 +90,10 @@ def _look(files: ImageFiles, index: int) -> _Look:
         files.pixels(index, image)
         shape = (*image.size, image.mode)
         files.verify(index, data)
+        if is_turned(image):
+            return _Look(num_bytes, shape, Problem("turned", (
+                f"{files.describe(index)} is to be turned as EXIF says, which training ignores: convert with "
+                "dataset_tool.py, which turns it upright")))
     except ChecksumError as e:
         return _Look(num_bytes, shape, Problem("checksum", str(e)))
     except UserError as e:
@@ -125,8 +129,8 @@ class DatasetCheck:
         self._path, self._report = str(path), report
         self._workers, self._progress = workers or num_cores(), progress
         self._problems: Counter[str] = Counter()
-        self._num_bytes = self._num_other = 0
-        self._other: list[str] = []
+        self._num_bytes = 0
+        self._left_out = LeftOut.none()
 
     def run(self) -> Summary:
         """Look at everything.
@@ -144,8 +148,8 @@ class DatasetCheck:
         return Summary(
             path=self._path, num_images=num_images, num_bytes=self._num_bytes,
             resolution=shape[0] if shape else None, num_channels=NUM_CHANNELS[shape[2]] if shape else None,
-            labels=labels, num_other=self._num_other, other=self._other, problems=dict(self._problems),
-            seconds=time.monotonic() - start,
+            labels=labels, left_out=dict(self._left_out.counts), problems=dict(self._problems),
+            left_out_text=str(self._left_out) if self._left_out else "", seconds=time.monotonic() - start,
         )
 
     def _found(self, kind: Kind, message: str) -> None:
@@ -161,10 +165,10 @@ class DatasetCheck:
             check_readable(self._path)
         elif not shards:
             files = FolderFiles(self._path)
-            self._note_others(name for name in walk(self._path, images=False) if name != METADATA_NAME)
+            self._left_out = files.left_out
             return [_Archive(files, f"{METADATA_NAME} of {self._path}", files.read_metadata)]
         else:
-            self._note_others(name for name in walk(self._path, images=False) if name not in shards)
+            self._left_out = beside_shards(self._path, shards)
             if os.path.exists(os.path.join(self._path, METADATA_NAME)):
                 self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
         archives = []
@@ -194,21 +198,15 @@ class DatasetCheck:
             if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
                 self._found("name", f"{shown(name)} in {path} leads out of the folder that it is unpacked to")
             seen.add(name)
-            if is_image(name):
-                images.append(position)
-            elif name == METADATA_NAME:
+            if name == METADATA_NAME:
                 metadata = record
+            elif reason := why_left_out(name):
+                self._left_out.add(reason, name)
             else:
-                self._note_others([name])
+                images.append(position)
         where = f"{METADATA_NAME} of {path}"
         files = ZipFiles.from_entries(directory, np.array(images, dtype=np.uint64))
         return _Archive(files, where, lambda: metadata and read_record(directory, metadata, where))
-
-    def _note_others(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._num_other += 1
-            if len(self._other) < MAX_OTHER:
-                self._other.append(shown(name))
 
     # --- Labels.
 
@@ -344,7 +342,7 @@ def format_summary(summary: Summary) -> str:
         ("Images", f"{summary.num_images}, {summary.num_bytes / 1e6:.1f} MB"),
         ("Resolution", f"{side}x{side}{channels}" if side else "unknown: not one image can be used"),
         ("Labels", _format_labels(summary.labels)),
-        ("Other files", _format_others(summary)),
+        ("Left out", summary.left_out_text or "none"),
         ("Problems", f"{total}: {kinds}" if total else "none"),
         ("Time", f"{format_time(summary.seconds)}, {summary.num_images / max(summary.seconds, 1e-9):.0f} img/s"),
     ]
@@ -358,13 +356,6 @@ def _format_labels(labels: LabelSummary | None) -> str:
         return f"vectors of {labels.width} numbers"
     least, median, most = labels.per_class
     return f"{labels.width} classes, images per class: min {least}, median {median:g}, max {most}"
-
-
-def _format_others(summary: Summary) -> str:
-    if not summary.num_other:
-        return "none"
-    more = summary.num_other - len(summary.other)
-    return f"{summary.num_other}: {', '.join(summary.other)}" + (f" and {more} more" if more else "")
 
 
 def to_json(summary: Summary, problems: list[Problem]) -> str:

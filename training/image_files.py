@@ -11,35 +11,37 @@ import io
 import itertools
 import json
 import os
-import struct
+import stat as file_mode
+import sys
+import time
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, atomic_write, cache_dir
+from training.image_names import (
+    DECODING_ERRORS, FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, METADATA_NAME, UNKNOWN, UNREADABLE, LeftOut,
+    begins_like_image, scan, shown, why_left_out,
+)
 from training.zip_directory import (
-    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, shown, unusual,
+    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, unusual,
 )
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-METADATA_NAME = "dataset.json"
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_CLASSES = 1_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders are not let near the data.
-MAX_FILE_BYTES = 1 << 30                  # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
-PROBE_BYTES = 64 << 10                    # Shorter files are read whole when they are probed.
+MAX_FILE_BYTES = 1 << 30       # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
+PROBE_BYTES = 64 << 10         # Shorter files are read whole when they are probed.
+_BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # An entry of a zip that unpacks to more than both is no image.
+_SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # The contents of so many files of a folder make its identity.
+_CACHED_SEC = 1.0              # An identity that took longer to compute is kept in the cache.
 
+_ORIENTATION = 0x0112          # The EXIF tag.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-
-# What Pillow's decoders are known to raise on damaged data.
-DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
-)
 
 # Large images are errors here by their size, which is said in one line; Pillow's warning would be a second one.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -52,6 +54,7 @@ class ImageHeader(NamedTuple):
     height: int
     mode: str        # Pillow's name: L, RGB, RGBA, P, ...
     complete: bool   # The end of the file looks as the format demands; False = decode it to be sure.
+    turned: bool     # EXIF says that the image is to be turned or mirrored when it is shown.
 
 
 class ChecksumError(UserError):
@@ -64,12 +67,14 @@ class ImageFiles(abc.ABC):
     Objects can be pickled, forked and used by several threads. They hold a few bytes for each file, no names.
 
     Attributes:
-        path: Where they are.
-        name: Last part of the path, without `.zip`.
+        path:     Where they are.
+        name:     Last part of the path, without `.zip`.
+        left_out: The other files below the path, except dataset.json.
     """
 
     path: str
     name: str
+    left_out: LeftOut
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -105,19 +110,15 @@ class ImageFiles(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> bytes:
-        """A digest that changes when names, or contents, of the files change; contents are not read for it."""
+        """A digest of names, sizes and CRC-32 of the files: the same for a zip and a folder with the same files.
+
+        The contents of a zip are not read: its directory has the checksums. In a folder of more than 100,000 files or
+        2 GiB, only every k-th file is read, with the smallest k that keeps within both; names and sizes are of all.
+        """
 
     def describe(self, index: int) -> str:
         """How messages name a file."""
         return f"image {shown(self.get_name(index))} in {self.path}"
-
-    def open(self, index: int) -> Image.Image:
-        """One image, decoded. Raises UserError, naming it, where that fails."""
-        data = self.read(index)
-        with self._decoding_errors(index):
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-        return image
 
     def open_lazily(self, index: int) -> Image.Image:
         """One image of which only the header has been decoded, so that its size can be checked first."""
@@ -146,7 +147,8 @@ class ImageFiles(abc.ABC):
             image = Image.open(io.BytesIO(head), formats=FORMATS)
         except DECODING_ERRORS:
             image = self.open_lazily(index)  # A large header (EXIF, colour profile) goes on beyond `head`.
-        return ImageHeader(*image.size, image.mode, _looks_complete(image.format, head, tail, size))
+        complete = _looks_complete(image.format, head, tail, size)
+        return ImageHeader(*image.size, image.mode, complete, is_turned(image))
 
     @contextlib.contextmanager
     def _decoding_errors(self, index: int) -> Iterator[None]:
@@ -178,22 +180,41 @@ class _Names(collections.abc.Sequence):
 
 
 class FolderFiles(ImageFiles):
-    """Images in a folder and its sub-folders. Names are kept one after another as bytes, not as objects."""
+    """Images in a folder and its sub-folders. Names are kept one after another as bytes, not as objects.
 
-    def __init__(self, path: str | os.PathLike):
+    Args:
+        path:       The folder.
+        by_content: Take images whose names have other suffixes, too.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, by_content: bool = False):
         self.path = str(path)
         self.name = os.path.basename(os.path.abspath(path))
+        self.left_out = LeftOut.none()
         try:
-            self._keep(walk(self.path))
+            self._keep(self._choose(by_content))
         except OSError as e:
             raise UserError(f"can't read folder {e.filename or self.path}: {e.strerror or e}") from e
+
+    def _choose(self, by_content: bool) -> Iterator[str]:
+        for name, reason in scan(self.path):
+            if by_content and reason == UNKNOWN:
+                try:
+                    with open_regular(os.path.join(self.path, name), shown(name)) as f:
+                        reason = None if begins_like_image(name, f.read(HEAD_BYTES)) else UNKNOWN
+                except UserError:
+                    reason = UNREADABLE
+            if reason is None:
+                yield name
+            else:
+                self.left_out.add(reason, name)
 
     def _keep(self, names: Iterator[str]) -> None:
         text, ends = bytearray(), array.array("Q")
         for name in names:
             text += name.encode(errors="surrogateescape")
             ends.append(len(text))
-        self._text, self._ends = bytes(text), np.array(ends, dtype=np.uint64)
+        self._text, self._ends, self._identity = bytes(text), np.array(ends, dtype=np.uint64), None
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -207,6 +228,7 @@ class FolderFiles(ImageFiles):
 
     def select(self, indices: Sequence[int]) -> "FolderFiles":
         other = copy.copy(self)
+        other.left_out = LeftOut.none()
         other._keep(self.get_name(int(i)) for i in indices)
         return other
 
@@ -214,43 +236,109 @@ class FolderFiles(ImageFiles):
         return os.path.join(self.path, self.get_name(index))
 
     def read(self, index: int) -> bytes:
-        try:
-            with open(self._file(index), "rb") as f:
-                _limit_size(self.describe(index), os.fstat(f.fileno()).st_size)
-                return f.read()
-        except OSError as e:
-            raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
+        return read_regular(self._file(index), self.describe(index))
 
     def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        try:
-            with open(self._file(index), "rb", buffering=0) as f:
-                size = os.fstat(f.fileno()).st_size
-                _limit_size(self.describe(index), size)
-                if size <= PROBE_BYTES:
-                    data = f.read()
-                    return data, data, size
-                head = f.read(PROBE_BYTES)
-                f.seek(-1024, os.SEEK_END)
-                return head, f.read(), size
-        except OSError as e:
-            raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
+        what = self.describe(index)
+        with open_regular(self._file(index), what) as f, _reading(what):
+            size = os.fstat(f.fileno()).st_size
+            if size <= PROBE_BYTES:
+                data = f.read()
+                return data, data, size
+            head = f.read(PROBE_BYTES)
+            f.seek(-1024, os.SEEK_END)
+            return head, f.read(), size
 
     def read_metadata(self) -> bytes | None:
-        path = Path(self.path, METADATA_NAME)
-        try:
-            return path.read_bytes() if path.exists() else None
-        except OSError as e:
-            raise UserError(f"can't read {path}: {e.strerror or e}") from e
+        path = os.path.join(self.path, METADATA_NAME)
+        return read_regular(path, path) if os.path.lexists(path) else None
 
     def identity(self) -> bytes:
-        digest = hashlib.sha256()
-        for index, name in enumerate(self.names):
-            try:
-                stat = os.stat(self._file(index))
-            except OSError as e:
-                raise UserError(f"{self.describe(index)} can't be read: {e.strerror or e}") from e
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return digest.digest()
+        if self._identity is None:
+            stats = np.array([self._stat(index) for index in range(len(self))], dtype=np.int64).reshape(-1, 2)
+            listing = hashlib.sha256(os.path.abspath(self.path).encode(errors="surrogateescape"))
+            for part in (self._text, self._ends, stats):
+                listing.update(part)
+            self._identity = _cached(cache_dir("identities", listing.hexdigest()),
+                                     lambda: _identity([self._entries(stats[:, 0])], len(self)))
+        return self._identity
+
+    def _stat(self, index: int) -> tuple[int, int]:
+        with _reading(self.describe(index)):
+            stat = os.stat(self._file(index))
+        return stat.st_size, stat.st_mtime_ns
+
+    def _entries(self, sizes: np.ndarray) -> Entries:
+        step = max(-(-len(self) // _SAMPLE_FILES), -(-int(sizes.sum()) // _SAMPLE_BYTES), 1)
+        crcs = np.full(len(self), -1, dtype=np.int64)
+        for index in tqdm(range(0, len(self), step), desc=f"Reading {shown(self.name)} for its fingerprint", unit="img",
+                          delay=2, leave=False, file=sys.stderr):
+            crcs[index] = zlib.crc32(self.read(index))
+        return Entries([name.encode(errors="surrogateescape") for name in self.names], sizes, crcs)
+
+
+def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
+    """Open a file, but no device, pipe or socket, some of which wait or never end, and none that is too large.
+
+    Raises:
+        UserError: That can't be done; `what` names the file.
+    """
+    with _reading(what):
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        f = open(fd, "rb", buffering=0)
+    stat = os.fstat(fd)
+    if not file_mode.S_ISREG(stat.st_mode):
+        f.close()
+        raise UserError(f"{what} is no file, but a folder, device or pipe: remove it")
+    if stat.st_size > MAX_FILE_BYTES:
+        f.close()
+        _limit_size(what, stat.st_size)
+    return f
+
+
+def read_regular(path: str | os.PathLike, what: str) -> bytes:
+    """As `open_regular`: all of the file."""
+    with open_regular(path, what) as f, _reading(what):
+        return f.read()
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} can't be read: {e.strerror or e}") from e
+
+
+def _cached(path: Path, compute: Callable[[], bytes]) -> bytes:
+    """A SHA-256 digest that is in a file, or will be if it takes long to compute."""
+    with contextlib.suppress(OSError):
+        digest = path.read_bytes()
+        if len(digest) == hashlib.sha256().digest_size:
+            return digest
+    start = time.monotonic()
+    digest = compute()
+    if time.monotonic() - start > _CACHED_SEC:
+        with contextlib.suppress(OSError):  # The cache saves time, no more.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as f:
+                f.write(digest)
+    return digest
+
+
+def _identity(parts: Iterable[Entries], count: int) -> bytes:
+    """Digest of all names, sizes and checksums (-1 = not read)."""
+    digest, separator, done = hashlib.sha256(), b"", 0
+    sizes, crcs = np.empty([2, count], dtype=np.int64)
+    for part in parts:
+        if part.names:
+            digest.update(separator + b"\n".join(part.names))
+            separator = b"\n"
+        end = done + len(part.names)
+        sizes[done:end], crcs[done:end], done = part.sizes, part.crcs, end
+    digest.update(sizes)
+    digest.update(crcs)
+    return digest.digest()
 
 
 class _Zipped(ImageFiles):
@@ -264,17 +352,7 @@ class _Zipped(ImageFiles):
 
     def identity(self) -> bytes:
         if self._identity is None:
-            digest, separator, done = hashlib.sha256(), b"", 0
-            sizes, crcs = np.empty([2, len(self)], dtype=np.int64)
-            for part in self.iter_entries():
-                if part.names:
-                    digest.update(separator + b"\n".join(part.names))
-                    separator = b"\n"
-                end = done + len(part.names)
-                sizes[done:end], crcs[done:end], done = part.sizes, part.crcs, end
-            digest.update(sizes)
-            digest.update(crcs)
-            self._identity = digest.digest()
+            self._identity = _identity(self.iter_entries(), len(self))
         return self._identity
 
 
@@ -283,19 +361,39 @@ class ZipFiles(_Zipped):
 
     Reading is by position (`pread`) from one descriptor per process, opened when it is first needed, so that objects
     can be pickled, forked and used by several threads without sharing a file position.
+
+    Args:
+        path:       The zip.
+        by_content: Take images whose names have other suffixes, too.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, by_content: bool = False):
         self.path = str(path)
         self.name = os.path.splitext(os.path.basename(self.path))[0]
+        self.left_out = LeftOut.none()
         self._directory = open_directory(self.path)
-        self._positions, self._metadata = self._directory.index(IMAGE_EXTENSIONS, METADATA_NAME)
+        self._positions, others, self._metadata = self._directory.index()
+        if also := list(self._sort_out(others, by_content)):
+            self._positions, _, self._metadata = self._directory.index(also)
+
+    def _sort_out(self, positions: np.ndarray, by_content: bool) -> Iterator[int]:
+        """Positions of images among the files with other names; counts the rest as left out."""
+        try:
+            for position, record in zip(positions.tolist(), self._directory.records(positions)):
+                reason = why_left_out(record.name) or UNKNOWN
+                if by_content and reason == UNKNOWN and begins_like_image(record.name, _head(self._directory, record)):
+                    yield position
+                else:
+                    self.left_out.add(reason, record.name)
+        except OSError as e:
+            raise UserError(f"{self.path} can't be read: {e.strerror or e}") from e
 
     @classmethod
     def from_entries(cls, directory: ZipDirectory, positions: np.ndarray) -> "ZipFiles":
         """Entries of a zip, good or bad, by the positions of their records."""
         files = object.__new__(cls)
         files.path, files._directory, files._positions, files._metadata = directory.path, directory, positions, None
+        files.left_out = LeftOut.none()
         return files
 
     def __len__(self) -> int:
@@ -321,16 +419,26 @@ class ZipFiles(_Zipped):
 
     def select(self, indices: Sequence[int]) -> "ZipFiles":
         other = copy.copy(self)
+        other.left_out = LeftOut.none()
         other._positions, other._identity = self._positions[np.asarray(indices, dtype=np.int64)], None
         return other
 
-    def read(self, index: int) -> bytes:
+    def _image(self, index: int) -> tuple[Record, str]:
+        """One entry, and how messages name it. Raises UserError where it would fill the memory."""
         record = self._record(index)
-        return read_record(self._directory, record, f"image {shown(record.name)} in {self.path}")
+        what = f"image {shown(record.name)} in {self.path}"
+        if record.method == DEFLATED and record.size > max(_BOMB_BYTES, _BOMB_RATIO * record.packed_size):
+            raise UserError(f"{what} would unpack from {record.packed_size} to {record.size} bytes, as no image does: "
+                            "remove it")
+        return record, what
+
+    def read(self, index: int) -> bytes:
+        record, what = self._image(index)
+        return read_record(self._directory, record, what)
 
     def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        record = self._record(index)
-        what, size = f"image {shown(record.name)} in {self.path}", record.size
+        record, what = self._image(index)
+        size = record.size
         if record.method == DEFLATED or size <= PROBE_BYTES:
             data = read_record(self._directory, record, what)
             return data, data, size
@@ -371,6 +479,20 @@ def read_record(directory: ZipDirectory, record: Record, what: str) -> bytes:
     return _verified(record, data, what)
 
 
+def _head(directory: ZipDirectory, record: Record) -> bytes:
+    """The first bytes of one file of a zip; none where it can't be unpacked. Raises OSError."""
+    if not record.readable:
+        return b""
+    what = shown(record.name)
+    try:
+        begin = record.offset + _data_begin(record, directory.pread(LOCAL_HEADER.size + len(record.raw_name),
+                                                                    record.offset), what)
+        data = directory.pread(min(record.packed_size, HEAD_BYTES), begin)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, HEAD_BYTES) if record.method == DEFLATED else data
+    except (UserError, zlib.error):
+        return b""
+
+
 def _data_begin(record: Record, header: bytes, what: str) -> int:
     """Length of the local header in front of an entry's data."""
     if header.startswith(b"PK\3\4") and len(header) >= LOCAL_HEADER.size:
@@ -397,14 +519,19 @@ class ShardFiles(_Zipped):
     """Images in the zips of one folder, in sorted order of the zips' names, and of names within each.
 
     Args:
-        path:   The folder.
-        shards: Names of the zips.
+        path:       The folder.
+        shards:     Names of the zips.
+        by_content: As of `ZipFiles`.
     """
 
-    def __init__(self, path: str | os.PathLike, shards: Sequence[str]):
+    def __init__(self, path: str | os.PathLike, shards: Sequence[str], *, by_content: bool = False):
         self.path = str(path)
         self.name = os.path.basename(os.path.abspath(path))
-        self.shards = [_not_empty(ZipFiles(os.path.join(self.path, shard))) for shard in sorted(shards)]
+        self.shards = [_not_empty(ZipFiles(os.path.join(self.path, shard), by_content=by_content))
+                       for shard in sorted(shards)]
+        self.left_out = beside_shards(self.path, shards)
+        for shard in self.shards:
+            self.left_out.include(shard.left_out)
         self._ends = list(itertools.accumulate(map(len, self.shards)))
         self._selected: list[tuple[int, int]] | None = None
 
@@ -438,7 +565,7 @@ class ShardFiles(_Zipped):
         located = [self._locate(int(index)) for index in indices]
         groups: dict[int, list[int]] = {}
         other = copy.copy(self)
-        other._selected = []
+        other.left_out, other._selected = LeftOut.none(), []
         for number, index in located:
             group = groups.setdefault(number, [])
             other._selected.append((list(groups).index(number), len(group)))
@@ -462,8 +589,14 @@ class ShardFiles(_Zipped):
     def read_metadata(self) -> bytes | None:
         raise NotImplementedError("each zip has its own: see `shards`, `load_labels`")
 
-def open_image_files(path: str | os.PathLike) -> ImageFiles:
+
+def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> ImageFiles:
     """The image files of a folder (and its sub-folders), a zip, or a folder of zips.
+
+    Args:
+        path:       Where they are.
+        by_content: Take every file that begins like an image, as far as `image_names.source_formats` are concerned;
+                    False = go by the suffix alone.
 
     Raises:
         UserError: There is nothing at `path`, it is neither a folder nor a zip, can't be read, or has no images.
@@ -471,10 +604,12 @@ def open_image_files(path: str | os.PathLike) -> ImageFiles:
     path = str(path)
     if os.path.isdir(path):
         shards = find_shards(path)
-        return ShardFiles(path, shards) if shards else _not_empty(FolderFiles(path))
+        if shards:
+            return ShardFiles(path, shards, by_content=by_content)
+        return _not_empty(FolderFiles(path, by_content=by_content))
     check_readable(path)
     try:
-        return _not_empty(ZipFiles(path))
+        return _not_empty(ZipFiles(path, by_content=by_content))
     except NotAZip as e:
         if path.lower().endswith(".zip"):
             raise
@@ -500,7 +635,7 @@ def find_shards(path: str) -> list[str]:
     """
     try:
         shards = sorted(name for name in os.listdir(path) if name.lower().endswith(".zip") and name[0] != ".")
-        loose = next(walk(path), None) if shards else None
+        loose = next((name for name, reason in scan(path) if reason is None), None) if shards else None
     except OSError as e:
         raise UserError(f"can't read folder {e.filename or path}: {e.strerror or e}") from e
     if loose is not None:
@@ -509,9 +644,20 @@ def find_shards(path: str) -> list[str]:
     return shards
 
 
+def beside_shards(path: str, shards: Sequence[str]) -> LeftOut:
+    """What else is in a folder of zips."""
+    left_out = LeftOut.none()
+    for name, reason in scan(path):
+        if reason is not None and name not in shards:
+            left_out.add(reason, name)
+    return left_out
+
+
 def _not_empty(files: Any) -> Any:
     if not len(files):
-        raise UserError(f"no images in {files.path}: expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
+        left_out = f" (left out: {files.left_out})" if files.left_out else ""
+        raise UserError(f"no images in {files.path}{left_out}: expected files that end in "
+                        f"{', '.join(IMAGE_EXTENSIONS)}; dataset_tool.py takes other names and formats, too")
     return files
 
 
@@ -632,21 +778,12 @@ def label_problem(label: Any, width: int | None) -> str | None:
     return None if good else "expected finite numbers"
 
 
-def walk(root: str, prefix: str = "", *, images: bool = True) -> Iterator[str]:
-    """Names of the images, or of all other files, below a folder: relative, sorted, one folder in memory at a time."""
-    with os.scandir(os.path.join(root, prefix)) as entries:
-        # A folder's place among its neighbours is that of the names in it, which go on with a slash.
-        found = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry.is_symlink()) for entry in entries)
-    for name, is_link in found:
-        if not name.endswith("/"):
-            if is_image(name) == images:
-                yield prefix + name
-        elif not is_link:
-            yield from walk(root, prefix + name, images=images)
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS)
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that an image is to be turned or mirrored when it is shown; nothing is decoded for it."""
+    try:
+        return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except DECODING_ERRORS:
+        return False
 
 
 def _limit_size(what: str, size: int) -> None:

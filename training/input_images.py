@@ -1,18 +1,18 @@
 """Users' own images as networks take them: found in files, folders, zips and globs, opened, cropped and scaled."""
 
 import glob
-import io
 import os
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from dnnlib.util import UserError
 
-from .data_prep.conversion import flatten
-from .image_files import FORMATS, IMAGE_EXTENSIONS, MAX_FILE_BYTES, ImageFiles, open_image_files, shown
+from .data_prep.conversion import decode, flatten
+from .image_files import ImageFiles, open_image_files, read_regular
+from .image_names import shown
 
 
 class InputImage(NamedTuple):
@@ -46,7 +46,8 @@ class InputImages:
         self._sources: list[_Source] = []
         taken: set[str] = set()
         for path in (match for path in paths for match in _expand(path)):
-            files = open_image_files(path) if os.path.isdir(path) or path.lower().endswith(".zip") else None
+            is_set = os.path.isdir(path) or path.lower().endswith(".zip")
+            files = open_image_files(path, by_content=True) if is_set else None
             for index, name in enumerate([path] if files is None else files.names):
                 self._sources.append(_Source(_unique(Path(name).stem, taken), path, files, index))
 
@@ -59,7 +60,10 @@ class InputImages:
     def __getitem__(self, index: int) -> InputImage:
         """One image, fit for the network; raises UserError, naming the file, where it can't be decoded."""
         source = self._sources[index]
-        image = open_image(source.path) if source.files is None else source.files.open(source.index)
+        if source.files is None:
+            image = open_image(source.path)
+        else:
+            image = decode(source.files.read(source.index), source.files.describe(source.index))
         pixels, changes = fit_image(image, resolution=self.resolution, channels=self.channels)
         return InputImage(source.name, pixels, changes)
 
@@ -90,42 +94,29 @@ def _unique(stem: str, taken: set[str]) -> str:
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """An image file, decoded.
+    """An image file, decoded and upright as its EXIF data says.
 
     Raises:
-        UserError: It can't be read, or is no image in one of the formats of datasets.
+        UserError: It can't be read or decoded, or is too large for that.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path or repr(path)}: {'not a file' if os.path.exists(path) else 'there is no such file'}; "
                         "expected an image")
-    if os.path.getsize(path) > MAX_FILE_BYTES:
-        raise UserError(f"{path}: larger than the {MAX_FILE_BYTES} bytes that an image may have")
-    try:
-        data = Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror}") from e
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-    except UnidentifiedImageError as e:
-        raise UserError(f"{path} is no image: expected one of {', '.join(IMAGE_EXTENSIONS)}") from e
-    except Exception as e:  # Pillow's decoders raise whatever damaged data leads them to
-        raise UserError(f"{path} can't be decoded ({' '.join(str(e).split())[:100]}): the image is damaged") from e
-    return image
+    what = shown(str(path))
+    return decode(read_regular(path, what), what)
 
 
 def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np.ndarray, str]:
     """An image as a network takes it.
 
     Args:
-        image:      Of any size and mode; upright by its EXIF data, transparency is laid on white, 16 bits become 8.
+        image:      Of any size and mode; transparency is laid on white, 16 bits become 8.
         resolution: The middle square is scaled to it, down with a box filter, up bicubically.
         channels:   1 or 3.
 
     Returns:
         uint8 [resolution, resolution, channels], and what was done, such as "cropped, scaled"; "" = nothing.
     """
-    image = ImageOps.exif_transpose(image)
     changes = []
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:

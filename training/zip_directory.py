@@ -6,12 +6,14 @@ directory; name, place and checksum are looked up in the file when they are need
 
 import functools
 import os
+import stat as file_mode
 import struct
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 
 from dnnlib.util import UserError
+from training.image_names import METADATA_NAME, are_images, shown
 
 STORED, DEFLATED = 0, 8
 _ENCRYPTED, _UTF8 = 1, 1 << 11              # Bits of the flags.
@@ -76,10 +78,11 @@ class Entries(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Entries in sorted order of their names; of entries that share one, the last."""
+    """Entries, by where their records stand from the beginning of the directory: uint32 or uint64."""
 
-    positions: np.ndarray   # uint32 or uint64: where the records stand, from the beginning of the directory.
-    metadata: int | None    # The same for the entry that was asked for by name.
+    positions: np.ndarray   # Images, in sorted order of their names; of those that share one, the last.
+    others: np.ndarray      # All other files, in the order of the directory.
+    metadata: int | None    # dataset.json
 
 
 class ZipDirectory(NamedTuple):
@@ -226,22 +229,22 @@ class ZipDirectory(NamedTuple):
             crcs=fields["crc"].astype(np.int64),
         )
 
-    def index(self, extensions: tuple[str, ...], metadata_name: str) -> Index:
-        """The entries whose names end in one of the extensions, in sorted order of names.
+    def index(self, also: Sequence[int] = ()) -> Index:
+        """All images by their names, and the entries at the positions `also`.
 
         Raises:
-            UserError: The directory is damaged, entries lie over each other or outside of the file, or one of those
-                asked for is encrypted or packed by a method other than deflate.
+            UserError: The directory is damaged, entries lie over each other or outside of the file, or an image is
+                encrypted or packed by a method other than deflate.
         """
-        suffixes = tuple(extension.encode() for extension in extensions)
-        positions, begins, ends = [], [], []
+        positions, others, begins, ends = [], [], [], []
         metadata, last, is_sorted = None, None, True
         for chunk in self.chunks():
             begins.append(chunk.begins)
             ends.append(chunk.ends)
-            for i in np.flatnonzero(chunk.names == metadata_name.encode()).tolist():
+            for i in np.flatnonzero(chunk.names == METADATA_NAME.encode()).tolist():
                 metadata = int(chunk.positions[i])
-            wanted = np.flatnonzero(has_suffix(chunk.names, suffixes))
+            is_wanted = _wanted(chunk, also)
+            wanted = np.flatnonzero(is_wanted)
             unreadable = wanted[~chunk.readable[wanted]]
             if len(unreadable):
                 name = self.record(int(chunk.positions[unreadable[0]])).name
@@ -251,10 +254,13 @@ class ZipDirectory(NamedTuple):
                 is_sorted &= (last is None or last < names[0]) and bool((names[:-1] < names[1:]).all())
                 last = names[-1]
             positions.append(chunk.positions[wanted].astype(self._position_type()))
+            others.append(chunk.positions[~is_wanted & ~_are_folders(chunk.names)].astype(self._position_type()))
         self.check_places(begins, ends)
         del begins, ends
-        found = np.concatenate(positions) if positions else np.zeros([0], np.uint32)
-        return Index(found if is_sorted else found[self._sorting(suffixes)], metadata)
+        found, rest = (np.concatenate([np.zeros(0, self._position_type()), *parts]) for parts in (positions, others))
+        if metadata is not None:
+            rest = rest[rest != metadata]
+        return Index(found if is_sorted else found[self._sorting(also)], rest, metadata)
 
     def _position_type(self) -> type:
         return np.uint32 if self.end - self.begin < 1 << 32 else np.uint64
@@ -271,9 +277,9 @@ class ZipDirectory(NamedTuple):
             if not (end[order[:-1]] <= begin[order[1:]]).all():
                 raise self._damaged("entries lie over each other")
 
-    def _sorting(self, suffixes: tuple[bytes, ...]) -> np.ndarray:
+    def _sorting(self, also: Sequence[int]) -> np.ndarray:
         """Order of the wanted entries by name; of those that share one, only the last."""
-        names = np.concatenate([chunk.names[has_suffix(chunk.names, suffixes)] for chunk in self.chunks()])
+        names = np.concatenate([chunk.names[_wanted(chunk, also)] for chunk in self.chunks()])
         order = np.argsort(names, kind="stable")
         names = names[order]
         return order[np.append(names[:-1] != names[1:], True)]
@@ -288,6 +294,8 @@ def open_directory(path: str) -> ZipDirectory:
     location = os.path.abspath(path)
     try:
         stat = os.stat(location)
+        if not file_mode.S_ISREG(stat.st_mode):  # Pipes wait, and some devices never end.
+            raise UserError(f"{path} is a {'folder' if os.path.isdir(location) else 'device or pipe'}, not a zip")
         stamp = (stat.st_size, stat.st_mtime_ns)
         tail_begin = max(stat.st_size - _END.size - _SATURATED_16, 0)
         handle = _open(location, path, stamp)
@@ -330,24 +338,16 @@ def unusual(what: str) -> UserError:
     return UserError(f"{what} is encrypted or packed by an unusual method: make a zip that stores its files (zip -0)")
 
 
-def shown(name: str) -> str:
-    """`name` fit for a message of one line."""
-    return name if name.isprintable() else ascii(name)
+def _wanted(chunk: Chunk, also: Sequence[int]) -> np.ndarray:
+    wanted = are_images(chunk.names)
+    return wanted | np.isin(chunk.positions, np.array(also)) if len(also) else wanted
 
 
-def has_suffix(names: np.ndarray, suffixes: tuple[bytes, ...]) -> np.ndarray:
-    """bool [N]: does the name end in one of these, in lower or upper case?"""
-    if names.dtype == object or not len(names):
-        return np.array([name.lower().endswith(suffixes) for name in names.tolist()], dtype=bool)
-    width = names.dtype.itemsize
-    matrix = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), width)
-    matrix = matrix[:, -max(map(len, suffixes)) :]
-    lower = np.where((matrix >= 65) & (matrix <= 90), matrix | 32, matrix)
-    found = np.zeros(len(names), dtype=bool)
-    for suffix in suffixes:
-        if len(suffix) <= width:
-            found |= (lower[:, -len(suffix) :] == np.frombuffer(suffix, np.uint8)).all(1)
-    return found
+def _are_folders(names: np.ndarray) -> np.ndarray:
+    """bool [N]: names that end in a slash."""
+    if names.dtype == object:
+        return np.array([name.endswith(b"/") for name in names.tolist()], dtype=bool)
+    return names.view(np.uint8).reshape(len(names), -1)[:, -1] == ord("/")
 
 
 def _names(data: bytes, buffer: np.ndarray, starts: np.ndarray, fields: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 GOLDEN = SHARED / "golden/dataset"
 golden_only = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden numbers in {GOLDEN}")
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pytest resets our filter.
+# Of nine BMP files in a zip, as it always was.
+GOLDEN_FINGERPRINT = "e9b1cca4de23f4131ebae678ff2c9598964108a0a6d72017865a35c3ef11f339"
 VARIANTS = ("plain", "labels", "xflip", "max", "max_seed7_xflip", "max_larger")
 
 
@@ -166,6 +168,44 @@ def test_replace_and_fingerprint(tmp_path):
         full.replace(mirror=True)
     with pytest.raises(IndexError):
         full[6]
+
+
+def bmp(number):
+    """The same bytes whichever version of a library writes them."""
+    return encode(np.full([4, 4, 3], number, np.uint8), "BMP")
+
+
+def test_the_same_images_have_the_same_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
+    files = {f"00000/{i}.bmp": bmp(i) for i in range(9)}
+    files["dataset.json"] = json.dumps({"labels": [[name, i] for i, name in enumerate(files)]}).encode()
+
+    def fingerprint(path):
+        return ImageFolderDataset(path, use_labels=True).fingerprint
+
+    in_zip = fingerprint(make_zip(tmp_path / "a.zip", files))
+    assert in_zip == GOLDEN_FINGERPRINT  # Runs on zips remember it.
+    folder = make_folder(tmp_path / "a", files)
+    assert fingerprint(folder) == in_zip
+    os.utime(folder / "00000/3.bmp", (1, 1))
+    assert fingerprint(folder) == in_zip
+    (folder / "00000/3.bmp").write_bytes(bmp(99))
+    assert fingerprint(folder) != in_zip
+    # A sample of a large folder: files 0, 3 and 6.
+    monkeypatch.setattr("training.image_files._SAMPLE_FILES", 3)
+    sampled = fingerprint(folder)
+    (folder / "00000/5.bmp").write_bytes(bmp(99))
+    assert fingerprint(folder) == sampled != in_zip
+    (folder / "00000/6.bmp").write_bytes(bmp(99))
+    assert fingerprint(folder) != sampled
+    # What takes long is kept, and read where neither names, sizes nor times have changed.
+    monkeypatch.setattr("training.image_files._CACHED_SEC", 0)
+    kept = fingerprint(folder)
+    (cached,) = (tmp_path / "cache/identities").iterdir()
+    cached.write_bytes(b"x" * 32)
+    assert fingerprint(folder) != kept
+    os.utime(folder / "00000/3.bmp", (2, 2))
+    assert fingerprint(folder) == kept
 
 
 def test_vector_labels(tmp_path):
@@ -416,6 +456,58 @@ def test_check_stops_in_time_and_says_so(tmp_path, capsys):
     assert "Checked 0 of 50 images" in capsys.readouterr().err
     dataset.check()
     assert "50" in capsys.readouterr().err
+
+
+def test_turned_images_and_files_left_out_are_told(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    files = {**some_files(3), "x.jpg": encode(random_image(0), "JPEG", exif=exif), "y.webp": encode(
+        random_image(0), "WEBP", exif=exif), ".z/a.png": b"", "z.tif": encode(random_image(0), "TIFF"), "z.txt": b""}
+    for path in (make_zip(tmp_path / "a.zip", files), make_folder(tmp_path / "b", files)):
+        dataset = ImageFolderDataset(path)
+        assert dataset.check(progress=False) == (5, 5)
+        stored = np.asarray(Image.open(io.BytesIO(files["x.jpg"])))
+        np.testing.assert_array_equal(dataset[3][0], stored.transpose(2, 0, 1))
+        left_out, turned = capsys.readouterr().err.splitlines()
+        for part in (f"Left out of {path}: 3 files: ", "1 hidden (", "1 .tif (the first is z.tif)", "1 .txt ("):
+            assert part in left_out
+        assert turned.startswith(f"2 of 5 images are to be turned as EXIF says, such as image x.jpg in {path}")
+
+
+def test_only_regular_files_are_read(tmp_path):
+    """Pipes wait for a writer, and some devices never end."""
+    folder = make_folder(tmp_path / "a", some_files(3))
+    (folder / "link.png").symlink_to(folder / "00000/img00000000.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "nothing.png").symlink_to("nowhere")
+    (folder / "more").symlink_to(folder / "00000")
+    os.mkfifo(folder / "pipe.png")
+    dataset = ImageFolderDataset(folder)
+    assert [dataset.get_name(i) for i in range(len(dataset))] == [*NAMES, "link.png"]
+    assert dataset._files.left_out.counts == {"device, pipe or socket": 2, "link to nothing": 1, "link to a folder": 1}
+    os.mkfifo(folder / "dataset.json")
+    (tmp_path / "shards").mkdir()
+    os.mkfifo(tmp_path / "shards/a.zip")
+    (folder / "00000/img00000001.png").unlink()
+    os.mkfifo(folder / "00000/img00000001.png")
+    for use, expected in (
+        (lambda: ImageFolderDataset(folder, use_labels=True), "dataset.json is no file, but a folder, device or pipe"),
+        (lambda: ImageFolderDataset(tmp_path / "shards"), "a.zip is a device or pipe, not a zip"),
+        (lambda: ImageFolderDataset("/dev/zero"), "neither a folder nor a zip"),
+        (lambda: dataset[1], "img00000001.png in .* is no file"),
+        (lambda: dataset.check(progress=False), "img00000001.png in .* is no file"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            use()
+
+
+def test_entries_that_unpack_to_anything(tmp_path):
+    """A hundred kilobytes that say, truly, that they are a hundred megabytes."""
+    files = {"a.png": encode(random_image(0)), "b.png": bytes(100 << 20)}
+    path = make_zip(tmp_path / "a.zip", files, zipfile.ZIP_DEFLATED)
+    for use in (lambda: ImageFolderDataset(path)[1], lambda: ImageFolderDataset(path).check(progress=False)):
+        with pytest.raises(UserError, match="image b.png in .* would unpack from .* to 104857600 bytes"):
+            use()
 
 
 # --- Folders of zips.

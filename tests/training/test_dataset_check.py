@@ -52,6 +52,9 @@ def damaged_files():
     files[NAMES[8]] = encode(Image.new("L", (9000, 9000)))
     files[NAMES[9]] = encode(random_image(9)[:, :8])
     files[NAMES[10]] = encode(Image.new("RGBA", (16, 16)))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    files[NAMES[11]] = encode(random_image(11), exif=exif)
     files["readme.txt"] = files["more/data.bin"] = b"x"
     return files
 
@@ -61,6 +64,7 @@ def assert_images_found(problems):
     assert_named(problems, "huge", NAMES[7], f"{NAMES[8]}")
     assert_named(problems, "size", f"{NAMES[0]} in", f"{NAMES[9]} in")
     assert_named(problems, "mode", f"{NAMES[4]} in", f"{NAMES[10]} in")
+    assert_named(problems, "turned", f"{NAMES[11]} in")
     assert any("32x32 RGB, expected 16x16 RGB" in message for message in named(problems, "size"))
 
 
@@ -71,7 +75,7 @@ def test_clean_datasets(tmp_path):
     for path in paths:
         problems, summary = check(path)
         assert not problems and (summary.num_images, summary.resolution, summary.num_channels) == (20, 16, 3)
-        assert summary.labels.per_class == (6, 7.0, 7) and summary.labels.width == 3 and summary.num_other == 0
+        assert summary.labels.per_class == (6, 7.0, 7) and summary.labels.width == 3 and not summary.left_out
         assert summary.num_bytes == sum(len(data) for name, data in files.items() if name != "dataset.json")
         assert "min 6, median 7, max 7" in format_summary(summary)
     assert check(make_zip(tmp_path / "v.zip", some_files(3, [[0.5, i] for i in range(3)])))[1].labels.kind == "vectors"
@@ -92,11 +96,12 @@ def test_every_bad_image_is_named(tmp_path, kind):
     problems, summary = check(path)
     assert_images_found(problems)
     assert_named(problems, "checksum", NAMES[6])
-    assert set(summary.problems) == {"unreadable", "huge", "size", "mode", "checksum"}
+    assert set(summary.problems) == {"unreadable", "huge", "size", "mode", "checksum", "turned"}
     assert summary.num_images == 20 and summary.resolution == 16
-    assert summary.other == ["more/data.bin", "readme.txt"] or summary.other == ["readme.txt", "more/data.bin"]
+    assert summary.left_out == {".bin": 1, ".txt": 1}
     text = format_summary(summary)
-    assert "20, " in text and "16x16, 3 channels" in text and "9: " in text
+    assert "2 files: " in text and "1 .bin (the first is more/data.bin)" in text and "1 .txt (" in text
+    assert "20, " in text and "16x16, 3 channels" in text and "10: " in text
 
 
 def test_names_and_checksums_of_a_zip(tmp_path):
@@ -172,11 +177,11 @@ def test_command(tmp_path):
     bad = make_zip(tmp_path / "b.zip", damaged_files())
     done = run(bad)
     lines = done.stdout.splitlines()
-    assert done.returncode == 1 and len(lines) == 9 + 6 and "Traceback" not in done.stderr
+    assert done.returncode == 1 and len(lines) == 10 + 6 and "Traceback" not in done.stderr
     assert sum(f"image {NAMES[3]} in {bad}" in line for line in lines) == 1
     done = run(bad, "--json")
     report = json.loads(done.stdout)
-    assert done.returncode == 1 and len(report["found"]) == 9 == sum(report["problems"].values())
+    assert done.returncode == 1 and len(report["found"]) == 10 == sum(report["problems"].values())
     done = run(tmp_path / "nothing")
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: dataset") and not done.stdout
     assert run().returncode == 2 and run(clean, "--workers=0").returncode == 2

@@ -1,8 +1,11 @@
 """Users' images, of all modes and sizes, as networks take them."""
 
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
+from dataset_fakes import huge_png
 
 from dnnlib.util import UserError
 from training.input_images import InputImages, fit_image, open_image
@@ -61,7 +64,14 @@ def test_names_are_unique_and_in_order(tmp_path):
         assert np.array_equal(found.pixels, np.asarray(image("RGB", [8, 8, 3], seed=seed)))
 
 
-def test_other_formats_are_refused(tmp_path):
-    image("RGB", [8, 8, 3]).save(tmp_path / "a.png", format="TIFF")
-    with pytest.raises(UserError, match="is no image: expected one of .png"):
-        open_image(tmp_path / "a.png")
+def test_what_is_no_image_or_too_large_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("words")
+    (tmp_path / "b.png").write_bytes(huge_png(15000, 11000))  # Below Pillow's own limit.
+    os.mkfifo(tmp_path / "c.png")
+    for name, expected in (("a.png", "a.png can't be decoded: .*PNG"), ("b.png", "announces 15000x11000"),
+                           ("c.png", "not a file")):
+        with pytest.raises(UserError, match=expected):
+            open_image(tmp_path / name)
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(UserError, match="image b.png in .* announces 15000x11000"):
+        InputImages([str(tmp_path)], resolution=8, channels=3)[1]

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.dataset_reading import READ_ALONE, write_fake_zip
 from dnnlib.util import UserError
-from training.image_files import IMAGE_EXTENSIONS, METADATA_NAME, ZipFiles
+from training.image_files import ZipFiles
+from training.image_names import METADATA_NAME, why_left_out
 from training.zip_directory import open_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ class Unseekable:
 def assert_as_zipfile(path):
     with zipfile.ZipFile(path) as archive:
         expected = {info.filename: info for info in archive.infolist()}
-        names = sorted(name for name in expected if name.lower().endswith(IMAGE_EXTENSIONS))
+        names = sorted(name for name in expected if why_left_out(name) is None)
         contents = [archive.read(expected[name]) for name in names]
     files = ZipFiles(path)
     assert list(files.names) == names == [files.get_name(i) for i in range(len(files))]
@@ -68,7 +69,8 @@ def archive_metadata(path):
 
 
 REGULAR = [f"00000/img{i:08d}.png" for i in range(300)]
-MIXED = ["b.png", "a.JPG", "dir/", "dataset.json", "x.txt", "\u00e9.png", "dir/c.webp", "png", ".png", "b.png", "z.PNG"]
+MIXED = ["b.png", "a.JPG", "dir/", "dataset.json", "x.txt", "\u00e9.png", "dir/c.webp", "png", ".png", "b.png", "z.PNG",
+         "__MACOSX/._b.png", "dir/.x/d.png", "../up.png", "./e.jfif", "a/Thumbs.db", "b/dataset.json"]
 
 
 @pytest.mark.parametrize("names", [

@@ -15,11 +15,12 @@ from PIL import Image
 from dnnlib.util import UserError
 from training.synthetic_scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
 
-from training.data_prep.source import Record, Source, SourceOptions, images_at_once, refuse_folders
+from training.data_prep.source import LabelSet, Record, Source, SourceOptions, images_at_once, refuse_folders
 
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
-_MAX_ARCHIVE_BYTES = 1 << 30   # Unpacked; the CIFAR archives have 180 MB.
-_MAX_IDX_IMAGES = 10_000_000
+_MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
+_MAX_IDX_BYTES = 1 << 30       # Unpacked; MNIST has 47 MB, the largest set in its format, EMNIST, 550 MB.
+_DEFLATE_RATIO = 1032          # Deflate packs no more than so many bytes into one.
 
 
 def _unpacked_head(path: str, count: int) -> bytes:
@@ -41,12 +42,12 @@ class _Cifar(NamedTuple):
     folder: str
     batches: tuple[str, ...]   # Training images only.
     labels: str
-    classes: tuple[str, ...] | int
+    classes: tuple[str, ...]
 
 
 _CIFAR_10 = _Cifar("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"))
-_CIFAR_100 = _Cifar("cifar-100-python", ("train",), "fine_labels", 100)
+_CIFAR_100 = _Cifar("cifar-100-python", ("train",), "fine_labels", tuple(map(str, range(100))))
 
 
 class _BoundedFile:
@@ -76,8 +77,7 @@ class CifarSource(Source):
         self._classes = sum((labels for _, labels in batches), [])
         self._use_labels = use_labels
         if use_labels:
-            self.labels = (f"{kind.classes} classes" if isinstance(kind.classes, int)
-                           else f"{len(kind.classes)} classes: {', '.join(kind.classes)}")
+            self.labels = LabelSet(classes=kind.classes)
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -118,6 +118,8 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
                     if kind is None or found != [kind]:
                         raise UserError(f"{path} holds {ascii(member.name)[:80]}, so it is neither "
                                         "cifar-10-python.tar.gz nor cifar-100-python.tar.gz; unpack other archives")
+                    if member.size > _MAX_ARCHIVE_BYTES:  # The holes of a sparse file take no room in the archive.
+                        raise tarfile.ReadError(f"{ascii(member.name)[:80]} announces {member.size} bytes")
                     if member.isfile() and name.name in kind.batches:
                         members[name.name] = archive.extractfile(member).read()
             while bounded.read(1 << 20):
@@ -150,7 +152,7 @@ def _parse_batch(data: bytes, kind: _Cifar, what: str) -> tuple[np.ndarray, list
     is_images = images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072 and len(images) > 0
     if not is_images or not isinstance(labels, list):
         raise UserError(f"{what} is no batch of CIFAR: expected data of 3072 bytes for each image, and {kind.labels}")
-    num_classes = kind.classes if isinstance(kind.classes, int) else len(kind.classes)
+    num_classes = len(kind.classes)
     if len(labels) != len(images) or any(type(x) is not int or not 0 <= x < num_classes for x in labels):
         raise UserError(f"{what} has {len(images)} images and {len(labels)} labels: expected one from 0 to "
                         f"{num_classes - 1} for each image")
@@ -164,8 +166,7 @@ class MnistSource(Source):
 
     def __init__(self, path: str, *, use_labels: bool = True):
         self._path = path
-        pixels = _read_idx(path, magic=0x803, record_shape=(28, 28))
-        self._images = np.pad(pixels, [(0, 0), (2, 2), (2, 2)])
+        self._images = _read_idx(path, magic=0x803, record_shape=(28, 28))
         self._classes: list[int] | None = None
         if use_labels:
             folder, name = os.path.split(path)
@@ -177,7 +178,7 @@ class MnistSource(Source):
             if len(self._classes) != len(self._images):
                 raise UserError(f"{labels_path} has {len(self._classes)} labels for the {len(self._images)} images of "
                                 f"{path}: copy or download both again")
-            self.labels = f"{max(self._classes) + 1} classes"
+            self.labels = LabelSet(classes=[str(number) for number in range(max(self._classes) + 1)])
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -196,7 +197,7 @@ class MnistSource(Source):
             yield Record(index, None if self._classes is None else self._classes[index])
 
     def load(self, key: int) -> Image.Image:
-        return Image.fromarray(self._images[key])
+        return Image.fromarray(np.pad(self._images[key], 2))
 
     def describe(self, key: int) -> str:
         return f"image {key} of {self._path}"
@@ -211,9 +212,11 @@ def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.nda
             if len(head) < header.size or (numbers := header.unpack(head))[0] != magic or numbers[2:] != record_shape:
                 kind = "images of 28x28" if record_shape else "labels"
                 raise UserError(f"{path} is no file of {kind} as MNIST has them: copy or download it again")
-            if not 1 <= numbers[1] <= _MAX_IDX_IMAGES:
-                raise UserError(f"{path} announces {numbers[1]} items, expected 1 to {_MAX_IDX_IMAGES}")
             expected = numbers[1] * int(np.prod(record_shape, dtype=int))
+            most = min(_MAX_IDX_BYTES, _DEFLATE_RATIO * os.path.getsize(path))
+            if not 1 <= expected <= most:
+                raise UserError(f"{path} announces {numbers[1]} items of {expected} bytes in all, expected 1 to {most} "
+                                "bytes in a file of its size: copy or download it again")
             data = f.read(expected + 1)
     except _UNPACKING_ERRORS as e:
         raise _cannot_unpack(path, e) from e
@@ -231,7 +234,7 @@ class SyntheticSource(Source):
     def __init__(self, *, num_images: int, resolution: int, seed: int = 0, use_labels: bool = True):
         if resolution not in RESOLUTIONS:
             raise UserError(f"--resolution={resolution}: synthetic images come in {', '.join(map(str, RESOLUTIONS))}")
-        self.labels = f"{len(CLASS_NAMES)} classes: {', '.join(CLASS_NAMES)}" if use_labels else None
+        self.labels = LabelSet(classes=CLASS_NAMES) if use_labels else None
         self._num_images, self._resolution, self._seed = num_images, resolution, seed
         self._group_begin = -1
         self._group = np.zeros([0])

@@ -10,15 +10,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dnnlib.util import UserError
-from training.image_files import DECODING_ERRORS, FORMATS, MAX_RESOLUTION, MIN_RESOLUTION
+from training.image_files import MAX_RESOLUTION, MIN_RESOLUTION
+from training.image_names import DECODING_ERRORS, source_formats
 
-Transform = Literal["center-crop", "center-crop-wide"]
+Transform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
+Remark = Literal["squeezed", "recolored", "dark"]
 Color = Literal["auto", "rgb", "gray"]
 
 RESIZE_FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 MAX_PIXELS = 1 << 27   # 400 MB once decoded, in every worker; a header that announces more is refused.
 PNG_LEVEL = 1          # zlib's fastest: training decodes these files again and again.
 
+_WIDE = ("center-crop-wide", "center-crop-letterbox")   # These lay images on a square.
+_DEEP = "more than 8 bits per channel"                  # A key of `Image.info`: pixels came from such a file.
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # Remarks about odd EXIF data and palettes: such images are converted by our rules, or refused in one line.
@@ -37,17 +41,21 @@ def decode(data: bytes, what: str) -> Image.Image:
     """The first frame of an encoded image, upright as its EXIF data says.
 
     Args:
-        data: A PNG, JPEG, WebP or BMP file.
+        data: A file of one of `source_formats`.
         what: How messages name the image.
 
     Raises:
-        BadImage: The data is damaged, or announces more than `MAX_PIXELS`; in the latter case nothing is decoded.
+        BadImage: The data is damaged, has floating-point pixels, or announces more than `MAX_PIXELS`; in the latter
+            case nothing is decoded.
     """
     with _decoding_errors(what):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=source_formats())
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{what} announces {image.width}x{image.height} pixels, more than the {MAX_PIXELS} that are "
                            "decoded: scale it down or remove it")
+        if image.mode == "F":
+            raise BadImage(f"{what} has floating-point pixels, whose range nobody knows: convert it to 8 or 16 bits")
+        image.info[_DEEP] = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -67,7 +75,7 @@ def _decoding_errors(what: str) -> Iterator[None]:
         # Pillow's "cannot identify image file" shows a memory address and tells nothing.
         text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
         raise BadImage(f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
-                       f"{', '.join(FORMATS)}") from e
+                       f"{', '.join(source_formats())}") from e
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -90,6 +98,20 @@ def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def is_dark(original: Image.Image, image: Image.Image) -> bool:
+    """Whether the upper 8 bits, which alone are kept, show next to nothing of a 16-bit image that is not all black.
+
+    Cameras and scanners write 12 bits in files of 16.
+
+    Args:
+        original: As `decode` gave it.
+        image:    The same, RGB or L.
+    """
+    if not original.info.get(_DEEP):
+        return False
+    return np.asarray(image).max() < 16 and bool(np.asarray(original).any())
+
+
 def widest_crop(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
     """The largest size within `size` that has the aspect ratio width:height, rounded to pixels, at least 1x1."""
     if size[0] * height > size[1] * width:
@@ -109,19 +131,19 @@ class ConversionOptions:
 
     def check(self) -> None:
         """Raises UserError where no square images of a usable size can come of it."""
-        wide = self.transform == "center-crop-wide"
+        wide = self.transform in _WIDE
         if (self.width is None) != (self.height is None):
             raise UserError("--width and --height go together: give both, or --resolution")
         if self.width is None or self.height is None:
             if wide:
-                raise UserError("--transform=center-crop-wide: say how wide and how high with --width and --height")
+                raise UserError(f"--transform={self.transform}: say how wide and how high with --width and --height")
             return
         if wide and self.height > self.width:
-            raise UserError(f"--width={self.width} --height={self.height}: --transform=center-crop-wide lays wide "
+            raise UserError(f"--width={self.width} --height={self.height}: --transform={self.transform} lays wide "
                             "images on a square, so the height is at most the width")
         if not wide and self.width != self.height:
             raise UserError(f"--width={self.width} --height={self.height}: networks take square images; give equal "
-                            "numbers, or --transform=center-crop-wide")
+                            "numbers, or --transform=center-crop-letterbox")
         if self.width & (self.width - 1) or not MIN_RESOLUTION <= self.width <= MAX_RESOLUTION:
             below = max(1 << self.width.bit_length() - 1, MIN_RESOLUTION)
             raise UserError(f"--width={self.width}: expected a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
@@ -130,7 +152,7 @@ class ConversionOptions:
 
 class Converted(NamedTuple):
     image: Image.Image   # RGB or L, a square of the converter's side.
-    squeezed: bool       # The image was not square, and no transform made it so: its shape is distorted.
+    remarks: tuple[Remark, ...]
 
 
 class FirstImage(NamedTuple):
@@ -146,8 +168,9 @@ class Converter:
     """Converts all images alike; what the options leave open follows from the first image.
 
     Args:
-        options: What the user wants; checked.
-        first:   What the first image is like.
+        options:  What the user wants; checked.
+        first:    What the first image is like.
+        recolors: Make grayscale images RGB, or RGB ones grayscale, where the first image is so; False = refuse them.
 
     Raises:
         UserError: The first image is no square, or of a size that networks don't take, where its size decides.
@@ -157,8 +180,8 @@ class Converter:
         gray: Whether results are grayscale.
     """
 
-    def __init__(self, options: ConversionOptions, first: FirstImage):
-        self._options = options
+    def __init__(self, options: ConversionOptions, first: FirstImage, *, recolors: bool = False):
+        self._options, self._recolors = options, recolors
         self._filter = RESIZE_FILTERS[options.resize_filter]
         self.gray = first.gray if options.color == "auto" else options.color == "gray"
         self.side = options.width or self._side_like_first(first)
@@ -182,31 +205,46 @@ class Converter:
             TooSmall:  The transform leaves it out.
             UserError: It is of another size or kind than the first image, where that one decides.
         """
+        remarks: list[Remark] = []
         if self._options.color == "auto" and is_gray(image) != self.gray:
-            kind, other = ("RGB", "grayscale") if self.gray else ("grayscale", "RGB")
-            raise UserError(f"{what} is {kind}, expected {other} like the first image: choose --color=rgb or gray")
-        if self._options.transform == "center-crop-wide":
-            return Converted(self._letterboxed(flatten(image, gray=self.gray), what), False)
+            if not self._recolors:
+                kind, other = ("RGB", "grayscale") if self.gray else ("grayscale", "RGB")
+                raise UserError(f"{what} is {kind}, expected {other} like the first image: choose --color=rgb or gray, "
+                                "or have such images converted with --skip-bad")
+            remarks.append("recolored")
+        original, image = image, flatten(image, gray=self.gray)
+        if is_dark(original, image):
+            remarks.append("dark")
+        if self._options.transform in _WIDE:
+            return Converted(self._on_square(image, what), tuple(remarks))
         if self._options.width is None:
             self._check_square(image.width, image.height, what)
             if min(image.size) != self.side:
                 raise UserError(f"{what} gives {min(image.size)}x{min(image.size)}, expected {self.side}x{self.side} "
                                 "like the first image: resize with --resolution")
-        image = flatten(image, gray=self.gray)
         if self._options.transform == "center-crop":
             image = center_crop(image, min(image.size), min(image.size))  # First: filters must not see the rest.
-        return Converted(self._resized(image, self.side, self.side), image.width != image.height)
+        if image.width != image.height:  # No transform made it square: its shape is distorted.
+            remarks.append("squeezed")
+        return Converted(self._resized(image, self.side, self.side), tuple(remarks))
 
     def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return image if image.size == (width, height) else image.resize((width, height), self._filter)
 
-    def _letterboxed(self, image: Image.Image, what: str) -> Image.Image:
-        """Cut to the aspect ratio, scaled, and laid on the middle of a black square."""
+    def _on_square(self, image: Image.Image, what: str) -> Image.Image:
+        """Cut, scaled to width x height, and laid on the middle of a black square."""
         width, height = self._options.width, self._options.height
         assert width is not None and height is not None
-        if image.width < width or image.height < height:
+        size = widest_crop(image.size, width, height)
+        too_small = image.width < width or image.height < height
+        if self._options.transform == "center-crop-wide":
+            # As StyleGAN2-ADA does it: the number of rows is that of the whole image scaled to WIDTH, but rows are cut
+            # from the image before it is scaled. Images that are wider than WIDTH are squeezed.
+            size = image.width, round(width * image.height / image.width)
+            too_small = image.width < width or size[1] < height
+        if too_small:
             raise TooSmall(f"{what} is {image.width}x{image.height}, smaller than the {width}x{height} wanted")
-        scaled = self._resized(center_crop(image, *widest_crop(image.size, width, height)), width, height)
+        scaled = self._resized(center_crop(image, *size), width, height)
         canvas = Image.new(image.mode, (width, width))
         canvas.paste(scaled, (0, (width - height) // 2))
         return canvas

@@ -6,32 +6,36 @@ import os
 import re
 import struct
 import zipfile
-from typing import Any, Iterator, NamedTuple
+from collections import Counter
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.image_files import (
-    MAX_FILE_BYTES, METADATA_NAME, ImageFiles, has_metadata, load_labels, open_image_files, shown,
-)
+from training.image_files import MAX_FILE_BYTES, ImageFiles, has_metadata, load_labels, open_image_files
+from training.image_names import METADATA_NAME, shown
 
 from training.data_prep.conversion import BadImage, decode
 from training.data_prep.processes import from_child
-from training.data_prep.source import Label, Labels, Record, Source, SourceOptions, refuse_folders
+from training.data_prep.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders
 
 BUCKET = re.compile(r"\d{5,}")  # Folders that only divide a large set, as this tool makes them, are not classes.
-FOREIGN_EXTENSIONS = (".gif", ".tif", ".tiff", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga")
 
 
 class FilesSource(Source):
     """The images of a folder or zip, in sorted order of their names.
 
+    Every file that begins like an image is taken, whatever it is called; hidden files are not.
+
     Labels: "auto" takes dataset.json, else sub-folders as classes unless they look like mere divisions of a large set.
+    A folder that holds all the others, as in a zip of one folder, is no class.
     """
 
     accepts = "a folder or zip of images"
 
-    def __init__(self, files: ImageFiles, *, labels: Labels = "auto", split: str | None = None):
+    def __init__(
+        self, files: ImageFiles, *, labels: Labels = "auto", split: str | None = None, num_images: int | None = None
+    ):
         self._files = files
         self._indices: range | list[int] = range(len(files))
         self.labels, self._item_labels = _find_labels(files, labels, split)
@@ -40,6 +44,11 @@ class FilesSource(Source):
             self._indices = inside
             left = len(files) - len(inside)
             self.notes = (f"taking the {len(inside)} images below {split}/, and not the {left} others",) if left else ()
+        if files.left_out:
+            self.notes += (f"left out of {files.path}: {files.left_out}",)
+        if self.labels is not None and self._item_labels is not None and self.labels.width is None:
+            counts = Counter(self._item_labels[index] for index in itertools.islice(self._indices, num_images))
+            self.notes += (self.labels.describe(counts),)
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -47,12 +56,8 @@ class FilesSource(Source):
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "FilesSource":
-        source = cls(open_image_files(path), labels=options.labels, split=options.split)
-        foreign = _foreign_images(path)
-        if foreign:
-            source.notes += (f"{len(foreign)} files in {path} are images of kinds that are not read, and left out; the "
-                             f"first is {shown(foreign[0])}",)
-        return source
+        files = open_image_files(path, by_content=True)
+        return cls(files, labels=options.labels, split=options.split, num_images=options.num_images)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -72,19 +77,21 @@ class FilesSource(Source):
         return self._files.describe(key)
 
 
-def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[str | None, list[Label] | None]:
-    """What the labels are, in words, and the label of each image."""
+def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[LabelSet | None, list[Label] | None]:
+    """What the labels are, and the label of each image."""
     if wanted == "none":
         return None, None
     if wanted == "auto" and has_metadata(files):
         array = load_labels(files)
         if array is None:
             return None, None
-        kind = f"{array.max() + 1} classes" if array.ndim == 1 else f"vectors of {array.shape[1]}"
-        return f"{kind} from {METADATA_NAME}", array.tolist()
-    names = files.names
+        is_class = array.ndim == 1
+        return LabelSet(f"from {METADATA_NAME}", [str(number) for number in range(array.max() + 1)] if is_class else (),
+                        None if is_class else array.shape[1]), array.tolist()
+    names: Sequence[str | None] = files.names
     if split and any(_after(name, split) is not None for name in names):
         names = [_after(name, split) for name in names]
+    names = _below_outer_folders(names)
     folders = [name.partition("/")[0] if name and "/" in name else None for name in names]
     taken = {folder for folder, name in zip(folders, names) if name is not None}
     if wanted == "auto" and (None in taken or len(taken) < 2 or all(map(BUCKET.fullmatch, taken))):
@@ -96,24 +103,23 @@ def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[
             raise UserError(f"{files.describe(index)} is in a sub-folder that is no name of a class: mend the names, "
                             "or give --labels=none")
     classes = {name: number for number, name in enumerate(sorted(taken))}
-    words = ", ".join(classes) if len(classes) <= 20 else "in the order of their names"
-    return (f"{len(classes)} classes from sub-folders: {words}",
+    return (LabelSet("from sub-folders", list(classes)),
             [None if folder is None else classes[folder] for folder in folders])
+
+
+def _below_outer_folders(names: Sequence[str | None]) -> Sequence[str | None]:
+    """Names below the folder that holds all others, as `animals` of `animals/cat/1.png` and `animals/dog/1.png`."""
+    while True:
+        outer = next(name for name in names if name is not None).partition("/")[0] + "/"
+        if not all(name is None or name.startswith(outer) and name.count("/") > 1 for name in names):
+            return names
+        names = [None if name is None else name.removeprefix(outer) for name in names]
 
 
 def _after(name: str, split: str) -> str | None:
     """The part of a name below the folder `split`: `cat/1.png` of `afhq/train/cat/1.png`."""
     parts = name.split("/")
     return "/".join(parts[parts.index(split) + 1:]) if split in parts[:-1] else None
-
-
-def _foreign_images(path: str) -> list[str]:
-    if os.path.isdir(path):
-        names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
-    else:
-        with zipfile.ZipFile(path) as f:
-            names = f.namelist()
-    return sorted(name for name in names if name.lower().endswith(FOREIGN_EXTENSIONS))
 
 
 class LmdbSource(Source):
@@ -227,6 +233,8 @@ def check_lmdb(path: str) -> int:
         UserError: The file is missing, no database, or shorter than that.
     """
     try:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is a folder, device or pipe, expected the database of an LSUN category")
         first = _meta_page(path, 0)
         second = _meta_page(path, first.page_size) if first else None
         size = os.path.getsize(path)

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import os
 import sys
+from collections import Counter
 from typing import Any, Iterator, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from dnnlib.util import UserError, num_cores
 from training.data_prep.conversion import (
-    BadImage, ConversionOptions, Converter, FirstImage, TooSmall, encode_png, is_gray,
+    BadImage, ConversionOptions, Converter, FirstImage, Remark, TooSmall, encode_png, is_gray,
 )
 from training.data_prep.processes import WorkerPool, termination_as_interrupt
 from training.data_prep.source import Label, Source, images_at_once
@@ -22,6 +23,9 @@ _REMARKS = {
     "bad":      "can't be read, and were skipped",
     "small":    "are smaller than the size wanted, and were left out",
     "squeezed": "are not square, and were squeezed (--transform=center-crop cuts them instead)",
+    "recolored": "are not RGB or grayscale like the first image, and were made so (--color=rgb or gray chooses)",
+    "dark":     "have 16 bits per channel but use the lower 12 only, and became nearly black: multiply their pixels by "
+                "16 first",
 }
 _SKIP_HINT = "; --skip-bad leaves such images out"
 
@@ -32,14 +36,15 @@ class Summary(NamedTuple):
     num_images: int
     resolution: int
     channels: int
-    counts: dict[str, int]   # Of images that were "bad", "small" or "squeezed".
+    counts: dict[str, int]   # Of images that were "bad", "small" or "squeezed", ...: the keys of `_REMARKS`.
+    classes: Counter[int]    # Number of images of each class; empty where labels are no classes.
 
 
 class Outcome(NamedTuple):
     """What became of one image."""
 
     png: bytes | None = None
-    remark: Literal["bad", "small", "squeezed", "stop"] | None = None   # "stop" = the whole conversion is in vain.
+    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" = the whole conversion is in vain.
     message: str = ""
 
 
@@ -64,7 +69,8 @@ def write_dataset(
         options:    What is made of the images.
         max_images: Take only the first so many images of the source; None = all.
         workers:    Processes that convert; None = one for each core.
-        skip_bad:   Leave out images that can't be read, and say so on stderr, instead of stopping.
+        skip_bad:   Leave out images that can't be read, and make grayscale images RGB, or RGB ones grayscale, like the
+                    first image, instead of stopping; stderr says so.
         shard_size: Write zips of so many images into the folder `dest`; None = one dataset.
         overwrite:  Replace the dataset that is there.
 
@@ -74,23 +80,24 @@ def write_dataset(
     options.check()
     count = min(len(source), max_images or len(source))
     workers = min(workers or num_cores(), count)
-    remarks = _Remarks(skip_bad)
+    remarks, classes = _Remarks(skip_bad), Counter[int]()
     with termination_as_interrupt(), open_writer(
         dest, labelled=source.labels is not None, most_images=count, shard_size=shard_size, overwrite=overwrite,
     ) as writer:
         with WorkerPool(source, workers) as pool:
-            converter = Converter(options, _first_image(source, pool, count, skip_bad))
+            converter = Converter(options, _first_image(source, pool, count, skip_bad), recolors=skip_bad)
             bar = tqdm(total=count, desc="Writing", unit="img", file=sys.stderr, leave=False)
             with contextlib.closing(_converted(source, pool, converter, count)) as results, bar:
                 for label, outcome in results:
                     remarks.note(outcome)
                     if outcome.png is not None:
                         writer.add(outcome.png, label)
+                        classes.update([label] if type(label) is int else [])
                     bar.update()
         if not writer.num_images:
             raise UserError(f"none of the {count} images can be used: {remarks.first}")
     remarks.report(count)
-    return Summary(writer.num_images, converter.side, 1 if converter.gray else 3, remarks.counts)
+    return Summary(writer.num_images, converter.side, 1 if converter.gray else 3, remarks.counts, classes)
 
 
 class _Remarks:
@@ -102,16 +109,15 @@ class _Remarks:
         self._skip_bad = skip_bad
 
     def note(self, outcome: Outcome) -> None:
-        if outcome.remark is None:
-            return
-        if outcome.remark == "stop":
+        if "stop" in outcome.remarks:
             raise UserError(outcome.message)
-        if outcome.remark == "bad" and not self._skip_bad:
+        if "bad" in outcome.remarks and not self._skip_bad:
             raise UserError(outcome.message + _SKIP_HINT)
         self.first = self.first or outcome.message
-        self.counts[outcome.remark] += 1
-        if self.counts[outcome.remark] <= _MAX_NAMED:
-            tqdm.write(f"{outcome.remark}: {outcome.message}", file=sys.stderr)
+        for remark in outcome.remarks:
+            self.counts[remark] += 1
+            if self.counts[remark] <= _MAX_NAMED:
+                tqdm.write(f"{remark}: {outcome.message}", file=sys.stderr)
 
     def report(self, count: int) -> None:
         for remark, text in _REMARKS.items():
@@ -136,7 +142,7 @@ def _look(source: Source, key: Any) -> Iterator[FirstImage | Outcome]:
         image = source.load(key)
         yield FirstImage(source.describe(key), image.width, image.height, is_gray(image))
     except BadImage as e:
-        yield Outcome(None, "bad", str(e))
+        yield Outcome(None, ("bad",), str(e))
 
 
 def _converted(source: Source, pool: WorkerPool, converter: Converter, count: int) -> Iterator[tuple[Label, Outcome]]:
@@ -155,13 +161,13 @@ def _convert(source: Source, converter: Converter, keys: list[Any], _labels: lis
         try:
             what = source.describe(key)
             original = source.load(key)
-            image, squeezed = converter(original, what)
-            size = f"{what} is {original.width}x{original.height}"
-            yield Outcome(encode_png(image), "squeezed", size) if squeezed else Outcome(encode_png(image))
+            image, remarks = converter(original, what)
+            like = f"{what} is {original.width}x{original.height} {original.mode}"
+            yield Outcome(encode_png(image), remarks, like if remarks else "")
         except BadImage as e:
-            yield Outcome(None, "bad", str(e))
+            yield Outcome(None, ("bad",), str(e))
         except TooSmall as e:
-            yield Outcome(None, "small", str(e))
+            yield Outcome(None, ("small",), str(e))
         except UserError as e:
-            yield Outcome(None, "stop", str(e))
+            yield Outcome(None, ("stop",), str(e))
             return

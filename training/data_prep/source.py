@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Iterator, Literal, NamedTuple
+from typing import Any, ClassVar, Iterator, Literal, Mapping, NamedTuple, Sequence
 
 from PIL import Image
 
@@ -10,6 +10,7 @@ from dnnlib.util import UserError
 
 Label = int | list[float] | None
 Labels = Literal["auto", "folders", "none"]
+_MAX_CLASSES_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,8 @@ class SourceOptions:
 
     labels: Labels = "auto"        # "folders" insists on sub-folders as classes; "none" leaves labels out.
     split: str | None = None       # Take only the images below a folder of that name, where there is one.
-    num_images: int | None = None  # Of images that are drawn: how many, ...
-    resolution: int | None = None  # ... how large, ...
+    num_images: int | None = None  # So many of the first images are taken; None = all.
+    resolution: int | None = None  # Of images that are drawn: how large, ...
     seed: int = 0                  # ... and which.
 
 
@@ -30,6 +31,26 @@ class Record(NamedTuple):
     label: Label
 
 
+class LabelSet(NamedTuple):
+    """What the labels of a source are."""
+
+    origin: str = ""              # "from sub-folders", ...
+    classes: Sequence[str] = ()   # Their names, by number.
+    width: int | None = None      # Length of labels that are vectors.
+
+    def describe(self, counts: Mapping[int, int]) -> str:
+        """In words: `2 classes from sub-folders: cat (12), dog (3)`, with the numbers of images."""
+        origin = f" {self.origin}" if self.origin else ""
+        if self.width is not None:
+            return f"vectors of {self.width}{origin}"
+        present = [number for number in range(len(self.classes)) if counts.get(number)]
+        shown = [f"{self.classes[number]} ({counts[number]})" for number in present[:_MAX_CLASSES_SHOWN]]
+        more = f" and {len(present) - len(shown)} more" if len(present) > len(shown) else ""
+        total = f"{len(self.classes)} class{'es' * (len(self.classes) != 1)}"
+        some = total if len(present) == len(self.classes) else f"{len(present)} of {total}"
+        return f"{some}{origin}: {', '.join(shown)}{more}"
+
+
 class Source(abc.ABC):
     """Where images come from. `records` runs in the main process, `load` in any.
 
@@ -37,12 +58,12 @@ class Source(abc.ABC):
 
     Attributes:
         accepts: The kind, as the list of accepted sources shows it.
-        labels:  What the labels are, in words; None = the images have none.
+        labels:  What the labels are; None = the images have none.
         notes:   What the user should know about what is taken and what is not, one line each.
     """
 
     accepts: ClassVar[str]
-    labels: str | None = None
+    labels: LabelSet | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod

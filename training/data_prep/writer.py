@@ -15,7 +15,7 @@ from dnnlib.util import UserError, atomic_write, check_writable, made_folder
 from training.data_prep.image_sources import BUCKET
 from training.data_prep.processes import signals_held
 from training.data_prep.source import Label
-from training.image_files import METADATA_NAME, shown
+from training.image_names import METADATA_NAME, shown
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
 _SHARD = re.compile(r".*-\d{5,}\.zip")

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from dataset_fakes import encoded, huge_png, noise
+from dataset_fakes import encoded, huge_png, noise, sixteen_bit_png
 from PIL import Image
 
 from dnnlib.util import UserError
@@ -44,32 +44,38 @@ def test_lanczos_against_its_formula():
 
 
 def test_squeezing_is_remarked():
-    image, squeezed = convert(noise(0, height=16, width=32), width=8, height=8)
+    image, remarks = convert(noise(0, height=16, width=32), width=8, height=8)
     expected = Image.fromarray(noise(0, height=16, width=32)).resize((8, 8), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
-    assert squeezed
-    assert not convert(noise(0), width=8, height=8).squeezed
-    assert not convert(noise(0, width=32), width=8, height=8, transform="center-crop").squeezed
+    assert remarks == ("squeezed",)
+    assert not convert(noise(0), width=8, height=8).remarks
+    assert not convert(noise(0, width=32), width=8, height=8, transform="center-crop").remarks
 
 
-@pytest.mark.parametrize("height, width, part", [
-    (60, 60, np.s_[7:52, :]),     # 4:3 of 60x60 is 60x45, of which the odd row is cut at the bottom.
-    (40, 80, np.s_[:, 13:66]),    # Too wide: round(40 * 4 / 3) = 53 columns.
-    (24, 32, np.s_[:, :]),        # As wanted.
+@pytest.mark.parametrize("transform, height, width, part", [
+    ("letterbox", 60, 60, np.s_[7:52, :]),     # 4:3 of 60x60 is 60x45, of which the odd row is cut at the bottom.
+    ("letterbox", 40, 80, np.s_[:, 13:66]),    # Too wide: round(40 * 4 / 3) = 53 columns.
+    ("letterbox", 24, 32, np.s_[:, :]),        # As wanted.
+    # StyleGAN2-ADA: all columns, and the middle round(32 * height / width) rows.
+    ("wide", 60, 60, np.s_[14:46, :]),
+    ("wide", 61, 80, np.s_[18:42, :]),         # round(24.4) = 24; of 37 rows, the odd one is cut at the bottom.
+    ("wide", 24, 32, np.s_[:, :]),
+    ("wide", 40, 32, np.s_[:, :]),             # Nothing is cut: too high images are squeezed.
 ])
-def test_center_crop_wide(height, width, part):
+def test_wide_transforms(transform, height, width, part):
     original = noise(2, height, width)
-    image = np.asarray(convert(original, width=32, height=24, transform="center-crop-wide").image)
+    image = np.asarray(convert(original, width=32, height=24, transform=f"center-crop-{transform}").image)
     scaled = Image.fromarray(original[part]).resize((32, 24), Image.Resampling.LANCZOS)
     assert image.shape == (32, 32, 3)
     np.testing.assert_array_equal(image[4:28], np.asarray(scaled))
     assert not image[:4].any() and not image[28:].any()
 
 
-def test_center_crop_wide_leaves_small_images_out():
-    for height, width in ((23, 100), (100, 31)):
+def test_wide_transforms_leave_small_images_out():
+    for transform, height, width in (("letterbox", 23, 100), ("letterbox", 100, 31), ("wide", 100, 31),
+                                     ("wide", 100, 137)):  # round(32 * 100 / 137) = 23 rows are fewer than 24.
         with pytest.raises(TooSmall, match=f"{width}x{height}, smaller than the 32x24"):
-            convert(noise(0, height, width), width=32, height=24, transform="center-crop-wide")
+            convert(noise(0, height, width), width=32, height=24, transform=f"center-crop-{transform}")
 
 
 def test_widest_crop_is_within_and_touches():
@@ -98,8 +104,11 @@ def test_first_image_decides():
     assert (converter.side, converter.gray) == (16, False)
     with pytest.raises(UserError, match="it gives 32x32, expected 16x16 like the first"):
         converter(Image.fromarray(noise(0, 32, 32)), "it")
-    with pytest.raises(UserError, match="it is grayscale, expected RGB"):
-        converter(Image.fromarray(noise(0, channels=1)), "it")
+    gray = Image.fromarray(noise(0, channels=1))
+    with pytest.raises(UserError, match="it is grayscale, expected RGB .*--color.*--skip-bad"):
+        converter(gray, "it")
+    image, remarks = Converter(ConversionOptions(), FirstImage("it", 16, 16, False), recolors=True)(gray, "it")
+    assert remarks == ("recolored",) and (np.asarray(image) == noise(0, channels=1)[..., None]).all()
     for size, part in (((16, 32), "16x32, expected a square"), ((20, 20), "power of two")):
         with pytest.raises(UserError, match=f"the first .*{part}"):
             Converter(ConversionOptions(), FirstImage("the first", *size, False))
@@ -138,6 +147,20 @@ def test_kinds_of_pixels():
     assert pixels.shape == (16, 16, 3) and np.abs(pixels - (noise(5) // 2 + 60.0)).max() < 12  # JPEG is not exact.
 
 
+def test_sixteen_bits_of_which_twelve_are_used():
+    pixels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    rgb16 = sixteen_bit_png(np.stack([pixels * 16] * 3, axis=-1))
+    tiff = encoded(Image.fromarray(pixels * 16), "TIFF")
+    for data, remarks in (
+        (encoded(Image.fromarray(pixels * 16)), ("dark",)), (rgb16, ("dark",)), (tiff, ("dark",)),
+        (encoded(Image.fromarray(pixels * 17)), ()), (sixteen_bit_png(np.stack([pixels * 257] * 3, axis=-1)), ()),
+        (encoded(Image.fromarray(pixels * 0)), ()), (encoded(Image.fromarray(pixels.astype(np.uint8) // 20)), ()),
+    ):
+        assert convert(decode(data, "it")).remarks == remarks
+    with pytest.raises(BadImage, match="floating-point"):
+        decode(encoded(Image.fromarray(pixels.astype(np.float32)), "TIFF"), "it")
+
+
 def test_palette_with_transparency_is_laid_on_white():
     image = Image.fromarray(noise(1)).quantize(4)
     data = encoded(image, transparency=0)
@@ -174,8 +197,9 @@ def test_decompression_bombs_are_refused_before_decoding():
 
 @pytest.mark.parametrize("data", [
     b"", b"no image", encoded(noise(0))[:200], encoded(noise(0))[:-60], encoded(noise(0), "JPEG")[:300],
-    encoded(noise(0), "WEBP")[:100], encoded(noise(0), "GIF"), encoded(noise(0), "TIFF"),
-], ids=["empty", "text", "png", "end of png", "jpeg", "webp", "gif", "tiff"])
+    encoded(noise(0), "WEBP")[:100], encoded(noise(0), "GIF")[:200], encoded(noise(0), "TIFF")[:100],
+    encoded(noise(0), "ICO"),
+], ids=["empty", "text", "png", "end of png", "jpeg", "webp", "gif", "tiff", "ico"])
 def test_damaged_and_unknown_data(data):
     with pytest.raises(BadImage, match="it can't be decoded.*PNG, JPEG"):
         decode(data, "it")
@@ -187,9 +211,10 @@ def test_random_damage_gives_images_or_one_line():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "words"
     originals = [encoded(noise(0), kind, **options) for kind, options in (
-        ("PNG", dict(exif=exif)), ("JPEG", dict(exif=exif)), ("WEBP", dict(exif=exif)), ("BMP", {}))]
-    for i in range(800):
-        data = bytearray(originals[i % 4])
+        ("PNG", dict(exif=exif)), ("JPEG", dict(exif=exif)), ("WEBP", dict(exif=exif)), ("BMP", {}), ("GIF", {}),
+        ("TIFF", dict(compression="tiff_lzw")), ("JPEG2000", {}), ("PPM", {}))]
+    for i in range(1200):
+        data = bytearray(originals[i % 8])
         for position in rng.integers(0, len(data), 1 + i % 3):
             data[position] = rng.integers(256)
         try:

@@ -74,7 +74,7 @@ def test_labels_of_dataset_json(tmp_path):
         save(tmp_path / f"in/{i}.png", noise(i, channels=1))
     labels = [[f"{i}.png", [0.5 * i, 1.25]] for i in range(3)]
     (tmp_path / "in/dataset.json").write_text(json.dumps({"labels": labels}))
-    assert convert(tmp_path / "in", tmp_path / "a.zip").labels == "vectors of 2 from dataset.json"
+    assert convert(tmp_path / "in", tmp_path / "a.zip").labels.describe({}) == "vectors of 2 from dataset.json"
     images = [noise(i, channels=1) for i in range(3)]
     check(tmp_path / "a.zip", images, np.float32([label for _, label in labels]))
     convert(tmp_path / "in", tmp_path / "b.zip", labels="none", max_images=2)
@@ -85,7 +85,7 @@ def test_sub_folders_are_classes_but_divisions_are_not(tmp_path):
     for i, name in enumerate(("cat/2.png", "dog/1.png", "dog/deep/3.png")):
         save(tmp_path / "animals" / name, noise(i))
     source = convert(tmp_path / "animals", tmp_path / "a.zip")
-    assert source.labels == "2 classes from sub-folders: cat, dog"
+    assert source.notes == ("2 classes from sub-folders: cat (1), dog (2)",)
     check(tmp_path / "a.zip", [noise(i) for i in range(3)], [0, 1, 1])
     for name in ("00000/1.png", "01000/2.png"):
         save(tmp_path / "ffhq" / name, noise(0))
@@ -104,21 +104,57 @@ def test_split_takes_the_images_below_it(tmp_path):
             f.writestr(f"afhq_v2/{name}", encoded(noise(i)))
     for path in ("afhq", "afhq.zip"):
         source = convert(tmp_path / path, tmp_path / f"{path}-out.zip", split="train")
-        assert source.labels == "3 classes from sub-folders: cat, dog, wild"
-        assert source.notes == ("taking the 3 images below train/, and not the 2 others",)
+        assert source.notes == ("taking the 3 images below train/, and not the 2 others",
+                                "3 classes from sub-folders: cat (1), dog (1), wild (1)")
         check(tmp_path / f"{path}-out.zip", [noise(0), noise(1), noise(2)], [0, 1, 2])
-    assert convert(tmp_path / "afhq/train", tmp_path / "b.zip", split="train").labels.startswith("3 classes")
+    assert len(convert(tmp_path / "afhq/train", tmp_path / "b.zip", split="train").labels.classes) == 3
     assert convert(tmp_path / "afhq/train/dog", tmp_path / "c.zip", split="train").labels is None
     check(tmp_path / "c.zip", [noise(1)], None)
 
 
-def test_images_of_other_kinds_are_mentioned(tmp_path):
-    save(tmp_path / "in/a.png", noise(0))
-    save(tmp_path / "in/b.tif", noise(0))
-    save(tmp_path / "in/c.gif", noise(0))
-    (tmp_path / "in/readme.txt").write_text("words")
-    (note,) = open_source(str(tmp_path / "in")).notes
-    assert note.startswith("2 files in ") and note.endswith("b.tif")
+@pytest.mark.parametrize("kind", ["folder", "zip", "deflated"])
+def test_files_are_known_by_content_and_what_is_left_out_is_counted(tmp_path, kind):
+    files = {"a.JPG": "JPEG", "b.tif": "TIFF", "c.gif": "GIF", "d": "PNG", "e.jpe": "JPEG", "f.dat": "BMP",
+             "g.jp2": "JPEG2000", "i.txt": b"BMW and P5 begin like images", "j": b"", "k.heic": b"x", ".l.png": "PNG",
+             "__MACOSX/._a.png": b"x", "sub/Thumbs.db": b"x", "sub/dataset.json": b"{}", ".git/m.png": "PNG",
+             "n.NEF": "TIFF", "o.ppm": "PPM"}
+    files = {name: data if isinstance(data, bytes) else encoded(noise(0), data) for name, data in files.items()}
+    if kind == "folder":
+        for name, data in files.items():
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(data)
+    else:
+        method = zipfile.ZIP_STORED if kind == "zip" else zipfile.ZIP_DEFLATED
+        with zipfile.ZipFile(tmp_path / "in", "w", method) as f:
+            for name, data in files.items():
+                f.writestr(name, data)
+    source = open_source(str(tmp_path / "in"))
+    names = [source.describe(record.key).split()[1] for record in source.records()]
+    assert names == ["a.JPG", "b.tif", "c.gif", "d", "e.jpe", "f.dat", "g.jp2", "o.ppm"]
+    assert all(source.load(record.key).size == (16, 16) for record in source.records())
+    (note,) = source.notes
+    assert note.startswith(f"left out of {tmp_path}/in: 9 files: ")
+    for part in ("2 hidden (the first is .", "2 of the operating system (the first is ", "1 .txt (the first is i.txt)",
+                 "1 without a suffix (the first is j)", "1 .heic (", "1 .nef (",
+                 "1 dataset.json not at the top (the first is sub/dataset.json)"):
+        assert part in note, (part, note)
+
+
+def test_outer_folders_and_hidden_ones_are_no_classes(tmp_path):
+    for name, classes in (
+        (["x/y/cat/1.png", "x/y/dog/2.png", "x/.ipynb_checkpoints/3.png", "__MACOSX/x/y/cat/._1.png"], ["cat", "dog"]),
+        (["cat/1.png"], ["cat"]),
+        (["a/00000/1.png", "a/01000/2.png"], ["00000", "01000"]),
+        ([f"{i:02d}/1.png" for i in range(25)], [f"{i:02d}" for i in range(25)]),
+    ):
+        with zipfile.ZipFile(tmp_path / "in.zip", "w") as f:
+            for member in name:
+                f.writestr(member, encoded(noise(0)))
+        source = open_source(str(tmp_path / "in.zip"), SourceOptions(labels="folders"))
+        assert source.labels.classes == classes
+    assert source.notes[-1].endswith(", 18 (1), 19 (1) and 5 more")
+    source = open_source(str(tmp_path / "in.zip"), SourceOptions(labels="folders", num_images=1))
+    assert source.notes == ("1 of 25 classes from sub-folders: 00 (1)",)
 
 
 ODD_NAMES = ["../up.png", "/root.png", "a\\b.png", "line\nbreak.png", "x/../../y.png"]
@@ -220,7 +256,7 @@ def test_cifar10(tmp_path, batch):
     members, order = cifar10_members(images.transpose(0, 3, 1, 2).reshape(23, 3072), labels, batch)
     write_tar(tmp_path / "cifar-10-python.tar.gz", members)
     source = convert(tmp_path / "cifar-10-python.tar.gz", tmp_path / "out.zip")
-    assert isinstance(source, CifarSource) and source.labels.startswith("10 classes: airplane, automobile")
+    assert isinstance(source, CifarSource) and source.labels.classes[:2] == ("airplane", "automobile")
     check(tmp_path / "out.zip", images[order], labels[order])
     convert(tmp_path / "cifar-10-python.tar.gz", tmp_path / "plain.zip", labels="none", max_images=3)
     check(tmp_path / "plain.zip", images[order[:3]], None)
@@ -291,6 +327,10 @@ def test_archives_that_unpack_to_anything(tmp_path, monkeypatch):
         info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
         info.size = 8 << 20
         f.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(UserError, match="data_batch_1' announces 8388608 bytes"):
+        open_source(str(tmp_path / "a.tar.gz"))
+    members, _ = cifar10_members(np.zeros([10, 3072], np.uint8), np.arange(10))
+    write_tar(tmp_path / "a.tar.gz", {**members, **{f"cifar-10-batches-py/{i}": bytes(700_000) for i in range(2)}})
     with pytest.raises(UserError, match="far more than"):
         open_source(str(tmp_path / "a.tar.gz"))
 
@@ -314,7 +354,7 @@ def test_mnist(tmp_path):
     labels = np.arange(12, dtype=np.uint8) % 10
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
     source = convert(tmp_path / "train-images-idx3-ubyte.gz", tmp_path / "out.zip")
-    assert isinstance(source, MnistSource) and source.labels == "10 classes"
+    assert isinstance(source, MnistSource) and len(source.labels.classes) == 10
     expected = np.zeros([12, 32, 32], np.uint8)
     expected[:, 2:30, 2:30] = digits
     check(tmp_path / "out.zip", expected, labels)
@@ -343,6 +383,7 @@ def test_bad_mnist(tmp_path):
         (gzip.compress(unpacked[:-1]), "fewer bytes"),
         (gzip.compress(unpacked + b"x"), "more bytes"),
         (gzip.compress(unpacked[:3]), "no file of images"),
+        (gzip.compress(unpacked[:4] + b"\0\1\0\0" + unpacked[8:]), "announces 65536 items of 51380224 bytes"),
     ):
         images.write_bytes(data)
         with pytest.raises(UserError, match=expected):

@@ -1,0 +1,173 @@
+"""Which files are the images of a dataset, and why others are left out: the one place that decides.
+
+`train.py` goes by names alone, as StyleGAN2-ADA does. `dataset_tool.py` and the tools that take users' own images go by
+content, too: a file of any other name is taken if it begins like an image of a format that Pillow reads.
+"""
+
+import functools
+import io
+import os
+import struct
+import zlib
+from collections import Counter
+from typing import Iterator, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+METADATA_NAME = "dataset.json"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Of datasets; Pillow's other decoders are not let near them.
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
+HEAD_BYTES = 4096                         # So much of a file shows what it is.
+
+# Reasons to leave a file out.
+HIDDEN = "hidden"
+SYSTEM = "of the operating system"
+LINKED_FOLDER = "link to a folder"
+BROKEN_LINK = "link to nothing"
+SPECIAL = "device, pipe or socket"
+UNREADABLE = "unreadable"
+MISPLACED = f"{METADATA_NAME} not at the top"
+UNKNOWN = "unknown suffix"                # Reported by suffix.
+
+_SYSTEM_NAMES = frozenset(("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini"))
+_MAX_REASONS = 20
+
+# What Pillow's decoders are known to raise on damaged data.
+DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
+    OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
+)
+
+
+def shown(name: str) -> str:
+    """`name` fit for a message of one line."""
+    return name if name.isprintable() else ascii(name)
+
+
+def why_left_out(name: str) -> str | None:
+    """The reason, by the name relative to the dataset alone; None = the file is an image."""
+    parts = name.split("/")
+    if not _SYSTEM_NAMES.isdisjoint(parts):
+        return SYSTEM
+    if any(part[:1] == "." and part.strip(".") for part in parts):
+        return HIDDEN
+    if parts[-1] == METADATA_NAME:
+        return MISPLACED
+    return None if parts[-1].lower().endswith(IMAGE_EXTENSIONS) else UNKNOWN
+
+
+def are_images(names: np.ndarray) -> np.ndarray:
+    """bool [N]: `why_left_out(name) is None` for many names at once, in UTF-8: fixed width, or Python objects."""
+    if not len(names):
+        return np.zeros(0, dtype=bool)
+    if names.dtype != object:
+        text = names.tobytes()
+        odd = b"/." in text or b"__MACOSX" in text or (names.astype("S1") == b".").any()
+        if not odd:  # Only suffixes matter: system files have others.
+            return _have_suffix(names)
+    return np.array([why_left_out(name.decode(errors="surrogateescape")) is None for name in names.tolist()])
+
+
+def _have_suffix(names: np.ndarray) -> np.ndarray:
+    suffixes = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
+    width = names.dtype.itemsize
+    matrix = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), width)
+    matrix = matrix[:, -max(map(len, suffixes)) :]
+    lower = np.where((matrix >= 65) & (matrix <= 90), matrix | 32, matrix)
+    found = np.zeros(len(names), dtype=bool)
+    for suffix in suffixes:
+        if len(suffix) <= width:
+            found |= (lower[:, -len(suffix) :] == np.frombuffer(suffix, np.uint8)).all(1)
+    return found
+
+
+@functools.cache
+def source_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are converted to datasets; AVIF where this Pillow knows it."""
+    Image.init()
+    return tuple(name for name in (*FORMATS, "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN)
+
+
+def begins_like_image(name: str, head: bytes) -> bool:
+    """Whether a file is an image of `source_formats`, whatever it is called.
+
+    Args:
+        name: Of the file.
+        head: Its first `HEAD_BYTES` bytes, or all if it has fewer.
+    """
+    for kind in source_formats():
+        try:
+            if Image.OPEN[kind][1](head[:16]) is not True:  # A string says that Pillow was built without the decoder.
+                continue
+            if kind in ("BMP", "PPM"):  # Two letters: some texts begin like that, too.
+                Image.open(io.BytesIO(head), formats=[kind])
+        except DECODING_ERRORS:
+            continue
+        # Raw files of cameras are TIFF files, of which Pillow would show the thumbnail.
+        return kind != "TIFF" or os.path.splitext(name)[1].lower() in ("", ".tif", ".tiff")
+    return False
+
+
+class LeftOut(NamedTuple):
+    """Files that a dataset does not use, counted by reason, with the first name of each."""
+
+    counts: Counter[str]
+    first: dict[str, str]
+
+    @classmethod
+    def none(cls) -> "LeftOut":
+        return cls(Counter(), {})
+
+    def add(self, reason: str, name: str) -> None:
+        if reason == UNKNOWN:
+            suffix = os.path.splitext(name)[1].lower()
+            reason = shown(suffix[:20]) if suffix else "without a suffix"
+        if len(self.counts) >= _MAX_REASONS and reason not in self.counts:
+            reason = "with other suffixes"
+        self.counts[reason] += 1
+        self.first.setdefault(reason, name)
+
+    def include(self, other: "LeftOut") -> None:
+        self.counts.update(other.counts)
+        for reason, name in other.first.items():
+            self.first.setdefault(reason, name)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        """`3 files: 2 .txt (the first is readme.txt), 1 hidden (the first is .a.png)`."""
+        total = sum(self.counts.values())
+        parts = (f"{count} {reason} (the first is {shown(self.first[reason])})"
+                 for reason, count in self.counts.most_common())
+        return f"{total} file{'s' * (total != 1)}: {', '.join(parts)}"
+
+
+def scan(root: str, prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """All files below a folder but its dataset.json: relative names, sorted, with the reason to leave each out or None.
+
+    One folder is in memory at a time. Hidden and linked folders are not looked into; each counts as one file.
+    """
+    with os.scandir(os.path.join(root, prefix)) as entries:
+        # A folder's place among its neighbours is that of the names in it, which go on with a slash.
+        found = sorted((entry.name + "/" if entry.is_dir() else entry.name, _obstacle(entry)) for entry in entries)
+    for name, obstacle in found:
+        if name == METADATA_NAME and not prefix:
+            continue
+        reason = why_left_out(name.rstrip("/"))
+        if not name.endswith("/"):
+            yield prefix + name, reason if reason in (HIDDEN, SYSTEM) else obstacle or reason
+        elif obstacle or reason in (HIDDEN, SYSTEM):
+            yield prefix + name, reason if reason in (HIDDEN, SYSTEM) else obstacle
+        else:
+            yield from scan(root, prefix + name)
+
+
+def _obstacle(entry: os.DirEntry) -> str:
+    """What keeps a file from being read, or a folder from being looked into; "" = nothing. Links to files are fine."""
+    if entry.is_dir():
+        return LINKED_FOLDER if entry.is_symlink() else ""
+    if entry.is_file():
+        return ""
+    return SPECIAL if os.path.exists(entry.path) else BROKEN_LINK
