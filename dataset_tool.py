@@ -13,7 +13,7 @@ from training import dataset_check
 from training.data_prep.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
 from training.data_prep.pipeline import write_dataset
 from training.data_prep.presets import DATA_PRESETS
-from training.data_prep.source import Labels, SourceOptions
+from training.data_prep.source import Labels, SourceOptions, count_classes
 from training.data_prep.sources import SOURCES, open_source
 from training.image_files import MAX_RESOLUTION
 
@@ -95,7 +95,10 @@ def main(
     images = open_source(source, SourceOptions(
         labels=labels, split=row.split if row else None, num_images=max_images, resolution=width, seed=seed,
     ))
-    for note in images.notes:
+    notes = list(images.notes)
+    if images.labels and source != "synthetic":
+        notes.append(f"labels are {images.labels.describe(count_classes(images, max_images))}")
+    for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     summary = write_dataset(
         images, dest, options=conversion, max_images=max_images, workers=workers, skip_bad=skip_bad,

@@ -119,7 +119,7 @@ def test_shards_and_notes(sources, tmp_path):
     assert sum(labels, []) == [[f"00000/img{i:08d}.png", label] for i, label in enumerate(order)]
     result = run("--source=afhq", f"--dest={tmp_path}/a.zip", "--preset=afhq", "--resolution=4", cwd=sources)
     assert lines_of(result.stderr) == ["Note: taking the 2 images below train/, and not the 1 others",
-                                       "Note: 2 classes from sub-folders: cat (1), dog (1)"]
+                                       "Note: labels are 2 classes from sub-folders: cat (1), dog (1)"]
     assert result.stdout.endswith("labels: 2 classes from sub-folders: cat (1), dog (1)\n")
 
 

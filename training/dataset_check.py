@@ -19,7 +19,8 @@ from dnnlib.util import UserError, format_time, num_cores
 from training.dataset import NUM_CHANNELS
 from training.image_files import (
     MAX_RESOLUTION, MIN_RESOLUTION, ChecksumError, FolderFiles, ImageFiles, ZipFiles, beside_shards, check_readable,
-    find_shards, is_label_entry, is_turned, label_problem, parse_labels, read_record,
+    find_shards, is_label_entry, is_turned, label_problem, limit_labels, parse_labels,
+    read_record,
 )
 from training.image_names import METADATA_NAME, LeftOut, shown, why_left_out
 from training.reader_pool import ReaderPool
@@ -206,7 +207,14 @@ class DatasetCheck:
                 images.append(position)
         where = f"{METADATA_NAME} of {path}"
         files = ZipFiles.from_entries(directory, np.array(images, dtype=np.uint64))
-        return _Archive(files, where, lambda: metadata and read_record(directory, metadata, where))
+
+        def read_metadata() -> bytes | None:
+            if metadata is None:
+                return None
+            limit_labels(where, metadata.size, len(files))
+            return read_record(directory, metadata, where)
+
+        return _Archive(files, where, read_metadata)
 
     # --- Labels.
 

@@ -251,7 +251,11 @@ class FolderFiles(ImageFiles):
 
     def read_metadata(self) -> bytes | None:
         path = os.path.join(self.path, METADATA_NAME)
-        return read_regular(path, path) if os.path.lexists(path) else None
+        if not os.path.lexists(path):
+            return None
+        with open_regular(path, path) as f, _reading(path):
+            limit_labels(path, os.fstat(f.fileno()).st_size, len(self))
+            return f.read()
 
     def identity(self) -> bytes:
         if self._identity is None:
@@ -458,6 +462,7 @@ class ZipFiles(_Zipped):
             record = self._directory.record(self._metadata)
         except OSError as e:
             raise UserError(f"{what} can't be read: {e.strerror or e}") from e
+        limit_labels(what, record.size, len(self))
         return read_record(self._directory, record, what)
 
 
@@ -784,6 +789,13 @@ def is_turned(image: Image.Image) -> bool:
         return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except DECODING_ERRORS:
         return False
+
+
+def limit_labels(what: str, size: int, num_images: int) -> None:
+    """Raises UserError where a dataset.json, named by `what`, is far larger than the labels of so many images."""
+    most = (1 << 20) + (64 << 10) * num_images  # Vectors of thousands of numbers fit.
+    if size > most:
+        raise UserError(f"{what} has {size} bytes, more than the {most} allowed for {num_images} images: replace it")
 
 
 def _limit_size(what: str, size: int) -> None:

@@ -508,6 +508,10 @@ def test_entries_that_unpack_to_anything(tmp_path):
     for use in (lambda: ImageFolderDataset(path)[1], lambda: ImageFolderDataset(path).check(progress=False)):
         with pytest.raises(UserError, match="image b.png in .* would unpack from .* to 104857600 bytes"):
             use()
+    files = {"a.png": files["a.png"], "dataset.json": b'{"labels": [' + b"0," * 600_000 + b"0]}"}
+    for path in (make_zip(tmp_path / "b.zip", files, zipfile.ZIP_DEFLATED), make_folder(tmp_path / "b", files)):
+        with pytest.raises(UserError, match="dataset.json .* 1200015 bytes, more than the 1114112 allowed"):
+            ImageFolderDataset(path, use_labels=True)
 
 
 # --- Folders of zips.

@@ -6,7 +6,6 @@ import os
 import re
 import struct
 import zipfile
-from collections import Counter
 from typing import Any, Iterator, NamedTuple, Sequence
 
 from PIL import Image
@@ -33,9 +32,7 @@ class FilesSource(Source):
 
     accepts = "a folder or zip of images"
 
-    def __init__(
-        self, files: ImageFiles, *, labels: Labels = "auto", split: str | None = None, num_images: int | None = None
-    ):
+    def __init__(self, files: ImageFiles, *, labels: Labels = "auto", split: str | None = None):
         self._files = files
         self._indices: range | list[int] = range(len(files))
         self.labels, self._item_labels = _find_labels(files, labels, split)
@@ -46,9 +43,6 @@ class FilesSource(Source):
             self.notes = (f"taking the {len(inside)} images below {split}/, and not the {left} others",) if left else ()
         if files.left_out:
             self.notes += (f"left out of {files.path}: {files.left_out}",)
-        if self.labels is not None and self._item_labels is not None and self.labels.width is None:
-            counts = Counter(self._item_labels[index] for index in itertools.islice(self._indices, num_images))
-            self.notes += (self.labels.describe(counts),)
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -56,8 +50,7 @@ class FilesSource(Source):
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "FilesSource":
-        files = open_image_files(path, by_content=True)
-        return cls(files, labels=options.labels, split=options.split, num_images=options.num_images)
+        return cls(open_image_files(path, by_content=True), labels=options.labels, split=options.split)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import itertools
+from collections import Counter
 from typing import Any, ClassVar, Iterator, Literal, Mapping, NamedTuple, Sequence
 
 from PIL import Image
@@ -19,8 +21,8 @@ class SourceOptions:
 
     labels: Labels = "auto"        # "folders" insists on sub-folders as classes; "none" leaves labels out.
     split: str | None = None       # Take only the images below a folder of that name, where there is one.
-    num_images: int | None = None  # So many of the first images are taken; None = all.
-    resolution: int | None = None  # Of images that are drawn: how large, ...
+    num_images: int | None = None  # Of images that are drawn: how many, ...
+    resolution: int | None = None  # ... how large, ...
     seed: int = 0                  # ... and which.
 
 
@@ -91,6 +93,12 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def describe(self, key: Any) -> str:
         """How messages name an image."""
+
+
+def count_classes(source: Source, max_images: int | None = None) -> Counter[int]:
+    """Number of images of each class among the first; empty where labels are no classes."""
+    labels = (record.label for record in itertools.islice(source.records(), max_images))
+    return Counter(label for label in labels if type(label) is int)
 
 
 def images_at_once(side: int) -> int:

@@ -4,6 +4,7 @@ import json
 import pickle
 import tarfile
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training.data_prep.array_sources import CifarSource, MnistSource, Synthetic
 from training.data_prep.conversion import BadImage, ConversionOptions
 from training.data_prep.image_sources import FilesSource, LmdbSource
 from training.data_prep.pipeline import write_dataset
-from training.data_prep.source import SourceOptions
+from training.data_prep.source import SourceOptions, count_classes
 from training.data_prep.sources import open_source
 from training.dataset import ImageFolderDataset
 from training.synthetic_scenes import CLASS_NAMES, draw_scenes
@@ -29,6 +30,10 @@ def convert(path, dest, *, width=None, transform=None, color="auto", max_images=
     write_dataset(source, dest, max_images=max_images,
                   options=ConversionOptions(width=width, height=width, transform=transform, color=color))
     return source
+
+
+def described(source, max_images=None):
+    return source.labels.describe(count_classes(source, max_images))
 
 
 def check(dest, images, labels):
@@ -74,7 +79,7 @@ def test_labels_of_dataset_json(tmp_path):
         save(tmp_path / f"in/{i}.png", noise(i, channels=1))
     labels = [[f"{i}.png", [0.5 * i, 1.25]] for i in range(3)]
     (tmp_path / "in/dataset.json").write_text(json.dumps({"labels": labels}))
-    assert convert(tmp_path / "in", tmp_path / "a.zip").labels.describe({}) == "vectors of 2 from dataset.json"
+    assert convert(tmp_path / "in", tmp_path / "a.zip").labels.describe(Counter()) == "vectors of 2 from dataset.json"
     images = [noise(i, channels=1) for i in range(3)]
     check(tmp_path / "a.zip", images, np.float32([label for _, label in labels]))
     convert(tmp_path / "in", tmp_path / "b.zip", labels="none", max_images=2)
@@ -85,7 +90,7 @@ def test_sub_folders_are_classes_but_divisions_are_not(tmp_path):
     for i, name in enumerate(("cat/2.png", "dog/1.png", "dog/deep/3.png")):
         save(tmp_path / "animals" / name, noise(i))
     source = convert(tmp_path / "animals", tmp_path / "a.zip")
-    assert source.notes == ("2 classes from sub-folders: cat (1), dog (2)",)
+    assert described(source) == "2 classes from sub-folders: cat (1), dog (2)"
     check(tmp_path / "a.zip", [noise(i) for i in range(3)], [0, 1, 1])
     for name in ("00000/1.png", "01000/2.png"):
         save(tmp_path / "ffhq" / name, noise(0))
@@ -104,8 +109,8 @@ def test_split_takes_the_images_below_it(tmp_path):
             f.writestr(f"afhq_v2/{name}", encoded(noise(i)))
     for path in ("afhq", "afhq.zip"):
         source = convert(tmp_path / path, tmp_path / f"{path}-out.zip", split="train")
-        assert source.notes == ("taking the 3 images below train/, and not the 2 others",
-                                "3 classes from sub-folders: cat (1), dog (1), wild (1)")
+        assert described(source) == "3 classes from sub-folders: cat (1), dog (1), wild (1)"
+        assert source.notes == ("taking the 3 images below train/, and not the 2 others",)
         check(tmp_path / f"{path}-out.zip", [noise(0), noise(1), noise(2)], [0, 1, 2])
     assert len(convert(tmp_path / "afhq/train", tmp_path / "b.zip", split="train").labels.classes) == 3
     assert convert(tmp_path / "afhq/train/dog", tmp_path / "c.zip", split="train").labels is None
@@ -152,9 +157,8 @@ def test_outer_folders_and_hidden_ones_are_no_classes(tmp_path):
                 f.writestr(member, encoded(noise(0)))
         source = open_source(str(tmp_path / "in.zip"), SourceOptions(labels="folders"))
         assert source.labels.classes == classes
-    assert source.notes[-1].endswith(", 18 (1), 19 (1) and 5 more")
-    source = open_source(str(tmp_path / "in.zip"), SourceOptions(labels="folders", num_images=1))
-    assert source.notes == ("1 of 25 classes from sub-folders: 00 (1)",)
+    assert described(source).endswith(", 18 (1), 19 (1) and 5 more")
+    assert described(source, 1) == "1 of 25 classes from sub-folders: 00 (1)"
 
 
 ODD_NAMES = ["../up.png", "/root.png", "a\\b.png", "line\nbreak.png", "x/../../y.png"]
