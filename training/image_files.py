@@ -40,7 +40,8 @@ _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # An entry of a zip that unpacks to m
 _SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # The contents of so many files of a folder make its identity.
 _CACHED_SEC = 1.0              # An identity that took longer to compute is kept in the cache.
 
-_ORIENTATION = 0x0112          # The EXIF tag.
+_ORIENTATION = 0x0112          # The EXIF tag, ...
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")   # ... and where Pillow looks for it.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 # Large images are errors here by their size, which is said in one line; Pillow's warning would be a second one.
@@ -289,15 +290,15 @@ def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
     """
     with _reading(what):
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        f = open(fd, "rb", buffering=0)
-    stat = os.fstat(fd)
-    if not file_mode.S_ISREG(stat.st_mode):
-        f.close()
-        raise UserError(f"{what} is no file, but a folder, device or pipe: remove it")
-    if stat.st_size > MAX_FILE_BYTES:
-        f.close()
+    try:
+        stat = os.fstat(fd)
+        if not file_mode.S_ISREG(stat.st_mode):
+            raise UserError(f"{what} is no file, but a folder, device or pipe: remove it")
         _limit_size(what, stat.st_size)
-    return f
+    except BaseException:
+        os.close(fd)
+        raise
+    return open(fd, "rb", buffering=0)
 
 
 def read_regular(path: str | os.PathLike, what: str) -> bytes:
@@ -660,7 +661,7 @@ def beside_shards(path: str, shards: Sequence[str]) -> LeftOut:
 
 def _not_empty(files: Any) -> Any:
     if not len(files):
-        left_out = f" (left out: {files.left_out})" if files.left_out else ""
+        left_out = f"; left out are {files.left_out}" if files.left_out else ""
         raise UserError(f"no images in {files.path}{left_out}: expected files that end in "
                         f"{', '.join(IMAGE_EXTENSIONS)}; dataset_tool.py takes other names and formats, too")
     return files
@@ -786,7 +787,9 @@ def label_problem(label: Any, width: int | None) -> str | None:
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF says that an image is to be turned or mirrored when it is shown; nothing is decoded for it."""
     try:
-        return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        # Not image.getexif(): that of PNG files decodes the image.
+        is_said = not image.info.keys().isdisjoint(_ORIENTED)
+        return is_said and Image.Image.getexif(image).get(_ORIENTATION, 1) in range(2, 9)
     except DECODING_ERRORS:
         return False
 

@@ -25,12 +25,14 @@ HIDDEN = "hidden"
 SYSTEM = "of the operating system"
 LINKED_FOLDER = "link to a folder"
 BROKEN_LINK = "link to nothing"
-SPECIAL = "device, pipe or socket"
+SPECIAL = "device or pipe"
 UNREADABLE = "unreadable"
 MISPLACED = f"{METADATA_NAME} not at the top"
 UNKNOWN = "unknown suffix"                # Reported by suffix.
 
-_SYSTEM_NAMES = frozenset(("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini"))
+# Folders of macOS, Synology and Windows that hold copies, thumbnails and deleted files; and what Windows leaves about.
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_SYSTEM_NAMES = frozenset((*_SYSTEM_FOLDERS, "Thumbs.db", "ehthumbs.db", "desktop.ini"))
 _MAX_REASONS = 20
 
 # What Pillow's decoders are known to raise on damaged data.
@@ -63,8 +65,8 @@ def are_images(names: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype=bool)
     if names.dtype != object:
         text = names.tobytes()
-        odd = b"/." in text or b"__MACOSX" in text or (names.astype("S1") == b".").any()
-        if not odd:  # Only suffixes matter: system files have others.
+        odd = any(part in text for part in (b"/.", *map(str.encode, _SYSTEM_FOLDERS)))
+        if not odd and not (names.astype("S1") == b".").any():  # Only suffixes matter: system files have others.
             return _have_suffix(names)
     return np.array([why_left_out(name.decode(errors="surrogateescape")) is None for name in names.tolist()])
 
@@ -137,11 +139,10 @@ class LeftOut(NamedTuple):
         return bool(self.counts)
 
     def __str__(self) -> str:
-        """`3 files: 2 .txt (the first is readme.txt), 1 hidden (the first is .a.png)`."""
+        """`3 files (.txt: 2, first readme.txt; hidden: 1, first .a.png)`."""
         total = sum(self.counts.values())
-        parts = (f"{count} {reason} (the first is {shown(self.first[reason])})"
-                 for reason, count in self.counts.most_common())
-        return f"{total} file{'s' * (total != 1)}: {', '.join(parts)}"
+        parts = (f"{reason}: {count}, first {shown(self.first[reason])}" for reason, count in self.counts.most_common())
+        return f"{total} file{'s' * (total != 1)} ({'; '.join(parts)})"
 
 
 def scan(root: str, prefix: str = "") -> Iterator[tuple[str, str | None]]:

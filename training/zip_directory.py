@@ -74,7 +74,7 @@ class Entries(NamedTuple):
 
     names: list[bytes]      # UTF-8
     sizes: np.ndarray       # int64
-    crcs: np.ndarray        # int64
+    crcs: np.ndarray        # int64: CRC-32; -1 where a file of a folder was not read.
 
 
 class Index(NamedTuple):

@@ -70,7 +70,7 @@ def archive_metadata(path):
 
 REGULAR = [f"00000/img{i:08d}.png" for i in range(300)]
 MIXED = ["b.png", "a.JPG", "dir/", "dataset.json", "x.txt", "\u00e9.png", "dir/c.webp", "png", ".png", "b.png", "z.PNG",
-         "__MACOSX/._b.png", "dir/.x/d.png", "../up.png", "./e.jfif", "a/Thumbs.db", "b/dataset.json"]
+         "__MACOSX/._b.png", "@eaDir/b.png", "dir/.x/d.png", "../up.png", "./e.jfif", "a/Thumbs.db", "b/dataset.json"]
 
 
 @pytest.mark.parametrize("names", [
