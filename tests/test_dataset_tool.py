@@ -84,8 +84,6 @@ COMMANDS = [
      lambda: lanczos(noise(1, 31, 40)[:, 4:35], 16, 16)),
     ("--source=lsun_lmdb --transform=center-crop-wide --width=32 --height=24", "4 images of 32x32x3", 0,
      lambda: np.pad(lanczos(noise(0, 30, 40)[3:27], 32, 24), [(4, 4), (0, 0), (0, 0)])),
-    ("--source=lsun_lmdb --transform=center-crop-letterbox --width=32 --height=24", "4 images of 32x32x3", 0,
-     lambda: np.pad(lanczos(noise(0, 30, 40), 32, 24), [(4, 4), (0, 0), (0, 0)])),
     ("--source=lsun_lmdb --width=32 --height=32", "4 images of 32x32x3", 3, lambda: lanczos(noise(3, 33, 40), 32, 32)),
     ("--source=cifar-10-python.tar.gz", "10 images of 32x32x3", 1, lambda: noise(5, 32, 32)),
     ("--source=mnist/train-images-idx3-ubyte.gz", "3 images of 32x32x1", 2,
