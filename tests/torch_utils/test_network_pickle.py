@@ -182,7 +182,7 @@ def test_mismatches_name_the_parameter_and_both_shapes():
         load({"G_ema": foreign_network("Generator", lacking, **kwargs)})
     with pytest.raises(UserError, match=r"has 'synthesis\.b8\.odd', which this project's Generator lacks"):
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.b8.odd": torch.zeros(2)}, **kwargs)})
-    with pytest.raises(UserError, match="layers of StyleGAN3; only its StyleGAN2 configurations"):
+    with pytest.raises(UserError, match="of StyleGAN3, only the StyleGAN2 configurations"):
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.input.freqs": torch.zeros(2)}, **kwargs)})
     with pytest.raises(UserError, match=r"can't be built from the arguments in the pickle: TypeError.*magic"):
         load({"G_ema": foreign_network("Generator", state, **kwargs, magic=1)})
@@ -200,6 +200,10 @@ def test_trust_runs_the_source_in_the_file(tmp_path, capsys):
     content = {"G_ema": Foreign("Odd", {"training": False, "_parameters": {}, "_buffers": {}, "_modules": {}}, source=source)}
     assert type(load(content, trust=True)["G_ema"]).__name__ == "Odd"
     assert capsys.readouterr().out == "source runs\n"
+    content = {"G_ema": Foreign("Odd", {}, source="import torch_utils.ops.odd")}
+    with pytest.raises(UserError, match="'Odd', which this project doesn't define; the source code .* can't run here$"), \
+            pytest.warns(UserWarning, match="No module named 'torch_utils.ops.odd'"):
+        load(content, trust=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
