@@ -119,8 +119,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @method("--lambda-fake", type=float, metavar="FLOAT", show_default="3; 10 for feature maps",
         help="Weight of the task for generated images.")
 @method("--res-g", type=int, metavar="RES", 
-        show_default="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of the "
-                     "image",
+        show_default="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of "
+                     "the image",
         help="Resolution at which G takes over from D; 1 = D gives w alone.")
 @method("--res-decoder", type=int, metavar="RES", show_default="64; at most half of the image",
         help="Resolution of D's decoder.")
@@ -148,7 +148,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
 @speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
 @speed("--workers", type=int, metavar="INT", default=3, help="Processes that load images; 0 = none of their own.")
-@released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]), help="Implies --method; glead: --recipe=released.")
+@released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]),
+          help="Implies --method; glead: --recipe=released.")
 @released("--glead_res_g", type=int, metavar="RES", help="--res-g")
 @released("--glead_res_d", type=int, metavar="RES", help="--res-decoder")
 @released("--reg_target_real", type=click.Choice(["gfwimage", "gfeat", "None"]), help="gfwimage: G rebuilds them.")
@@ -387,10 +388,10 @@ def choose_device(arguments: Arguments) -> str:
 def size_like_source(
     arguments: Arguments, dataset: DatasetConfig, run: resume.Run | None, problems: list[str]
 ) -> presets.Options:
-    """The options; sizes that were left out are those of the network that the run starts from, whose images it then makes.
+    """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
 
-    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. It adds to `problems` what would
-    stop a run.
+    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. It adds to `problems` what
+    would stop a run.
 
     Raises:
         UserError: There is no such network, or its mapping network can't be that of the run.

@@ -189,7 +189,7 @@ def bad(tmp_path_factory):
     (["--source=good", "--dest=out.zip", "--shard-size=5"], ["out.zip", "--shard-size writes several"]),
     (["--source=good/a.png", "--dest=good"], ["--source=good/a.png inside"]),
     (["--source=good", "--dest=existing.zip/out"], ["existing.zip"]),
-    (["--source=good", "--resolution=20", "--dest=out.zip"], ["=20", "power of two", "16"]),
+    (["--source=good", "--resolution=20", "--dest=out.zip"], ["--resolution=20:", "power of two", "16"]),
     (["--source=good", "--width=16", "--height=8", "--dest=out.zip"], ["--width=16 --height=8", "square"]),
     (["--source=good", "--width=16", "--dest=out.zip"], ["--width and --height go together"]),
     (["--source=good", "--width=16", "--resolution=8", "--dest=out.zip"], ["--resolution is width and height"]),

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import train
 import training.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
-from training import launch, presets, resume
+from training import comparison, launch, presets, resume
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
 from training.training_state import pickle_path, state_path
@@ -246,7 +246,7 @@ MISTAKES = [
     ("--res-g=32", "--res-g is 32, expected a power of two from 4 to 16"),
     ("--res-g=6", "--res-g is 6"),
     ("--res-decoder=64", "--res-decoder is 64"),
-    ("--method=glead+ggdr --lambda-real=0 --res-g=4", "--res-g is 4, expected a power of two from 8 to 8, the resolution"),
+    ("--method=glead+ggdr --lambda-real=0 --res-g=4", "--res-g is 4, expected a power of two from 8 to 8, the"),
     ("--decoder-kernel=2", "--decoder-kernel is 2"),
     ("--method=ggdr --ggdr-res=64", "--ggdr-res is 64"),
     ("--method=glead+ggdr --res-g=1", "--res-g=1 gives no feature map"),
@@ -364,13 +364,27 @@ def test_released_commands_resolve_to_the_released_program(run, runs, command, m
     assert "released program" not in dry(run, *ours, data="256")[1]
 
 
+def test_commands_in_the_readme_are_the_published_ones():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.split()[2:] for line in text.splitlines() if line.startswith("python train.py ")]
+    lines = [line for line in commands if "--gpus=8" in line]
+    assert len(lines) >= 7
+    for line in lines:
+        arguments = train.parse(train.main.make_context("train.py", list(line)).params)
+        dataset = DatasetConfig(path=arguments.data, resolution=512 if "afhq" in arguments.data else 256,
+                                xflip=arguments.mirror)
+        said = comparison.departures_line(presets.resolve(arguments.options, dataset, device="cuda"))
+        start = "Departs from the paper in: perceptual net (lpips-alex instead of lpips-vgg), phases with the task on"
+        assert said.startswith(start if "--reg_type=glead" in line else "As published ("), line
+
+
 def test_no_heads_where_g_rebuilds_nothing(run, monkeypatch):
     """None + gfeat: the parameters of GGDR's D, as in the released program."""
     from training import estimate
 
     monkeypatch.undo()  # the real networks
-    said = ["--cfg=paper256", "--reg_type=glead", "--reg_target_real=None", "--reg_target_fake=gfeat", "--glead_res_g=8",
-            "--glead_res_d=8"]  # fmt: skip
+    said = ["--cfg=paper256", "--reg_type=glead", "--reg_target_real=None", "--reg_target_fake=gfeat",
+            "--glead_res_g=8", "--glead_res_d=8"]  # fmt: skip
     arguments = train.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
     config = presets.resolve(arguments.options, DatasetConfig(path="d", resolution=32), device="cpu")
     assert estimate.count_parameters(config).D == 21_769_729
@@ -433,8 +447,8 @@ def test_every_option_reaches_the_configuration(run, runs):
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
-        "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--decoder-act=lrelu",
-        "--perceptual=p.pt",
+        "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3",
+        "--decoder-act=lrelu", "--perceptual=p.pt",
         "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--half=bfloat16", "--nhwc=1", "--nobench=1",
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
@@ -843,7 +857,8 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     for net in (before.G, before.D):
         assert (net.channel_base, net.channel_max) == (2048, 64)
     assert before.G.map_depth == 8
-    line = "net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead of 16384 and 512"
+    line = ("net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead of 16384 "
+            "and 512")
     assert f"Start:             {line}\n" in (path / "log.txt").read_text()
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0     # the source is not needed again
@@ -852,7 +867,7 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     config = resolved(run, runs, "--resume=net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)
-    assert last_line(run("--resume=net.pkl")).startswith("--resume: z, w or the layers of the mapping network of net.pkl")
+    assert last_line(run("--resume=net.pkl")).startswith("--resume: z, w or the layers of the mapping network of")
 
 
 def test_names_of_source_networks_win_over_folders(run, runs, tmp_path, monkeypatch):

@@ -501,8 +501,8 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
     elif options.half == "float16" and config.device == "cpu":
         lines.append("--half=float16 has no effect with --device=cpu, which computes in float32 or bfloat16")
     if options.freeze_layers > 0 and config.resume is None:
-        lines.append(f"--freezed={options.freeze_layers} leaves layers of D as they are initialised, because there is no "
-                     "network to start from (--resume)")
+        lines.append(f"--freezed={options.freeze_layers} leaves layers of D as they are initialised, because there is "
+                     "no network to start from (--resume)")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
     return lines

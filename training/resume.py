@@ -143,8 +143,8 @@ def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> Tr
     differences = _differences(run.config, then)
     unfit = [text for text, fields in differences.items() if fields & _SHAPE_FIELDS]
     if unfit and anyway:
-        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit)}. Leave these as they were, or start a "
-                        "new run, perhaps from a network pickle")
+        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit)}. Leave these as they were, or start "
+                        "a new run, perhaps from a network pickle")
     if differences and not anyway:
         raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences)}. Leave "
                         "these as they were, or say --resume-anyway")

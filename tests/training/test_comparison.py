@@ -53,16 +53,18 @@ def test_f_of_published_data_sets(path, method, res_g):
 
 @pytest.mark.parametrize("said, data, line", [
     (CHURCH | dict(recipe="released"), {},
-     "perceptual net (lpips-alex instead of lpips-vgg), phases with the task on real images (Dmain, Dreg instead of Dmain)"),
+     "perceptual net (lpips-alex instead of lpips-vgg), phases with the task on real images (Dmain, Dreg instead of "
+     "Dmain)"),
     (FFHQ | dict(recipe="released", aug="ada"), dict(path="ffhq256.zip", xflip=True),
-     "augmentation (bgc, ada to 0.6 instead of none), perceptual net (lpips-alex instead of lpips-vgg), phases with the "
-     "task on real images (Dmain, Dreg instead of Dmain), what G rebuilds (the clean image instead of what D sees)"),
+     "augmentation (bgc, ada to 0.6 instead of none), perceptual net (lpips-alex instead of lpips-vgg), phases with "
+     "the task on real images (Dmain, Dreg instead of Dmain), what G rebuilds (the clean image instead of what D "
+     "sees)"),
     (FFHQ, dict(path="ffhq256.zip"), "mirroring (no instead of yes)"),
     (CHURCH | dict(res_g=4), {}, "f (4x4 instead of 32x32)"),
     (CHURCH | dict(r1_gamma=2.0, map_depth=2, batch_size=32, total_kimg=100), dict(max_size=1000),
-     "images (1000 instead of all), length (100 kimg instead of 50000 kimg), batch (32 instead of 64), minibatch deviation "
-     "(over 4 instead of over 8), R1 gamma (2 instead of 1), networks (2 mapping layers, cbase 16384, cmax 512 instead of "
-     "8 mapping layers, cbase 16384, cmax 512)"),
+     "images (1000 instead of all), length (100 kimg instead of 50000 kimg), batch (32 instead of 64), minibatch "
+     "deviation (over 4 instead of over 8), R1 gamma (2 instead of 1), networks (2 mapping layers, cbase 16384, cmax "
+     "512 instead of 8 mapping layers, cbase 16384, cmax 512)"),
     (CHURCH | dict(method="ggdr", decoder_act="lrelu", decoder_kernel=3), {},
      "kernel of D's decoder (3 instead of 1), activation of D's decoder (lrelu instead of linear)"),
     (dict(method="stylegan2", num_gpus=8, aug="noaug", total_kimg=50000), {},
@@ -77,8 +79,8 @@ def test_departures(said, data, line):
 
 def test_departures_of_transfer_learning():
     line = departures_line(run(CHURCH | dict(resume="ffhq256", freeze_layers=3))[1])
-    assert line == ("Departs from the paper in: start (ffhq-res256-mirror-paper256-noaug instead of new networks), frozen "
-                    "layers of D (3 instead of 0)")
+    assert line == ("Departs from the paper in: start (ffhq-res256-mirror-paper256-noaug instead of new networks), "
+                    "frozen layers of D (3 instead of 0)")
 
 
 @pytest.mark.parametrize("method", ["stylegan2", "ggdr", "glead", "glead+ggdr"])
@@ -103,7 +105,7 @@ def test_every_run_has_a_line_and_a_name(method, preset, resolution):
     (dict(method="stylegan2", aug="ada", target=0.55), dict(path="d"), "d", "d-stylegan2-ada-target0.55"),
     (dict(method="stylegan2", total_kimg=0.5, batch_size=100), dict(path="d"), "d", "d-stylegan2-kimg0.5-batch100"),
     (dict(method="stylegan2", resume="nets/my net.pkl"), dict(path="d"), "d", "d-stylegan2-resumecustom"),
-    (dict(method="stylegan2", resume="ffhq256", freeze_layers=2), dict(path="d"), "d", "d-stylegan2-resumeffhq256-freezed2"),
+    (dict(method="ggdr", resume="ffhq256", freeze_layers=2), dict(path="d"), "d", "d-ggdr-resumeffhq256-freezed2"),
     (dict(method="stylegan2", resume="noresume"), dict(path="d", xflip=True), "d", "d-stylegan2-mirror"),
     (dict(perceptual="/nets/small.pt"), dict(path="d", max_size=9), "d", "d-glead-subset9-small"),
     (dict(method="ggdr", decoder_act="lrelu", ggdr_res=8), dict(path="d"), "a b/c", "a_b_c-ggdr-lrelu-res8"),

@@ -142,7 +142,8 @@ def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
     assert len(listed) == len(set(listed)) and set(listed) <= fields
     without_option = {"G", "D", "loss", "dataset", "G_opt", "D_opt", "dataset.path", "G.z_dim", "G.w_dim", "num_gpus",
                       "loss.pl_batch_shrink", "loss.pl_decay", "g_reg_interval", "d_reg_interval",
-                      "resume"} | {f"{net}_opt.{name}" for net in "GD" for name in ("beta1", "beta2", "eps")}  # fmt: skip
+                      "resume"}  # fmt: skip
+    without_option |= {f"{net}_opt.{name}" for net in "GD" for name in ("beta1", "beta2", "eps")}
     assert fields - set(listed) - set(resume._FREE_FIELDS) == without_option
 
 

@@ -124,8 +124,8 @@ class ConversionOptions:
                             "numbers, or --transform=center-crop-wide")
         if self.width & (self.width - 1) or not MIN_RESOLUTION <= self.width <= MAX_RESOLUTION:
             below = max(1 << self.width.bit_length() - 1, MIN_RESOLUTION)
-            raise UserError(f"{size_option}={self.width}: expected a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
-                            f"such as {min(below, MAX_RESOLUTION)}")
+            raise UserError(f"{size_option}={self.width}: expected a power of two from {MIN_RESOLUTION} to "
+                            f"{MAX_RESOLUTION}, such as {min(below, MAX_RESOLUTION)}")
 
 
 class Converted(NamedTuple):
