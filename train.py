@@ -540,7 +540,7 @@ def print_options(config: TrainingConfig, description: str) -> None:
         "Decoder of D": _describe_decoder(config),
         "Augmentation": _describe_augment(config),
         "Start": _describe_start(config),
-        "Length": f"{config.total_kimg:g} thousand images (kimg), statistics every {config.kimg_per_tick:g} (a tick)",
+        "Length": f"{config.total_kimg:g} kimg (thousand images), in ticks of {config.kimg_per_tick:g} kimg",
         "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
         "Metrics": ", ".join(config.metrics) or "none",
         "Batch": _describe_batch(config),
@@ -653,7 +653,8 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
         run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
-        print(f"Going on in {run.path}{_how_not_to(command)}", flush=True)
+        print(f"Going on in {run.path}{_how_not_to(command)}")
+        print(comparison.departures_line(config), flush=True)
     return launch.Job(config, run.path, resume=run.state)
 
 
