@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,3 +62,13 @@ def test_one_class_of_each_kind():
              if isinstance(node, ast.ClassDef) and re.search(r"Generator$|Discriminator$|Loss$", node.name)]
     assert sorted(n for n in names if not n.startswith("_")) == [
         "Discriminator", "Generator", "PerceptualLoss", "StyleGAN2Loss"]
+
+
+def test_bundled_golden_numbers_are_those_of_the_full_set(shared):
+    bundled = sorted((ROOT / "tests/golden").rglob("*.npz"))
+    assert bundled
+    for path in bundled:
+        ours, full = np.load(path), np.load(shared / "golden" / path.relative_to(ROOT / "tests/golden"))
+        assert set(ours.files) <= set(full.files)
+        for key in ours.files:
+            np.testing.assert_array_equal(ours[key], full[key], err_msg=f"{path.name}: {key}")

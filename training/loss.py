@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import softplus
 
 from torch_utils import distributed, training_stats
+from torch_utils.ops import conv2d_gradfix
 
 from .augment import AugmentOutput
 from .config import LossConfig
@@ -69,9 +70,10 @@ class StyleGAN2Loss:
         """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on a part of the batch."""
         n = max(batch.gen_z.shape[0] // self.config.pl_batch_shrink, 1)
         ws = self._map(batch.gen_z[:n], batch.gen_c[:n])
-        img = self.G.synthesis(ws)
-        y = torch.randn_like(img) / np.sqrt(img.shape[2] * img.shape[3])
-        (grads,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [N, num_ws, w_dim]
+        with conv2d_gradfix.second_order():
+            img = self.G.synthesis(ws)
+            y = torch.randn_like(img) / np.sqrt(img.shape[2] * img.shape[3])
+            grads = _input_gradient((img * y).sum(), ws)  # [N, num_ws, w_dim]
         lengths = grads.square().sum(2).mean(1).sqrt()
         pl_mean = self.pl_mean.lerp(lengths.mean(), self.config.pl_decay)
         self._pl_means.append(pl_mean.detach())
@@ -109,9 +111,10 @@ class StyleGAN2Loss:
         tasks = self.real_tasks if self.config.real_task_in_dreg else ()
         real_img = batch.real_img.detach().requires_grad_()
         shown = self._shown(real_img)
-        out = self._run_d(shown, batch.real_c, tasks)
+        with conv2d_gradfix.second_order():
+            out = self._run_d(shown, batch.real_c, tasks)
+            grads = _input_gradient(out.logits.sum(), real_img)
         self._report_scores("real", out.logits)
-        (grads,) = torch.autograd.grad(out.logits.sum(), real_img, create_graph=True)
         penalty = grads.square().sum([1, 2, 3])
         loss = penalty * (self.config.r1_gamma / 2)
         training_stats.report("Loss/r1_penalty", penalty)
@@ -157,3 +160,10 @@ class StyleGAN2Loss:
         training_stats.report(f"Loss/signs/{kind}", logits.sign())
         if kind == "real" and self.observe_real is not None:
             self.observe_real(logits)
+
+
+def _input_gradient(y: Tensor, x: Tensor) -> Tensor:
+    """dy/dx, differentiable; no weight's gradient is computed on the way."""
+    with conv2d_gradfix.no_weight_gradients():
+        (grads,) = torch.autograd.grad(y, x, create_graph=True)
+    return grads

@@ -1,7 +1,5 @@
 """Perceptual distances against golden numbers, the package lpips, and the bare formula."""
 
-import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -17,11 +15,6 @@ from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_percept
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lpips_small import small_lpips  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
-LOSSES = SHARED / "golden" / "losses"
-needs_golden = pytest.mark.skipif(not LOSSES.is_dir(), reason=f"no golden numbers at {LOSSES} (see GLEAD_SHARED)")
 
 
 def assert_golden(actual, expected):
@@ -54,10 +47,9 @@ def formula_lpips(name):
     return LPIPS(layers, backbone.taps, weights)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", ["alex", "vgg"])
-def test_golden_structure(name):
-    golden = np.load(LOSSES / "lpips_structures.npz")
+def test_golden_structure(golden, name):
+    golden = golden("losses/lpips_structures.npz").arrays
     x = torch.from_numpy(golden["in/x"]).requires_grad_()
     lpips = formula_lpips(name)
     target = lpips.embed(torch.from_numpy(golden["in/y"]))
@@ -69,9 +61,8 @@ def test_golden_structure(name):
     assert_golden(x.grad, golden[f"out/{name}/dx"])
 
 
-@needs_golden
-def test_golden_small_lpips():
-    golden = np.load(LOSSES / "glead_r32_g16_d16.npz")
+def test_golden_small_lpips(golden):
+    golden = golden("losses/glead_r32_g16_d16.npz").arrays
     lpips = small_lpips(golden)
     for kind, target in (("real", golden["in/real_img"]), ("fake", golden["out/lpips/Dmain/gen_img"])):
         rebuilt = torch.from_numpy(golden[f"out/lpips/Dmain/recon_{kind}"])
@@ -80,10 +71,9 @@ def test_golden_small_lpips():
         assert_golden(distance.mean(), golden[f"out/paper/L_per_{kind}_lpips"])
 
 
-@needs_golden
-def test_golden_mse():
-    golden = np.load(LOSSES / "glead_r32_g16_d16.npz")
-    weights = json.loads(str(golden["meta"]))["variants"]["mse"]
+def test_golden_mse(golden):
+    golden, meta = golden("losses/glead_r32_g16_d16.npz")
+    weights = meta["variants"]["mse"]
     mse = build_perceptual("mse", device="cpu")
     for kind, target in (("real", golden["in/real_img"]), ("fake", golden["out/lpips/Dmain/gen_img"])):
         rebuilt = torch.from_numpy(golden[f"out/lpips/Dmain/recon_{kind}"])  # the nets are those of variant mse
@@ -345,9 +335,8 @@ def test_torchscript_deprecation_is_no_news(tmp_path):
         build_perceptual(str(tmp_path / "net.pt"), device="cpu")
 
 
-@pytest.mark.skipif(not (SHARED / "models").is_dir(), reason=f"no nets at {SHARED / 'models'} (see GLEAD_SHARED)")
-def test_published_kind_of_net():
-    loss = build_perceptual(str(SHARED / "models" / "cifar10-vgg9-perceptual.pt"), device="cpu")
+def test_published_kind_of_net(shared):
+    loss = build_perceptual(str(shared / "models" / "cifar10-vgg9-perceptual.pt"), device="cpu")
     x = images().requires_grad_()
     near, far = (loss.distance(x, loss.embed((x + s * images(seed=2)).detach())) for s in (0.02, 0.5))
     far.sum().backward()

@@ -5,6 +5,7 @@ from typing import Sequence
 import torch
 import torch.nn.functional as F
 
+from . import conv2d_gradfix
 from .upfirdn2d import _filter_size, _padding, upfirdn2d
 
 
@@ -65,7 +66,7 @@ def conv2d_resample(
 def _conv2d(x, w, *, stride=1, padding=(0, 0), groups=1, flip_weight=True):
     if not flip_weight and (w.shape[2] > 1 or w.shape[3] > 1):
         w = w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    return conv2d_gradfix.conv2d(x, w, stride=stride, padding=padding, groups=groups)
 
 
 def _conv2d_up(x, w, f, up, pad, groups, flip_weight, flip_filter):
@@ -76,6 +77,6 @@ def _conv2d_up(x, w, f, up, pad, groups, flip_weight, flip_filter):
         w = w.flip([2, 3])  # conv_transpose2d convolves
     px0, px1, py0, py1 = pad[0] - (kw - 1), pad[1] - (kw - up), pad[2] - (kh - 1), pad[3] - (kh - up)
     cx, cy = max(min(-px0, -px1), 0), max(min(-py0, -py1), 0)
-    x = F.conv_transpose2d(x, w, stride=up, padding=(cy, cx), groups=groups)
+    x = conv2d_gradfix.conv_transpose2d(x, w, stride=up, padding=(cy, cx), groups=groups)
     pad = [px0 + cx, px1 + cx, py0 + cy, py1 + cy]
     return upfirdn2d(x, f, padding=pad, gain=up**2, flip_filter=flip_filter)
