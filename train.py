@@ -231,7 +231,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
         if run is not None:
             print(f"Would go on in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
-        print_verdict(config, problems)
+        print_verdict(config if run is None else dataclasses.replace(config, resume=None), problems)
         return None
     from training import launch
 
@@ -564,8 +564,8 @@ def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
     for problem in problems:
         print(f"Warning: a run would stop here: {problem}", file=sys.stderr)
     if not problems:
-        print("\nA run would start here" + (f", unless one of these is missing, which were not looked for: {names}"
-                                            if names else ""))
+        print("\nNothing stands in the way of this run here"
+              + (f", unless one of these is missing, which were not looked for: {names}" if names else ""))
 
 
 def _describe_data(dataset: DatasetConfig) -> str:

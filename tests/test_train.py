@@ -188,9 +188,9 @@ def test_dry_run_makes_nothing(run, runs, tmp_path):
     assert "1,000,000 of G, 1,000,000 of D" in summary and "Memory per device:" in summary
     assert "64 images" not in summary and "Batch:             32 images = 1 step of 32 on the CPU\n" in summary
     assert warned == "" and not runs and not (tmp_path / "runs").exists()
-    assert summary.splitlines()[-1].startswith("A run would start here, unless one of these is missing, ")
+    assert summary.splitlines()[-1].startswith("Nothing stands in the way of this run here, unless one of these ")
     verdict = dry(run, "--method=stylegan2", "--metrics=none")[1].splitlines()[-1]
-    assert verdict == "A run would start here"
+    assert verdict == "Nothing stands in the way of this run here"
 
 
 @pytest.mark.parametrize("args, text", [
@@ -686,6 +686,7 @@ def test_help_is_grouped_and_shows_defaults():
     for option in train.main.params:
         assert option.opts[0] in result.output
     text = " ".join(result.output.split())
+    assert text.count("[required, except to resume a run by its directory]") == 2       # --outdir and --data
     assert "[default: (1, under torchrun as many as it started processes)]" in text
     assert "[default: 600; 0<x<=1000000.0]" in text and "--resume auto|noresume|PATH|URL|NAME" in text
     assert max(map(len, result.output.splitlines())) <= 120
@@ -721,6 +722,7 @@ def test_the_same_command_goes_on(run, runs, start, tmp_path):
     first, *_ = result.stdout.splitlines()
     assert first == f"Going on in {path}; --resume=noresume starts a new run"
     assert first in (path / "log.txt").read_text()
+    assert result.stdout.count("\nDeparts from the paper in: data set, ") == 1
     (job,) = runs
     assert (job.run_dir, job.resume, job.config.workers, job.config.metrics) == (str(path), "newest", 0, ())
     options = json.loads((path / "training_options.json").read_text())
