@@ -128,14 +128,14 @@ def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str
     words += ["cond"] if config.dataset.use_labels else []
     words += [f"subset{config.dataset.max_size}"] if config.dataset.max_size is not None else []
     words += ["mirror"] if config.dataset.xflip and not (published and data.mirror) else []
-    for setting in SETTINGS:
-        if setting.value(config) != setting.value(by_cfg if setting.by_cfg else reference):
-            said = [(pattern, getattr(options, field)) for field, pattern in setting.words.items()]
-            words += [pattern.format(_stem(value)) for pattern, value in said if value is not None]
     if config.resume is not None:
         words.append(f"resume{options.resume if options.resume in RESUME_SOURCES else 'custom'}")
     words += [f"freezed{config.D.freeze_layers}"] if config.D.freeze_layers else []
     words += [f"seed{config.random_seed}"] if config.random_seed else []
+    for setting in SETTINGS:
+        if setting.value(config) != setting.value(by_cfg if setting.by_cfg else reference):
+            said = [(pattern, getattr(options, field)) for field, pattern in setting.words.items()]
+            words += [pattern.format(_stem(value)) for pattern, value in said if value is not None]
     name = f"{dataset_name[:DATASET_NAME_LENGTH]}-{config.method}"
     for word in words:
         name += f"-{word}" if len(name) + 1 + len(word) <= NAME_LENGTH else ""

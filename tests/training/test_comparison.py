@@ -118,4 +118,4 @@ def test_names_are_short():
     said = dict(aug="fixed", p=0.25, r1_gamma=3.125, total_kimg=1234.0, batch_size=96, lambda_real=5.5, random_seed=12)
     options, config = run(said, "d")
     name = describe(options, config, "a-data-set-with-a-name-that-goes-on-and-on")
-    assert name.startswith("a-data-set-with-a-name-t-glead-fixed") and len(name) <= comparison.NAME_LENGTH
+    assert name.startswith("a-data-set-with-a-name-t-glead-seed12") and len(name) <= comparison.NAME_LENGTH
