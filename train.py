@@ -118,7 +118,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @method("--lambda-real", type=float, metavar="FLOAT", show_default="10", help="Weight of the task for real images.")
 @method("--lambda-fake", type=float, metavar="FLOAT", show_default="3; 10 for feature maps",
         help="Weight of the task for generated images.")
-@method("--res-g", type=int, metavar="RES", 
+@method("--res-g", type=int, metavar="RES",
         show_default="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of "
                      "the image",
         help="Resolution at which G takes over from D; 1 = D gives w alone.")
@@ -429,9 +429,10 @@ def _sizes_of_source(source: str, options: presets.Options, dataset: DatasetConf
     if G is None:
         raise UserError(f"--resume: {source} holds neither G nor G_ema")
     sizes = configs.sizes_of(G)
-    if sizes.map_width != configs.GeneratorConfig.w_dim:
-        raise UserError(f"--resume: z, w or the layers of the mapping network of {source} have not "
-                        f"{configs.GeneratorConfig.w_dim} numbers, as those of this run")
+    if sizes.map_widths != (configs.GeneratorConfig.w_dim,):
+        theirs = " and ".join(map(str, sizes.map_widths))
+        raise UserError(f"--resume: z, w and the mapping layers of {source} have {theirs} numbers, those of this run "
+                        f"{configs.GeneratorConfig.w_dim}")
     if options.map_depth not in (None, sizes.map_depth):
         raise UserError(f"--map-depth is {options.map_depth}, but the mapping network of {source} has "
                         f"{sizes.map_depth} layers: leave out --map-depth to take it over")

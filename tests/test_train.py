@@ -869,7 +869,8 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     config = resolved(run, runs, "--resume=net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)
-    assert last_line(run("--resume=net.pkl")).startswith("--resume: z, w or the layers of the mapping network of")
+    message = "--resume: z, w and the mapping layers of net.pkl have 256 and 512 numbers, those of this run 512"
+    assert last_line(run("--resume=net.pkl")) == message
 
 
 def test_names_of_source_networks_win_over_folders(run, runs, tmp_path, monkeypatch):

@@ -251,8 +251,8 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
 class Sizes(NamedTuple):
     """Of a generator, what a run that starts from it takes over."""
 
-    map_depth: int      # Layers of the mapping network.
-    map_width: int      # Numbers in z, in w and in each of its layers, where these are the same; else 0.
+    map_depth: int                  # Layers of the mapping network.
+    map_widths: tuple[int, ...]     # Numbers in z, in w and in its layers, each once: usually (512,).
     channel_base: int
     channel_max: int
 
@@ -261,8 +261,7 @@ def sizes_of(G: Any) -> Sizes:
     """The sizes with which `G` was built."""
     mapping, said = G.mapping, G.synthesis.init_kwargs
     widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
-    width = widths.pop() if len(widths) == 1 else 0
-    return Sizes(mapping.num_layers, width, said.get("channel_base", 32768), said.get("channel_max", 512))
+    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768), said.get("channel_max", 512))
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
