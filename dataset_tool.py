@@ -89,7 +89,7 @@ def main(
         resize_filter=resize_filter or (row.resize_filter if row else "lanczos"),
         color=color,
     )
-    conversion.check()
+    conversion.check(size_option="--width" if resolution is None else "--resolution")
     if source == "synthetic" and (transform or color != "auto" or preset):
         raise UserError("--transform, --color and --preset are for images, not for synthetic ones")
     _check_not_inside(source, dest)

@@ -87,7 +87,8 @@ class Options(NamedTuple):
 @cli.class_option
 @cli.label_option
 @cli.noise_mode_option
-@click.option("--outdir", type=cli.Path(file_okay=False), help="Where to write the images")
+@click.option("--outdir", type=cli.Path(file_okay=False),
+              help="Where to write the images  [required, except for a --video with a path]")
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
               help="Write all images into one grid.png too; of a video: places that show different keys")

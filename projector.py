@@ -55,7 +55,8 @@ class Target(NamedTuple):
               help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir "
                    "may be left out")
 @click.option("--outdir", type=cli.Path(file_okay=False),
-              help="Where to write the results; of several images, each in a folder of its own")
+              help="Where to write the results; of several images, each in a folder of its own  [required, except "
+                   "with --self-test]")
 @click.option("--num-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
               help="Steps of the optimisation")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=303, show_default=True,

@@ -13,7 +13,7 @@ import click
 import cli
 from dnnlib.util import UserError, check_writable, is_url
 from training import config as configs
-from training import estimate, presets, resume, run_dir
+from training import comparison, estimate, presets, resume, run_dir
 from training.config import DatasetConfig, TrainingConfig
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
@@ -69,7 +69,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
     cls=cli.Command,
     context_settings={"show_default": True, "max_content_width": 120},
 )
-@general("--outdir", type=cli.Path(), metavar="DIR", help="Where to make the run directory.")
+@general("--outdir", type=cli.Path(), metavar="DIR",
+         help="Where to make the run directory.  [required, except to resume a run by its directory]")
 @general("--gpus", type=int, metavar="INT", show_default="1, under torchrun as many as it started processes",
          help="Number of GPUs, or of processes with --device=cpu; a power of two.")
 @general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
@@ -89,7 +90,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
          help="In the end, write the word finished or stopped to this file; what fails leaves none.")
 @general("-n", "--dry-run", is_flag=True,
          help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
-@data("--data", type=cli.Path(), metavar="PATH", help="Training data: folder, zip, or folder of zips.")
+@data("--data", type=cli.Path(), metavar="PATH",
+      help="Training data: folder, zip, or folder of zips.  [required, except to resume a run by its directory]")
 @data("--cond", **BOOL, default=False, help="Train with the labels of the data set.")
 @data("--subset", type=int, metavar="N", show_default="all", help="Train with N images, drawn by --seed.")
 @data("--mirror", **BOOL, default=False, help="Add mirrored copies of the images.")
@@ -108,18 +110,22 @@ BOOL = {"type": bool, "metavar": "BOOL"}
               show_default="input; clean for --recipe=released",
               help="What G rebuilds: what D was shown, or the image before augmentation.")
 @method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
-@method("--recipe", type=click.Choice(["paper", "released"]), default="paper",
+@method("--recipe", type=click.Choice(["paper", "released"]), show_default="paper; released for --reg_type=glead",
         help="Follow GLeaD's paper, or what its released program does.")
 @method("--lambda-real", type=float, metavar="FLOAT", show_default="10", help="Weight of the task for real images.")
 @method("--lambda-fake", type=float, metavar="FLOAT", show_default="3; 10 for feature maps",
         help="Weight of the task for generated images.")
-@method("--res-g", type=int, metavar="RES", show_default="32, 64 for glead+ggdr; at most a quarter of the image",
+@method("--res-g", type=int, metavar="RES",
+        show_default="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of "
+                     "the image",
         help="Resolution at which G takes over from D; 1 = D gives w alone.")
 @method("--res-decoder", type=int, metavar="RES", show_default="64; at most half of the image",
         help="Resolution of D's decoder.")
-@method("--ggdr-res", type=int, metavar="RES", show_default="64; a quarter of images below 128",
+@method("--ggdr-res", type=int, metavar="RES", show_default="64; a quarter of images below 64",
         help="Resolution of the features that GGDR compares.")
 @method("--decoder-kernel", type=int, metavar="INT", show_default="1", help="Side of the decoder's convolutions.")
+@method("--decoder-act", type=click.Choice(["linear", "lrelu"]), show_default="linear",
+        help="Activation of the decoder.")
 @method("--perceptual", type=cli.Path(), metavar="NAME|PATH|URL",
         show_default="lpips-vgg; lpips-alex for --recipe=released", help="Perceptual net that compares images.")
 @nets("--cbase", type=int, metavar="INT", show_default="by --cfg", help="Channels at resolution r are cbase / r ...")
@@ -139,7 +145,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
 @speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
 @speed("--workers", type=int, metavar="INT", default=3, help="Processes that load images; 0 = none of their own.")
-@released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]), help="Implies --method.")
+@released("--reg_type", type=click.Choice(["none", "ggdr", "glead"]),
+          help="Implies --method; glead: --recipe=released.")
 @released("--glead_res_g", type=int, metavar="RES", help="--res-g")
 @released("--glead_res_d", type=int, metavar="RES", help="--res-decoder")
 @released("--reg_target_real", type=click.Choice(["gfwimage", "gfeat", "None"]), help="gfwimage: G rebuilds them.")
@@ -155,8 +162,8 @@ def main(**said: Any) -> None:
 
     \b
     Examples:
-      # GLeaD on LSUN Church, as published: 8 GPUs, no augmentation.
-      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --aug=noaug --kimg=50000 --res-g=32
+      # GLeaD on LSUN Church, as published: 8 GPUs, no augmentation, f at 32x32.
+      python train.py --outdir=runs --data=church256.zip --cfg=paper256 --gpus=8 --aug=noaug --kimg=50000
     \b
       # The baseline with ADA, and settings that follow from the resolution and the number of GPUs.
       python train.py --outdir=runs --data=images.zip --method=stylegan2
@@ -202,7 +209,9 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
             raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
     arguments = parse(said)
     dataset, source = inspect_dataset(arguments)
-    config = presets.resolve(arguments.options, dataset, device=choose_device(arguments))
+    problems: list[str] = []
+    options = size_like_source(arguments, dataset, run, problems)
+    config = presets.resolve(options, dataset, device=choose_device(arguments))
     config = dataclasses.replace(config, timeout_sec=arguments.timeout_sec, keep=arguments.keep)
     if run is not None:
         num_gpus = command.get("gpus", run.config.num_gpus)
@@ -213,12 +222,13 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
               "run", file=sys.stderr)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
-    validate(config, arguments, run=run)
-    description = presets.describe(arguments.options, config, source.name)
+    problems += validate(config, arguments, run=run)
+    description = comparison.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         if run is not None:
             print(f"Would go on in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
+        print_verdict(config if run is None else dataclasses.replace(config, resume=None), problems)
         return None
     from training import launch
 
@@ -261,6 +271,7 @@ def parse(said: dict[str, Any]) -> Arguments:
     said = dict(said)
     _merge_released_names(said)
     notes: list[str] = []
+    said["recipe"] = said["recipe"] or ("released" if said["reg_type"] == "glead" else "paper")
     said["method"] = _choose_method(said, notes)
     for images in ("real", "fake"):
         _translate_target(said, images, notes)
@@ -269,8 +280,8 @@ def parse(said: dict[str, Any]) -> Arguments:
              "kimg_per_tick": "tick", "snapshot_ticks": "snap", "random_seed": "seed",
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
-            "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
-            "batch_gpu", "detector", "workers", "resume", "fp32", "half", "allow_tf32")
+            "distance_real", "distance_fake", "res_g", "decoder_kernel", "decoder_act", "ggdr_res", "perceptual",
+            "map_depth", "batch_gpu", "detector", "workers", "resume", "fp32", "half", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -294,7 +305,10 @@ def _merge_released_names(said: dict[str, Any]) -> None:
 
 
 def _choose_method(said: dict[str, Any], notes: list[str]) -> str:
-    """The method that --method, --reg_type and --reg_target_fake agree on; GLeaD where none of them says anything."""
+    """The method that --method, --reg_type and --reg_target_fake agree on; GLeaD where none of them says anything.
+
+    Where --reg_type=glead says nothing of generated images, they get the task that the released program gives them.
+    """
     given, reg_type = said["method"], said["reg_type"]
     targets = [f"--{name}={said[name]}" for name in ("reg_target_real", "reg_target_fake") if said[name] is not None]
     if reg_type is None and not targets:
@@ -305,7 +319,9 @@ def _choose_method(said: dict[str, Any], notes: list[str]) -> str:
     elif said["reg_target_fake"] in ("gfwimage", "gfeat"):
         implied = "glead" if said["reg_target_fake"] == "gfwimage" else "glead+ggdr"
     else:
-        implied = given if given in ("glead", "glead+ggdr") else "glead"
+        unsaid = said["reg_target_fake"] is None and said["reg_loss_fake"] in (None, "cos")
+        of_recipe = "glead+ggdr" if said["recipe"] == "released" and unsaid else "glead"
+        implied = given if given in ("glead", "glead+ggdr") else of_recipe
     if given not in (None, implied):
         why = ([f"--reg_type={reg_type}"] if reg_type else []) + (targets if reg_type not in ("none", "ggdr") else [])
         raise UserError(f"--method={given} contradicts {' '.join(why)}, which mean --method={implied}")
@@ -366,10 +382,71 @@ def choose_device(arguments: Arguments) -> str:
     return "cuda" if arguments.options.num_gpus > 1 or torch.cuda.is_available() else "cpu"
 
 
-def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None) -> None:
+def size_like_source(
+    arguments: Arguments, dataset: DatasetConfig, run: resume.Run | None, problems: list[str]
+) -> presets.Options:
+    """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
+
+    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. It adds to `problems` what
+    would stop a run.
+
+    Raises:
+        UserError: There is no such network, or its mapping network can't be that of the run.
+    """
+    options = arguments.options
+    source = presets.source_network(options)
+    if source is None or run is None and arguments.dry_run and _is_downloaded(source):
+        return options
+    if run is not None:     # the source may be gone
+        G = run.config.G
+        sizes = (G.map_depth, G.channel_base, G.channel_max)
+    else:
+        try:
+            sizes = _sizes_of_source(source, options, dataset)
+        except UserError as e:
+            if not arguments.dry_run:
+                raise
+            problems.append(str(e))
+            return options
+    names = ("map_depth", "channel_base", "channel_max")
+    left_out = {name: size for name, size in zip(names, sizes) if getattr(options, name) is None}
+    return dataclasses.replace(options, **left_out)
+
+
+def _sizes_of_source(source: str, options: presets.Options, dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Layers of the mapping network, channel base and limit of a network file; a URL is downloaded, once."""
+    from legacy import load_network_pkl
+
+    try:
+        networks = load_network_pkl(source, only=("G", "G_ema"))
+    except UserError as e:
+        names = ", ".join(presets.RESUME_SOURCES)
+        raise UserError(f"--resume: {e}; give a path, a URL or one of {names}") from e
+    G = networks["G"] or networks["G_ema"]
+    if G is None:
+        raise UserError(f"--resume: {source} holds neither G nor G_ema")
+    sizes = configs.sizes_of(G)
+    if sizes.map_widths != (configs.GeneratorConfig.w_dim,):
+        theirs = " and ".join(map(str, sizes.map_widths))
+        raise UserError(f"--resume: z, w and the mapping layers of {source} have {theirs} numbers, those of this run "
+                        f"{configs.GeneratorConfig.w_dim}")
+    if options.map_depth not in (None, sizes.map_depth):
+        raise UserError(f"--map-depth is {options.map_depth}, but the mapping network of {source} has "
+                        f"{sizes.map_depth} layers: leave out --map-depth to take it over")
+    theirs, ours = (G.img_channels, G.img_resolution), (dataset.num_channels, dataset.resolution)
+    if theirs != ours:
+        print(f"Warning: {source} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
+              f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
+    return sizes.map_depth, sizes.channel_base, sizes.channel_max
+
+
+def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None) -> list[str]:
     """Find out now what would otherwise stop the run later, a new one or `run` going on.
 
-    A dry run only warns of what this machine lacks. It downloads nothing, so networks from elsewhere go unchecked.
+    A dry run downloads nothing, so networks from elsewhere go unchecked.
+
+    Returns:
+        Of a dry run, what this machine lacks; else it is empty.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -384,19 +461,20 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
     for net, check in (
-        (config.resume if run is None else None, _check_resume),
         (config.perceptual, _check_perceptual),
         (_detector(config), _check_detector),
     ):
         if net is not None and not (arguments.dry_run and _is_downloaded(net)):
             checks.append(functools.partial(check, config))
+    problems = []
     for check in checks:
         try:
             check()
         except UserError as e:
             if not arguments.dry_run:
                 raise
-            print(f"Warning: a run would stop here: {e}", file=sys.stderr)
+            problems.append(str(e))
+    return problems
 
 
 def _check_metric_names(config: TrainingConfig) -> None:
@@ -421,28 +499,6 @@ def _check_outdir(outdir: str) -> None:
         check_writable(os.path.join(outdir, "run"))
     except UserError as e:
         raise UserError(f"--outdir: {e}") from e
-
-
-def _check_resume(config: TrainingConfig) -> None:
-    """The pickle must hold networks like those of this run; a URL is downloaded, once."""
-    from legacy import load_network_pkl
-
-    try:
-        networks = load_network_pkl(config.resume, only=("G", "D", "G_ema"))
-    except UserError as e:
-        names = ", ".join(presets.RESUME_SOURCES)
-        raise UserError(f"--resume: {e}; give a path, a URL or one of {names}") from e
-    G = networks["G"] or networks["G_ema"]
-    if G is None:
-        raise UserError(f"--resume: {config.resume} holds neither G nor G_ema")
-    if G.w_dim != config.G.w_dim:
-        raise UserError(f"--resume: the w's of {config.resume} have {G.w_dim} numbers, those of this run "
-                        f"{config.G.w_dim}")
-    data = config.dataset
-    theirs, ours = (G.img_channels, G.img_resolution), (data.num_channels, data.resolution)
-    if theirs != ours:
-        print(f"Warning: {config.resume} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
-              f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
 
 
 def _check_perceptual(config: TrainingConfig) -> None:
@@ -476,25 +532,38 @@ def print_options(config: TrainingConfig, description: str) -> None:
     lines = {
         "Run": description,
         "Data": _describe_data(config.dataset),
-        "Method": f"{config.method}, {config.recipe} recipe, settings of {config.preset}",
+        "Method": _describe_method(config),
         "Real images": _describe_task(config.loss.real_task, config),
         "Generated images": _describe_task(config.loss.fake_task, config),
         "Decoder of D": _describe_decoder(config),
         "Augmentation": _describe_augment(config),
-        "Length": f"{config.total_kimg:g} kimg, a tick each {config.kimg_per_tick:g} kimg",
+        "Start": _describe_start(config),
+        "Length": f"{config.total_kimg:g} kimg (thousand images), in ticks of {config.kimg_per_tick:g} kimg",
         "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
         "Metrics": ", ".join(config.metrics) or "none",
-        "Batch": f"{config.batch_size} images = {config.num_gpus} {config.device} x "
-                 f"{config.batch_size // config.num_gpus // config.batch_gpu} x {config.batch_gpu}",
+        "Batch": _describe_batch(config),
         "R1 gamma": f"{config.loss.r1_gamma:g}",
-        "Learning rate": f"{config.G_opt.lr:g} (G), {config.D_opt.lr:g} (D)",
-        "Parameters": f"{parameters.G:,} (G), {parameters.D:,} (D)",
-        "Memory per device": f"about {sum(memory) / 1e9:.1f} GB = {memory.weights / 1e9:.1f} weights and optimisers + "
-                             f"{memory.activations / 1e9:.1f} activations",
+        "Learning rate": f"{config.G_opt.lr:g} of G, {config.D_opt.lr:g} of D",
+        "Parameters": f"{parameters.G:,} of G, {parameters.D:,} of D",
+        "Memory per device": f"about {sum(memory) / 1e9:.1f} GB: {memory.weights / 1e9:.1f} for weights and "
+                             f"optimisers, {memory.activations / 1e9:.1f} for activations",
     }
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name + ':':{width + 1}} {text}")
+    print(comparison.departures_line(config))
+
+
+def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
+    """The end of a dry run: what stands in the way of a run."""
+    unseen = [net for net in (config.resume, config.perceptual, _detector(config)) if net and _is_downloaded(net)]
+    names = ", ".join("the metrics' standard nets" if net == "standard" else net for net in unseen)
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"Warning: a run would stop here: {problem}", file=sys.stderr)
+    if not problems:
+        print("\nNothing stands in the way of this run here"
+              + (f", unless one of these is missing, which were not looked for: {names}" if names else ""))
 
 
 def _describe_data(dataset: DatasetConfig) -> str:
@@ -509,15 +578,48 @@ def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> s
         return "no task"
     weight = f"weight {task.weight:g}"
     if task.kind == "feature":
-        return f"reproduce G's features at {config.loss.feature_res}, {task.distance}, {weight}"
-    net = f" by {config.perceptual}" if task.distance == "perceptual" else ""
-    start = "w alone" if config.D.res_g == 1 else f"f at {config.D.res_g} and w"
-    return f"rebuilt by G from {start}, {task.distance}{net}, {weight}"
+        res = config.loss.feature_res
+        return f"D reproduces G's features at {res}x{res}, compared by {task.distance}, {weight}"
+    net = config.perceptual if task.distance == "perceptual" else None
+    res, data = config.D.res_g, presets.published_data(config.dataset)
+    note = f" (as published for {data.name})" if data is not None and data.res_g == res else ""
+    start = "w alone" if res == 1 else f"f at {res}x{res}{note} and w"
+    return f"rebuilt by G from {start}, compared by {net or task.distance}, {weight}"
 
 
 def _describe_decoder(config: TrainingConfig) -> str:
-    size = config.D.decoder_kernel
-    return "none" if config.D.decoder_res is None else f"up to {config.D.decoder_res}, {size}x{size} convolutions"
+    res, size = config.D.decoder_res, config.D.decoder_kernel
+    return "none" if res is None else f"up to {res}x{res}, {size}x{size} convolutions, {config.D.decoder_act}"
+
+
+def _describe_method(config: TrainingConfig) -> str:
+    text = f"{config.method}, settings of --cfg={config.preset}"
+    if config.recipe == "released":
+        text += ", as GLeaD's released program does it; --recipe=paper follows the paper"
+    return text
+
+
+def _describe_start(config: TrainingConfig) -> str:
+    """The network to start from, and which sizes of it took the place of those of --cfg."""
+    if config.resume is None:
+        return "new networks"
+    cfg = presets.auto_preset(presets.PRESETS[config.preset], config.dataset.resolution, config.num_gpus)
+    text, depth = config.resume, config.G.map_depth
+    if depth != cfg.map_depth:
+        text += f"; mapping network: {depth} layers, from the source instead of {cfg.map_depth}"
+    cbase = cfg.cbase if config.method == "stylegan2" else cfg.cbase_task
+    if (config.G.channel_base, config.G.channel_max) != (cbase, cfg.cmax):
+        text += f"; cbase {config.G.channel_base} and cmax {config.G.channel_max} instead of {cbase} and {cfg.cmax}"
+    return text
+
+
+def _describe_batch(config: TrainingConfig) -> str:
+    """Such as `64 images = 8 steps of 8 on 1 GPU`."""
+    steps, gpus = config.batch_size // config.num_gpus // config.batch_gpu, config.num_gpus
+    where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    if config.device == "cpu":
+        where = "the CPU" if gpus == 1 else f"the CPU in each of {gpus} processes"
+    return f"{config.batch_size} images = {steps} step{'s' if steps > 1 else ''} of {config.batch_gpu} on {where}"
 
 
 def _describe_augment(config: TrainingConfig) -> str:
@@ -549,7 +651,8 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
         run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
-        print(f"Going on in {run.path}{_how_not_to(command)}", flush=True)
+        print(f"Going on in {run.path}{_how_not_to(command)}")
+        print(comparison.departures_line(config), flush=True)
     return launch.Job(config, run.path, resume=run.state)
 
 

@@ -120,7 +120,7 @@ MISTAKES = [
     ("feature_net --data={data}/good.zip --out={data}/file/net.pt", "/file is not a folder"),
     # Networks.
     (TRAIN + "good.zip --resume={data}/file", "--resume: {data}/file: the file is something else"),
-    (TRAIN + "good.zip --resume={data}/net.pkl", "have 8 numbers, those of this run 512"),
+    (TRAIN + "good.zip --resume={data}/net.pkl", "numbers, those of this run 512"),
     (TRAIN + "good.zip --perceptual={data}/failing.pt", "failed: builtins.RuntimeError: needs 299 pixels"),
     (TRAIN + "good.zip --metrics=fid1k --detector={data}/wrong-shape.pt", "wrong-shape gives [2, 64, 64] for 2 images"),
     ("generate --outdir=out --seeds=1 --network={data}/call.pkl", "asks for os.system"),

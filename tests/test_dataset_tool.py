@@ -207,7 +207,7 @@ def bad(tmp_path_factory):
     (["--source=good", "--dest=existing.zip/out"], ["existing.zip"]),
     (["--source=pipes", "--dest=out.zip"], ["no images in pipes", "device or pipe: 3, first a.png)"]),
     (["--source=pipe_lmdb", "--dest=out.zip"], ["data.mdb is a folder, device or pipe"]),
-    (["--source=good", "--resolution=20", "--dest=out.zip"], ["=20", "power of two", "16"]),
+    (["--source=good", "--resolution=20", "--dest=out.zip"], ["--resolution=20:", "power of two", "16"]),
     (["--source=good", "--width=16", "--height=8", "--dest=out.zip"], ["--width=16 --height=8", "square"]),
     (["--source=good", "--width=16", "--dest=out.zip"], ["--width and --height go together"]),
     (["--source=good", "--width=16", "--resolution=8", "--dest=out.zip"], ["--resolution is width and height"]),

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import train
 import training.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
-from training import launch, presets, resume
-from training.config import TrainingConfig, from_json
+from training import comparison, launch, presets, resume
+from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
 from training.training_state import pickle_path, state_path
 
@@ -53,6 +53,15 @@ class FakeDataset:
         pass
 
 
+def fake_generator(map_depth=4, width=512, **channels):
+    """What a network file holds, as far as the command line looks at it."""
+    layer = types.SimpleNamespace(weight=types.SimpleNamespace(shape=(width, 512)))
+    mapping = types.SimpleNamespace(num_layers=map_depth, **{f"fc{i}": layer for i in range(map_depth)})
+    synthesis = types.SimpleNamespace(init_kwargs={"channel_base": 16384, "channel_max": 512, **channels})
+    return types.SimpleNamespace(z_dim=512, w_dim=512, img_channels=3, img_resolution=32, mapping=mapping,
+                                 synthesis=synthesis)
+
+
 class FakeNet:
     def __init__(self, **kwargs):
         self.kwargs = kwargs
@@ -83,7 +92,7 @@ def parts(monkeypatch, runs):
 
     def load_network_pkl(path, only):
         missing(path)
-        return dict.fromkeys(only, types.SimpleNamespace(w_dim=512, img_channels=3, img_resolution=32))
+        return dict.fromkeys(only, fake_generator())
 
     def run_training(config, run_dir, *, resume):
         print("training")
@@ -158,7 +167,7 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     result = run("--metrics=none", "--mirror=1", "--cond=true", data="32-labels")
     assert result.exit_code == 0, result.output
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name.startswith("00000-fake-cond-mirror-auto1-glead-")
+    assert run_dir.name == "00000-fake-glead-cond-mirror"
     assert sorted(path.name for path in run_dir.iterdir()) == ["log.txt", "training_options.json"]
     options = json.loads((run_dir / "training_options.json").read_text())
     assert options["run_dir"] == str(run_dir)
@@ -176,15 +185,28 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
 def test_dry_run_makes_nothing(run, runs, tmp_path):
     options, summary, warned = dry(run, "-n")
     assert options["batch_size"] == 32 and "config" not in options
-    assert "1,000,000 (G), 1,000,000 (D)" in summary and "Memory per device:" in summary
+    assert "1,000,000 of G, 1,000,000 of D" in summary and "Memory per device:" in summary
+    assert "64 images" not in summary and "Batch:             32 images = 1 step of 32 on the CPU\n" in summary
     assert warned == "" and not runs and not (tmp_path / "runs").exists()
+    assert summary.splitlines()[-1].startswith("Nothing stands in the way of this run here, unless one of these ")
+    verdict = dry(run, "--method=stylegan2", "--metrics=none")[1].splitlines()[-1]
+    assert verdict == "Nothing stands in the way of this run here"
+
+
+@pytest.mark.parametrize("args, text", [
+    ("--cfg=paper256 --data=256 --device=cuda", "64 images = 8 steps of 8 on 1 GPU"),
+    ("--cfg=paper256 --data=256 --device=cuda --gpus=8", "64 images = 1 step of 8 on each of 8 GPUs"),
+    ("--batch=16 --batch-gpu=4 --gpus=2", "16 images = 2 steps of 4 on the CPU in each of 2 processes"),
+])  # fmt: skip
+def test_the_batch_in_plain_words(run, args, text):
+    assert f"Batch:             {text}\n" in dry(run, *args.split())[1]
 
 
 def test_dry_run_for_another_machine_warns_and_goes_on(run, gpus):
     gpus(1)
     options, summary, warned = dry(run, "--gpus=8", "--cfg=paper256", "--perceptual=missing", device="auto", data="256")
     assert (options["num_gpus"], options["batch_size"], options["batch_gpu"]) == (8, 64, 8)
-    assert "64 images = 8 cuda x 1 x 8" in summary
+    assert summary.splitlines()[-1].startswith("Departs from the paper in: data set, ")     # warnings come last
     assert warned.splitlines() == [
         "Warning: a run would stop here: --gpus is 8, but this machine has 1",
         "Warning: a run would stop here: no network at missing: give another one",
@@ -224,6 +246,7 @@ MISTAKES = [
     ("--res-g=32", "--res-g is 32, expected a power of two from 4 to 16"),
     ("--res-g=6", "--res-g is 6"),
     ("--res-decoder=64", "--res-decoder is 64"),
+    ("--method=glead+ggdr --lambda-real=0 --res-g=4", "--res-g is 4, expected a power of two from 8 to 8, the"),
     ("--decoder-kernel=2", "--decoder-kernel is 2"),
     ("--method=ggdr --ggdr-res=64", "--ggdr-res is 64"),
     ("--method=glead+ggdr --res-g=1", "--res-g=1 gives no feature map"),
@@ -254,6 +277,7 @@ MISTAKES = [
     ("--reg_target_real=None --reg_target_fake=None", "no weight is above 0"),
     ("--reg_loss_real=cos", "--reg_loss_real is cos, but images (gfwimage) are compared by lpips or mse"),
     ("--reg_target_fake=gfeat --reg_loss_fake=lpips", "--reg_loss_fake is lpips, but feature maps (gfeat)"),
+    ("--resume=net.pkl --map-depth=3", "--map-depth is 3, but the mapping network of net.pkl has 4 layers: leave out"),
 ]
 
 
@@ -323,14 +347,53 @@ def test_device_auto(run, runs, gpus):
         assert resolved(run, runs, device="auto").device == device
 
 
-def test_released_commands_resolve_to_the_released_settings(run):
-    options, _, warned = dry(run, *CHURCH, data="256", device="cuda")
+@pytest.mark.parametrize("command, method", [(CHURCH, "glead"), (CHURCH_STAR, "glead+ggdr")])
+def test_released_commands_resolve_to_the_released_program(run, runs, command, method):
+    """Its perceptual net, its real task in Dreg, its target; --recipe=paper overrides."""
+    options, summary, warned = dry(run, *command, data="256", device="cuda")
     assert [line for line in warned.splitlines() if "no effect" in line] == []
-    ours, _, _ = dry(run, "--method=glead", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
-    assert options == ours
-    star, _, _ = dry(run, *CHURCH_STAR, data="256", device="cuda")
-    ours, _, _ = dry(run, "--method=glead+ggdr", "--cfg=paper256", "--gpus=8", "--aug=noaug", data="256", device="cuda")
-    assert star == ours
+    (said,) = [line for line in summary.splitlines() if "released program" in line]
+    assert said.startswith(f"Method:            {method}, ") and said.endswith("; --recipe=paper follows the paper")
+    ours = [f"--method={method}", "--cfg=paper256", "--gpus=8", "--aug=noaug", "--device=cpu"]
+    released = resolved(run, runs, *command, "--device=cpu", data="256")
+    assert released == resolved(run, runs, *ours, "--recipe=released", data="256")
+    assert (released.perceptual, released.loss.real_task_in_dreg, released.loss.recon_target) == (
+        "lpips-alex", True, "clean")
+    paper = resolved(run, runs, *command, "--device=cpu", "--recipe=paper", data="256")
+    assert paper == resolved(run, runs, *ours, data="256") and paper.perceptual == "lpips-vgg"
+    assert "released program" not in dry(run, *ours, data="256")[1]
+
+
+def test_commands_in_the_readme_are_the_published_ones():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.split()[2:] for line in text.splitlines() if line.startswith("python train.py ")]
+    lines = [line for line in commands if "--gpus=8" in line]
+    assert len(lines) >= 7
+    for line in lines:
+        arguments = train.parse(train.main.make_context("train.py", list(line)).params)
+        dataset = DatasetConfig(path=arguments.data, resolution=512 if "afhq" in arguments.data else 256,
+                                xflip=arguments.mirror)
+        said = comparison.departures_line(presets.resolve(arguments.options, dataset, device="cuda"))
+        start = "Departs from the paper in: perceptual net (lpips-alex instead of lpips-vgg), phases with the task on"
+        assert said.startswith(start if "--reg_type=glead" in line else "As published ("), line
+
+
+def test_no_heads_where_g_rebuilds_nothing(run, monkeypatch):
+    """None + gfeat: the parameters of GGDR's D, as in the released program."""
+    from training import estimate
+
+    monkeypatch.undo()  # the real networks
+    said = ["--cfg=paper256", "--reg_type=glead", "--reg_target_real=None", "--reg_target_fake=gfeat",
+            "--glead_res_g=8", "--glead_res_d=8"]  # fmt: skip
+    arguments = train.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
+    config = presets.resolve(arguments.options, DatasetConfig(path="d", resolution=32), device="cpu")
+    assert estimate.count_parameters(config).D == 21_769_729
+    kwargs = discriminator_kwargs(config)
+    ggdr = presets.resolve(presets.Options(preset="paper256", method="ggdr"), config.dataset, device="cpu")
+    assert kwargs == discriminator_kwargs(ggdr) and not presets.warnings(arguments.options, config)
+    loss = to_legacy_kwargs(config)["loss_kwargs"]
+    assert (loss["glead_res_d"], loss["glead_res_g"], loss["reg_target_real"], loss["reg_target_fake"]) == (
+        [8], 8, None, "gfeat")
 
 
 @pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")
@@ -338,13 +401,12 @@ def test_released_commands_resolve_to_the_released_settings(run):
 def test_golden_released_commands(run, command, key):
     published = json.loads((SHARED / "golden/misc/train_configs_glead.json").read_text())
     published = published["configs"][f"{key}|paper256|gpus8|res256"]
-    options, summary, _ = dry(run, *command, data="256", device="cuda")
+    options, _, _ = dry(run, *command, data="256", device="cuda")
     for name in ("G_kwargs", "D_kwargs", "loss_kwargs", "G_opt_kwargs", "D_opt_kwargs"):
         theirs = {k: v for k, v in published[name].items() if k != "class_name"}
         assert {k: v for k, v in options[name].items() if k != "class_name"} == theirs
     for name in ("batch_size", "batch_gpu", "ema_kimg", "ema_rampup", "total_kimg", "reg_type", "data_loader_kwargs"):
         assert options[name] == published[name]
-    assert published["desc"].replace("fake-paper256", "fake-paper256-noaug") in summary
 
 
 @pytest.mark.parametrize(
@@ -353,15 +415,17 @@ def test_golden_released_commands(run, command, key):
         ("", "glead", 10, 3),
         ("--reg_type=none", "stylegan2", None, None),
         ("--reg_type=ggdr", "ggdr", None, 10),
-        ("--reg_type=glead", "glead", 10, 3),
+        ("--reg_type=glead", "glead+ggdr", 10, 10),
+        ("--reg_type=glead --reg_loss_fake=lpips", "glead", 10, 3),
+        ("--reg_type=glead --recipe=paper", "glead", 10, 3),
         ("--reg_type=glead --reg_target_fake=gfeat", "glead+ggdr", 10, 10),
         ("--reg_target_fake=gfeat", "glead+ggdr", 10, 10),
-        ("--reg_type=glead --reg_target_real=None", "glead", None, 3),
+        ("--reg_type=glead --reg_target_real=None", "glead+ggdr", None, 10),
         ("--reg_type=glead --reg_target_fake=None", "glead", 10, None),
         ("--reg_type=glead --reg_target_real=None --reg_target_fake=gfeat", "glead+ggdr", None, 10),
         ("--method=glead+ggdr --reg_type=glead", "glead+ggdr", 10, 10),
         ("--method=ggdr --reg_type=ggdr --lambda-fake=5", "ggdr", None, 5),
-        ("--reg_type=glead --reg_weight_real=100 --reg_weight_fake=0", "glead", 100, None),
+        ("--reg_type=glead --reg_weight_real=100 --reg_weight_fake=0", "glead+ggdr", 100, None),
     ],
 )
 def test_method_and_weights_that_options_mean(run, runs, args, method, real, fake):
@@ -383,7 +447,8 @@ def test_every_option_reaches_the_configuration(run, runs):
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
-        "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3", "--perceptual=p.pt",
+        "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3",
+        "--decoder-act=lrelu", "--perceptual=p.pt",
         "--cbase=2048", "--cmax=32", "--map-depth=4", "--freezed=2", "--half=bfloat16", "--nhwc=1", "--nobench=1",
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
@@ -393,7 +458,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (config.detector, config.random_seed, config.dataset.random_seed) == ("net.pt", 9, 9)
     assert (config.dataset.max_size, config.recipe, config.perceptual) == (100, "released", "p.pt")
     assert (config.loss.real_task.weight, config.loss.fake_task.weight) == (4, 2)
-    assert (config.D.res_g, config.D.decoder_res, config.D.decoder_kernel) == (4, 8, 3)
+    assert (config.D.res_g, config.D.decoder_res, config.D.decoder_kernel, config.D.decoder_act) == (4, 8, 3, "lrelu")
     for net in (config.G, config.D):
         assert (net.channel_base, net.channel_max) == (2048, 32)
         assert (net.num_fp16_res, net.conv_clamp, net.half_type, net.channels_last) == (4, 256, "bfloat16", True)
@@ -584,6 +649,9 @@ def test_resume_names(run, runs, tmp_path):
         ("--reg_target_real=None --reg_weight_real=5",
          ["--lambda-real (--reg_weight_real) has no effect with --reg_target_real=None"]),
         ("--detector=net.pt --metrics=none", ["--detector has no effect without --metrics"]),
+        ("--freezed=2", ["--freezed=2 leaves layers of D as they are initialised, because there is no network to start "
+                         "from (--resume)"]),
+        ("--freezed=2 --resume=net.pkl", []),
     ],
 )  # fmt: skip
 def test_warnings(run, runs, args, lines):
@@ -618,6 +686,7 @@ def test_help_is_grouped_and_shows_defaults():
     for option in train.main.params:
         assert option.opts[0] in result.output
     text = " ".join(result.output.split())
+    assert text.count("[required, except to resume a run by its directory]") == 2       # --outdir and --data
     assert "[default: (1, under torchrun as many as it started processes)]" in text
     assert "[default: 600; 0<x<=1000000.0]" in text and "--resume auto|noresume|PATH|URL|NAME" in text
     assert max(map(len, result.output.splitlines())) <= 120
@@ -653,6 +722,7 @@ def test_the_same_command_goes_on(run, runs, start, tmp_path):
     first, *_ = result.stdout.splitlines()
     assert first == f"Going on in {path}; --resume=noresume starts a new run"
     assert first in (path / "log.txt").read_text()
+    assert result.stdout.count("\nDeparts from the paper in: data set, ") == 1
     (job,) = runs
     assert (job.run_dir, job.resume, job.config.workers, job.config.metrics) == (str(path), "newest", 0, ())
     options = json.loads((path / "training_options.json").read_text())
@@ -754,17 +824,17 @@ def test_changes_of_what_is_learnt(run, runs, start):
     before = (path / "training_options.json").read_text()
     result = run(f"--resume={path}", "--gamma=5", "--batch=32")
     assert last_line(result) == (
-        f"this command differs from the one that started {path}: loss.r1_gamma was 0.0064, is 5.0; batch_size was 16, "
-        "is 32; batch_gpu was 16, is 32. Leave these as they were, or say --resume-anyway"
+        f"this command differs from the one that started {path}: --gamma was 0.0064, is 5; --batch was 16, is 32; "
+        "--batch-gpu was 16, is 32. Leave these as they were, or say --resume-anyway"
     )
     refused = run(f"--resume={path}", "--res-g=4", "--resume-anyway")
-    assert last_line(refused).startswith(f"no training state of {path} fits: D.res_g was 8, is 4. Leave these")
+    assert last_line(refused).startswith(f"no training state of {path} fits: --res-g was 8, is 4. Leave these")
     assert (path / "training_options.json").read_text() == before and not runs
     assert run(f"--resume={path}", "--gamma=5", "--resume-anyway").exit_code == 0
     assert (runs[0].config.loss.r1_gamma, runs[0].config.batch_size) == (5, 16)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
     assert runs[1] == runs[0]                                   # from now on it is so
-    assert "loss.r1_gamma was 5.0, is 6.0" in last_line(run(f"--resume={path}", "--gamma=6"))
+    assert "--gamma was 5, is 6" in last_line(run(f"--resume={path}", "--gamma=6"))
 
 
 def test_resume_anyway_counts_for_one_command(run, start):
@@ -778,6 +848,29 @@ def test_transfer_learning_goes_on_without_its_source(run, runs, start, monkeypa
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
     assert runs == [Job(before, str(path), "newest")] and before.resume == "net.pkl"
+
+
+def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
+    sizes = {"map_depth": 8, "channel_base": 2048, "channel_max": 64}
+    source = dict.fromkeys(("G", "G_ema"), fake_generator(**sizes))
+    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    path = start("--resume=net.pkl")
+    before = from_json(json.loads((path / "training_options.json").read_text()))
+    for net in (before.G, before.D):
+        assert (net.channel_base, net.channel_max) == (2048, 64)
+    assert before.G.map_depth == 8
+    line = ("net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead of 16384 "
+            "and 512")
+    assert f"Start:             {line}\n" in (path / "log.txt").read_text()
+    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0     # the source is not needed again
+    assert runs.pop() == Job(before, str(path), "newest")
+    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    config = resolved(run, runs, "--resume=net.pkl", "--cmax=32", "--map-depth=8")
+    assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
+    source["G"] = fake_generator(width=256)
+    message = "--resume: z, w and the mapping layers of net.pkl have 256 and 512 numbers, those of this run 512"
+    assert last_line(run("--resume=net.pkl")) == message
 
 
 def test_names_of_source_networks_win_over_folders(run, runs, tmp_path, monkeypatch):
@@ -928,7 +1021,7 @@ def test_command_dry_run_on_real_data(tmp_path):
     data = f"--data={(SHARED / 'golden/dataset/rgb_int.zip').resolve()}"
     result = command(tmp_path, "--outdir=o", data, "--cond=1", "--dry-run", "--metrics=none", "--device=cpu")
     assert result.returncode == 0, result.stderr
-    assert "Parameters:" in result.stdout and "-cond-auto1-glead-" in result.stdout
+    assert "Parameters:" in result.stdout and "Run:               rgb_int-glead-cond\n" in result.stdout
     assert not list(tmp_path.iterdir())
     result = command(tmp_path, "--outdir=o", data, "--subset=100000")
     assert result.returncode == 1 and result.stderr.startswith("Error: --subset is 100000, expected 1 to ")

@@ -15,7 +15,7 @@ import pytest
 
 import train
 from metrics.published import GGDR_RESULTS, GLEAD_TABLE_1, GLEAD_TABLE_2, GLEAD_TABLE_3, PUBLISHED
-from training import presets
+from training import comparison, presets
 from training.config import TrainingConfig, to_legacy_kwargs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ RUNS = (
     | {f"ggdr/afhq{kind}-ada-ggdr": (f"afhq{kind}512", ggdr(64)) for kind in ("cat", "dog", "wild")}
 )
 DIFFERENT = {
-    "ggdr/cifar10-ada": dict(cbase=32768),                              # GGDR's program halves the channels.
+    "ggdr/cifar10-ada": dict(cbase=32768),                              # The same networks at 32x32.
     "ggdr/cifar10-ada-ggdr-untuned": dict(preset="cifarbaseline", map_depth=8, arch="resnet"),
 }
 AFHQ = {  # GGDR, Table 4: FID, precision, recall.
@@ -168,6 +168,11 @@ def task_of(config):
     return Task(config.method, *weights, config.D.res_g, config.D.decoder_res, config.loss.feature_res)
 
 
+def published_source(name):
+    """`GLeaD, Table 2`, of a script's header."""
+    return re.search(r"^# Published \(([^)]*)\)", (SCRIPTS / f"{name}.sh").read_text(), re.M)[1]
+
+
 def scores_in(text):
     """Names and values in `... FID 2.82, precision 0.62, ...`."""
     return {name.lower(): float(value) for name, value in re.findall(r"\b(FID|IS|precision|recall) (\d+\.\d+)", text)}
@@ -214,6 +219,13 @@ def test_resolved_settings_are_the_published_ones(recorded, datasets, name):
     assert Path(config.dataset.path) in (datasets / data, datasets / f"{data}.zip")
     if config.augment:
         assert (config.augment.pipe, config.augment.target, config.augment.ada_kimg) == ("bgc", 0.6, 500)
+    said = comparison.departures_line(config)
+    if name == "ggdr/cifar10-ada-ggdr-untuned":
+        assert said == "Departs from the paper in: settings (--cfg=cifarbaseline instead of --cfg=cifar)"
+    elif task != BASELINE and task != glead(32):    # the centre of several tables
+        assert said.startswith(f"As published ({published_source(name)}, ")
+    else:
+        assert said.startswith("As published (")
 
 
 @pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")

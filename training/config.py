@@ -8,13 +8,14 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dnnlib.util import UserError
 
 Method = Literal["stylegan2", "ggdr", "glead", "glead+ggdr"]
 Recipe = Literal["paper", "released"]
 Distance = Literal["perceptual", "mse", "cosine"]
+DecoderAct = Literal["linear", "lrelu"]     # Activation of D's decoder (GGDR's ablation compares the two).
 HalfType = Literal["float16", "bfloat16"]   # Of half precision: float16 on CUDA devices alone, bfloat16 everywhere.
 
 Transform = Literal[  # Of the augmentation pipe.
@@ -25,6 +26,48 @@ Transform = Literal[  # Of the augmentation pipe.
 ]
 
 LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}  # As the released GLeaD program calls them.
+
+
+# Options of train.py, and the fields that each sets: its own first, then those that follow from it.
+OPTION_FIELDS = {
+    "--method":         ("method", "D.heads", "loss.real_task.kind", "loss.fake_task.kind"),
+    "--cfg":            ("preset", "D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "G_opt.lr", "D_opt.lr",
+                         "ema_kimg", "ema_rampup"),
+    "--recipe":         ("recipe", "loss.real_task_in_dreg"),
+    "--cond":           ("dataset.use_labels", "dataset.label_dim"),
+    "--subset":         ("dataset.max_size",),
+    "--mirror":         ("dataset.xflip",),
+    "--seed":           ("random_seed", "dataset.random_seed"),
+    "--gamma":          ("loss.r1_gamma",),
+    "--batch":          ("batch_size",),
+    "--batch-gpu":      ("batch_gpu",),
+    "--mbstd-group":    ("D.mbstd_group_size",),
+    "--map-depth":      ("G.map_depth",),
+    "--cbase":          ("G.channel_base", "D.channel_base"),
+    "--cmax":           ("G.channel_max", "D.channel_max"),
+    "--aug":            ("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
+    "--p":              ("augment.p",),
+    "--target":         ("augment.target",),
+    "--augpipe":        ("augment.pipe", "augment.transforms"),
+    "--recon-target":   ("loss.recon_target",),
+    "--lambda-real":    ("loss.real_task.weight", "loss.real_task"),
+    "--lambda-fake":    ("loss.fake_task.weight", "loss.fake_task"),
+    "--reg_loss_real":  ("loss.real_task.distance",),
+    "--reg_loss_fake":  ("loss.fake_task.distance",),
+    "--perceptual":     ("perceptual",),
+    "--res-g":          ("D.res_g",),
+    "--ggdr-res (--res-g for glead+ggdr)":    ("loss.feature_res",),
+    "--res-decoder":    ("D.decoder_res",),
+    "--decoder-kernel": ("D.decoder_kernel",),
+    "--decoder-act":    ("D.decoder_act",),
+    "--freezed":        ("D.freeze_layers",),
+    "--half":           ("G.half_type", "D.half_type"),
+    "--nhwc":           ("G.channels_last", "D.channels_last"),
+    "--allow-tf32":     ("allow_tf32",),
+    "--fp32 (resolutions in half precision)": ("G.num_fp16_res", "D.num_fp16_res", "G.conv_clamp", "D.conv_clamp"),
+    "the resolution of the images":           ("dataset.resolution",),
+    "the number of channels of the images":   ("dataset.num_channels",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +108,8 @@ class DiscriminatorConfig:
     channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
     decoder_res: int | None = None  # Decoder h goes up to this resolution; None = no decoder.
     decoder_kernel: int = 1         # Side of the decoder's convolutions.
-    heads: bool = False             # Heads that give (f, basis image, w) for G.
+    decoder_act: DecoderAct = "linear"
+    heads: bool = False             # Heads that give (f, basis image, w) for G; only reconstruction needs them.
     res_g: int | None = None        # Resolution of f; 1 = w only (Table 3, "1x1").
 
 
@@ -204,6 +248,22 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+class Sizes(NamedTuple):
+    """Of a generator, what a run that starts from it takes over."""
+
+    map_depth: int                  # Layers of the mapping network.
+    map_widths: tuple[int, ...]     # Numbers in z, in w and in its layers, each once: usually (512,).
+    channel_base: int
+    channel_max: int
+
+
+def sizes_of(G: Any) -> Sizes:
+    """The sizes with which `G` was built."""
+    mapping, said = G.mapping, G.synthesis.init_kwargs
+    widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
+    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768), said.get("channel_max", 512))
+
+
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
     """Arguments of `training.networks.Discriminator`, plain data under the ecosystem's names."""
     D = config.D
@@ -221,6 +281,8 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
         kwargs["architecture"] = D.architecture
     if D.decoder_res is not None:
         kwargs |= {"decoder_res": D.decoder_res, "decoder_conv_kernel_size": D.decoder_kernel}
+    if D.decoder_act != "linear":
+        kwargs["decoder_act"] = D.decoder_act
     if D.heads:
         kwargs |= {
             "decoder_res": [D.decoder_res],
@@ -320,8 +382,9 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
                 kwargs[field.name] = getattr(loss, field.name)
     if config.method == "ggdr":
         kwargs["ggdr_res"] = loss.feature_res
-    if config.D.heads:
-        kwargs |= {"glead_res_d": [config.D.decoder_res], "glead_res_g": config.D.res_g}
+    if config.method in ("glead", "glead+ggdr"):
+        res_g = config.D.res_g if config.D.heads else loss.feature_res
+        kwargs |= {"glead_res_d": [config.D.decoder_res], "glead_res_g": res_g}
         for images, task in (("real", loss.real_task), ("fake", loss.fake_task)):
             kwargs |= {
                 f"reg_target_{images}": {"reconstruction": "gfwimage", "feature": "gfeat"}[task.kind] if task else None,
@@ -411,7 +474,7 @@ def _validate_batch(config: TrainingConfig) -> None:
 
 
 def _validate_networks(config: TrainingConfig) -> None:
-    res, D = config.dataset.resolution, config.D
+    res, D, glead = config.dataset.resolution, config.D, config.method in ("glead", "glead+ggdr")
     _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
     channels = config.dataset.num_channels
     _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
@@ -422,7 +485,7 @@ def _validate_networks(config: TrainingConfig) -> None:
             f"at most {layers}, the layers of D above 4x4 for images of {res}x{res}")
     if D.decoder_res is not None:
         ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
-        option = "--res-decoder" if D.heads else "--ggdr-res"
+        option = "--res-decoder" if glead else "--ggdr-res"
         _expect(ok, option, D.decoder_res, f"a power of two from 8 to {res}, the resolution of the images")
         ok = D.decoder_kernel >= 1 and D.decoder_kernel % 2 == 1
         _expect(ok, "--decoder-kernel", D.decoder_kernel, "an odd number")
@@ -430,6 +493,10 @@ def _validate_networks(config: TrainingConfig) -> None:
         ok = D.res_g == 1 or _is_power_of_two(D.res_g) and 4 <= D.res_g < res
         expected = f"a power of two from 4 to {res // 2}, below the resolution of the images, or 1 for w alone"
         _expect(ok, "--res-g", D.res_g, expected)
+    elif glead and config.loss.feature_res is not None:
+        ok = _is_power_of_two(config.loss.feature_res) and 8 <= config.loss.feature_res <= D.decoder_res
+        _expect(ok, "--res-g", config.loss.feature_res, f"a power of two from 8 to {D.decoder_res}, the resolution of "
+                "D's decoder, whose features are compared where D has no task on real images")
 
 
 def _validate_tasks(config: TrainingConfig) -> None:

@@ -721,8 +721,7 @@ class DiscriminatorEpilogue(torch.nn.Module):
             x = x + self.fromrgb(img.to(dtype=torch.float32, memory_format=torch.contiguous_format))
         if self.mbstd is not None:
             x = self.mbstd(x)
-        x = self.conv(x)
-        x = self.out(self.fc(x.flatten(1)))
+        x = self.out(self.fc(self.conv(x).flatten(1)))
         if self.cmap_dim > 0:  # projection (Miyato and Koyama, 2018)
             misc.assert_shape(cmap, [None, self.cmap_dim])
             x = (x * cmap).sum(dim=1, keepdim=True) / np.sqrt(self.cmap_dim)
@@ -756,6 +755,7 @@ class Discriminator(torch.nn.Module):
         glead_res_g: Optional[int] = None,                          # Resolution of G that f is for; 1 = w only.
         decoder_out_channel: int = 0,                               # w_dim of G; 0 = no heads.
         decoder_conv_kernel_size: int = 1,
+        decoder_act: str = "linear",                                # "lrelu": of GGDR's ablation.
     ):
         super().__init__()
         self.c_dim = c_dim
@@ -787,7 +787,8 @@ class Discriminator(torch.nn.Module):
         self.decoder_resolutions = [] if last is None else [2**i for i in range(3, int(np.log2(last)) + 1)]
         for res in self.decoder_resolutions:
             c_in = channels[4] if res == 8 else 2 * channels[res // 2]
-            setattr(self, f"b{res}_dec", Conv2dLayer(c_in, channels[res], decoder_conv_kernel_size, up=2))
+            layer = Conv2dLayer(c_in, channels[res], decoder_conv_kernel_size, activation=decoder_act, up=2)
+            setattr(self, f"b{res}_dec", layer)
         self.has_heads = bool(self.decoder_resolutions) and decoder_out_channel > 0
         self.spatial_heads = self.has_heads and glead_res_g != 1
         if self.spatial_heads:
@@ -806,8 +807,7 @@ class Discriminator(torch.nn.Module):
     def run(self, img: Tensor, c: Optional[Tensor] = None, **block_kwargs: Any) -> DiscriminatorOutput:
         """Realness, decoder features, and what G needs to rebuild the image."""
         x, skip_img, features = self._encode(img, **block_kwargs)
-        logits = self._realness(x, skip_img, c)
-        return DiscriminatorOutput(logits, *self._decode(features))
+        return DiscriminatorOutput(self._realness(x, skip_img, c), *self._decode(features))
 
     def _encode(self, img: Tensor, **block_kwargs: Any) -> Tuple[Tensor, Optional[Tensor], Dict[int, Tensor]]:
         x, features = None, {}

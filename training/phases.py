@@ -71,10 +71,14 @@ class GradientGuard:
 
     @torch.no_grad()
     def process(self, module: torch.nn.Module) -> None:
-        """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5."""
-        params = [p for p in module.parameters() if p.grad is not None]
-        if not params:
-            return
+        """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5.
+
+        A parameter that the phase did not reach gets a gradient of 0, as in the published programs: Adam would skip it
+        without. Lazy regularisation (`lazy_optimizer`) counts on a step of every parameter in every phase.
+        """
+        params = list(module.parameters())
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         # As they lie in memory: a fused optimiser wants gradients to have the layout of the parameters.
         flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)

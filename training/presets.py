@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from dnnlib.util import UserError
 from training.config import (
-    LEGACY_DISTANCES,
     AugmentConfig,
     DatasetConfig,
+    DecoderAct,
     DiscriminatorConfig,
     Distance,
     GeneratorConfig,
@@ -57,7 +57,8 @@ A = "auto"
 #   paper256       ADA paper: FFHQ and LSUN Cat at 256x256. The setting of GGDR and GLeaD.
 #   paper512       ADA paper: BreCaHAD and AFHQ at 512x512.
 #   paper1024      ADA paper: MetFaces at 1024x1024.
-#   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs halve the channels.
+#   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs have a channel base of 16384 in place of
+#                  32768; at 32x32 the two give the same networks, because both reach the limit of 512 channels.
 #   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
 #   quickstart     Ours: 32x32 images on two CPU cores. Small networks, the shortcuts of cifar, a short EMA. Behind its
 #                  kimg stand tick, snap and metrics, which the published settings leave at the defaults above.
@@ -107,6 +108,75 @@ RESUME_SOURCES = {
     "lsundog256":  _SOURCE_NETS + "lsundog-res256-paper256-kimg100000-noaug.pkl",
 }
 
+
+class PublishedData(NamedTuple):
+    """A data set of the papers, and what all published runs on it share."""
+
+    name: str
+    stems: tuple[str, ...]      # Whole names of files, in lower-case letters and digits, without the resolution.
+    resolution: int
+    mirror: bool
+    options: dict[str, Any]     # Of `Options`.
+    res_g: int | None = None    # Resolution of f.
+
+
+# GLeaD, Section 4.1 ("Other settings") and Table 3; GGDR's runs have the presets of its program. Of AFHQ, 25 million
+# images and mirroring are assumed.
+_256 = {"preset": "paper256", "num_gpus": 8, "aug": "noaug"}
+_512 = {"preset": "paper512", "num_gpus": 8, "aug": "ada", "total_kimg": 25000}
+PUBLISHED_DATA = {
+    data.name: data
+    for data in (
+        PublishedData("FFHQ", ("ffhq",), 256, True, _256 | {"total_kimg": 25000}, 64),
+        PublishedData("LSUN Church", ("church", "lsunchurch", "churchoutdoor", "lsunchurchoutdoor"), 256, False,
+                      _256 | {"total_kimg": 50000}, 32),
+        PublishedData("LSUN Bedroom", ("bedroom", "lsunbedroom"), 256, False, _256 | {"total_kimg": 50000}, 32),
+        PublishedData("CIFAR-10", ("cifar10",), 32, False,
+                      {"preset": "cifar", "num_gpus": 2, "aug": "ada", "total_kimg": 100000}),
+        PublishedData("AFHQ Cat", ("afhqcat",), 512, True, _512),
+        PublishedData("AFHQ Dog", ("afhqdog",), 512, True, _512),
+        PublishedData("AFHQ Wild", ("afhqwild",), 512, True, _512),
+    )
+}
+
+
+class PublishedRun(NamedTuple):
+    """A row of a paper's table, as far as this program can repeat it."""
+
+    source: str
+    data: PublishedData
+    options: dict[str, Any]     # Of `Options`, beside those of the data set.
+
+
+_ADA_TABLES = {"CIFAR-10": "GGDR, Table 2", "AFHQ Cat": "GGDR, Table 4", "AFHQ Dog": "GGDR, Table 4",
+               "AFHQ Wild": "GGDR, Table 4"}
+_LAMBDAS = ((100, 0), (10, 0), (1, 0), (0, 10), (10, 10), (10, 3), (10, 1))
+PUBLISHED_RUNS = tuple(
+    PublishedRun(source, PUBLISHED_DATA[data], options)
+    for source, data, options in (
+        *(("GLeaD, Table 1", data, {"method": method})
+          for data in ("FFHQ", "LSUN Church", "LSUN Bedroom")
+          for method in ("stylegan2", "glead", "ggdr", "glead+ggdr")),
+        *(("GLeaD, Table 2", "LSUN Church", {"method": "glead", "lambda_real": real, "lambda_fake": fake})
+          for real, fake in _LAMBDAS),
+        *(("GLeaD, Table 3", "LSUN Church", {"method": "glead", "res_g": res}) for res in (1, 8, 16, 32, 64)),
+        *((source, data, {"method": method})
+          for data, source in _ADA_TABLES.items() for method in ("stylegan2", "ggdr")),
+    )
+)
+
+
+def published_data(dataset: DatasetConfig) -> PublishedData | None:
+    """The data set of the papers that `dataset` is, by the whole name of its file or folder and its resolution."""
+    path, res = os.path.normpath(dataset.path), dataset.resolution
+    stem = re.sub(r"[^a-z0-9]", "", os.path.basename(path).lower().removesuffix(".zip"))
+    stem = stem.removesuffix(f"{res}x{res}").removesuffix(str(res))
+    for data in PUBLISHED_DATA.values():
+        if stem in data.stems and res == data.resolution:
+            return data
+    return None
+
+
 LAMBDA_REAL = 10.0          # GLeaD Eq. 7, lambda 1 (Table 2).
 LAMBDA_FAKE = 3.0           # GLeaD Eq. 7, lambda 2 (Table 2).
 LAMBDA_FEATURE = 10.0       # GGDR's weight of the cosine distance; also in GLeaD's "Ours*".
@@ -133,6 +203,7 @@ class Options:
     res_g: int | None = None
     decoder_res: int | None = None
     decoder_kernel: int | None = None
+    decoder_act: DecoderAct | None = None
     ggdr_res: int | None = None
     perceptual: str | None = None
     channel_base: int | None = None
@@ -178,9 +249,15 @@ def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
     return preset._replace(**{name: rules[name] for name, value in preset._asdict().items() if value == A})
 
 
-def default_res_g(resolution: int, method: Method) -> int:
-    """Resolution of f: 32 (GLeaD, LSUN) or 64 ("Ours*") at 256x256, at most a quarter of the image: 8 at 32x32."""
-    return max(4, min(32 if method == "glead" else 64, resolution // 4))
+def default_res_g(dataset: DatasetConfig, method: Method) -> int:
+    """Resolution of f: the published one for the data sets of the paper.
+
+    Else 32 (GLeaD, LSUN) or 64 ("Ours*") at 256x256, at most a quarter of the image: 8 at 32x32.
+    """
+    data = published_data(dataset)
+    if data is not None and data.res_g is not None:
+        return data.res_g
+    return max(4, min(32 if method == "glead" else 64, dataset.resolution // 4))
 
 
 def default_decoder_res(resolution: int) -> int:
@@ -189,8 +266,16 @@ def default_decoder_res(resolution: int) -> int:
 
 
 def default_ggdr_res(resolution: int) -> int:
-    """Resolution of GGDR's features: 64 (its default from 128x128 on), a quarter of smaller images: 8 for CIFAR-10."""
-    return 64 if resolution >= 128 else max(8, resolution // 4)
+    """Resolution of GGDR's features: 64, its program's default, where images have it; a quarter of smaller ones.
+
+    That is 8 for CIFAR-10.
+    """
+    return 64 if resolution >= 64 else max(8, resolution // 4)
+
+
+def source_network(options: Options) -> str | None:
+    """Path or URL of the network to start from."""
+    return None if options.resume == "noresume" else RESUME_SOURCES.get(options.resume or "", options.resume)
 
 
 def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
@@ -214,8 +299,8 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         raise UserError(f"--cfg is {options.preset}, expected one of {', '.join(PRESETS)}")
     validate_gpus(options.num_gpus)
     preset = auto_preset(PRESETS[options.preset], dataset.resolution, options.num_gpus)
-    resume = None if options.resume == "noresume" else RESUME_SOURCES.get(options.resume or "", options.resume)
-    loss = _loss(options, preset, dataset.resolution)
+    resume = source_network(options)
+    loss = _loss(options, preset, dataset)
     tasks = (loss.real_task, loss.fake_task)
     needs_perceptual = any(task is not None and task.distance == "perceptual" for task in tasks)
     config = TrainingConfig(
@@ -224,7 +309,7 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         recipe=options.recipe,
         dataset=dataset,
         G=_generator(options, preset),
-        D=_discriminator(options, preset, dataset.resolution),
+        D=_discriminator(options, preset, dataset, loss),
         loss=loss,
         G_opt=OptimizerConfig(lr=preset.lr),
         D_opt=OptimizerConfig(lr=preset.lr),
@@ -283,27 +368,31 @@ def _network(options: Options, preset: Preset) -> dict:
     }
 
 
-def _discriminator(options: Options, preset: Preset, resolution: int) -> DiscriminatorConfig:
-    heads = options.method in ("glead", "glead+ggdr")
-    res_g = _given(options.res_g, default_res_g(resolution, options.method)) if heads else None
+def _discriminator(
+    options: Options, preset: Preset, dataset: DatasetConfig, loss: LossConfig
+) -> DiscriminatorConfig:
+    """D has a decoder where a task reads its features, and heads where G rebuilds images from them."""
+    heads = any(task is not None and task.kind == "reconstruction" for task in (loss.real_task, loss.fake_task))
     decoder_res = None
     if heads:
-        decoder_res = _given(options.decoder_res, default_decoder_res(resolution))
-    elif options.method == "ggdr":
-        decoder_res = _given(options.ggdr_res, default_ggdr_res(resolution))
+        decoder_res = _given(options.decoder_res, default_decoder_res(dataset.resolution))
+    elif loss.feature_res is not None:
+        said = options.ggdr_res if options.method == "ggdr" else options.decoder_res
+        decoder_res = _given(said, max(loss.feature_res, 8))
     return DiscriminatorConfig(
         architecture=preset.D_arch,
         mbstd_group_size=_given(options.mbstd_group_size, preset.mbstd),
         freeze_layers=options.freeze_layers,
         decoder_res=decoder_res,
         decoder_kernel=_given(options.decoder_kernel, 1) if decoder_res else 1,
+        decoder_act=_given(options.decoder_act, "linear") if decoder_res else "linear",
         heads=heads,
-        res_g=res_g,
+        res_g=_given(options.res_g, default_res_g(dataset, options.method)) if heads else None,
         **_network(options, preset),
     )
 
 
-def _loss(options: Options, preset: Preset, resolution: int) -> LossConfig:
+def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfig:
     method = options.method
     real_task = fake_task = feature_res = None
     if method in ("glead", "glead+ggdr"):
@@ -317,9 +406,10 @@ def _loss(options: Options, preset: Preset, resolution: int) -> LossConfig:
         fake_task = _task("feature", _given(options.distance_fake, "cosine"), weight)
     if fake_task is not None and fake_task.kind == "feature":
         if method == "ggdr":
-            feature_res = _given(options.ggdr_res, default_ggdr_res(resolution))
+            feature_res = _given(options.ggdr_res, default_ggdr_res(dataset.resolution))
         else:
-            feature_res = _given(options.res_g, default_res_g(resolution, method))
+            lowest = 4 if real_task is not None else 8  # a level of the decoder, where D has no head for f
+            feature_res = _given(options.res_g, max(default_res_g(dataset, method), lowest))
     return LossConfig(
         r1_gamma=_given(options.r1_gamma, preset.r1_gamma),
         style_mixing_prob=preset.mixing,
@@ -371,6 +461,7 @@ _TASK_OPTIONS = {  # Option names, by the field of Options; the second is the na
     "res_g":          "--res-g (--glead_res_g)",
     "decoder_res":    "--res-decoder (--glead_res_d)",
     "decoder_kernel": "--decoder-kernel (--decoder_conv_kernel_size)",
+    "decoder_act":    "--decoder-act",
     "ggdr_res":       "--ggdr-res",
     "perceptual":     "--perceptual",
     "recon_target":   "--recon-target",
@@ -384,15 +475,16 @@ _WITHOUT_EFFECT = {
 
 
 def warnings(options: Options, config: TrainingConfig) -> list[str]:
-    """One line for each option that was given and has no effect on this run."""
+    """One line for each option that was given and has no effect on this run, or none that was meant."""
     lines = [
         f"{_TASK_OPTIONS[name]} has no effect with --method={options.method}"
         for name in _WITHOUT_EFFECT[options.method]
         if getattr(options, name) is not None
     ]
-    if options.recipe != "paper" and not config.D.heads:
+    glead = options.method in ("glead", "glead+ggdr")
+    if options.recipe != "paper" and not glead:
         lines.append(f"--recipe={options.recipe} has no effect with --method={options.method}")
-    if config.D.heads:
+    if glead:
         for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
             if task is None and getattr(options, f"distance_{images}") is not None:
                 lines.append(f"--reg_loss_{images} has no effect where --lambda-{images} is 0")
@@ -408,48 +500,9 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
         lines.append("--half has no effect with --fp32=true")
     elif options.half == "float16" and config.device == "cpu":
         lines.append("--half=float16 has no effect with --device=cpu, which computes in float32 or bfloat16")
+    if options.freeze_layers > 0 and config.resume is None:
+        lines.append(f"--freezed={options.freeze_layers} leaves layers of D as they are initialised, because there is "
+                     "no network to start from (--resume)")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
     return lines
-
-
-def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str:
-    """What the run directory is called behind its number: StyleGAN2-ADA's and GLeaD's words for what was asked for."""
-    dataset = config.dataset
-    parts = [dataset_name]
-    parts += ["cond"] if dataset.use_labels else []
-    parts += [f"subset{dataset.max_size}"] if dataset.max_size is not None else []
-    parts += ["mirror"] if dataset.xflip else []
-    parts += [f"auto{config.num_gpus}" if config.preset == "auto" else config.preset]
-    for name, value in (("gamma", options.r1_gamma), ("kimg", options.total_kimg), ("batch", options.batch_size)):
-        parts += [name + f"{value:.6f}".rstrip("0").rstrip(".")] if value is not None else []
-    parts += [options.aug] if options.aug is not None else []
-    parts += [f"p{options.p:g}"] if options.p is not None else []
-    parts += [f"target{options.target:g}"] if options.target is not None else []
-    parts += [options.augpipe] if options.augpipe is not None else []
-    parts += _describe_method(options, config)
-    if options.resume is not None:
-        known = options.resume in RESUME_SOURCES
-        parts += ["noresume" if config.resume is None else f"resume{options.resume if known else 'custom'}"]
-    parts += [f"freezed{config.D.freeze_layers}"] if config.D.freeze_layers else []
-    return re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
-
-
-def _describe_method(options: Options, config: TrainingConfig) -> list[str]:
-    D, parts = config.D, []
-    if config.method == "ggdr":
-        parts += ["ggdr", f"res{D.decoder_res}"]
-    if D.heads:
-        parts += ["glead", f"gres_{D.res_g}_dres_{D.decoder_res}"]
-        for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
-            if task is None:
-                parts += [f"{images}_None"]
-            else:
-                target = "gfwimage" if task.kind == "reconstruction" else "gfeat"
-                parts += [f"{images}_{target}_{LEGACY_DISTANCES[task.distance]}{float(task.weight)}"]
-        parts += [f"dconvks{D.decoder_kernel}"]
-        parts += [config.recipe] if config.recipe != "paper" else []
-        parts += [f"target_{options.recon_target}"] if options.recon_target is not None else []
-        if options.perceptual is not None and config.perceptual is not None:
-            parts += [os.path.splitext(os.path.basename(options.perceptual))[0]]
-    return parts

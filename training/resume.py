@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
-from .config import TrainingConfig, from_json, to_json, validate_gpus
+from .config import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
 from .training_state import list_states, pickle_path
 
 try:
@@ -31,7 +31,7 @@ _FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "devic
 _SHAPE_FIELDS = frozenset((
     "G.z_dim", "G.w_dim", "G.map_depth", "G.channel_base", "G.channel_max", "D.architecture", "D.channel_base",
     "D.channel_max", "D.freeze_layers", "D.decoder_res", "D.decoder_kernel", "D.heads", "D.res_g", "dataset.resolution",
-    "dataset.num_channels", "dataset.label_dim", "dataset.use_labels", "dataset.max_size", "dataset.xflip", "augment",
+    "dataset.num_channels", "dataset.label_dim", "dataset.use_labels", "dataset.max_size", "dataset.xflip",
     "augment.mode", "augment.p",
 ))
 
@@ -140,14 +140,14 @@ def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> Tr
     """
     validate_gpus(num_gpus)
     then = _share_out(new, run.config.num_gpus)     # on as many as the run has been on since
-    differences = dict(_differences(to_json(run.config), to_json(then)))
-    unfit = {name: text for name, text in differences.items() if name in _SHAPE_FIELDS}
+    differences = _differences(run.config, then)
+    unfit = [text for text, fields in differences.items() if fields & _SHAPE_FIELDS]
     if unfit and anyway:
-        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit.values())}. Leave these as they were, "
-                        "or start a new run, perhaps from a network pickle")
+        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit)}. Leave these as they were, or start "
+                        "a new run, perhaps from a network pickle")
     if differences and not anyway:
-        raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences.values())}. "
-                        "Leave these as they were, or say --resume-anyway")
+        raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences)}. Leave "
+                        "these as they were, or say --resume-anyway")
     return dataclasses.replace(_share_out(new, num_gpus), resume=run.config.resume)
 
 
@@ -159,15 +159,32 @@ def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
     return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting, default=1))
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The fields that are others now, but for those that may be, each with a text."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            field = f"{name}.{key}" if name else key
-            if field not in _FREE_FIELDS and field not in ("num_gpus", "resume", "dataset.path"):
-                yield from _differences(old.get(key), new.get(key), field)
-    elif old != new:
-        yield name, f"{name} was {old}, is {new}"
+def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]]:
+    """What differs and may not: a text for each option, and the fields that it sets."""
+    before, now = _flat(to_json(old)), _flat(to_json(new))
+    free = {*_FREE_FIELDS, "num_gpus", "resume", "dataset.path"}
+    changed = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
+    texts = {}
+    for option, fields in {**OPTION_FIELDS, **{name: (name,) for name in changed}}.items():
+        found = [name for name in fields if name in changed]
+        if found:
+            name = option if found[0] == fields[0] else f"{found[0]} ({option})"
+            was, is_now = (_shown(values.get(found[0])) for values in (before, now))
+            texts[f"{name} was {was}, is {is_now}"] = set(found)
+            changed = [name for name in changed if name not in found]
+    return texts
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
+    flat = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a run leaves behind while it goes on: image grids and network pickles; and how another one starts from them."""
 
 import os
+import re
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Collection, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ from dnnlib.util import UserError, atomic_write, open_url
 from torch_utils import distributed
 from torch_utils.network_formats import read_networks
 
-from .config import TrainingConfig
+from .config import TrainingConfig, sizes_of
 from .dataset import ImageFolderDataset
 from .networks import Discriminator, Generator
 from .tasks import reconstruct
@@ -133,8 +134,11 @@ def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) ->
     """Transfer learning: take over whatever fits from a network pickle, a path or URL, which may lack networks."""
     with open_url(source) as f:
         networks = read_networks(f, only=("G", "D", "G_ema"))
-    copy_matching(networks["G"] or networks["G_ema"], G, label=f"G of {source}")
-    copy_matching(networks["G_ema"] or networks["G"], G_ema, label=f"G_ema of {source}")
+    for key, spare, target in (("G", "G_ema", G), ("G_ema", "G", G_ema)):
+        network = networks[key] or networks[spare]
+        sizes = sizes_of(network)
+        copy_matching(network, target, label=f"{key} of {source} ({sizes.map_depth} mapping layers, cbase "
+                                             f"{sizes.channel_base}, cmax {sizes.channel_max})")
     if networks["D"] is None:
         distributed.print0(f"{source} holds no D: it starts anew")
     else:
@@ -143,7 +147,7 @@ def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) ->
 
 @torch.no_grad()
 def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: str) -> None:
-    """Copy parameters and buffers of the same name and shape, and say what was left as it is."""
+    """Copy parameters and buffers of the same name and shape; say which others `source` has, and `target`."""
     theirs = source.state_dict()
     ours = target.state_dict()
     matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
@@ -151,7 +155,27 @@ def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: st
         raise UserError(f"nothing in {label} fits the networks of this run: check --cfg and the resolution")
     for name in matching:
         ours[name].copy_(theirs[name])
-    missing = sorted(set(ours) - set(matching))
-    distributed.print0(f"Copied {len(matching)} of {len(ours)} tensors from {label}"
-          + (f"; not there or of another shape: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-             if missing else ""))
+    distributed.print0(f"Copied {len(matching)} of {len(ours)} tensors from {label}")
+    for what, names, others in (
+        ("  left out, because this run has none", theirs.keys() - ours.keys(), theirs),
+        ("  new in this run, because the source has none", ours.keys() - theirs.keys(), ours),
+        ("  new in this run, because of another shape", (ours.keys() & theirs.keys()) - set(matching), ours),
+    ):
+        if names:
+            distributed.print0(f"{what}: {_in_groups(names, others)}")
+
+
+def _in_groups(names: Collection[str], of: Collection[str]) -> str:
+    """Names of tensors, by layer: `mapping.fc2 to mapping.fc7 (6 layers)`; `of` are all tensors of their network."""
+    layers = {name: ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.partition(".")[0] for name in of}
+    groups: list[list[str]] = []    # Layers that are numbered one by one, such as mapping.fc2, mapping.fc3, ...
+    for layer in dict.fromkeys(layers[name] for name in of if name in names):
+        tensors = [name for name in of if layers[name] == layer]
+        missing = [name for name in tensors if name in names]
+        stem, number = re.fullmatch(r"(.*?)(\d*)", layer).groups()
+        whole = len(missing) == len(tensors)
+        if whole and groups and number and groups[-1][-1] == f"{stem}{int(number) - 1}":
+            groups[-1].append(layer)
+        else:
+            groups += [[layer]] if whole else [[name] for name in missing]
+    return ", ".join(f"{g[0]} to {g[-1]} ({len(g)} layers)" if len(g) > 2 else ", ".join(g) for g in groups)

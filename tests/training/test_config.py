@@ -121,7 +121,8 @@ def test_network_arguments():
         "decoder_out_channel": 512,
     }
     assert "half_type" not in repr(configs.to_legacy_kwargs(make(half="float16"))["G_kwargs"])
-    assert "decoder_res" not in configs.discriminator_kwargs(make(method="stylegan2"))
+    assert "decoder_res" not in configs.discriminator_kwargs(make(method="stylegan2", decoder_act="lrelu"))
+    assert configs.discriminator_kwargs(make(decoder_act="lrelu"))["decoder_act"] == "lrelu"
     assert configs.discriminator_kwargs(make(method="ggdr"))["decoder_res"] == 8
 
 

@@ -86,7 +86,8 @@ def check(g, prefix, phase, loss, gain, *, reports=()):
     values, reported, module = run(loss, g, phase, gain)
     g.compare(f"out/{key}/backward_values", torch.tensor(values))
     params = dict(module.named_parameters())
-    # Parameters that a phase doesn't reach have no gradient here, and zeros in programs that multiply by zero.
+    # Parameters that a phase doesn't reach have no gradient here; `GradientGuard` gives them zeros, as the programs do
+    # that made these numbers.
     grad = lambda name: torch.zeros_like(params[name]) if params[name].grad is None else params[name].grad  # noqa: E731
     names = g.meta["phases"][key]["gradnorms_names"]
     norms = torch.stack([grad(name).norm() for name in names])

@@ -303,3 +303,13 @@ def test_upsampling_keeps_the_mean():
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
     y = upfirdn2d.upsample2d(torch.ones([1, 1, 8, 8]), f)
     assert torch.allclose(y[:, :, 2:-2, 2:-2], torch.ones([1, 1, 12, 12]))
+
+
+def test_activation_of_the_decoder():
+    """GGDR's ablation: each level is activated as other layers are, by leaky ReLU times sqrt(2)."""
+    sizes = dict(c_dim=0, img_resolution=16, img_channels=3, channel_base=64, decoder_res=8)
+    linear, lrelu = Discriminator(**sizes), Discriminator(**sizes, decoder_act="lrelu")
+    lrelu.load_state_dict(linear.state_dict())
+    img = torch.randn([4, 3, 16, 16])
+    expected = torch.nn.functional.leaky_relu(linear.run(img).fmaps[8], 0.2) * 2**0.5
+    torch.testing.assert_close(lrelu.run(img).fmaps[8], expected)

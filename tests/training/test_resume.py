@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import forking
 from dnnlib.util import UserError
 from training import resume
-from training.config import DatasetConfig, to_json, validate
+from training.config import OPTION_FIELDS, DatasetConfig, to_json, validate
 from training.presets import Options
 from training.presets import resolve as resolve_options
 from training.training_state import pickle_path, state_path
@@ -124,9 +125,26 @@ def test_changes_are_all_listed():
     start, rest = "this command differs from the one that started r: ", ". Leave these as they were, or say"
     assert text.startswith(start) and rest in text and "\n" not in text
     names = [part.partition(" was ")[0] for part in text.removeprefix(start).partition(rest)[0].split("; ")]
-    assert names == ["method", "D.decoder_res", "D.heads", "D.res_g", "loss.r1_gamma", "loss.real_task",
-                     "loss.fake_task.kind", "loss.fake_task.distance", "loss.fake_task.weight", "loss.feature_res",
-                     "augment", "perceptual", "allow_tf32"]
+    assert names == ["--method", "--gamma", "--aug", "--p", "--target", "--augpipe", "--lambda-real", "--lambda-fake",
+                     "--reg_loss_real", "--reg_loss_fake", "--perceptual", "--res-g",
+                     "--ggdr-res (--res-g for glead+ggdr)", "--res-decoder", "--allow-tf32"]
+
+
+def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
+    """So that no message names a field, unless no option sets it."""
+    def names(value, prefix=""):
+        for name, inner in value.items():
+            yield prefix + name
+            yield from names(inner, f"{prefix}{name}.") if isinstance(inner, dict) else ()
+
+    fields = set(names(to_json(resolve(method="glead+ggdr"))))
+    listed = [name for fields in OPTION_FIELDS.values() for name in fields]
+    assert len(listed) == len(set(listed)) and set(listed) <= fields
+    without_option = {"G", "D", "loss", "dataset", "G_opt", "D_opt", "dataset.path", "G.z_dim", "G.w_dim", "num_gpus",
+                      "loss.pl_batch_shrink", "loss.pl_decay", "g_reg_interval", "d_reg_interval",
+                      "resume"}  # fmt: skip
+    without_option |= {f"{net}_opt.{name}" for net in "GD" for name in ("beta1", "beta2", "eps")}
+    assert fields - set(listed) - set(resume._FREE_FIELDS) == without_option
 
 
 def test_anyway():
@@ -136,14 +154,18 @@ def test_anyway():
 
 
 @pytest.mark.parametrize(
-    "said, field",
-    [({"res_g": 4}, "D.res_g"), ({"channel_max": 64}, "G.channel_max"), ({"map_depth": 3}, "G.map_depth"),
-     ({"method": "stylegan2"}, "D.heads"), ({"freeze_layers": 1}, "D.freeze_layers"), ({"aug": "noaug"}, "augment"),
-     ({"aug": "fixed", "p": 0.1}, "augment.mode"), ({"data": {"resolution": 64}}, "dataset.resolution"),
-     ({"data": {"use_labels": True, "label_dim": 3}}, "dataset.label_dim"), ({"data": {"xflip": True}}, "dataset.xflip")],
+    "said, text",
+    [({"res_g": 4}, "--res-g was 8, is 4"), ({"channel_max": 64}, "--cmax was 512, is 64"),
+     ({"map_depth": 3}, "--map-depth was 2, is 3"), ({"method": "stylegan2"}, "--method was glead, is stylegan2"),
+     ({"freeze_layers": 1}, "--freezed was 0, is 1"), ({"aug": "noaug"}, "--aug was ada, is none"),
+     ({"aug": "fixed", "p": 0.1}, "--aug was ada, is fixed; --p was 0, is 0.1"),
+     ({"data": {"resolution": 64}}, "the resolution of the images was 32, is 64"),
+     ({"data": {"use_labels": True, "label_dim": 3}}, "--cond was false, is true"),
+     ({"data": {"label_dim": 3}}, "dataset.label_dim (--cond) was 0, is 3"),
+     ({"fp32": True, "res_g": 4}, "--res-g was 8, is 4"), ({"data": {"xflip": True}}, "--mirror was false, is true")],
 )  # fmt: skip
-def test_changes_that_no_state_fits(said, field):
-    with pytest.raises(UserError, match=f"no training state of r fits: .*{field} was .* start a new run"):
+def test_changes_that_no_state_fits(said, text):
+    with pytest.raises(UserError, match=f"no training state of r fits: .*{re.escape(text)}.* start a new run"):
         resume.changed(run_with(), resolve(**said), num_gpus=1, anyway=True)
 
 

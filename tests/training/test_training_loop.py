@@ -18,9 +18,11 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils.network_pickle import save_network_pkl
-from training import launch, training_loop
+from training import launch, snapshot, training_loop
 from training.config import from_json
+from training.dataset import ImageFolderDataset
 from training.interrupt import StopRequest
+from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
@@ -129,14 +131,44 @@ def test_runs_repeat_exactly_and_seeds_matter(tiny_dataset, tiny_net, tmp_path):
     assert not torch.equal(runs["a"]["mapping.fc0.weight"], runs["c"]["mapping.fc0.weight"])
 
 
-def test_starting_from_a_pickle(tiny_dataset, tiny_net, tmp_path):
-    train(arguments(tiny_dataset, tiny_net, tmp_path / "a"), tmp_path)
-    pkl = only_run(tmp_path / "a") / "network-snapshot-000000.pkl"
-    result = train(arguments(tiny_dataset, tiny_net, tmp_path / "b", f"--resume={pkl}", "--kimg=0.008"), tmp_path)
+def generator(map_depth=8, **channels):
+    torch.manual_seed(3)
+    G = Generator(512, 0, 512, 16, 3, mapping_kwargs={"num_layers": map_depth}, synthesis_kwargs=channels)
+    with torch.no_grad():
+        for name, parameter in G.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.fill_(0.2)
+    return G
+
+
+def test_starting_from_a_pickle_gives_its_images(tiny_dataset, tiny_net, tmp_path):
+    """Of another depth and width than --cfg has, both of which are taken over."""
+    G = generator(channel_base=256, channel_max=16).eval()
+    D = Discriminator(0, 16, 3, channel_base=256, channel_max=16)
+    save_network_pkl(tmp_path / "source.pkl", {"G": generator(channel_base=256, channel_max=16), "D": D, "G_ema": G})
+    sizes = ("--cbase", "--cmax", "--map-depth", "--kimg")
+    args = [arg for arg in arguments(tiny_dataset, tiny_net, tmp_path / "b") if not arg.startswith(sizes)]
+    result = train([*args, f"--resume={tmp_path / 'source.pkl'}", "--kimg=0.008"], tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "Copied" in result.stdout
+    grid = snapshot.choose_grid(ImageFolderDataset(str(tiny_dataset)), z_dim=512, seed=0)
+    snapshot.save_fakes(tmp_path / "expected.png", G, grid, batch_gpu=8)
     fakes = np.array(PIL.Image.open(only_run(tmp_path / "b") / "fakes_init.png"))
-    assert np.array_equal(fakes, np.array(PIL.Image.open(pkl.parent / "fakes000000.png")))
+    assert np.array_equal(fakes, np.array(PIL.Image.open(tmp_path / "expected.png")))
+    text = "; mapping network: 8 layers, from the source instead of 2; cbase 256 and cmax 16 instead of 16384 and 512\n"
+    assert text in result.stdout
+    assert ": b8_dec, img_proj, feat_proj1, feat_proj2\n" in result.stdout
+    assert result.stdout.count("  new in this run") == 1 and "  left out" not in result.stdout
+
+
+def test_all_that_is_not_copied_is_said(capsys):
+    snapshot.copy_matching(generator(channel_base=64), generator(2, channel_base=32), label="G of a.pkl")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Copied ") and lines[0].endswith("tensors from G of a.pkl")
+    assert lines[1:2] == ["  left out, because this run has none: mapping.fc2 to mapping.fc7 (6 layers)"]
+    assert lines[2].startswith("  new in this run, because of another shape: synthesis.b4.const, synthesis.b4.conv1.")
+    snapshot.copy_matching(generator(2, channel_base=64), generator(channel_base=64), label="G of a.pkl")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  new in this run, because the source has none: mapping.fc2 to mapping.fc7 (6 layers)"]
 
 
 def test_starting_from_a_pickle_without_some_networks(config, capsys):

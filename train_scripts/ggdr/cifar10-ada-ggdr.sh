@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ADA+GGDR on CIFAR-10, unconditional, with the settings tuned for it and half the channels.
+# ADA+GGDR on CIFAR-10, unconditional, with the settings tuned for it.
 # Published (GGDR, Table 2): FID 2.15, IS 10.02. See the README here for what is not known.
 # Usage: bash train_scripts/ggdr/cifar10-ada-ggdr.sh [--data=PATH] [any option of train.py]
 set -euo pipefail

@@ -133,8 +133,8 @@ class ConversionOptions:
     resize_filter: Literal["box", "lanczos"] = "lanczos"
     color: Color = "auto"              # "auto" = RGB or grayscale, like the first image.
 
-    def check(self) -> None:
-        """Raises UserError where no square images of a usable size can come of it."""
+    def check(self, *, size_option: str = "--width") -> None:
+        """Raises UserError where no square images of a usable size can come of it; `size_option` said the size."""
         wide = self.transform in _WIDE
         if (self.width is None) != (self.height is None):
             raise UserError("--width and --height go together: give both, or --resolution")
@@ -150,8 +150,8 @@ class ConversionOptions:
                             "numbers, or --transform=center-crop-letterbox")
         if self.width & (self.width - 1) or not MIN_RESOLUTION <= self.width <= MAX_RESOLUTION:
             below = max(1 << self.width.bit_length() - 1, MIN_RESOLUTION)
-            raise UserError(f"--width={self.width}: expected a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
-                            f"such as {min(below, MAX_RESOLUTION)}")
+            raise UserError(f"{size_option}={self.width}: expected a power of two from {MIN_RESOLUTION} to "
+                            f"{MAX_RESOLUTION}, such as {min(below, MAX_RESOLUTION)}")
 
 
 class Converted(NamedTuple):
