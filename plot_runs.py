@@ -50,7 +50,9 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
-        points = dict(zip(map(int, before.kimg), before.values)) | scores   # pickles are named by whole kimg
+        # Most pickles are named by whole kimg: such a score belongs to the first tick of that kimg that has one.
+        places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
+        points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
         curves[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
     return curves
 
