@@ -39,7 +39,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
         try:
             record = json.loads(line)
             kimg = record["Progress/kimg"]["mean"]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(f"line {number} of {path} is no record of a tick") from e
         for name, value in record.items():
             if isinstance(value, dict):
@@ -118,7 +118,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
 def method_of(run_dir: Path) -> str:
     try:
         return json.loads((run_dir / "training_options.json").read_text())["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return run_dir.name
 
 

@@ -433,7 +433,7 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     custom_ops.chosen_routes()
     _check_metric_names(config)
     _check_keep(config)
-    gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus))
+    gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus) if _is_under_torchrun() else config.num_gpus)
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
     for net, check in (

@@ -810,8 +810,10 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
     options = path / "training_options.json"
     content = json.loads(options.read_text())
     for text, why in (
-        ("{", ""), ("[]", ""), (json.dumps({"config": content["config"]}), ""),
+        ("{", ""), ("[]", ""), ("[" * 100_000, ""), (json.dumps({"config": content["config"]}), ""),
         (json.dumps(content | {"command": None}), ""),
+        (json.dumps(content).replace('"max_size": null', '"max_size": ' + "[" * 900 + "]" * 900),
+         " (config.dataset.max_size is [[[[[[[...]]]]]]], expected int)"),
         (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config has unknown fields: lr)"),
     ):  # fmt: skip
         options.write_text(text)
@@ -973,6 +975,7 @@ def test_variables_of_other_programs(torchrun, run, runs, monkeypatch, tmp_path)
     """Clusters and notebooks set some of them; a job of one process needs none."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "all")
     assert run().exit_code == 0 and len(runs) == 1
     shutil.rmtree(tmp_path / "runs")
     for more, message in (

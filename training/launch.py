@@ -92,10 +92,16 @@ def write_options(job: Job, fingerprint: str | None = None) -> None:
 
     Args:
         fingerprint: Of the images; None = not known yet.
+
+    Raises:
+        UserError: It can't be written.
     """
     known = {} if fingerprint is None else {"data_fingerprint": fingerprint}
     more = {"run_dir": os.path.abspath(job.run_dir), "command": job.command, **known}
-    run_dir.write_options(job.run_dir, configs.to_legacy_kwargs(job.config) | more)
+    try:
+        run_dir.write_options(job.run_dir, configs.to_legacy_kwargs(job.config) | more)
+    except OSError as e:
+        raise UserError(f"can't write the options of the run: {e.filename or job.run_dir}: {e.strerror or e}") from e
 
 
 def check_gpus(device: str, num_gpus: int) -> None:

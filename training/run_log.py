@@ -160,7 +160,7 @@ def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, A
         return []
     records = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if line.endswith(b"\n") and isinstance(record, dict):
                 records.append(record)
@@ -176,7 +176,7 @@ def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]
     again = {record["Progress/kimg"]["mean"] for record in unwritten}
     kept = []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             kimg = json.loads(line)["Progress/kimg"]["mean"]
             if line.endswith("\n") and kimg <= after_kimg and kimg not in again:
                 kept.append(line)

@@ -45,11 +45,21 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
                         "train.py made") from e
     except OSError as e:
         raise UserError(f"can't read {path}: {e.strerror or e}") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote") from e
     if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
     return options
+
+
+def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
+    """Of the images that a run was trained on; None where it doesn't say, as those of other programs and versions."""
+    try:
+        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    fingerprint = content.get("data_fingerprint") if isinstance(content, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

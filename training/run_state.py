@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +144,10 @@ def restore(trainer: Trainer, state: dict[str, Any], *, anyway: bool) -> None:
     if state["dataset"] != t.dataset.fingerprint:
         problem = f"the images in {t.dataset.path} are not those that {t.run_dir} was trained on"
         if not anyway:
-            raise UserError(f"{problem}: give those with --data. An earlier version told images in folders by their "
-                            "times: if they are the same images, or to resume with others, say --resume-anyway")
-        distributed.print0(f"Warning: {problem}, or an earlier version has told them by their times: resuming anyway")
+            hint = (" (needed once after an update, where the run began with a version that compared the times of files)"
+                    if os.path.isdir(t.dataset.path) else "")
+            raise UserError(f"{problem}: give the right ones with --data, or resume with these by --resume-anyway{hint}")
+        distributed.print0(f"Warning: {problem}: resuming with these all the same")
     for name, tensors in state["networks"].items():
         t.parts[name].load_state_dict(tensors)
     for phase in t.phases:

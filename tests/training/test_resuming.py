@@ -157,12 +157,12 @@ def test_other_images_are_refused_and_nothing_is_changed(run, capsys):
     before = content_of(run_dir)
     smaller = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, max_size=20))
     job = Job(smaller, str(run_dir), resume=str(list_states(run_dir)[-1].path), command={"subset": 20})
-    with pytest.raises(UserError, match="not those that .* was trained on: give those with --data.* --resume-anyway"):
+    with pytest.raises(UserError, match="not those that .* was trained on: give the right ones .* --resume-anyway"):
         run_rank(job)
     assert content_of(run_dir) == before
     capsys.readouterr()
     run_rank(job._replace(anyway=True))
-    assert "or an earlier version has told them by their times: resuming anyway" in capsys.readouterr().out
+    assert "was trained on: resuming with these all the same" in capsys.readouterr().out
     again = json.loads((run_dir / "training_options.json").read_text())
     assert again["command"] == {"subset": 20} and again["data_fingerprint"] != options["data_fingerprint"]
     log = (run_dir / "log.txt").read_text()
