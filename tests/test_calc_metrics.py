@@ -102,11 +102,15 @@ def test_metrics_of_a_run(folder):
     assert not list(folder.glob("metric-*.jsonl"))
 
 
-def test_mirror_and_seed_change_the_score(folder):
+def test_mirror_and_seed_change_the_score(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(folder / "cache"))
+
     def fid(*args):
-        result = run(folder, "--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--detector=small-net.pt",
-                     "--device=cpu", *args)
-        assert result.returncode == 0, result.stderr
+        args = ["--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--detector=small-net.pt", "--device=cpu",
+                "--workers=0", *args]
+        result = CliRunner().invoke(calc_metrics.main, args)
+        assert result.exit_code == 0, result.output
         return json.loads(result.stdout)["results"]["fid1k@small-net"]
 
     first = fid()  # mirrored, as in training

@@ -43,6 +43,7 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+_MISSING = object()
 _NUMBER = (int, float)
 _RECORD = {str: {"mean": _NUMBER}}      # Of a tick, in stats.jsonl.
 _CONTENT = {                            # Of a state, as `_misfit` reads it.
@@ -71,9 +72,10 @@ def find(run_dir: Path, wanted: str) -> dict[str, Any]:
     state = find_state(run_dir, wanted)
     misfit = _misfit(state, _CONTENT)
     if misfit is None:
+        name = state["saved"]
         fine = {"progress": min(state["progress"].values()) >= 0,
                 "stats": all(len(moments) == 3 for moments in state["stats"].values()),
-                "saved": state["saved"] is None or pickle_kimg(state["saved"]) is not None}
+                "saved": not state["unfinished_tick"] if name is None else pickle_kimg(name) is not None}
         misfit = next((name for name, ok in fine.items() if not ok), None)
     _refuse(state, misfit)
     return state
@@ -106,7 +108,7 @@ def _misfit(found: Any, expected: Any, where: str = "its content") -> str | None
             return where
         parts = [(f"{where}.{key}", value, expected[kind]) for key, value in found.items()]
     else:
-        parts = [(f"{where}.{key}", found.get(key), value) for key, value in expected.items()]
+        parts = [(f"{where}.{key}", found.get(key, _MISSING), value) for key, value in expected.items()]
     misfits = (_misfit(value, pattern, name.removeprefix("its content.")) for name, value, pattern in parts)
     return next((misfit for misfit in misfits if misfit is not None), None)
 
@@ -144,9 +146,9 @@ def restore(trainer: Trainer, state: dict[str, Any], *, anyway: bool) -> None:
     if state["dataset"] != t.dataset.fingerprint:
         problem = f"the images in {t.dataset.path} are not those that {t.run_dir} was trained on"
         if not anyway:
-            hint = (" (needed once after an update, where the run began with a version that compared the times of files)"
+            hint = (" (needed once after an update, if the run began with a version that compared the times of files)"
                     if os.path.isdir(t.dataset.path) else "")
-            raise UserError(f"{problem}: give the right ones with --data, or resume with these by --resume-anyway{hint}")
+            raise UserError(f"{problem}: give the right ones with --data, or say --resume-anyway to take these{hint}")
         distributed.print0(f"Warning: {problem}: resuming with these all the same")
     for name, tensors in state["networks"].items():
         t.parts[name].load_state_dict(tensors)

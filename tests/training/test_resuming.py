@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from benchmarks.soak import differences, fork_training, small_config
 from dnnlib.util import EasyDict, UserError
 from torch_utils import network_pickle, training_stats
-from training import checkpoints, evaluation, run_log, snapshot, training_loop, training_state
+from training import checkpoints, evaluation, run_log, run_state, snapshot, training_loop, training_state
 from training.training_loop import Trainer
 from training.launch import Job, run_rank, write_options
 from training.run_log import Progress
@@ -174,6 +174,7 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
     """Their checksums are right: another program, or another version, wrote them."""
     config, run_dir = run
     training_loop.run_training(dataclasses.replace(config, total_kimg=0.008), str(run_dir))
+    trainer = Trainer(config, str(run_dir), resume="newest")
     good = read_state(list_states(run_dir)[0].path)
     path = state_path(run_dir, 8)
     deep = []
@@ -182,15 +183,15 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
     layer = "mapping.fc0.weight"
     for where, value in (
         ("progress", None), ("progress.tick", None), ("progress", dict(nimg=-8, iteration=0, tick=0)),
-        ("log.record", deep), ("stats", {"a": [1, 2]}), ("saved", "../elsewhere.pkl"), ("networks.G", None), ("networks.D", {}),
+        ("log.record", deep), ("stats", {"a": [1, 2]}), ("saved", "../elsewhere.pkl"), ("saved", None),
+        ("unfinished_tick", None), ("unfinished_tick", 1), ("ada_signs", None), ("networks.G", None), ("networks.D", {}),
         ("networks.G", good["networks"]["G"] | {"more": torch.zeros(1)}), ("optimizers.G", {99: {}}),
         (f"networks.G.{layer}", torch.zeros(2, 3)), (f"networks.G.{layer}", "large"), ("optimizers.D", None),
         ("optimizers.D.0.exp_avg", torch.zeros(1)), ("pl_mean", torch.zeros(3)), ("ada_signs", torch.zeros(2)),
     ):
-        state, parent = copy.deepcopy(good), None
+        state = parent = copy.deepcopy(good)
         first, _, rest = where.partition(".")
         names = [first, *(rest.split(".", 1) if first == "networks" else rest.split("."))] if rest else [first]
-        parent = state
         for name in names[:-1]:
             parent = parent[int(name) if name.isdecimal() else name]
         parent.pop(names[-1])
@@ -199,11 +200,10 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
         write_state(path, state)
         before = content_of(run_dir)
         with pytest.raises(UserError) as caught:
-            Trainer(config, str(run_dir), resume="newest")
+            run_state.restore(trainer, run_state.find(run_dir, "newest"), anyway=False)
         assert str(caught.value).startswith(f"training state {path} does not fit this run: {where}")
         assert content_of(run_dir) == before
-    write_state(path, good)
-    Trainer(config, str(run_dir), resume="newest").close()
+    trainer.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
