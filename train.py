@@ -292,11 +292,11 @@ def _describe_missing(path: str) -> str:
         return f"there is no folder {folder}"
     names = difflib.get_close_matches(name, [*os.listdir(folder or "."), *presets.RESUME_SOURCES])
     near = [name if name in presets.RESUME_SOURCES else os.path.join(folder, name) for name in names]
-    return f"there is no {path}" + (f" (there is {', '.join(near)})" if near else "")
+    return f"there is no {path or repr(path)}" + (f" (there is {', '.join(near)})" if near else "")
 
 
 def _check_apart(data: str, place: str, *, new: bool) -> None:
-    """Raise UserError where a run would lie in the folder of its images, which its own pictures would join."""
+    """Raise UserError if a run would lie in the folder of its images: its own pictures would join them."""
     folder = os.path.realpath(data)
     if os.path.isdir(folder) and place and os.path.commonpath([folder, os.path.realpath(place)]) == folder:
         do = (f"choose an --outdir outside {folder}" if new else

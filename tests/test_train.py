@@ -253,6 +253,7 @@ MISTAKES = [
                              "a network pickle (path or URL), or one of ffhq256, "),
     ("--resume=https://a.b/missing.pkl", "--resume: no network at https://a.b/missing.pkl: give another one"),
     ("--resume=no/00000-set", "--resume: there is no folder no; give the folder of a run"),
+    ("--resume=", "--resume: there is no ''; give the folder of a run"),
     ("--resume=ffhq-256", "--resume: there is no ffhq-256 (there is ffhq256"),
     ("--outdir=/dev/null/runs", "--outdir: can't write /dev/null/runs/run: /dev/null is not a folder"),
     ("--lambda-real=1 --reg_weight_real=1", "--lambda-real and --reg_weight_real are two names of one option"),

@@ -164,7 +164,7 @@ def _run_processes(job: Job) -> None:
         try:
             run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
         finally:
-            if options.stat().st_mtime_ns != before:    # written anew once the state is restored
+            if options.stat().st_mtime_ns != before:    # rank 0 writes it anew once the state is restored
                 open_log()
 
 

@@ -57,7 +57,7 @@ def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_run(source: str) -> bool:
-    """Whether `open_run` is meant by what --resume says, and not a network pickle, provided that it exists."""
+    """Whether something that is there is for `open_run`, and no network pickle."""
     return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
 
 
