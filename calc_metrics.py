@@ -52,6 +52,13 @@ class Options:
         """Whether the network is a run directory."""
         return not is_url(self.network) and os.path.isdir(self.network)
 
+    @property
+    def run_dir(self) -> str | None:
+        """The run directory that the network is, or lies in."""
+        folder = self.network if self.is_run else os.path.dirname(os.path.abspath(self.network))
+        inside = not is_url(self.network) and os.path.isfile(os.path.join(folder, "training_options.json"))
+        return folder if inside else None
+
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
 @click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
@@ -117,6 +124,7 @@ def score_pickle(opts: Options) -> None:
 
     device = pick_device(opts)
     G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
+    say_which_images(opts, trained_on)
     dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)    # mistakes are found before processes start
     metric_main.check_match(G, dataset)
     metric_main.check_detector(opts.metrics, opts.detector)
@@ -138,6 +146,7 @@ def score_run(opts: Options) -> None:
     trained_on = run_scores.read_options(opts.network).training_set_kwargs
     if not opts.follow and not run_scores.list_pickles(opts.network):
         raise UserError(f"{opts.network} holds no network-snapshot-KKKKKK.pkl yet: say --follow to wait for them")
+    say_which_images(opts, trained_on)
     dataset = open_dataset_of_run(opts)
     metric_main.check_detector(opts.metrics, opts.detector)
     protocol = protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
@@ -181,10 +190,7 @@ def measure_pickle(
     from metrics import metric_main
     from torch_utils import distributed
 
-    run_dir = None if is_url(opts.network) else os.path.dirname(os.path.abspath(opts.network))
-    if run_dir is not None and not os.path.isfile(os.path.join(run_dir, "training_options.json")):
-        run_dir = None
-    results = {}
+    results, run_dir = {}, opts.run_dir
     shared = {} if len(opts.metrics) > 1 else None  # FID and KID look at the same generated images
     calculate = calculation(opts, dataset, device)
     with stop_request() as stop:
@@ -319,7 +325,7 @@ def calculation(
 
     def calculate(metric: str, *, G: torch.nn.Module, shared: dict | None) -> dict[str, Any]:
         try:
-            return metric_main.calc_metric(
+            result = metric_main.calc_metric(
                 metric, G=G, dataset=dataset, detector=opts.detector, device=device, batch_size=opts.batch,
                 num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed, workers=opts.workers,
                 cache=opts.cache, shared=shared, kept_real=kept_real, progress=opts.verbose,
@@ -327,6 +333,8 @@ def calculation(
         except torch.OutOfMemoryError as e:
             raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
                             "other programs") from e
+        result["data"] = os.path.abspath(dataset.path)
+        return result
 
     return calculate
 
@@ -342,6 +350,13 @@ def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, d
         raise UserError(f"{network_pkl}: holds no G_ema")
     misc.check_network(networks["G_ema"], network_pkl, "G_ema")
     return networks["G_ema"], dict(networks["training_set_kwargs"] or {})
+
+
+def say_which_images(opts: Options, trained_on: dict[str, Any]) -> None:
+    """Earlier versions and other programs name the images as it was said when training started, somewhere."""
+    path = trained_on.get("path")
+    if opts.data is None and isinstance(path, str) and not os.path.isabs(path) and os.path.exists(path):
+        cli.warn(f"{opts.network} names its images by a relative path: taking {os.path.abspath(path)}")
 
 
 def open_dataset(
@@ -365,7 +380,7 @@ def open_dataset(
                         "--data")
     options |= dict(resolution=resolution, use_labels=use_labels, xflip=xflip)
     try:
-        return ImageFolderDataset(trained_on["path"], **options)
+        return ImageFolderDataset(os.path.abspath(trained_on["path"]), **options)
     except UserError as e:
         raise UserError(f"the images that {opts.network} was trained on: {e}; or give others with --data") from e
 
@@ -382,16 +397,29 @@ def open_dataset_of_run(opts: Options) -> ImageFolderDataset:
 def protocol_of(
     opts: Options, dataset: ImageFolderDataset, trained_on: dict[str, Any], *, use_labels: bool
 ) -> dict[str, Any]:
-    """What is not as when training scores its snapshots, for the records: other images, another seed."""
+    """What is not as when training scores its snapshots, for the records: other images, another seed.
+
+    Raises:
+        UserError: What lies where the images of a run were is something else.
+    """
+    from training.run_scores import recorded_fingerprint
+
     protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
-    if opts.data is not None or opts.mirror is not None:
-        training = dataclasses.replace(opts, data=None, mirror=None)
+    same = recorded_fingerprint(opts.run_dir) if opts.run_dir is not None else None
+    if opts.data is None:
+        here = dataset.replace(xflip=bool(trained_on.get("xflip", False))).fingerprint
+        if same not in (None, here):
+            raise UserError(f"the images in {dataset.path} are not those that {opts.run_dir} was trained on: give the "
+                            "right ones with --data; if they are others, each score notes that")
+        same = here
+    elif same is None:
         try:
-            same = open_dataset(training, trained_on, use_labels=use_labels).fingerprint
+            same = open_dataset(dataclasses.replace(opts, data=None, mirror=None), trained_on,
+                                use_labels=use_labels).fingerprint
         except UserError:   # they are not here any more
-            same = None
-        if dataset.fingerprint != same:
-            protocol["data"] = dataset.fingerprint
+            pass
+    if dataset.fingerprint != same:
+        protocol["data"] = dataset.fingerprint
     return protocol
 
 

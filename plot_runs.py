@@ -35,7 +35,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
         try:
             record = json.loads(line)
             kimg = record["Progress/kimg"]["mean"]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(f"line {number} of {path} is no record of a tick") from e
         for name, value in record.items():
             if isinstance(value, dict):
@@ -46,7 +46,9 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
-        points = dict(zip(map(int, before.kimg), before.values)) | scores   # pickles are named by whole kimg
+        # Most pickles are named by whole kimg: such a score belongs to the first tick of that kimg that has one.
+        places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
+        points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
         curves[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
     return curves
 
@@ -116,7 +118,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
 def method_of(run_dir: Path) -> str:
     try:
         return json.loads((run_dir / "training_options.json").read_text())["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return run_dir.name
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import json
 import os
@@ -172,7 +173,7 @@ def main(**said: Any) -> None:
       python train.py --outdir=runs --data=images.zip --dry-run
     """
     command = _said_explicitly(click.get_current_context())
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+    if _is_under_torchrun():
         run_under_torchrun(command, said)
         return
     job = prepare(command, said)
@@ -187,6 +188,25 @@ def _said_explicitly(context: click.Context) -> dict[str, Any]:
     """The options that stand on the command line, without those at their defaults."""
     sources = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == sources}
+
+
+def _is_under_torchrun() -> bool:
+    """Whether this is one of several processes that something else started.
+
+    Raises:
+        UserError: Some of the variables that tell are missing, or are no numbers.
+    """
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    if given["RANK"] is None or given["WORLD_SIZE"] is None:
+        return False
+    if given["WORLD_SIZE"] == "1" and given["MASTER_ADDR"] is None:  # of a cluster's job of one process, or a notebook
+        return False
+    numbers = [given[name] for name in given if name != "MASTER_ADDR"]
+    if None in given.values() or not all(map(str.isdecimal, numbers)) or int(numbers[0]) >= int(numbers[1]):
+        found = [f"{name} is not set" if value is None else f"{name} is {value!r}" for name, value in given.items()]
+        raise UserError("these variables tell the processes of a run apart, and don't fit together: "
+                        f"{', '.join(found)}. Start with torchrun, which sets them all, or unset RANK and WORLD_SIZE")
+    return True
 
 
 def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None":
@@ -207,7 +227,12 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
     for name in ("outdir", "data"):
         if said[name] is None and not (name == "outdir" and run is not None):
             raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
-    arguments = parse(said)
+    arguments = parse(resume.absolute_paths(said))
+    _check_apart(arguments.data, arguments.outdir if run is None else run.path, new=run is None)
+    if run is not None:
+        for option in sorted(set(run.relative) - {"resume", *command}):
+            print(f"Warning: {run.path} names its --{option} by a relative path: taking {run.command[option]}",
+                  file=sys.stderr)
     dataset, source = inspect_dataset(arguments)
     problems: list[str] = []
     options = size_like_source(arguments, dataset, run, problems)
@@ -254,12 +279,37 @@ def find_run(command: dict[str, Any]) -> resume.Found:
     if _automatic(command):
         return resume.find_run(command["outdir"], command) if command.get("outdir") else resume.Found(None)
     wanted = command["resume"]
-    if wanted == "noresume" or wanted in presets.RESUME_SOURCES or not resume.is_run(wanted):
+    if wanted == "noresume" or wanted in presets.RESUME_SOURCES or is_url(wanted):
+        return resume.Found(None)
+    if not os.path.exists(wanted):
+        raise UserError(f"--resume: {_describe_missing(wanted)}; give the folder of a run, one of its training states, "
+                        f"a network pickle (path or URL), or one of {', '.join(presets.RESUME_SOURCES)}")
+    if not resume.is_run(wanted):
         return resume.Found(None)
     try:
         return resume.Found(resume.open_run(wanted))
     except UserError as e:
         raise UserError(f"--resume: {e}") from e
+
+
+def _describe_missing(path: str) -> str:
+    """That there is nothing at a path, and what is there instead under a name like that."""
+    folder, name = os.path.split(os.path.normpath(path))
+    if not os.path.isdir(folder or "."):
+        return f"there is no folder {folder}"
+    names = difflib.get_close_matches(name, [*os.listdir(folder or "."), *presets.RESUME_SOURCES])
+    near = [name if name in presets.RESUME_SOURCES else os.path.join(folder, name) for name in names]
+    return f"there is no {path or repr(path)}" + (f" (there is {', '.join(near)})" if near else "")
+
+
+def _check_apart(data: str, place: str, *, new: bool) -> None:
+    """Raise UserError if a run would lie in the folder of its images: its own pictures would join them."""
+    folder = os.path.realpath(data)
+    if os.path.isdir(folder) and place and os.path.commonpath([folder, os.path.realpath(place)]) == folder:
+        do = (f"choose an --outdir outside {folder}" if new else
+              "move the images elsewhere, and give that folder with --data")
+        raise UserError(f"{place} lies inside {data}, so the pictures of the run would join the images that it learns "
+                        f"from: {do}")
 
 
 def parse(said: dict[str, Any]) -> Arguments:
@@ -420,8 +470,7 @@ def _sizes_of_source(source: str, options: presets.Options, dataset: DatasetConf
     try:
         networks = load_network_pkl(source, only=("G", "G_ema"))
     except UserError as e:
-        names = ", ".join(presets.RESUME_SOURCES)
-        raise UserError(f"--resume: {e}; give a path, a URL or one of {names}") from e
+        raise UserError(f"--resume: {e}") from e
     G = networks["G"] or networks["G_ema"]
     if G is None:
         raise UserError(f"--resume: {source} holds neither G nor G_ema")
@@ -457,7 +506,7 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     custom_ops.chosen_routes()
     _check_metric_names(config)
     _check_keep(config)
-    gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus))
+    gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus) if _is_under_torchrun() else config.num_gpus)
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
     for net, check in (
@@ -636,24 +685,25 @@ def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, desc
     from training import launch
 
     path = run_dir.create_run_dir(outdir, description)
-    run_dir.write_options(path, configs.to_legacy_kwargs(config) | {"run_dir": path, "command": command})
+    job = launch.Job(config, path, resume=None, command=resume.absolute_paths(command))
+    launch.write_options(job)
     with run_dir.tee_output(os.path.join(path, "log.txt")):
         print_options(config, os.path.basename(path))
         print(f"\nTraining in {path}", flush=True)
-    return launch.Job(config, path, resume=None)
+    return job
 
 
 def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "launch.Job":
-    """Keep the options as they are now."""
+    """The options as they are now are kept once the state is restored; until then nothing is changed."""
     from training import launch
 
     passing = ("resume", "resume_anyway", "gpus")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
-    with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
-        run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
+    with resume.locked(run.path):
         print(f"Going on in {run.path}{_how_not_to(command)}")
         print(comparison.departures_line(config), flush=True)
-    return launch.Job(config, run.path, resume=run.state)
+    return launch.Job(config, run.path, resume=run.state, command=resume.absolute_paths(kept),
+                      anyway="resume_anyway" in command)
 
 
 def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import print_table, save_results  # noqa: E402
 from training.checkpoints import Checkpoints, Keep  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
+from training.training_state import pickle_path  # noqa: E402
 
 
 @click.command()
@@ -37,7 +38,8 @@ def main(resolution: int, cbase: int, out_dir: str | None, device: str, out: str
         writer = Checkpoints(folder, keep=Keep(), metric=None, snapshot_kimg=4)
         rows = []
         for name, save in (("state", lambda: writer.save_state(state, nimg=0)),
-                           ("pickle", lambda: writer.save_networks(nimg=0, networks=networks, training_set_kwargs={}))):
+                           ("pickle", lambda: writer.save_networks(pickle_path(folder, 0), networks=networks,
+                                                                   training_set_kwargs={}))):
             start = time.perf_counter()
             path = save()
             waited = time.perf_counter() - start

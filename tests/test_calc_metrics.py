@@ -15,11 +15,13 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from click.testing import CliRunner
 
 import calc_metrics
 from dnnlib.util import UserError
 from metrics import metric_main
 from torch_utils.network_pickle import save_network_pkl
+from training.dataset import ImageFolderDataset
 from training.networks import Generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,11 +102,15 @@ def test_metrics_of_a_run(folder):
     assert not list(folder.glob("metric-*.jsonl"))
 
 
-def test_mirror_and_seed_change_the_score(folder):
+def test_mirror_and_seed_change_the_score(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(folder / "cache"))
+
     def fid(*args):
-        result = run(folder, "--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--detector=small-net.pt",
-                     "--device=cpu", *args)
-        assert result.returncode == 0, result.stderr
+        args = ["--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--detector=small-net.pt", "--device=cpu",
+                "--workers=0", *args]
+        result = CliRunner().invoke(calc_metrics.main, args)
+        assert result.exit_code == 0, result.output
         return json.loads(result.stdout)["results"]["fid1k@small-net"]
 
     first = fid()  # mirrored, as in training
@@ -120,6 +126,48 @@ def whole_run(folder):
         "use_labels": False, "max_size": 500, "resolution": 16, "random_seed": 0}}
     (folder / "run" / "training_options.json").write_text(json.dumps(options))
     return folder / "run"
+
+
+def test_other_images_are_refused_or_noted(folder, whole_run, monkeypatch):
+    """Also where an earlier version, or another program, tells the images by a path that depends on the folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(folder / "cache"))
+    pickle = "run/network-snapshot-000200.pkl"
+    options = json.loads((whole_run / "training_options.json").read_text())
+    kwargs = options["training_set_kwargs"]
+    trained_on = ImageFolderDataset(kwargs["path"], xflip=True, max_size=500)
+    options |= {"data_fingerprint": trained_on.fingerprint}
+    (whole_run / "training_options.json").write_text(json.dumps(options))
+
+    def score(*args):
+        return CliRunner().invoke(calc_metrics.main, ["--metrics=is1k", "--detector=small-net.pt", "--device=cpu",
+                                                      "--verbose=false", "--workers=0", *args])
+
+    result = score(f"--network={pickle}")
+    assert result.exit_code == 0 and result.stderr == ""
+    (record,) = recorded(whole_run, "is1k")
+    assert record["data"] == str(folder / "images.zip") and "protocol" not in record
+    (folder / "images.zip").rename(folder / "moved.zip")
+    save_images(folder / "images.zip", count=501)
+    for args in ([f"--network={pickle}"], ["--network=run", "--mirror=false"], ["--network=run", "--follow"]):
+        result = score(*args)
+        assert result.exit_code == 1 and result.stdout == "" and result.stderr.count("\n") == 1, result.output
+        assert result.stderr.startswith(f"Error: the images in {folder}/images.zip are not those that ")
+    assert len(recorded(whole_run, "is1k")) == 1
+    assert score("--network=run", "--data=images.zip").exit_code == 0
+    record = recorded(whole_run, "is1k")[-1]
+    assert record["data"] == str(folder / "images.zip") and list(record["protocol"]) == ["data"]
+
+    del options["data_fingerprint"]     # as earlier versions
+    kwargs["path"] = "moved.zip"
+    (whole_run / "training_options.json").write_text(json.dumps(options))
+    result = score("--network=run")
+    assert result.exit_code == 0
+    assert result.stderr == f"Warning: run names its images by a relative path: taking {folder}/moved.zip\n"
+    monkeypatch.chdir(whole_run)
+    result = score("--network=.", "--detector=../small-net.pt")
+    assert result.exit_code == 1 and result.stderr.startswith(
+        f"Error: the images that . was trained on: dataset {whole_run}/moved.zip does not exist")
 
 
 def drop(run_dir, kimg):

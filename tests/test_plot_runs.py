@@ -75,6 +75,17 @@ def test_scores_that_came_later(tmp_path):
     }
 
 
+def test_ticks_within_a_kimg_stay_apart(tmp_path):
+    """Training scored the pickles 000001 (at 1.008 kimg) and 000001_408; calc_metrics.py those before, too."""
+    (tmp_path / "stats.jsonl").write_text("".join(
+        json.dumps({"Progress/kimg": {"mean": kimg}} | ({"Metrics/fid": {"mean": kimg}} if scored else {})) + "\n"
+        for kimg, scored in ((0.008, False), (0.208, False), (1.008, True), (1.208, False), (1.408, True))))
+    lines = [json.dumps({"results": {"fid": value}, "snapshot_pkl": f"network-snapshot-{name}.pkl"}) + "\n"
+             for name, value in (("000000", 5), ("000000_208", 4), ("000001", 3), ("000001_408", 2))]
+    (tmp_path / "metric-fid.jsonl").write_text("".join(lines))
+    assert read_curves(tmp_path)["Metrics/fid"] == ([0, 0.208, 1.008, 1.408], [5, 4, 3, 2])
+
+
 def test_smoothing_keeps_constants_and_weighs_the_past():
     assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3, 3, 3])
     assert smooth([1.0, 2.0], 0.5) == pytest.approx([1, (0.5 * 1 + 2) / 1.5])
@@ -85,7 +96,7 @@ def test_mistakes_are_one_line(tmp_path):
     out = tmp_path / "curves.png"
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "stats.jsonl").write_text("nonsense\n")
+    (tmp_path / "odd" / "stats.jsonl").write_text("[" * 100_000 + "\n")
     run = make_run(tmp_path / "a", task=False)
     for args, words in [([tmp_path / "empty"], "stats.jsonl"), ([tmp_path / "odd"], "line 1 of"),
                         ([run, "--labels=a,b"], "2 names for 1 runs")]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -33,6 +34,10 @@ CHURCH_STAR = (
     "--reg_weight_real=10 --reg_target_fake=gfeat --reg_loss_fake=cos --reg_weight_fake=10 "
     "--decoder_conv_kernel_size=1 --cfg=paper256 --gpus=8 --mirror=0 --aug=noaug"
 ).split()
+
+
+FINGERPRINT = "f00d"
+RUN_PROCESSES = launch._run_processes
 
 
 class FakeDataset:
@@ -94,9 +99,14 @@ def parts(monkeypatch, runs):
         missing(path)
         return dict.fromkeys(only, fake_generator())
 
-    def run_training(config, run_dir, *, resume):
+    def run_training(config, run_dir, *, resume, anyway, begin):
+        begin(FINGERPRINT)
         print("training")
-        runs.append(Job(config, run_dir, resume))
+        runs.append(Job(config, run_dir, resume, anyway=anyway))
+
+    def run_processes(job):
+        launch.write_options(job, FINGERPRINT)
+        runs.append(job._replace(command=None))
 
     fakes = {
         "training.dataset": {"ImageFolderDataset": FakeDataset},
@@ -113,9 +123,9 @@ def parts(monkeypatch, runs):
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(launch, "_run_processes", runs.append)
+    monkeypatch.setattr(launch, "_run_processes", run_processes)
     monkeypatch.setattr(launch, "build_kernels", lambda device: None)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -148,7 +158,7 @@ def resolved(run, runs, *args, **kwargs):
     """The configuration of a run with these arguments, from what the run directory holds."""
     result = run(*args, **kwargs)
     assert result.exit_code == 0, result.output
-    config, run_dir, resume, outcome = runs[-1]
+    config, run_dir, resume, outcome, *_ = runs[-1]
     assert resume is None and outcome is None
     assert from_json(json.loads(Path(run_dir, "training_options.json").read_text())) == config
     return config
@@ -173,10 +183,12 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     assert options["run_dir"] == str(run_dir)
     assert options["batch_size"] == 32 and options["D_kwargs"]["decoder_res"] == [16]
     assert (run_dir / "log.txt").read_text().endswith("training\n")
-    config, path, resume, _ = runs[0]
-    assert path == options["run_dir"] and resume is None
-    assert options["command"] == {"outdir": str(tmp_path / "runs"), "data": "32-labels", "device": "cpu",
+    config, path, resume, *_ = runs[0]
+    assert path == options["run_dir"] and resume is None and options["data_fingerprint"] == FINGERPRINT
+    data = os.path.abspath("32-labels")     # for programs that are started elsewhere
+    assert options["command"] == {"outdir": str(tmp_path / "runs"), "data": data, "device": "cpu",
                                   "metrics": [], "mirror": True, "cond": True}
+    assert data == options["training_set_kwargs"]["path"] == config.dataset.path
     assert (config.dataset.label_dim, config.dataset.use_labels, config.dataset.xflip) == (10, True, True)
     assert run("--metrics=none").exit_code == 0
     assert sorted(path.name[:5] for path in run_dir.parent.iterdir()) == ["00000", "00001"]
@@ -223,7 +235,7 @@ MISTAKES = [
     ("--keep=", "--keep is '', expected"),
     ("--resume=.", "--resume: . is no run directory: training_options.json can't be read (No such file or directory)"),
     ("--resume=/", "--resume: / is no run directory"),
-    ("--resume=training-state-000000100.pt", "--resume: there is no training state training-state-000000100.pt"),
+    ("--resume=training-state-000000100.pt", "--resume: there is no training-state-000000100.pt; give the folder of a"),
     ("--batch=0", "--batch is 0"),
     ("--batch=8 --batch-gpu=3", "--batch-gpu is 3, expected a divisor of 8"),
     ("--batch=8 --mbstd-group=5", "--mbstd-group is 5"),
@@ -252,15 +264,20 @@ MISTAKES = [
     ("--method=glead+ggdr --res-g=1", "--res-g=1 gives no feature map"),
     ("--lambda-real=-1", "--lambda-real is -1.0"),
     ("--lambda-real=0 --lambda-fake=0", "no weight is above 0"),
-    ("--cond=true", "--cond=true needs labels, and 32 has none"),
+    ("--cond=true", "--cond=true needs labels, and /"),
     ("--subset=0", "--subset is 0, expected 1 to 1000"),
     ("--subset=1001", "--subset is 1001, expected 1 to 1000"),
-    ("--data=nowhere", "can't open nowhere"),
+    ("--data=nowhere", "can't open /"),
     ("--data=24", "the resolution of the images is 24, expected a power of two"),
     ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
-    ("--resume=missing.pkl", "--resume: no network at missing.pkl: give another one; give a path, a URL or one of"),
+    ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
+                             "a network pickle (path or URL), or one of ffhq256, "),
+    ("--resume=https://a.b/missing.pkl", "--resume: no network at https://a.b/missing.pkl: give another one"),
+    ("--resume=no/00000-set", "--resume: there is no folder no; give the folder of a run"),
+    ("--resume=", "--resume: there is no ''; give the folder of a run"),
+    ("--resume=ffhq-256", "--resume: there is no ffhq-256 (there is ffhq256"),
     ("--outdir=/dev/null/runs", "--outdir: can't write /dev/null/runs/run: /dev/null is not a folder"),
     ("--lambda-real=1 --reg_weight_real=1", "--lambda-real and --reg_weight_real are two names of one option"),
     ("--lambda-fake=1 --reg_weight_fake=1", "--lambda-fake and --reg_weight_fake are two names of one option"),
@@ -496,7 +513,7 @@ STYLEGAN2_ADA = {
                    {"--seed=-1": "--seed is -1", "--seed=0.5": INVALID}),
     "--dry-run": Case(lambda a, c: a.dry_run, False, {"-n": True, "--dry-run": True, "--dry_run": True}, {}),
     "--data": Case(lambda a, c: c.dataset.path, REQUIRED, {"--data=64": "64"},
-                   {"--data=nowhere": "can't open nowhere"}),
+                   {"--data=nowhere": "can't open /"}),
     "--cond": Case(lambda a, c: (c.dataset.use_labels, c.dataset.label_dim), (False, 0),
                    {"--cond=1 --data=32-labels": (True, 10), "--cond=no --data=32-labels": (False, 0)},
                    {"--cond=1 --data=32": "--cond=true needs labels", "--cond=both": INVALID}),
@@ -529,7 +546,7 @@ STYLEGAN2_ADA = {
                      {"--resume=noresume": (None, 0.05, 500), "--resume=net.pkl": ("net.pkl", None, 100),
                       "--resume=https://example.org/a.pkl": ("https://example.org/a.pkl", None, 100)}
                      | {f"--resume={name}": (url, None, 100) for name, url in presets.RESUME_SOURCES.items()},
-                     {"--resume=missing.pkl": "--resume: no network at missing.pkl"}),
+                     {"--resume=missing.pkl": "--resume: there is no missing.pkl"}),
     "--freezed": Case(lambda a, c: c.D.freeze_layers, 0, {"--freezed=3": 3, "--freezed=10": 10},
                       {"--freezed=-1": "--freezed is -1", "--freezed=9999": "--freezed is 9999, expected at most 10"}),
     "--fp32": Case(lambda a, c: [(net.num_fp16_res, net.conv_clamp) for net in (c.G, c.D)], [(4, 256)] * 2,
@@ -667,7 +684,7 @@ def test_metrics_none_needs_no_networks(run, runs):
 
 
 def test_a_failing_run_leaves_its_options_and_log(run, tmp_path, monkeypatch):
-    def fail(config, run_dir, *, resume):
+    def fail(config, run_dir, **kwargs):
         raise UserError("the pickle is for other images")
 
     monkeypatch.setattr(sys.modules["training.training_loop"], "run_training", fail)
@@ -721,7 +738,6 @@ def test_the_same_command_goes_on(run, runs, start, tmp_path):
     assert result.exit_code == 0 and result.stderr == ""
     first, *_ = result.stdout.splitlines()
     assert first == f"Going on in {path}; --resume=noresume starts a new run"
-    assert first in (path / "log.txt").read_text()
     assert result.stdout.count("\nDeparts from the paper in: data set, ") == 1
     (job,) = runs
     assert (job.run_dir, job.resume, job.config.workers, job.config.metrics) == (str(path), "newest", 0, ())
@@ -795,7 +811,8 @@ def test_a_training_state_to_go_on_from(run, runs, start):
     assert CliRunner().invoke(train.main, [f"--resume={aside}"]).exit_code == 0
     assert runs[1].resume == str(aside)
     missing = state_path(path, 5000)
-    assert last_line(run(f"--resume={missing}")) == f"--resume: there is no training state {missing}"
+    assert last_line(run(f"--resume={missing}")).startswith(f"--resume: there is no {missing} (there is {path}/train")
+    assert f" (there is {path}); give the folder" in last_line(run(f"--resume={str(path)[:-1]}"))
 
 
 def test_a_finished_run_goes_on_if_it_is_to_be_longer(run, runs, start):
@@ -833,7 +850,7 @@ def test_changes_of_what_is_learnt(run, runs, start):
     assert run(f"--resume={path}", "--gamma=5", "--resume-anyway").exit_code == 0
     assert (runs[0].config.loss.r1_gamma, runs[0].config.batch_size) == (5, 16)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
-    assert runs[1] == runs[0]                                   # from now on it is so
+    assert runs[1] == runs[0]._replace(anyway=False)            # from now on it is so
     assert "--gamma was 5, is 6" in last_line(run(f"--resume={path}", "--gamma=6"))
 
 
@@ -842,12 +859,15 @@ def test_resume_anyway_counts_for_one_command(run, start):
     assert "--resume-anyway" in last_line(run(f"--resume={path}", "--gamma=6"))
 
 
-def test_transfer_learning_goes_on_without_its_source(run, runs, start, monkeypatch):
-    path = start("--resume=net.pkl")
+def test_transfer_learning_goes_on_without_its_source(run, runs, start, tmp_path, monkeypatch):
+    source = tmp_path / "net.pkl"
+    source.touch()
+    path = start(f"--resume={source}")
+    source.unlink()
     before = from_json(json.loads((path / "training_options.json").read_text()))
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
-    assert runs == [Job(before, str(path), "newest")] and before.resume == "net.pkl"
+    assert runs == [Job(before, str(path), "newest")] and before.resume == str(source)
 
 
 def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
@@ -884,8 +904,10 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
     options = path / "training_options.json"
     content = json.loads(options.read_text())
     for text, why in (
-        ("{", ""), ("[]", ""), (json.dumps({"config": content["config"]}), ""),
+        ("{", ""), ("[]", ""), ("[" * 100_000, ""), (json.dumps({"config": content["config"]}), ""),
         (json.dumps(content | {"command": None}), ""),
+        (json.dumps(content).replace('"max_size": null', '"max_size": ' + "[" * 900 + "]" * 900),
+         " (config.dataset.max_size is [[[[[[[...]]]]]]], expected int)"),
         (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config has unknown fields: lr)"),
     ):  # fmt: skip
         options.write_text(text)
@@ -900,6 +922,71 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         assert not runs
         assert run().exit_code == 0 and runs[0].resume is None  # beside it, in a directory of its own
     assert json.loads(options.read_text()) == content
+
+
+def test_a_run_that_is_not_resumed_after_all_stays_as_it_is(run, start, monkeypatch):
+    """Images that are others, or a state that doesn't fit, show only when all else is set up."""
+    path = start()
+
+    def refuse(*args, **kwargs):
+        print("Training on 1000 images")
+        raise UserError("the images are not those of the run")
+
+    for gpus in (1, 2):
+        module, name = {1: (sys.modules["training.training_loop"], "run_training"), 2: (launch, "run_together")}[gpus]
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            patch.setattr(launch, "_run_processes", RUN_PROCESSES)
+            files = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+            result = run(f"--resume={path}", "--data=32-b", "--kimg=3", f"--gpus={gpus}")
+        assert result.exit_code == 1 and result.stderr == "Error: the images are not those of the run\n"
+        assert files == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+
+
+def test_paths_do_not_depend_on_the_current_folder(run, runs, start, tmp_path, monkeypatch):
+    (tmp_path / "net.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    said = ["--perceptual=net.pt", "--detector=net.pt", "--batch=8"]
+    path = start(*said)
+    options = json.loads((path / "training_options.json").read_text())
+    net, data = str(tmp_path / "net.pt"), str(tmp_path / "32")
+    assert (options["config"]["perceptual"], options["config"]["detector"]) == (net, net)
+    earlier = options["config"] | {"perceptual": "net.pt", "detector": "net.pt"}    # as earlier versions wrote them
+    earlier |= {"dataset": earlier["dataset"] | {"path": "32"}}
+    command = options["command"] | {"data": "32", "perceptual": "net.pt", "detector": "net.pt"}
+    relative = options | {"config": earlier, "command": command}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for content, folder, args, warned in (
+        (options, elsewhere, [f"--resume={path}"], []),
+        (relative, tmp_path, said, []),
+        (relative, tmp_path, [f"--resume={path}"],
+         [f"data by a relative path: taking {data}", "detector", "perceptual"]),
+    ):
+        (path / "training_options.json").write_text(json.dumps(content))
+        monkeypatch.chdir(folder)
+        result = run(*args) if args == said else CliRunner().invoke(train.main, args)
+        assert result.exit_code == 0, result.output
+        lines = result.stderr.splitlines()
+        assert all(f"names its --{start}" in line for start, line in zip(warned, lines, strict=True))
+        config = runs.pop().config
+        assert (config.dataset.path, config.perceptual, config.detector) == (data, net, net)
+    assert json.loads((path / "training_options.json").read_text())["command"] == options["command"]
+
+
+def test_a_run_in_the_folder_of_its_images_is_refused(run, runs, start, tmp_path, monkeypatch):
+    path = start()
+    images = tmp_path / "32"
+    images.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    monkeypatch.chdir(images)
+    for data, outdir in ((".", "runs"), (images, "."), ("../link", "a/b"), (".", "../link/runs"), ("..", "../runs")):
+        message = last_line(run(f"--data={data}", f"--outdir={outdir}"))
+        assert message.startswith(f"{outdir} lies inside {os.path.abspath(data)}, so the pictures of the run would")
+        assert message.endswith("choose an --outdir outside " + str(images if data != ".." else tmp_path))
+    assert "move the images elsewhere" in last_line(run(f"--resume={path}", f"--data={tmp_path}"))
+    assert not list(images.iterdir()) and not runs
+    assert run("--data=.", "--outdir=../32-more").exit_code == 0
 
 
 def test_dry_run_of_going_on(run, runs, start):
@@ -934,7 +1021,8 @@ def torchrun(run, monkeypatch):
     monkeypatch.setattr(distributed, "from_rank0", from_rank0)
 
     def call(rank, size, *args):
-        for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", min(size, 2))):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", min(size, 2)),
+                            ("MASTER_ADDR", "localhost"), ("MASTER_PORT", 29500)):
             monkeypatch.setenv(name, str(value))
         return run(*args), met[-1] if met else None
 
@@ -975,6 +1063,26 @@ def test_torchrun_mistakes(torchrun, runs, tmp_path):
     result, _ = torchrun(0, 3)
     assert last_line(result).startswith("--gpus is 3, expected a power of two")
     assert not runs and not (tmp_path / "runs").exists()
+
+
+def test_variables_of_other_programs(torchrun, run, runs, monkeypatch, tmp_path):
+    """Clusters and notebooks set some of them; a job of one process needs none."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "all")
+    assert run().exit_code == 0 and len(runs) == 1
+    shutil.rmtree(tmp_path / "runs")
+    for more, message in (
+        ({"WORLD_SIZE": "2"}, "RANK is '0', WORLD_SIZE is '2', MASTER_ADDR is not set, MASTER_PORT is not set. Start"),
+        ({"MASTER_ADDR": "here"}, "MASTER_ADDR is 'here', MASTER_PORT is not set."),
+        ({"MASTER_PORT": "first"}, "MASTER_PORT is 'first'."), ({"MASTER_PORT": "1", "RANK": "2"}, "RANK is '2', "),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is '', "),
+    ):
+        for name, value in more.items():
+            monkeypatch.setenv(name, value)
+        error = last_line(run())
+        assert error.startswith("these variables tell the processes of a run apart") and message in error
+    assert len(runs) == 1 and not (tmp_path / "runs").exists()
 
 
 def test_torchrun_dry_run(torchrun, runs):

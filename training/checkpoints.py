@@ -15,7 +15,7 @@ from metrics.metric_main import higher_is_better
 from torch_utils.network_pickle import save_network_pkl
 
 from .run_log import read_records
-from .training_state import PICKLE_NAME, pickle_path, state_path, write_state
+from .training_state import PICKLE_NAME, list_pickles, state_path, write_state
 
 
 class Keep(NamedTuple):
@@ -62,10 +62,9 @@ class Checkpoints:
         self._problems: list[str] = []
 
     def save_networks(
-        self, *, nimg: int, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
+        self, path: Path, *, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
     ) -> Path:
-        """Hand over copies for `network-snapshot-KKKKKK.pkl` (K = kimg); the file is there after `wait`."""
-        path = pickle_path(self.run_dir, nimg)
+        """Hand over copies for a network pickle, whose path is from `pickle_path`; the file is there after `wait`."""
         self._make_room(path)
         copied = host_copy(dict(networks, training_set_kwargs=training_set_kwargs))
         self._submit(path, self._write_networks, path, copied)
@@ -140,11 +139,12 @@ class Checkpoints:
     def _prune(self) -> None:
         if self.keep.last is None:
             return
-        names = sorted(name for name in os.listdir(self.run_dir) if PICKLE_NAME.fullmatch(name))
+        pickles = list_pickles(self.run_dir)
+        names = [pickle.name for pickle in pickles]
         stay = set(names[-self.keep.last :])
         if self.keep.every is not None:
-            period = self.keep.every * self.snapshot_kimg
-            numbers = [int(PICKLE_NAME.fullmatch(name)[1]) // period for name in names]
+            period = round(self.keep.every * self.snapshot_kimg * 1000)
+            numbers = [round(pickle.kimg * 1000) // period for pickle in pickles]
             stay |= {names[numbers.index(number)] for number in numbers}  # the first of each period
         if self.keep.best and (best := self.best()) is not None:
             stay.add(best)

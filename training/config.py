@@ -6,6 +6,7 @@ default is one that few published settings vary.
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from typing import Any, Literal, NamedTuple
@@ -212,7 +213,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     """Turn JSON data into `kind`: a dataclass, a Literal, a union, a tuple or a plain type."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
-            raise UserError(f"{where} is {data!r}, expected an object with the fields of {kind.__name__}")
+            raise UserError(f"{where} is {reprlib.repr(data)}, expected an object with the fields of {kind.__name__}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         for problem, names in (("unknown", data.keys() - fields.keys()), ("missing", required - data.keys())):
@@ -232,7 +233,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         return data
     if kind is float and type(data) in (int, float) or isinstance(kind, type) and type(data) is kind:
         return data
-    raise UserError(f"{where} is {data!r}, expected {kind.__name__ if isinstance(kind, type) else kind}")
+    raise UserError(f"{where} is {reprlib.repr(data)}, expected {kind.__name__ if isinstance(kind, type) else kind}")
 
 
 def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:

@@ -25,8 +25,7 @@ _BATCH_SIDE = 256       # batches leave a GPU waiting for the host, and without 
 
 def evaluate(
     config: TrainingConfig, G_ema: torch.nn.Module, dataset: ImageFolderDataset, device: torch.device, *,
-    run_dir: Path, log: RunLog, snapshot_pkl: Path | None, known: Scores, stop: StopRequest,
-    settle: Callable[[], None],
+    snapshot_pkl: Path, log: RunLog, known: Scores, stop: StopRequest, settle: Callable[[], None],
 ) -> None:
     """Calculate the metrics of `config`, on all ranks together, and report them in the log and in `metric-*.jsonl`.
 
@@ -65,7 +64,7 @@ def evaluate(
         if distributed.rank() == 0:
             settle()
             try:
-                metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=str(snapshot_pkl))
+                metric_main.report_metric(result, run_dir=str(snapshot_pkl.parent), snapshot_pkl=str(snapshot_pkl))
             except OSError as e:
                 print(f"Warning: can't write metric-{metric}.jsonl: {e.strerror or e}", flush=True)
         log.add_metrics(result.results)
@@ -84,10 +83,10 @@ def report_sizes(metrics: tuple[str, ...], run_dir: Path) -> dict[str, int]:
 
 
 def scores_since(sizes: Mapping[str, int], run_dir: Path, snapshot_pkl: str | None) -> Scores:
-    """What was reported of a network pickle after `report_sizes` had been asked."""
+    """What training reported of a network pickle after `report_sizes` had been asked."""
     return {metric: record["results"] for metric, size in sizes.items()
             for record in read_records(_report_path(run_dir, metric), start=size)
-            if record.get("snapshot_pkl") == snapshot_pkl}
+            if record.get("snapshot_pkl") == snapshot_pkl and "protocol" not in record}
 
 
 def _report_path(run_dir: Path, metric: str) -> Path:

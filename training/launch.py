@@ -32,6 +32,8 @@ class Job(NamedTuple):
     run_dir: str
     resume: str | None = None   # Go on from this training state, or from the "newest" one in `run_dir`.
     outcome: str | None = None  # File for a word on how the run ended.
+    command: dict[str, Any] | None = None   # What the command line said, to be kept with the options.
+    anyway: bool = False        # Resume with other images, too.
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "config": configs.to_json(self.config)}
@@ -68,15 +70,38 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
 
     from .training_loop import run_training
 
-    with run_dir.tee_output(_log_path(job), errors=log_errors and distributed.rank() == 0):
+    def begin(fingerprint: str) -> None:
+        if distributed.rank() == 0:
+            write_options(job, fingerprint)
+        open_log()
+
+    errors, resumes = log_errors and distributed.rank() == 0, job.resume is not None
+    with run_dir.tee_output(_log_path(job), errors=errors, wait=resumes) as open_log:
         build_kernels(job.config.device)
         try:
-            run_training(job.config, job.run_dir, resume=job.resume)
+            run_training(job.config, job.run_dir, resume=job.resume, anyway=job.anyway, begin=begin)
         except torch.OutOfMemoryError as e:
             raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch-gpu below {job.config.batch_gpu}, or "
                             "free the GPU of other programs") from e
         if distributed.rank() == 0:
             _write_outcome(job)
+
+
+def write_options(job: Job, fingerprint: str | None = None) -> None:
+    """Write `training_options.json`.
+
+    Args:
+        fingerprint: Of the images; None = not known yet.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    known = {} if fingerprint is None else {"data_fingerprint": fingerprint}
+    more = {"run_dir": os.path.abspath(job.run_dir), "command": job.command, **known}
+    try:
+        run_dir.write_options(job.run_dir, configs.to_legacy_kwargs(job.config) | more)
+    except OSError as e:
+        raise UserError(f"can't write the options of the run: {e.filename or job.run_dir}: {e.strerror or e}") from e
 
 
 def check_gpus(device: str, num_gpus: int) -> None:
@@ -129,11 +154,18 @@ def _log_path(job: Job) -> str:
 
 
 def _run_processes(job: Job) -> None:
-    with tempfile.TemporaryDirectory(prefix="glead-") as folder, run_dir.tee_output(_log_path(job)):
+    options = Path(job.run_dir, "training_options.json")
+    before, resumes = options.stat().st_mtime_ns, job.resume is not None
+    with (tempfile.TemporaryDirectory(prefix="glead-") as folder,
+          run_dir.tee_output(_log_path(job), wait=resumes) as open_log):
         path = Path(folder, "job.json")
         path.write_text(json.dumps(job.to_json()))
         root = Path(__file__).resolve().parents[1]  # which need not be the current folder
-        run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
+        try:
+            run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
+        finally:
+            if options.stat().st_mtime_ns != before:    # rank 0 writes it anew once the state is restored
+                open_log()
 
 
 def run_together(

@@ -9,6 +9,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
+from .training_state import pickle_kimg
+
 _UNKNOWN = "unknown"
 _METHODS = {
     "stylegan2": "StyleGAN2 (Karras et al., CVPR 2020)",
@@ -60,15 +62,14 @@ class Run(NamedTuple):
     """What a run directory says about one of its snapshots."""
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
-    kimg: int | None                    # From the name of the snapshot.
+    kimg: float | None                  # From the name of the snapshot.
     scores: list[Score]
 
 
 def read_run(network: str | os.PathLike) -> Run | None:
     """What is known of the run that the file lies in; None if its folder is no run directory."""
     path = Path(network)
-    match = re.fullmatch(r"network-snapshot-(\d{6,})", path.stem)
-    kimg = int(match[1]) if match else None
+    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
     options_path = path.parent / "training_options.json"
     if not options_path.is_file():
         return None
@@ -118,7 +119,7 @@ used for. *(To fill in: the licence of the data, and how it was collected.)*"""
 
 
 def _training(options: Mapping[str, Any], run: Run | None) -> str:
-    kimg = _UNKNOWN if run is None or run.kimg is None else f"{run.kimg:,}"
+    kimg = _UNKNOWN if run is None or run.kimg is None else f"{run.kimg:,.10g}"
     rows = [("method", _method(options)), ("images shown to D until this snapshot (kimg)", kimg)]
     rows += [(label, value) for label, where in _OPTIONS.items() if (value := _find(options, where)) is not None]
     return _table(("option", "value"), rows)

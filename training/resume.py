@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 from dnnlib.util import UserError
 
 from .config import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
+from .presets import PERCEPTUAL, RESUME_SOURCES
 from .training_state import list_states, pickle_path
 
 try:
@@ -38,13 +39,25 @@ _SHAPE_FIELDS = frozenset((
 
 class Run(NamedTuple):
     path: str
-    command: dict[str, Any]     # The options that were said when it was started, by name.
+    command: dict[str, Any]     # The options that were said when it was started, by name; paths are absolute.
     config: TrainingConfig
     state: str = "newest"       # From which it goes on: a path, or the newest good one.
+    relative: tuple[str, ...] = ()  # Paths that an earlier version wrote as they were said, and are taken from here.
+
+
+def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, with paths that don't depend on the current folder; names of networks and URLs stay."""
+    names = {*RESUME_SOURCES, *PERCEPTUAL.values()}
+    result = dict(command)
+    for option in ("data", "detector", "perceptual", "resume"):
+        path = result.get(option)
+        if path and path not in names and (option == "data" or os.path.isfile(path)):
+            result[option] = os.path.abspath(path)
+    return result
 
 
 def is_run(source: str) -> bool:
-    """Whether `open_run` is meant by what --resume says, and not a network pickle."""
+    """Whether something that is there is for `open_run`, and no network pickle."""
     return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
 
 
@@ -69,13 +82,17 @@ def _read_run(path: str) -> Run:
     file = Path(path, OPTIONS_NAME)
     try:
         content = json.loads(file.read_text())
-        run = Run(path, dict(content["command"]), from_json(content["config"]))
+        said, config = dict(content["command"]), from_json(content["config"])
+        command = absolute_paths(said)
+        _lasting(command)
     except OSError as e:
         raise UserError(f"{path} is no run directory: {file.name} can't be read ({e.strerror})") from e
-    except (ValueError, KeyError, TypeError, UserError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError, UserError) as e:
         why = f" ({e})" if isinstance(e, UserError) else ""
         raise UserError(f"{file} is not as this version of train.py writes it, so the run can't go on{why}") from e
-    return run
+    relative = tuple(option for option in command if command[option] != said[option])
+    paths = {name: absolute_paths({name: getattr(config, name)})[name] for name in ("perceptual", "detector")}
+    return Run(path, command, dataclasses.replace(config, **paths), relative=relative)
 
 
 class Found(NamedTuple):
@@ -118,12 +135,14 @@ def is_finished(run_dir: str, total_kimg: float) -> bool:
     """All images shown, and the last network pickle written."""
     states = list_states(run_dir)
     nimg = states[0].nimg if states else -1
-    return nimg >= int(total_kimg * 1000) and os.path.exists(pickle_path(run_dir, nimg))
+    return nimg >= int(total_kimg * 1000) and any(
+        os.path.exists(pickle_path(run_dir, nimg, exact=exact)) for exact in (False, True))
 
 
 def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON would give it back, without the options that may change."""
-    return json.loads(json.dumps({name: value for name, value in command.items() if name not in FREE_OPTIONS}))
+    kept = {name: value for name, value in absolute_paths(command).items() if name not in FREE_OPTIONS}
+    return json.loads(json.dumps(kept))
 
 
 def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> TrainingConfig:

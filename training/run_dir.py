@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Iterator, TextIO
+from typing import Any, Callable, Iterator, TextIO
 
 import dnnlib.util
 
@@ -62,7 +62,7 @@ def _full_disks_ignored() -> Iterator[None]:
 class _Tee:
     """A text stream that also writes its finished lines to a log; of a progress bar only the last state is kept."""
 
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
+    def __init__(self, stream: TextIO, log: "_Log") -> None:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:
@@ -85,26 +85,52 @@ class _Tee:
     def keep(self, text: str) -> None:
         with _full_disks_ignored():
             self._log.write(text)
-            self._log.flush()  # the log is read while the run goes on
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
+class _Log:
+    """A text file to append to; until it is opened, lines for it are kept in memory."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path, self._file = path, None
+        self._waiting: list[str] = []
+
+    def open(self) -> None:
+        if self._file is None:
+            self._file = open(self._path, "a", encoding="utf-8")
+            self.write("".join(self._waiting))
+
+    def write(self, text: str) -> None:
+        if self._file is None:
+            self._waiting.append(text)
+        else:
+            self._file.write(text)
+            self._file.flush()  # the log is read while the run goes on
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 @contextlib.contextmanager
-def tee_output(path: str | os.PathLike, *, errors: bool = True) -> Iterator[None]:
+def tee_output(path: str | os.PathLike, *, errors: bool = True, wait: bool = False) -> Iterator[Callable[[], None]]:
     """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception.
 
     Args:
         path:   Other processes may write to it, too.
         errors: False leaves it to others to note a UserError.
+        wait:   Leave the file as it is until the function is called that is given; without that call, for good.
     """
-    log = open(path, "a", encoding="utf-8")
+    log = _Log(path)
+    if not wait:
+        log.open()
     try:
         stdout, stderr = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
         try:
             with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                yield
+                yield log.open
         finally:
             stdout.finish()
             stderr.finish()

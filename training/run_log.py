@@ -15,6 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from dnnlib.util import append_text, atomic_write, format_time
 from torch_utils import distributed
 
+from .config import TrainingConfig
+
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
@@ -29,16 +31,18 @@ class RunLog:
     """Measures ticks and writes their records; only rank 0 writes."""
 
     def __init__(
-        self, run_dir: Path, *, total_kimg: float, device: torch.device, state: dict[str, Any] | None = None
+        self, run_dir: Path, *, config: TrainingConfig, device: torch.device, state: dict[str, Any] | None = None
     ):
         """Go on from `state`, which `RunLog.state` gave; later records in `run_dir` are dropped, for they come again."""
-        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[])
-        self.total_kimg = total_kimg
+        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[],
+                              step_nimg=1000 if config.kimg_per_tick >= 1 else 1)
+        self.config = config
         self.device = device
         self._tick_start = self._tick_end = time.monotonic()
         self.start_time = self._tick_start - state["elapsed_sec"]
         self.tick_start_nimg = state["tick_start_nimg"]
         self._timed_from_nimg = state["start_nimg"]     # Where the clock of this tick was started.
+        self._step_nimg = state.get("step_nimg", 1000)  # Images to a step on TensorBoard's axis.
         self._maintenance_sec = 0.0
         self._record: dict[str, Any] = state["record"]  # Of a tick that ended, while it waits for scores.
         self._unwritten: list[dict[str, Any]] = state["unwritten"]  # Finished records that found no room on the disk.
@@ -49,13 +53,25 @@ class RunLog:
             self._open_tensorboard()
 
     def _open_tensorboard(self) -> None:
-        kimg = self.tick_start_nimg // 1000
-        self._tensorboard = SummaryWriter(self._path.parent, purge_step=kimg + 1 if kimg else None)
+        step = self.tick_start_nimg // self._step_nimg
+        self._tensorboard = SummaryWriter(self._path.parent, purge_step=step + 1 if step else None)
 
     def state(self, nimg: int) -> dict[str, Any]:
         """What going on after `nimg` images needs, plain data."""
         return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
-                    start_nimg=nimg, record=self._record, unwritten=list(self._unwritten))
+                    start_nimg=nimg, record=self._record, unwritten=list(self._unwritten), step_nimg=self._step_nimg)
+
+    def next_due_nimg(self, tick: int) -> int:
+        """Where the next snapshot is due, at the earliest: a tick ends with the iteration that makes it long enough.
+
+        Args:
+            tick: That which is not over yet.
+        """
+        c, total_nimg = self.config, int(self.config.total_kimg * 1000)
+        if c.snapshot_ticks == 0:
+            return total_nimg
+        num_ticks = -tick % c.snapshot_ticks + 1 if tick > 0 else 0     # the first tick is one iteration
+        return min(self.tick_start_nimg + int(num_ticks * c.kimg_per_tick * 1000), total_nimg)
 
     def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
@@ -63,7 +79,7 @@ class RunLog:
         fields = self._measure(progress) | {"Progress/augment": augment_p}  # strength of augmentation
         self._record = {**stats, **_constants(fields)}
         f = fields
-        left_sec = (self.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
+        left_sec = (self.config.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
         distributed.print0(
             f"tick {progress.tick:<5d} kimg {f['Progress/kimg']:<8.1f} time {format_time(f['Timing/total_sec']):<12s} "
             f"left {format_time(max(left_sec, 0)):<12s} sec/tick {f['Timing/sec_per_tick']:<7.1f} "
@@ -119,7 +135,7 @@ class RunLog:
     def _show_on_tensorboard(self, record: dict[str, Any], progress: Progress) -> None:
         try:
             for name, value in record.items():
-                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // 1000)
+                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // self._step_nimg)
             self._tensorboard.flush()
         except OSError as e:
             print(f"Warning: TensorBoard lacks the tick at {progress.nimg / 1000:.1f} kimg: {e.strerror or e}")
@@ -144,7 +160,7 @@ def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, A
         return []
     records = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if line.endswith(b"\n") and isinstance(record, dict):
                 records.append(record)
@@ -160,7 +176,7 @@ def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]
     again = {record["Progress/kimg"]["mean"] for record in unwritten}
     kept = []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             kimg = json.loads(line)["Progress/kimg"]["mean"]
             if line.endswith("\n") and kimg <= after_kimg and kimg not in again:
                 kept.append(line)

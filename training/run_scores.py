@@ -20,7 +20,7 @@ from metrics.published import score_of
 from .interrupt import StopRequest
 from .resume import OPTIONS_NAME, is_busy, is_finished
 from .run_log import read_records
-from .training_state import PICKLE_NAME, list_states
+from .training_state import PickleFile, list_pickles, list_states, pickle_kimg
 
 _POLL_SEC = 2
 
@@ -45,27 +45,21 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
                         "train.py made") from e
     except OSError as e:
         raise UserError(f"can't read {path}: {e.strerror or e}") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote") from e
     if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
     return options
 
 
-class Snapshot(NamedTuple):
-    path: Path
-    kimg: int
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-
-def list_pickles(run_dir: str | os.PathLike) -> list[Snapshot]:
-    """The network pickles in a run directory, in order; their content is not looked at."""
-    found = [Snapshot(Path(run_dir, name), int(match[1]))
-             for name in os.listdir(run_dir) if (match := PICKLE_NAME.fullmatch(name))]
-    return sorted(found, key=lambda pickle: pickle.kimg)
+def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
+    """Of the images that a run was trained on; None where it doesn't say, as those of other programs and versions."""
+    try:
+        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    fingerprint = content.get("data_fingerprint") if isinstance(content, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -129,21 +123,21 @@ class ScoreBook:
         metric_main.report_metric(result, run_dir=str(self.run_dir), snapshot_pkl=str(pickle), protocol=self.protocol)
 
 
-def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[int, float]]:
+def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[float, float]]:
     """All scores in `metric-*.jsonl`: by name of the result, then by kimg of the pickle; the last one counts.
 
     What was not measured as in training has a name of its own, such as "fid50k (seed 1)"; and so has what another
     feature net gave than the first one of that name, "fid50k@net (net 0a1b2c3d)".
     """
-    scores: dict[str, dict[int, float]] = {}
+    scores: dict[str, dict[float, float]] = {}
     first_nets: dict[str, str] = {}     # SHA-256, by name of the result.
     for path in sorted(Path(run_dir).glob("metric-*.jsonl")):
         for record in read_records(path):
-            pickle = PICKLE_NAME.fullmatch(str(record.get("snapshot_pkl")))
-            if pickle is None or not _are_numbers(record.get("results")):
+            kimg = pickle_kimg(str(record.get("snapshot_pkl")))
+            if kimg is None or not _are_numbers(record.get("results")):
                 continue
             for name, value in record["results"].items():
-                scores.setdefault(name + _note(record, name, first_nets), {})[int(pickle[1])] = value
+                scores.setdefault(name + _note(record, name, first_nets), {})[kimg] = value
     return scores
 
 
@@ -180,7 +174,7 @@ class RunScorer:
     idle: Callable[[], None] = lambda: None     # Called every few seconds while there is nothing to score.
     num_scored: int = 0
     broken: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # What can't be read, by name.
-    _queue: list[Snapshot] = dataclasses.field(default_factory=list)
+    _queue: list[PickleFile] = dataclasses.field(default_factory=list)
     _said_to_stand_still: bool = False
 
     @property
@@ -217,7 +211,7 @@ class RunScorer:
                 self.idle()
                 time.sleep(_POLL_SEC)
 
-    def update_queue(self) -> list[Snapshot]:
+    def update_queue(self) -> list[PickleFile]:
         """The pickles that are not scored by every metric, in order; those that can't be read only if they changed."""
         complete = self.book.complete()
         pickles = list_pickles(self.run_dir)
@@ -227,7 +221,7 @@ class RunScorer:
                        and self.broken.get(pickle.name, ()) != _file_state(pickle.path)]
         return self._queue
 
-    def _score_next(self, queue: Sequence[Snapshot]) -> None:
+    def _score_next(self, queue: Sequence[PickleFile]) -> None:
         pickle, number = queue[0], self.num_scored + len(self.broken) + 1
         waiting = len(queue) - 1
         self.say(f"{pickle.name}: {number} of {number + waiting}" + (f", {waiting} waiting" if waiting else ""))
@@ -281,7 +275,7 @@ def _file_state(path: Path) -> tuple[int, int] | None:
 
 class Row(NamedTuple):
     name: str                       # Of the pickle.
-    kimg: int
+    kimg: float
     there: bool                     # False if the pickle was deleted, its scores are left.
     results: dict[str, float]
 
@@ -294,9 +288,9 @@ class ScoreTable:
         there = {pickle.name for pickle in list_pickles(book.run_dir)}
         names = there.union(*(results for results in scores.values()))
         self.rows = sorted((
-            Row(name, int(match[1]), name in there,
+            Row(name, kimg, name in there,
                 {key: value for metric in book.metrics for key, value in scores[metric].get(name, {}).items()})
-            for name in names if (match := PICKLE_NAME.fullmatch(name))), key=lambda row: row.kimg)
+            for name in names if (kimg := pickle_kimg(name)) is not None), key=lambda row: (row.kimg, row.name))
         self.columns: dict[str, str] = {key: metric for metric in book.metrics     # the metric of each result
                                         for results in scores[metric].values() for key in results}
         self.first = next(iter(self.columns), None)     # by which pickles are compared
@@ -315,7 +309,7 @@ class ScoreTable:
         for row in self.rows:
             values = [_cell(column, row.results.get(column)) + ("*" if best[column] is row else " ")
                       for column in self.columns]
-            cells.append([str(row.kimg), *values, "" if row.there else "deleted"])
+            cells.append([f"{row.kimg:.10g}", *values, "" if row.there else "deleted"])
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]
         return "\n".join([*lines, "* the best of the pickles that are there"])

@@ -92,21 +92,22 @@ def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_g
 
 
 def save_pictures(
-    run_dir: Path, nimg: int, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig,
+    pkl: Path, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig,
     save: Callable[..., None],
 ) -> None:
-    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it (K = kimg).
+    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it.
 
     Args:
+        pkl:  The network pickle that is saved beside them, `network-snapshot-KKKKKK.pkl`.
         save: Called with a path, a function that writes the file, and the arguments of that beside the path: packing
               a grid as PNG takes seconds, for which GPUs need not wait.
     """
-    kimg = f"{nimg // 1000:06d}"
     fakes = draw_fakes(G_ema, grid, batch_gpu=config.batch_gpu)
-    save(run_dir / f"fakes{kimg}.png", save_image_grid, fakes, columns=grid.columns)
+    kimg = pkl.stem.rpartition("-")[2]
+    save(pkl.with_name(f"fakes{kimg}.png"), save_image_grid, fakes, columns=grid.columns)
     if D.has_heads:
         images = draw_reconstructions(G, G_ema, D, grid, res_g=config.D.res_g)
-        save(run_dir / f"reconstructions{kimg}.png", save_image_grid, images, columns=len(images) // 4)
+        save(pkl.with_name(f"reconstructions{kimg}.png"), save_image_grid, images, columns=len(images) // 4)
 
 
 @torch.no_grad()

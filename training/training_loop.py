@@ -4,7 +4,7 @@ import copy
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from tqdm import tqdm
@@ -27,25 +27,22 @@ from .networks import Discriminator, Generator
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
 from .run_log import Progress, RunLog
 from .tasks import build_tasks
-from .training_state import find_state
+from .training_state import PickleNames
 
 
-def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = None) -> None:
+def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
     """Train as `config` says, leaving logs, grids, pickles and training states in `run_dir`, which exists.
 
     Several processes that have met by `distributed.join` share the work. Ctrl-C, SIGTERM and SIGUSR1 finish the
-    iteration, save, and return.
-
-    Args:
-        resume: Go on from this training state, or from the "newest" good one in `run_dir`; None = from the start.
+    iteration, save, and return. `begins` is for the `Trainer`.
 
     Raises:
-        UserError: Data became unreadable, gradients stayed non-finite, there is no good state, or the last save failed.
+        UserError: Data became unreadable, gradients stayed non-finite, no state fits, or the last save failed.
     """
     with StopRequest(interruptible=distributed.world_size() == 1, quiet=distributed.rank() != 0) as stop:
         try:
             with stop.at_once():
-                trainer = Trainer(config, run_dir, resume=resume)
+                trainer = Trainer(config, run_dir, **begins)
         except KeyboardInterrupt:
             print(f"Stopped while setting up: nothing was trained in {run_dir} that is not saved.")
             return
@@ -56,40 +53,44 @@ def run_training(config: TrainingConfig, run_dir: str, *, resume: str | None = N
 
 
 class Trainer:
-    """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks."""
+    """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks.
 
-    def __init__(self, config: TrainingConfig, run_dir: str, *, resume: str | None = None):
-        self.config = config
-        self.run_dir = Path(run_dir)
+    Args:
+        resume: Go on from this training state, or from the "newest" good one in `run_dir`; None = from the start.
+        anyway: Resume although the images are not those of the run.
+        begin:  Called on all ranks with the fingerprint of the images, before anything in `run_dir` is changed.
+    """
+
+    def __init__(self, config: TrainingConfig, run_dir: str, *, resume: str | None = None, anyway: bool = False,
+                 begin: Callable[[str], None] = lambda fingerprint: None):
+        self.config, self.run_dir = config, Path(run_dir)
         self.device = distributed.current_device(config.device)
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        state = None if resume is None else find_state(self.run_dir, resume)
+        state = None if resume is None else run_state.find(self.run_dir, resume)
         self.progress = Progress(**state["progress"]) if state else Progress()
         self.unfinished_tick: bool | None = None    # A tick to finish first; is a snapshot due in it?
-        self.saved: Path | None = None              # The pickle that was saved last.
+        self.pickles = PickleNames(self.run_dir)
         self.saved_nimg = self.progress.nimg        # Position of the last training state.
         self.known_scores: Scores = {}              # Of the unfinished tick.
         self.problem: str | None = None             # Why no rank can go on.
         self._open_data()
         self._build_networks(start_from=None if state else config.resume)
         if state:
-            run_state.restore(self, state)
+            run_state.restore(self, state, anyway=anyway)
+        begin(self.dataset.fingerprint)
         self._start_logs(state and state["log"])
 
     def _open_data(self) -> None:
         c = self.config.dataset
-        self.dataset = ImageFolderDataset(
-            c.path, resolution=c.resolution, use_labels=c.use_labels, max_size=c.max_size, xflip=c.xflip,
-            random_seed=c.random_seed,
-        )
+        self.dataset = ImageFolderDataset(c.path, resolution=c.resolution, use_labels=c.use_labels, max_size=c.max_size,
+                                          xflip=c.xflip, random_seed=c.random_seed)
         distributed.print0(f"Training on {len(self.dataset)} images {self.dataset.image_shape}, labels "
                            f"{self.dataset.label_shape}")
         self.loader = BatchLoader(
             self.dataset, order=TrainingOrder(len(self.dataset), self.config.random_seed),
             batch_size=self.config.batch_size, start_index=self.progress.nimg, rank=distributed.rank(),
-            num_ranks=distributed.world_size(), num_workers=self.config.workers,
-            pin_memory=self.device.type == "cuda",
+            num_ranks=distributed.world_size(), num_workers=self.config.workers, pin_memory=self.device.type == "cuda",
         )
 
     def _build_networks(self, *, start_from: str | None) -> None:
@@ -118,7 +119,7 @@ class Trainer:
         if first and state is None:
             snapshot.save_image_grid(self.run_dir / "reals.png", self.grid.images, columns=self.grid.columns)
             snapshot.save_fakes(self.run_dir / "fakes_init.png", self.G_ema, self.grid, batch_gpu=c.batch_gpu)
-        self.log = RunLog(self.run_dir, total_kimg=c.total_kimg, device=self.device, state=state)
+        self.log = RunLog(self.run_dir, config=c, device=self.device, state=state)
         self.checkpoints = Checkpoints(self.run_dir, keep=Keep.parse(c.keep), metric=next(iter(c.metrics), None),
                                        snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1))
 
@@ -136,12 +137,13 @@ class Trainer:
         stopping = False
         try:
             if self.unfinished_tick is not None:
-                if self.unfinished_tick and not self.saved.exists():
+                if self.unfinished_tick and not self.pickles.last.exists():
                     self._write_snapshot()  # that could not be saved before
                 self._finish_tick(stop)
             while self.progress.nimg < total_nimg:
                 batch, self.problem = stop.agree(self.next_batch)
                 if stopping := batch is None:
+                    self.pickles.choose(self.progress.nimg, self.log.next_due_nimg(self.progress.tick))
                     self._save_state()  # what going on needs comes first
                     self._write_snapshot()
                     break
@@ -167,10 +169,10 @@ class Trainer:
     def _end(self, *, stopping: bool) -> None:
         problems = self.checkpoints.wait() + self.log.problems()
         if stopping and not problems:
-            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.saved}. To go on: "
+            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.pickles.last}. To go on: "
                                f"python train.py --resume={self.run_dir}", flush=True)
         elif not problems:
-            distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.saved}")
+            distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")
         if self.problem is not None:
             distributed.any_rank(False)     # a rank that fails ends the run: rank 0 has saved first
             problems.insert(0, self.problem)
@@ -227,6 +229,7 @@ class Trainer:
         due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
         self.unfinished_tick = distributed.any_rank(due or self.checkpoints.overdue)
         if self.unfinished_tick:
+            self.pickles.choose(progress.nimg, None if due else self.log.next_due_nimg(progress.tick))
             self._write_snapshot()
         self._save_state()      # before metrics, which take long
         self._finish_tick(stop)
@@ -234,8 +237,8 @@ class Trainer:
     def _finish_tick(self, stop: StopRequest) -> None:
         if self.unfinished_tick:
             with stop.at_once():
-                evaluate(self.config, self.G_ema, self.dataset, self.device, run_dir=self.run_dir, log=self.log,
-                         snapshot_pkl=self.saved, known=self.known_scores, stop=stop, settle=self.checkpoints.settle)
+                evaluate(self.config, self.G_ema, self.dataset, self.device, snapshot_pkl=self.pickles.last,
+                         log=self.log, known=self.known_scores, stop=stop, settle=self.checkpoints.settle)
             if distributed.rank() == 0:
                 self.checkpoints.prune()    # the scores are known now
         self.log.start_tick(self.progress)
@@ -245,11 +248,10 @@ class Trainer:
     def _write_snapshot(self) -> None:
         if distributed.rank() != 0:
             return
-        c, nimg, self.checkpoints.overdue = self.config, self.progress.nimg, False
-        snapshot.save_pictures(self.run_dir, nimg, self.G, self.D, self.G_ema, self.grid, config=c,
-                               save=self.checkpoints.save_file)
+        c, pkl, self.checkpoints.overdue = self.config, self.pickles.last, False
+        snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=c, save=self.checkpoints.save_file)
         kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
-        self.saved = self.checkpoints.save_networks(nimg=nimg, networks=self.parts, training_set_kwargs=kwargs)
+        self.checkpoints.save_networks(pkl, networks=self.parts, training_set_kwargs=kwargs)
 
     def _save_state(self) -> None:
         state = run_state.capture(self)

@@ -6,6 +6,7 @@ reads it. The archive's comment, its last 64 bytes, is the SHA-256 of all that s
 
 import hashlib
 import os
+import pickle
 import re
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from dnnlib.util import UserError, atomic_write
 
 FORMAT = 1                                  # Of what a state holds; another number is refused.
-PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})\.pkl")    # Of network pickles, by kimg.
+PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Of network pickles: kimg, further images.
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
 _KEPT = 2                                   # States that a run keeps: the newest, and one in case it is damaged.
 _DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
@@ -27,13 +28,78 @@ class StateFile(NamedTuple):
     nimg: int       # Images shown when it was written.
 
 
+class PickleFile(NamedTuple):
+    path: Path
+    kimg: float     # As the name says: whole kimg, unless the name has the further images, too.
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
 def state_path(run_dir: str | os.PathLike, nimg: int) -> Path:
     return Path(run_dir, f"training-state-{nimg:09d}.pt")
 
 
-def pickle_path(run_dir: str | os.PathLike, nimg: int) -> Path:
-    """`network-snapshot-KKKKKK.pkl` (K = kimg)."""
-    return Path(run_dir, f"network-snapshot-{nimg // 1000:06d}.pkl")
+def pickle_path(run_dir: str | os.PathLike, nimg: int, *, exact: bool = False) -> Path:
+    """`network-snapshot-KKKKKK.pkl` (K = kimg); exactly, `network-snapshot-KKKKKK_NNN.pkl` (N = further images).
+
+    As text, the exact names of a kimg come after the other one, in order, and before those of the next kimg.
+    """
+    kimg, images = divmod(nimg, 1000)
+    return Path(run_dir, f"network-snapshot-{kimg:06d}{f'_{images:03d}' if exact else ''}.pkl")
+
+
+def pickle_kimg(name: str) -> float | None:
+    """Thousands of images that the name of a network pickle tells; None if it is no such name."""
+    match = PICKLE_NAME.fullmatch(name)
+    return None if match is None else (int(match[1]) * 1000 + int(match[2] or 0)) / 1000
+
+
+class PickleNames:
+    """Names of the network pickles that a run saves one after the other: by kimg, unless that is another one's name."""
+
+    def __init__(self, run_dir: str | os.PathLike) -> None:
+        self.run_dir = Path(run_dir)
+        self.last: Path | None = None           # The pickle that was named last ...
+        self.last_nimg: int | None = None       # ... and its position, if it is known; there it keeps the name.
+        self.plain_kimg: int | None = None      # The kimg that was last used up as a name.
+
+    def choose(self, nimg: int, next_due_nimg: int | None = None) -> None:
+        """Let `last` be a pickle to be saved after `nimg` images.
+
+        Args:
+            next_due_nimg: Of a pickle beside the schedule, as when a run is stopped: where the next one is due, at the
+                           earliest. So due ones have the same names as in a run that was not stopped.
+        """
+        if nimg == self.last_nimg:
+            return
+        kimg, self.last_nimg = nimg // 1000, nimg
+        exact = kimg == self.plain_kimg or next_due_nimg is not None and kimg >= next_due_nimg // 1000
+        if not exact:
+            self.plain_kimg = kimg
+        self.last = pickle_path(self.run_dir, nimg, exact=exact)
+
+    def state(self) -> dict[str, Any]:
+        return {"saved": None if self.last is None else self.last.name, "plain_kimg": self.plain_kimg}
+
+    def restore(self, state: dict[str, Any], nimg: int | None) -> None:
+        """Go on from what `state` gave.
+
+        Args:
+            nimg: Position of the last pickle; None = unknown.
+        """
+        name = state["saved"]
+        self.last, self.last_nimg = None if name is None else self.run_dir / name, nimg
+        known = None if name is None else int(pickle_kimg(name))    # earlier versions named all of them so
+        self.plain_kimg = state.get("plain_kimg", known)
+
+
+def list_pickles(run_dir: str | os.PathLike) -> list[PickleFile]:
+    """The network pickles in a run directory, in order; their content is not looked at."""
+    found = [PickleFile(Path(run_dir, name), kimg)
+             for name in os.listdir(run_dir) if (kimg := pickle_kimg(name)) is not None]
+    return sorted(found, key=lambda pickle: (pickle.kimg, pickle.name))
 
 
 def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
@@ -86,20 +152,30 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
             content = torch.load(f, map_location="cpu", weights_only=True)
     except OSError as e:
         raise UserError(f"can't read training state {path}: {e.strerror or e}") from e
+    except (pickle.UnpicklingError, ValueError, LookupError, EOFError, RuntimeError, AttributeError, TypeError) as e:
+        if isinstance(e, (UserError, torch.OutOfMemoryError)):
+            raise
+        raise UserError(f"training state {path} is not as train.py writes it: its checksum is right, but it does not "
+                        "hold tensors and plain data alone") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise UserError(f"training state {path} has format {found}, expected {FORMAT}: another version wrote it")
     return content
 
 
-def _remove_leftovers(run_dir: str | os.PathLike) -> None:
-    """Delete what a killed program has left of files that it was writing in a run directory."""
+def clear_way(run_dir: str | os.PathLike, nimg: int) -> None:
+    """Before a run is resumed at `nimg` images: set later states aside, delete what a killed program was writing."""
     for path in Path(run_dir).glob(".*.tmp"):
         path.unlink(missing_ok=True)
+    for state in list_states(run_dir):
+        if state.nimg > nimg:  # it would pass for the newest again
+            aside = state.path.with_suffix(".pt.unused")
+            print(f"Setting aside {state.path} as {aside.name}")
+            os.replace(state.path, aside)
 
 
 def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
-    """The content of a state, the same one on all ranks: rank 0 looks for it.
+    """The content of a state and its "path", the same one on all ranks: rank 0 looks for it. Nothing is changed.
 
     Args:
         wanted: Path of a state, or "newest": the newest good one in `run_dir`.
@@ -111,21 +187,15 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
 
     path = content = None
     if distributed.rank() == 0:
-        _remove_leftovers(run_dir)
         if wanted == "newest":
             path, content = newest_good_state(run_dir) or (None, None)
         else:
             path, content = Path(wanted), read_state(wanted)
-        for state in list_states(run_dir):
-            if content is not None and state.nimg > content["progress"]["nimg"]:  # it would pass for the newest again
-                aside = state.path.with_suffix(".pt.unused")
-                print(f"Setting aside {state.path} as {aside.name}")
-                os.replace(state.path, aside)
     chosen = distributed.from_rank0(path and str(path))
     if chosen is None:
         raise UserError(f"{run_dir} holds no good training state: start a new run, perhaps from a network pickle")
     distributed.print0(f"Going on from {chosen}")
-    return content or read_state(chosen)
+    return {**(content or read_state(chosen)), "path": chosen}
 
 
 def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:

@@ -13,6 +13,7 @@ from dnnlib import util
 from dnnlib.util import UserError
 from training import checkpoints
 from training.checkpoints import Checkpoints, Keep
+from training.training_state import list_pickles, pickle_path
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -32,7 +33,7 @@ def saved(tmp_path, *, keep, count=25, metric="fid50k_full", scores={}):
     """Kimg of the pickles that are left of `count` that were saved 4 kimg apart."""
     writer = Checkpoints(tmp_path, keep=Keep.parse(keep), metric=metric, snapshot_kimg=4)
     for i in range(count):
-        path = writer.save_networks(nimg=i * 4000, networks={"G": torch.nn.Linear(1, 1), "D": None},
+        path = writer.save_networks(pickle_path(tmp_path, i * 4000), networks={"G": torch.nn.Linear(1, 1), "D": None},
                                     training_set_kwargs={})
         if i in scores:
             with open(tmp_path / f"metric-{metric}.jsonl", "a") as f:
@@ -50,6 +51,23 @@ def test_all(tmp_path):
 def test_last_best_and_every(tmp_path):
     scores = dict(zip(range(25), [50, 40, 30, 20, 9, 8, 12] + [10] * 18))
     assert saved(tmp_path, keep="last:3,best,every:10", scores=scores) == [0, 20, 40, 80, 88, 92, 96]
+
+
+def test_pickles_within_a_kimg(tmp_path):
+    """Snapshots are 0.2 kimg apart; one name of two kimg is by whole kimg."""
+    names = ["000000", "000000_200", "000000_400", "000000_600", "000000_800", "000001", "000001_200", "1000000",
+             "1000000_400"]
+    for name in names:
+        (tmp_path / f"network-snapshot-{name}.pkl").touch()
+    assert [p.name[17:-4] for p in list_pickles(tmp_path)] == names and [p.kimg for p in list_pickles(tmp_path)] == [
+        0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1_000_000, 1_000_000.4]
+    assert sorted(p.name for p in tmp_path.iterdir() if "1000000" not in p.name) == [
+        f"network-snapshot-{name}.pkl" for name in names[:7]], "the same as text"
+    writer = Checkpoints(tmp_path, keep=Keep.parse("last:2,every:3"), metric=None, snapshot_kimg=0.2)
+    writer.prune()
+    assert writer.wait() == []
+    writer.close()
+    assert [p.name[17:-4] for p in list_pickles(tmp_path)] == ["000000", "000000_600", "000001_200", *names[-2:]]
 
 
 def test_of_some_metrics_the_highest_score_is_the_best(tmp_path):
@@ -73,7 +91,7 @@ def test_training_waits_for_a_write_only_if_another_one_of_its_kind_is_due(tmp_p
     monkeypatch.setattr(checkpoints, "write_state", lambda path, content: gate.wait(60))
     writer = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4)
     writer.save_state({}, nimg=0)
-    writer.save_networks(nimg=0, networks={"G": torch.nn.Linear(1, 1)}, training_set_kwargs={})
+    writer.save_networks(pickle_path(tmp_path, 0), networks={"G": torch.nn.Linear(1, 1)}, training_set_kwargs={})
     assert not list(tmp_path.iterdir()), "both are handed over, none is written"
     third = threading.Thread(target=writer.save_state, args=({},), kwargs={"nimg": 8})
     third.start()
@@ -87,7 +105,7 @@ def test_training_waits_for_a_write_only_if_another_one_of_its_kind_is_due(tmp_p
 
 def test_what_fails_is_said_once_and_makes_a_pickle_overdue(tmp_path, capsys):
     writer = Checkpoints(tmp_path / "gone", keep=Keep(), metric=None, snapshot_kimg=4)
-    writer.save_networks(nimg=0, networks={"G": None}, training_set_kwargs={})
+    writer.save_networks(pickle_path(writer.run_dir, 0), networks={"G": None}, training_set_kwargs={})
     (problem,) = writer.wait()
     assert "can't save" in problem and "network-snapshot-000000.pkl" in problem and writer.overdue
     writer.save_state({}, nimg=0)
@@ -111,7 +129,7 @@ def test_files_are_written_in_order_and_one_that_fails_is_reported(tmp_path):
     writer = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4)
     writer.save_file(tmp_path / "a.png", write, failing=False)
     writer.save_file(tmp_path / "b.png", write, failing=True)
-    writer.save_networks(nimg=0, networks={"G": None}, training_set_kwargs={})
+    writer.save_networks(pickle_path(tmp_path, 0), networks={"G": None}, training_set_kwargs={})
     (problem,) = writer.wait()
     assert problem == f"can't save {tmp_path / 'b.png'}: No space left on device" and writer.overdue
     assert order == [("a.png", False), ("b.png", False)] and (tmp_path / "network-snapshot-000000.pkl").exists()

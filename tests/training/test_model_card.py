@@ -70,6 +70,8 @@ def test_run_directories(tmp_path):
     assert "| fid50k_full | 4 | not recorded |" in card and "no published FID" not in card
     assert "| target of adaptive augmentation | 0.6 |" in card and "StyleGAN2 with GGDR" in card
     assert model_card.read_run(tmp_path / "other.pkl").kimg is None
+    exact = model_card.read_run(tmp_path / "network-snapshot-025000_512.pkl")
+    assert "(kimg) | 25,000.512 |" in render(run=exact) and "(kimg) | 100 |" in render(run=run)
     (tmp_path / "training_options.json").write_text("{")
     card = render(run=model_card.read_run(tmp_path / "other.pkl"))
     assert "`training_options.json` beside the source is damaged" in card

@@ -17,7 +17,7 @@ from training.presets import Options
 from training.presets import resolve as resolve_options
 from training.training_state import pickle_path, state_path
 
-COMMAND = {"outdir": "o", "data": "d", "gamma": 2.0}
+COMMAND = {"outdir": "o", "data": "/d", "gamma": 2.0}
 
 
 def resolve(data=None, device="cpu", **said):

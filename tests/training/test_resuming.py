@@ -1,6 +1,7 @@
 """Going on with a run: whatever killed it, the result is the one of a run that was left alone, bit by bit."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -11,13 +12,18 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from benchmarks.soak import differences, fork_training, small_config
 from dnnlib.util import EasyDict, UserError
 from torch_utils import network_pickle, training_stats
-from training import checkpoints, evaluation, run_log, snapshot, training_loop, training_state
+from training import checkpoints, evaluation, run_log, run_state, snapshot, training_loop, training_state
 from training.training_loop import Trainer
-from training.training_state import list_states, read_state
+from training.launch import Job, run_rank, write_options
+from training.run_log import Progress
+from training.training_state import (
+    PickleNames, list_pickles, list_states, pickle_path, read_state, state_path, write_state,
+)
 
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 # Where a run is killed, in this order: the module or class, its function, and in which call of that.
@@ -135,12 +141,152 @@ def test_a_damaged_state_is_passed_over(run, capsys):
     assert newest.with_suffix(".pt.unused").exists(), "set aside, not deleted"
 
 
-def test_other_images_are_refused(run, tiny_dataset, tmp_path):
+def content_of(run_dir):
+    return {path.name: path.read_bytes() for path in run_dir.iterdir()}
+
+
+def test_other_images_are_refused_and_nothing_is_changed(run, capsys):
+    """Not even the log, which a later one is added to; --resume-anyway takes them."""
     config, run_dir = run
-    training_loop.run_training(config, str(run_dir))
+    job = Job(config, str(run_dir), command={"kimg": 0.064})
+    write_options(job)
+    run_rank(job._replace(config=dataclasses.replace(config, total_kimg=0.024)))
+    options = json.loads((run_dir / "training_options.json").read_text())
+    assert options["data_fingerprint"] == read_state(list_states(run_dir)[0].path)["dataset"]
+    (run_dir / ".half.pkl.tmp").touch()     # of a program that was killed
+    before = content_of(run_dir)
     smaller = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, max_size=20))
-    with pytest.raises(UserError, match="not those that .* was trained on"):
-        training_loop.run_training(smaller, str(run_dir), resume="newest")
+    job = Job(smaller, str(run_dir), resume=str(list_states(run_dir)[-1].path), command={"subset": 20})
+    with pytest.raises(UserError, match="not those that .* was trained on: give the right ones .* --resume-anyway"):
+        run_rank(job)
+    assert content_of(run_dir) == before
+    capsys.readouterr()
+    run_rank(job._replace(anyway=True))
+    assert "was trained on: resuming with these all the same" in capsys.readouterr().out
+    again = json.loads((run_dir / "training_options.json").read_text())
+    assert again["command"] == {"subset": 20} and again["data_fingerprint"] != options["data_fingerprint"]
+    log = (run_dir / "log.txt").read_text()
+    assert log.startswith(before["log.txt"].decode()) and "Going on from" in log and "Setting aside" in log
+    assert not (run_dir / ".half.pkl.tmp").exists()
+
+
+def test_states_that_do_not_fit_are_refused_in_one_line(run):
+    """Their checksums are right: another program, or another version, wrote them."""
+    config, run_dir = run
+    training_loop.run_training(dataclasses.replace(config, total_kimg=0.008), str(run_dir))
+    trainer = Trainer(config, str(run_dir), resume="newest")
+    good = read_state(list_states(run_dir)[0].path)
+    path = state_path(run_dir, 8)
+    deep = []
+    for _ in range(300):
+        deep = [deep]
+    layer = "mapping.fc0.weight"
+    for where, value in (
+        ("progress", None), ("progress.tick", None), ("progress", dict(nimg=-8, iteration=0, tick=0)),
+        ("log.record", deep), ("stats", {"a": [1, 2]}), ("saved", "../elsewhere.pkl"), ("saved", None),
+        ("unfinished_tick", None), ("unfinished_tick", 1), ("ada_signs", None), ("networks.G", None), ("networks.D", {}),
+        ("networks.G", good["networks"]["G"] | {"more": torch.zeros(1)}), ("optimizers.G", {99: {}}),
+        (f"networks.G.{layer}", torch.zeros(2, 3)), (f"networks.G.{layer}", "large"), ("optimizers.D", None),
+        ("optimizers.D.0.exp_avg", torch.zeros(1)), ("pl_mean", torch.zeros(3)), ("ada_signs", torch.zeros(2)),
+    ):
+        state = parent = copy.deepcopy(good)
+        first, _, rest = where.partition(".")
+        names = [first, *(rest.split(".", 1) if first == "networks" else rest.split("."))] if rest else [first]
+        for name in names[:-1]:
+            parent = parent[int(name) if name.isdecimal() else name]
+        parent.pop(names[-1])
+        if value is not None:
+            parent[names[-1]] = value
+        write_state(path, state)
+        before = content_of(run_dir)
+        with pytest.raises(UserError) as caught:
+            run_state.restore(trainer, run_state.find(run_dir, "newest"), anyway=False)
+        assert str(caught.value).startswith(f"training state {path} does not fit this run: {where}")
+        assert content_of(run_dir) == before
+    trainer.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names of snapshots.
+
+
+def snapshot_names(total_kimg, *, tick, snap, stops=()):
+    """Names of the pickles of a run that is stopped at some positions, each time it gets there: the due ones, all."""
+    log = object.__new__(run_log.RunLog)
+    log.config = EasyDict(total_kimg=total_kimg, kimg_per_tick=tick, snapshot_ticks=snap)
+    log.tick_start_nimg = 0
+    pickles, progress, due_names, names, positions, stops = PickleNames("run"), Progress(), [], [], {}, list(stops)
+
+    def save(due):
+        pickles.choose(progress.nimg, None if due else log.next_due_nimg(progress.tick))
+        names.append(pickles.last.stem[17:])
+        due_names.extend(names[-1:] if due else [])
+        assert positions.setdefault(names[-1], progress.nimg) == progress.nimg, "no pickle replaces another one"
+
+    while progress.nimg < total_kimg * 1000:
+        if stops and progress.nimg >= stops[0]:
+            del stops[0]
+            save(due=False)
+            state, pickles = pickles.state(), PickleNames("run")
+            pickles.restore(state, None)
+        progress.nimg += 8
+        done = progress.nimg >= total_kimg * 1000
+        if done or progress.tick == 0 or progress.nimg - log.tick_start_nimg >= tick * 1000:
+            if done or snap and progress.tick % snap == 0:
+                save(due=True)
+            log.tick_start_nimg = progress.nimg
+            progress.tick += 1
+    return due_names, names
+
+
+def test_names_of_snapshots():
+    """By whole kimg, as StyleGAN2-ADA's, where that suffices; never the same twice; and in order as text."""
+    assert snapshot_names(20, tick=4, snap=1)[0] == ["000000", "000004", "000008", "000012", "000016", "000020"]
+    assert snapshot_names(20.02, tick=4, snap=5)[0] == ["000000", "000020", "000020_024"]
+    assert snapshot_names(1.4, tick=0.2, snap=2)[0] == ["000000", "000000_408", "000000_808", "000001", "000001_400"]
+    for total, tick, snap, stops, expected in (
+        (20, 4, 5, [0, 2000, 2104, 9000], ["000000_000", "000000", "000002", "000002_104", "000009", "000020"]),
+        (8, 1, 4, [0, 4000, 4016, 4040, 7992], ["000000_000", "000000", "000004_000", "000004", "000004_016",
+                                                 "000004_040", "000007", "000008"]),
+        (0.8, 0.2, 2, [100, 500], ["000000", "000000_104", "000000_408", "000000_504", "000000_800"]),
+        (30, 3.0004, 3, [9016, 9024], None), (5, 0.3, 7, range(0, 5000, 104), None),
+        (2, 4, 0, range(0, 2000, 56), None),
+    ):
+        left_alone, _ = snapshot_names(total, tick=tick, snap=snap)
+        due, names = snapshot_names(total, tick=tick, snap=snap, stops=stops)
+        assert due == left_alone
+        assert expected is None or names == expected
+        assert sorted(name for name in names if "_" in name) == [name for name in names if "_" in name]
+
+
+def test_a_stopped_run_has_the_pickles_of_one_that_was_left_alone(run, monkeypatch, tmp_path):
+    config, run_dir = run
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    config = dataclasses.replace(config, snapshot_ticks=2)
+    training_loop.run_training(config, str(straight))
+    original = Trainer.step
+
+    def step(trainer, batch):
+        original(trainer, batch)
+        if trainer.progress.nimg in (16, 40):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for _ in range(3):
+        training_loop.run_training(config, str(run_dir), resume="newest" if list_states(run_dir) else None)
+    names = [{path.name for path in folder.iterdir() if path.suffix in (".pkl", ".png")}
+             for folder in (straight, run_dir)]
+    assert names[1] - names[0] == {f"{stem}000000_016.{suffix}" for stem, suffix in (("network-snapshot-", "pkl"),
+                                                                                      ("fakes", "png"))}
+    assert [pickle.name for pickle in list_pickles(straight)] == [
+        f"network-snapshot-000000{images}.pkl" for images in ("", "_040", "_064")]
+    for name in names[1] - names[0]:
+        (run_dir / name).unlink()
+    assert differences(straight, run_dir) == []
+    steps = [event.step for file in sorted(straight.glob("events.*")) for event in EventFileLoader(str(file)).Load()
+             if any(value.tag == "Loss/scores/real" for value in event.summary.value)]
+    assert steps == [8, 24, 40, 56, 64], "one place for each tick on TensorBoard's axis"
 
 
 @pytest.mark.parametrize("first, second", [("false", "true"), ("true", "false")])
@@ -247,6 +393,9 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(run, monkeypatch, capsys,
     assert len(failed) == 4 and out.count("No space left on device; training goes on, and tries again") >= 4
     assert "stats.jsonl" in out and "training-state" in out and "network-snapshot" in out and "fakes" in out
     assert before.nimg == 8 and [s.nimg for s in list_states(run_dir)] == [64, 56]
+    lost = pickle_path(straight, 24, exact=True)
+    assert not (run_dir / lost.name).exists(), "the next tick's is there in its place"
+    lost.unlink()
     assert differences(straight, run_dir) == []
 
 
@@ -268,7 +417,7 @@ def test_a_disk_that_stays_full_is_an_error_in_the_end(run, monkeypatch, capsys)
 def test_a_pickle_that_could_not_be_saved_is_saved_when_the_run_goes_on(run):
     config, run_dir = run
     training_loop.run_training(config, str(run_dir))
-    (pkl,) = run_dir.glob("network-snapshot-*.pkl")
+    pkl = list_pickles(run_dir)[-1].path
     kept = shutil.copytree(run_dir, run_dir.parent / "kept")
     pkl.unlink()
     training_loop.run_training(config, str(run_dir), resume="newest")

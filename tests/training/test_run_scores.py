@@ -234,7 +234,7 @@ def test_an_empty_table(run_dir, tiny_net):
     assert table.rows == [] and table.first is None and str(table).splitlines()[0].strip() == "kimg"
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"total_kimg": "all", "training_set_kwargs": {}}',
+@pytest.mark.parametrize("content", ["{}", "[]", "{", "[" * 100_000, '{"total_kimg": "all", "training_set_kwargs": {}}',
                                      '{"total_kimg": 1, "training_set_kwargs": null}'])
 def test_options_that_are_damaged(run_dir, content):
     (run_dir / "training_options.json").write_text(content)

@@ -1,5 +1,6 @@
 """Training states: whole and unaltered, or not used."""
 
+import hashlib
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from dnnlib.util import UserError
 from training import training_state
-from training.training_state import find_state, list_states, read_state, state_path, write_state
+from training.training_state import clear_way, find_state, list_states, read_state, state_path, write_state
 
 
 def content(nimg):
@@ -55,9 +56,13 @@ def test_the_one_before_is_used_and_leftovers_go(tmp_path, capsys):
         write_state(state_path(tmp_path, nimg), content(nimg))
     state_path(tmp_path, 16).write_bytes(b"half")
     (tmp_path / ".training-state-000000024.pt.abc.tmp").write_bytes(b"what a killed program was writing")
-    assert find_state(tmp_path, "newest")["progress"]["nimg"] == 8
+    before = sorted(os.listdir(tmp_path))
+    found = find_state(tmp_path, "newest")
+    assert found["path"] == str(state_path(tmp_path, 8)) and found["progress"]["nimg"] == 8
     out = capsys.readouterr().out.splitlines()
     assert len([line for line in out if "Warning" in line]) == 1 and "trying the one before" in out[0]
+    assert sorted(os.listdir(tmp_path)) == before, "nothing is changed before the state is restored"
+    clear_way(tmp_path, 8)
     assert sorted(os.listdir(tmp_path)) == ["training-state-000000008.pt", "training-state-000000016.pt.unused"]
     state_path(tmp_path, 8).unlink()
     with pytest.raises(UserError, match="no good training state"):
@@ -72,6 +77,21 @@ def test_other_formats_and_missing_files_are_refused(tmp_path, monkeypatch):
     write_state(path, content(8))
     monkeypatch.undo()
     with pytest.raises(UserError, match="has format 0, expected 1"):
+        read_state(path)
+
+
+class Odd:
+    """No tensor, and no plain data."""
+
+
+@pytest.mark.parametrize("content", [{"a": Odd()}, {"a": os.path.join}, b"no archive" * 9, b""])
+def test_what_is_signed_but_no_state_is_refused_in_one_line(tmp_path, content):
+    path = state_path(tmp_path, 8)
+    if isinstance(content, dict):
+        write_state(path, content)
+    else:
+        path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+    with pytest.raises(UserError, match="^training state .* its checksum is right, but it does not hold tensors"):
         read_state(path)
 
 
