@@ -294,7 +294,7 @@ MISTAKES = [
     ("--reg_target_real=None --reg_target_fake=None", "no weight is above 0"),
     ("--reg_loss_real=cos", "--reg_loss_real is cos, but images (gfwimage) are compared by lpips or mse"),
     ("--reg_target_fake=gfeat --reg_loss_fake=lpips", "--reg_loss_fake is lpips, but feature maps (gfeat)"),
-    ("--resume=net.pkl --map-depth=3", "--map-depth is 3, but the mapping network of net.pkl has 4 layers: leave out"),
+    ("--resume=http://x/net.pkl --map-depth=3", "--map-depth is 3, but the mapping network of http://x/net.pkl has 4 layers: leave out"),
 ]
 
 
@@ -668,7 +668,7 @@ def test_resume_names(run, runs, tmp_path):
         ("--detector=net.pt --metrics=none", ["--detector has no effect without --metrics"]),
         ("--freezed=2", ["--freezed=2 leaves layers of D as they are initialised, because there is no network to start "
                          "from (--resume)"]),
-        ("--freezed=2 --resume=net.pkl", []),
+        ("--freezed=2 --resume=http://x/net.pkl", []),
     ],
 )  # fmt: skip
 def test_warnings(run, runs, args, lines):
@@ -874,23 +874,23 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     sizes = {"map_depth": 8, "channel_base": 2048, "channel_max": 64}
     source = dict.fromkeys(("G", "G_ema"), fake_generator(**sizes))
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
-    path = start("--resume=net.pkl")
+    path = start("--resume=http://x/net.pkl")
     before = from_json(json.loads((path / "training_options.json").read_text()))
     for net in (before.G, before.D):
         assert (net.channel_base, net.channel_max) == (2048, 64)
     assert before.G.map_depth == 8
-    line = ("net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead of 16384 "
-            "and 512")
+    line = ("http://x/net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead "
+            "of 16384 and 512")
     assert f"Start:             {line}\n" in (path / "log.txt").read_text()
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0     # the source is not needed again
     assert runs.pop() == Job(before, str(path), "newest")
     monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
-    config = resolved(run, runs, "--resume=net.pkl", "--cmax=32", "--map-depth=8")
+    config = resolved(run, runs, "--resume=http://x/net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)
-    message = "--resume: z, w and the mapping layers of net.pkl have 256 and 512 numbers, those of this run 512"
-    assert last_line(run("--resume=net.pkl")) == message
+    message = "--resume: z, w and the mapping layers of http://x/net.pkl have 256 and 512 numbers, those of this run 512"
+    assert last_line(run("--resume=http://x/net.pkl")) == message
 
 
 def test_names_of_source_networks_win_over_folders(run, runs, tmp_path, monkeypatch):
@@ -1132,5 +1132,5 @@ def test_command_dry_run_on_real_data(tmp_path):
     assert "Parameters:" in result.stdout and "Run:               rgb_int-glead-cond\n" in result.stdout
     assert not list(tmp_path.iterdir())
     result = command(tmp_path, "--outdir=o", data, "--subset=100000")
-    assert result.returncode == 1 and result.stderr.startswith("Error: --subset is 100000, expected 1 to ")
+    assert result.returncode == 1 and "\nError: --subset is 100000, expected 1 to " in result.stderr
     assert not list(tmp_path.iterdir())
