@@ -297,7 +297,8 @@ def _describe_missing(path: str) -> str:
     folder, name = os.path.split(os.path.normpath(path))
     if not os.path.isdir(folder or "."):
         return f"there is no folder {folder}"
-    names = difflib.get_close_matches(name, [*os.listdir(folder or "."), *presets.RESUME_SOURCES])
+    there = [*sorted(os.listdir(folder or ".")), *presets.RESUME_SOURCES]
+    names = difflib.get_close_matches(name, there) or [n for n in there if n.split("-")[0] == name.split("-")[0]][:3]
     near = [name if name in presets.RESUME_SOURCES else os.path.join(folder, name) for name in names]
     return f"there is no {path or repr(path)}" + (f" (there is {', '.join(near)})" if near else "")
 

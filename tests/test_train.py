@@ -812,7 +812,8 @@ def test_a_training_state_to_go_on_from(run, runs, start):
     assert runs[1].resume == str(aside)
     missing = state_path(path, 5000)
     assert last_line(run(f"--resume={missing}")).startswith(f"--resume: there is no {missing} (there is {path}/train")
-    assert f" (there is {path}); give the folder" in last_line(run(f"--resume={str(path)[:-1]}"))
+    for mistyped in (str(path)[:-1], path.with_name("00000-x")):
+        assert f" (there is {path}); give the folder" in last_line(run(f"--resume={mistyped}"))
 
 
 def test_a_finished_run_goes_on_if_it_is_to_be_longer(run, runs, start):
