@@ -1,7 +1,7 @@
 """Train a small feature net on labelled images, for machines and data that the published nets don't suit.
 
-The result is one TorchScript file with both interfaces that the field's feature nets have: a detector for metrics and a
-perceptual net for losses.
+The result is one safetensors file, data without code. It serves as detector for metrics, and as perceptual net for
+losses.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate
 from tqdm import tqdm
 
 import cli
 from dnnlib.util import UserError, check_writable
 from torch_utils import misc
-from torch_utils.feature_nets import save_torchscript
+from torch_utils.classifier_net import ClassifierNet
+from torch_utils.feature_nets import save_classifier
 from training.dataset import ImageFolderDataset
 
 _MAX_RESOLUTION = 64  # Larger images are scaled down: class labels can be told from that, and it keeps training short.
@@ -40,104 +41,6 @@ class LabelledImages(NamedTuple):
     classes: torch.Tensor   # int64 [N]
     num_classes: int
     name: str
-
-
-class ConvBlock(torch.nn.Module):
-    """Convolution, normalisation, and an activation without a kink, so that distances of features are smooth."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = torch.nn.BatchNorm2d(out_channels)
-        self.act = torch.nn.SiLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-    def fold(self) -> None:
-        """Put the normalisation of inference into the convolution."""
-        self.conv = torch.nn.utils.fuse_conv_bn_eval(self.conv, self.norm)
-        self.norm = torch.nn.Identity()
-
-
-class FeatureNet(torch.nn.Module):
-    """Classifier of four stages, each at half the resolution of the one before.
-
-    Args:
-        num_classes: Width of the output.
-        width:       Channels of the first stage.
-        resolution:  Side of the images that it is trained on.
-    """
-
-    def __init__(self, num_classes: int, *, width: int, resolution: int) -> None:
-        super().__init__()
-        self.resolution = resolution
-        widths = [width, 2 * width, 4 * width, 8 * width]
-        self.stages = torch.nn.ModuleList(ConvBlock(i, o) for i, o in zip([3] + widths[:-1], widths))
-        self.residual = ConvBlock(widths[2], widths[2])
-        self.fc = torch.nn.Linear(widths[3], num_classes, bias=False)
-
-    def forward(
-        self,
-        img: torch.Tensor,
-        return_features: bool = False,
-        no_output_bias: bool = False,
-        resize_images: bool = True,
-        return_lpips: bool = False,
-    ) -> torch.Tensor:
-        """One of three results, of images [N, C, H, W] in 0..255, uint8 or float, C = 1 or 3.
-
-        Args:
-            img:             The images; gradients flow to them if they are float.
-            return_features: Give the pooled features [N, F].
-            no_output_bias:  Part of the interface; the last layer of this net has no bias.
-            resize_images:   Scale to the net's own resolution first; False takes effect with return_lpips only.
-            return_lpips:    Give [N, K], whose squared L2 distance is the perceptual distance.
-
-        Returns:
-            float32; class probabilities [N, classes] if neither features nor distances are asked for.
-        """
-        x = self.preprocess(img, resize_images or not return_lpips)
-        if return_lpips:
-            return torch.cat([self.unit_length(stage) for stage in self.stage_outputs(x)], dim=1)
-        features = self.stage_outputs(x)[3].mean(dim=[2, 3])
-        if return_features:
-            return features
-        return self.fc(features).softmax(dim=1)
-
-    def preprocess(self, img: torch.Tensor, resize: bool) -> torch.Tensor:
-        x = img.to(torch.float32)
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
-        if resize and (x.shape[2] != self.resolution or x.shape[3] != self.resolution):
-            size = [self.resolution, self.resolution]
-            x = interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        return x / 127.5 - 1
-
-    def stage_outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
-        outputs: list[torch.Tensor] = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x if i == 0 else avg_pool2d(x, 2))
-            if i == 2:
-                x = x + self.residual(x)
-            outputs.append(x)
-        return outputs
-
-    def unit_length(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] as [N, CHW]: length 1 at each position, scaled so that squared distances are means over them."""
-        x = x * (x.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
-        return x.flatten(1) / (x.shape[2] * x.shape[3]) ** 0.5
-
-    def logits(self, img: torch.Tensor) -> torch.Tensor:
-        """Unnormalised log probabilities [N, classes] of images at the net's own resolution."""
-        return self.fc(self.stage_outputs(self.preprocess(img, False))[3].mean(dim=[2, 3]))
-
-    def fold(self) -> None:
-        """Turn the trained net into the one that is exported."""
-        self.eval()
-        for block in [*self.stages, self.residual]:
-            block.fold()
-        self.requires_grad_(False)
 
 
 def read_images(path: str) -> LabelledImages:
@@ -205,14 +108,14 @@ def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (x + noise * uniform(0, 12, n, 1, 1, 1)).clamp(0, 255)
 
 
-def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions, device: torch.device) -> FeatureNet:
+def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions, device: torch.device) -> ClassifierNet:
     """Train a classifier on `indices` of `data`; the result is folded, in eval mode.
 
     Raises:
         UserError: The loss is no longer a number.
     """
     torch.manual_seed(options.seed)
-    net = FeatureNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
+    net = ClassifierNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
     net = net.to(device, memory_format=torch.channels_last).train()
     images, classes = data.images[indices].to(device), data.classes[indices].to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
@@ -246,7 +149,7 @@ def _one_cycle(progress: float) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: FeatureNet, data: LabelledImages, indices: torch.Tensor, device: torch.device) -> float:
+def accuracy(net: ClassifierNet, data: LabelledImages, indices: torch.Tensor, device: torch.device) -> float:
     """The share of `indices` whose class the net gives the highest probability."""
     correct = 0
     for batch in indices.split(500):
@@ -257,7 +160,7 @@ def accuracy(net: FeatureNet, data: LabelledImages, indices: torch.Tensor, devic
 
 @click.command(cls=cli.Command)
 @click.option("--data", required=True, metavar="ZIP|DIR", help="Labelled images: classes in dataset.json.")
-@click.option("--out", required=True, metavar="FILE", help="Where the TorchScript net goes.")
+@click.option("--out", required=True, metavar="FILE", help="Where the net goes, a safetensors file whatever its name.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
 @click.option("--width", default=24, show_default=True, type=click.IntRange(1, 1024),
               help="Channels of the first stage; there are 8 times as many features.")
@@ -280,18 +183,18 @@ def main(
     device: str | None,
     holdout: float,
 ) -> None:
-    """Train a small feature net on labelled images and write it as one TorchScript file.
+    """Train a small feature net on labelled images and write it as one safetensors file.
 
     The file serves as --detector of calc_metrics.py and as --perceptual of train.py. Images of more than 64x64 pixels
     are scaled down to that. Scores made with such a net compare models on one data set; they are no published FID.
 
     \b
     Example:
-      python feature_net.py --data=cifar10.zip --out=cifar10-net.pt
+      python feature_net.py --data=cifar10.zip --out=cifar10-net.safetensors
     """
     target = Path(out)
     if not out or target.is_dir():
-        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.pt')}")
+        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.safetensors')}")
     torch_device = misc.pick_device(device)
     check_writable(target)
     labelled = read_images(data)
@@ -302,7 +205,7 @@ def main(
     metadata = dict(name=target.stem, dataset=labelled.name, images=len(train_indices), accuracy=round(score, 4),
                     resolution=net.resolution, **dataclasses.asdict(options))
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_torchscript(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
+    save_classifier(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
     print(f"{out}: held-out accuracy {100 * score:.1f} % on {len(test_indices)} images of {labelled.name} "
           f"({labelled.num_classes} classes)")
 

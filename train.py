@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 import click
 
 import cli
-from dnnlib.util import UserError, check_writable, is_url
+from dnnlib.util import UserError, check_all, check_writable, is_url
 from training import config as configs
 from training import estimate, presets, resume, run_dir
 from training.config import DatasetConfig, TrainingConfig
@@ -81,6 +81,9 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
          help="Metrics of every snapshot, comma-separated, or none.")
 @general("--detector", metavar="PATH|URL", help="Feature net of the metrics.  [default: each metric's standard one]")
+@general("--trust-net", is_flag=True,
+         help="Open --detector and --perceptual even if they are TorchScript files from elsewhere, which are programs; "
+              "remembered for each file.")
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
@@ -138,6 +141,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @speed("--fp32", **BOOL, default=False, help="No half precision.")
 @speed("--half", type=click.Choice(["float16", "bfloat16"]), show_default="float16",
        help="Type of half precision; float16 is for GPUs alone, a CPU takes float32 in its place.")
+@speed("--lpips-fp32", **BOOL, default=False, help="No half precision in the perceptual net.")
 @speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision on GPUs.")
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
 @speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
@@ -216,7 +220,8 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
               "run", file=sys.stderr)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
-    validate(config, arguments, run=run)
+    # Of this command alone: what a run's options say may come from a stranger.
+    validate(config, arguments, run=run, trust=command.get("trust_net", False))
     description = presets.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         if run is not None:
@@ -273,7 +278,7 @@ def parse(said: dict[str, Any]) -> Arguments:
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "ggdr_res", "perceptual", "map_depth",
-            "batch_gpu", "detector", "workers", "resume", "fp32", "half", "allow_tf32")
+            "batch_gpu", "detector", "workers", "resume", "fp32", "half", "lpips_fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -369,13 +374,16 @@ def choose_device(arguments: Arguments) -> str:
     return "cuda" if arguments.options.num_gpus > 1 or torch.cuda.is_available() else "cpu"
 
 
-def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None) -> None:
+def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None, trust: bool) -> None:
     """Find out now what would otherwise stop the run later, a new one or `run` going on.
 
     A dry run only warns of what this machine lacks. It downloads nothing, so networks from elsewhere go unchecked.
 
+    Args:
+        trust: Open unknown TorchScript nets, now and from now on.
+
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: The first thing that is wrong, or all that is wrong with the nets that the run needs.
     """
     from torch_utils import custom_ops
     from training import launch
@@ -386,20 +394,23 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus))
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
-    for net, check in (
-        (config.resume if run is None else None, _check_resume),
-        (config.perceptual, _check_perceptual),
-        (_detector(config), _check_detector),
-    ):
-        if net is not None and not (arguments.dry_run and _is_downloaded(net)):
-            checks.append(functools.partial(check, config))
-    for check in checks:
+    nets = [
+        functools.partial(check, config)
+        for net, check in (
+            (config.resume if run is None else None, _check_resume),
+            (config.perceptual, functools.partial(_check_perceptual, trust=trust)),
+            (_detector(config), functools.partial(_check_detector, trust=trust)),
+        )
+        if net is not None and not (arguments.dry_run and _is_downloaded(net))
+    ]
+    for check in [*checks, functools.partial(check_all, *nets)]:
         try:
             check()
         except UserError as e:
             if not arguments.dry_run:
                 raise
-            print(f"Warning: a run would stop here: {e}", file=sys.stderr)
+            for line in e.args:
+                print(f"Warning: a run would stop here: {line}", file=sys.stderr)
 
 
 def _check_metric_names(config: TrainingConfig) -> None:
@@ -448,16 +459,28 @@ def _check_resume(config: TrainingConfig) -> None:
               f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
 
 
-def _check_perceptual(config: TrainingConfig) -> None:
+def _check_perceptual(config: TrainingConfig, *, trust: bool) -> None:
     from training.perceptual import check_perceptual
 
-    check_perceptual(config.perceptual, resolution=config.dataset.resolution)
+    check_perceptual(config.perceptual, resolution=config.dataset.resolution, trust=trust)
 
 
-def _check_detector(config: TrainingConfig) -> None:
+def _check_detector(config: TrainingConfig, *, trust: bool) -> None:
     from metrics.metric_main import check_detector
 
-    check_detector(config.metrics, config.detector)
+    try:
+        check_detector(config.metrics, config.detector, trust=trust)
+    except UserError as e:
+        raise UserError(*(f"{line}; --metrics=none trains without scores" for line in e.args)) from e
+
+
+def _trust_nets(config: TrainingConfig) -> None:
+    """What `validate` does for the first machine of a run, on another one: the cache may be its own."""
+    from torch_utils.feature_nets import trust_net
+
+    for net in (config.perceptual, config.detector):
+        if net is not None and (is_url(net) or os.path.isfile(net)):
+            trust_net(net)
 
 
 def _detector(config: TrainingConfig) -> str | None:
@@ -548,7 +571,7 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
     """Keep the options as they are now."""
     from training import launch
 
-    passing = ("resume", "resume_anyway", "gpus")
+    passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path), run_dir.tee_output(os.path.join(run.path, "log.txt")):
         run_dir.write_options(run.path, configs.to_legacy_kwargs(config) | {"run_dir": run.path, "command": kept})
@@ -576,6 +599,8 @@ def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
     try:
         distributed.join(device=device, timeout_sec=said["timeout"], rank0_sec=max(said["timeout"], PREPARING_SEC))
         job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
+        if "trust_net" in command:
+            _trust_nets(job.config)
         with resume.locked(job.run_dir) if rank == 0 else contextlib.nullcontext():
             launch.run_rank(job)
     except UserError as e:

@@ -400,7 +400,6 @@ def gradients(module, terms):
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.filterwarnings("ignore:random-alex")
 @pytest.mark.parametrize("method, decoded", [("stylegan2", 0), ("ggdr", 1), ("glead", 2)])
 def test_no_work_is_thrown_away(method, decoded, monkeypatch):
     """Frozen networks compute no gradients of weights, targets record no graph, D's decoder serves tasks alone."""
@@ -431,7 +430,6 @@ def test_no_work_is_thrown_away(method, decoded, monkeypatch):
     assert not calls
 
 
-@pytest.mark.filterwarnings("ignore:random-alex")
 def test_bfloat16_bounds():
     """Gradients of all phases on the CPU against float32's. Seen: 0.02 to 0.05 of their length."""
     results = []
