@@ -87,7 +87,7 @@ def load_feature_net(
             feature_nets.trust_net(spec)
         net = _open_net(spec, _file_state(spec), str(device))
     except UserError as e:
-        raise UserError(f"the feature net {spec} can't be had: {e}; or give another one with --detector=PATH "
+        raise UserError(f"the feature net {spec} can't be used: {e}; or give another one with --detector=PATH "
                         "(feature_net.py trains one; results are then named after it)") from e
     if output not in net.outputs:
         options = ", ".join(f"{k}={v}" for k, v in CALL_OPTIONS[output].items())

@@ -276,13 +276,13 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
     (["--device=gpu"], "--device=gpu can't be used"),
     (["--data=nowhere.zip"], "no images at nowhere.zip|nowhere.zip"),
     (["--data=small.zip"], r"images of shape \[3, 8, 8\], the network makes \[3, 16, 16\]"),
-    (["--detector=nowhere.pt"], r"nowhere\.pt can't be had.*feature_net\.py"),
+    (["--detector=nowhere.pt"], r"nowhere\.pt can't be used.*feature_net\.py"),
     (["--detector=images.zip"], "images.zip is no feature net"),
     (["--network=nowhere.pkl"], "can't open nowhere.pkl"),
     (["--network=small-net.pt"], "small-net.pt"),
     (["--network=bare.pkl"], "bare.pkl does not say what it was trained on.*--data"),
     (["--network=conditional.pkl"], "labels of width 10, and the data set images has no labels"),
-    ([], r"inception-2015-12-05.pt can't be had.*cache/downloads.*--detector=PATH"),
+    ([], r"inception-2015-12-05.pt can't be used.*cache/downloads.*--detector=PATH"),
 ])
 def test_mistakes_are_one_line(folder, args, pattern):
     save_images(folder / "small.zip", resolution=8)

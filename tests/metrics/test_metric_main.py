@@ -282,7 +282,7 @@ def test_detectors_are_checked_early(tmp_path, detector, monkeypatch):
     metric_main.check_detector(["fid5k_full", "is5k", "ppl2_wend"], detector)
     with pytest.raises(UserError, match="unknown metric"):
         metric_main.check_detector(["nope"], detector)
-    with pytest.raises(UserError, match=r"missing\.pt can't be had.*--detector=PATH.*feature_net\.py"):
+    with pytest.raises(UserError, match=r"missing\.pt can't be used.*--detector=PATH.*feature_net\.py"):
         metric_main.check_detector(["fid5k_full"], str(tmp_path / "missing.pt"))
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(UserError, match="text.pt is no feature net"):
@@ -305,8 +305,8 @@ def test_a_standard_net_that_is_not_there_is_named_with_its_place(monkeypatch):
     monkeypatch.setattr("dnnlib.util._download", download)
     with pytest.raises(UserError) as e:
         metric_main.check_detector(["fid50k_full", "pr5k3", "is5k", "kid5k"])
-    for message, start in zip(e.value.args, (f"fid50k_full, kid5k: the feature net {INCEPTION_URL} can't be had",
-                                             f"pr5k3: the feature net {VGG16_URL} can't be had"), strict=True):
+    for message, start in zip(e.value.args, (f"fid50k_full, kid5k: the feature net {INCEPTION_URL} can't be used",
+                                             f"pr5k3: the feature net {VGG16_URL} can't be used"), strict=True):
         assert message.startswith(start) and "--detector=PATH" in message and "\n" not in message
         assert str(cache_dir("downloads")) in message
 
