@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import click
 
 import cli
-from dnnlib.util import UserError, is_url, open_url
+from dnnlib.util import UserError, check_all, is_url, open_url
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
@@ -44,6 +44,7 @@ class Options:
     seed: int
     cache: bool
     trust_pickle: bool
+    trust_net: bool
     table: bool
     verbose: bool
 
@@ -73,7 +74,8 @@ class Options:
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
 @click.option("--detector", type=cli.Path(), metavar="PATH|URL",
-              help="TorchScript feature net. Results are named after it.  [default: the standard net of each metric]")
+              help="Feature net: TorchScript, ONNX, or by feature_net.py. Results are named after it.  [default: the "
+                   "standard net of each metric]")
 @click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
@@ -85,6 +87,7 @@ class Options:
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
+@cli.trust_net_option
 @click.option("--table", is_flag=True, help="Print the results, of a run the best ones, beside published ones too.")
 @click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress on stderr.")
 def main(**options: Any) -> None:
@@ -123,11 +126,13 @@ def score_pickle(opts: Options) -> None:
     from metrics.published import format_table
 
     device = pick_device(opts)
-    G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
+    found: list[tuple[torch.nn.Module, dict[str, Any]]] = []
+    check_all(lambda: found.append(load_generator(opts.network, trust=opts.trust_pickle)),
+              lambda: check_detector(opts))
+    (G, trained_on), = found
     say_which_images(opts, trained_on)
     dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)    # mistakes are found before processes start
     metric_main.check_match(G, dataset)
-    metric_main.check_detector(opts.metrics, opts.detector)
     protocol = protocol_of(opts, dataset, trained_on, use_labels=G.c_dim > 0)
     if opts.gpus > 1:
         results = share_out(opts, protocol, loss="so there are no further scores; start it again for those")
@@ -137,9 +142,14 @@ def score_pickle(opts: Options) -> None:
         print(format_table(results, dataset_name=dataset.name))
 
 
+def check_detector(opts: Options) -> None:
+    from metrics import metric_main
+
+    metric_main.check_detector(opts.metrics, opts.detector, trust=opts.trust_net)
+
+
 def score_run(opts: Options) -> None:
     """Score the pickles in a run directory that were not scored yet; with --follow those to come, too."""
-    from metrics import metric_main
     from training import run_scores
 
     device = pick_device(opts)
@@ -147,8 +157,8 @@ def score_run(opts: Options) -> None:
     if not opts.follow and not run_scores.list_pickles(opts.network):
         raise UserError(f"{opts.network} holds no network-snapshot-KKKKKK.pkl yet: say --follow to wait for them")
     say_which_images(opts, trained_on)
+    check_detector(opts)
     dataset = open_dataset_of_run(opts)
-    metric_main.check_detector(opts.metrics, opts.detector)
     protocol = protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
     book = open_book(opts, protocol)
     before = book.complete()

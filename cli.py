@@ -55,7 +55,9 @@ class Command(click.Command):
             with plain_errors():
                 return super().invoke(ctx)
         except UserError as e:
-            raise click.ClickException(_one_line(str(e))) from e
+            lines = [_one_line(str(line)) for line in e.args]
+            title = [f"{len(lines)} things are missing or wrong:"] if len(lines) > 1 else []
+            raise click.ClickException("\n  ".join(title + lines)) from e
         except BrokenPipeError:
             silence_stdout()
             sys.exit(1)
@@ -203,6 +205,8 @@ noise_mode_option = click.option("--noise-mode", type=click.Choice(["const", "ra
 device_option = click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 trust_option = click.option("--trust-pickle", is_flag=True,
                             help="Run the code in the pickle; only for files you trust")
+trust_net_option = click.option("--trust-net", is_flag=True,
+                                help="Open TorchScript feature nets, which are programs; remembered for each file")
 
 
 def warn(message: str) -> None:

@@ -1,7 +1,7 @@
 """Train a small feature net on labelled images, for machines and data that the published nets don't suit.
 
-The result is one TorchScript file with both interfaces that the field's feature nets have: a detector for metrics and a
-perceptual net for losses.
+The result is one safetensors file, data without code. It serves as detector for metrics, and as perceptual net for
+losses.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from dnnlib.util import UserError, check_writable
 @click.command(cls=cli.Command)
 @click.option("--data", type=cli.Path(), required=True, metavar="ZIP|DIR",
               help="Labelled images: classes in dataset.json.")
-@click.option("--out", type=cli.Path(), required=True, metavar="FILE", help="Where the TorchScript net goes.")
+@click.option("--out", type=cli.Path(), required=True, metavar="FILE",
+              help="Where the net goes, a safetensors file whatever its name.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
 @click.option("--width", default=24, show_default=True, type=click.IntRange(1, 1024),
               help="Channels of the first stage; there are 8 times as many features.")
@@ -40,24 +41,24 @@ def main(
     device: str | None,
     holdout: float,
 ) -> None:
-    """Train a small feature net on labelled images and write it as one TorchScript file.
+    """Train a small feature net on labelled images and write it as one safetensors file.
 
     The file serves as --detector of calc_metrics.py and as --perceptual of train.py. Images of more than 64x64 pixels
     are scaled down to that. Scores made with such a net compare models on one data set; they are no published FID.
 
     \b
     Example:
-      python feature_net.py --data=cifar10.zip --out=cifar10-net.pt
+      python feature_net.py --data=cifar10.zip --out=cifar10-net.safetensors
     """
     import torch    # takes seconds, for which --help and wrong usage don't wait
 
     from torch_utils import misc
-    from torch_utils.feature_nets import save_torchscript
+    from torch_utils.feature_nets import save_classifier
     from training.classifier_training import TrainingOptions, accuracy, read_images, split, train
 
     target = Path(out)
     if not out or target.is_dir():
-        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.pt')}")
+        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.safetensors')}")
     torch_device = misc.pick_device(device)
     check_writable(target)
     labelled = read_images(data)
@@ -68,7 +69,7 @@ def main(
     metadata = dict(name=target.stem, dataset=labelled.name, images=len(train_indices), accuracy=round(score, 4),
                     resolution=net.resolution, **dataclasses.asdict(options))
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_torchscript(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
+    save_classifier(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
     print(f"{out}: held-out accuracy {100 * score:.1f} % on {len(test_indices)} images of {labelled.name} "
           f"({labelled.num_classes} classes)")
 

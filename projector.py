@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError, check_writable, made_folder
+from dnnlib.util import UserError, check_all, check_writable, made_folder
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import numpy as np
@@ -39,6 +39,7 @@ class Options(NamedTuple):
     label: list[float] | None
     device: str | None
     trust_pickle: bool
+    trust_net: bool
 
 
 class Target(NamedTuple):
@@ -69,6 +70,7 @@ class Target(NamedTuple):
 @cli.label_option
 @cli.device_option
 @cli.trust_option
+@cli.trust_net_option
 def main(**options: Any) -> None:
     """Project images to the latent space of a network pickle.
 
@@ -88,22 +90,38 @@ def main(**options: Any) -> None:
     if opts.outdir is not None:
         cli.check_outdir(opts.outdir)
     from torch_utils import misc
-    from training.perceptual import build_perceptual, check_perceptual
-    from training.projection import COMPARED_RES
+    from training.perceptual import build_perceptual
 
     device = misc.pick_device(opts.device)
-    G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
+    G = load_nets(opts).to(device)
     label = cli.pick_label(G, opts.class_idx, opts.label)
     targets = self_test_target(opts, G, label) if opts.self_test else find_targets(opts, G)
     if opts.outdir is not None:
         check_writable(Path(opts.outdir, "image"))
-    with cli.shown_warnings():
-        check_perceptual(opts.perceptual, resolution=min(G.img_resolution, COMPARED_RES))
-        distance = build_perceptual(opts.perceptual, device=device, img_channels=G.img_channels)
+    distance = build_perceptual(opts.perceptual, device=device, img_channels=G.img_channels)
     for target in targets:
         found = project_one(opts, G, target, distance, label)
         if opts.self_test:
             judge(found)
+
+
+def load_nets(opts: Options) -> torch.nn.Module:
+    """The network, when the perceptual net is known to be there, too. Raises UserError: what is wrong with either."""
+    from training.perceptual import check_perceptual
+    from training.projection import COMPARED_RES
+
+    G: torch.nn.Module | None = None
+
+    def load() -> None:
+        nonlocal G
+        G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle)
+
+    def check() -> None:
+        resolution = COMPARED_RES if G is None else min(G.img_resolution, COMPARED_RES)
+        check_perceptual(opts.perceptual, resolution=resolution, trust=opts.trust_net)
+
+    check_all(load, check)
+    return G
 
 
 def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:

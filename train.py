@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 import click
 
 import cli
-from dnnlib.util import UserError, check_writable, is_url
+from dnnlib.util import UserError, check_all, check_writable, is_url
 from training import config as configs
 from training import comparison, estimate, presets, resume, run_dir
 from training.config import DatasetConfig, TrainingConfig
@@ -80,6 +80,9 @@ BOOL = {"type": bool, "metavar": "BOOL"}
          help="Metrics of every snapshot, comma-separated, or none.")
 @general("--detector", type=cli.Path(), metavar="PATH|URL",
          help="Feature net of the metrics.  [default: each metric's standard one]")
+@general("--trust-net", is_flag=True,
+         help="Open --detector and --perceptual even if they are TorchScript files from elsewhere, which are programs; "
+              "remembered for each file.")
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
@@ -142,6 +145,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @speed("--fp32", **BOOL, default=False, help="No half precision.")
 @speed("--half", type=click.Choice(["float16", "bfloat16"]), show_default="float16",
        help="Type of half precision; float16 is for GPUs alone, a CPU takes float32 in its place.")
+@speed("--lpips-fp32", **BOOL, default=False, help="No half precision in the perceptual net.")
 @speed("--nhwc", **BOOL, default=False, help="Channels-last memory format for half precision on GPUs.")
 @speed("--nobench", **BOOL, default=False, help="No cuDNN benchmarking.")
 @speed("--allow-tf32", **BOOL, default=False, help="Let PyTorch use TF32.")
@@ -247,7 +251,8 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
               "run", file=sys.stderr)
     for line in arguments.notes + presets.warnings(arguments.options, config):
         print(f"Warning: {line}", file=sys.stderr)
-    problems += validate(config, arguments, run=run)
+    # Trust is of this command alone: what a run's options say may come from a stranger.
+    problems = validate(config, arguments, run=run, trust=command.get("trust_net", False), of_source=problems)
     description = comparison.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         if run is not None:
@@ -332,7 +337,7 @@ def parse(said: dict[str, Any]) -> Arguments:
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "decoder_act", "ggdr_res", "perceptual",
-            "map_depth", "batch_gpu", "detector", "workers", "resume", "fp32", "half", "allow_tf32")
+            "map_depth", "batch_gpu", "detector", "workers", "resume", "fp32", "half", "lpips_fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},
@@ -438,11 +443,8 @@ def size_like_source(
 ) -> presets.Options:
     """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
 
-    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. It adds to `problems` what
-    would stop a run.
-
-    Raises:
-        UserError: There is no such network, or its mapping network can't be that of the run.
+    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. What is wrong with the source is
+    added to `problems`, to be told together with what is wrong with other nets.
     """
     options = arguments.options
     source = presets.source_network(options)
@@ -455,9 +457,7 @@ def size_like_source(
         try:
             sizes = _sizes_of_source(source, options, dataset)
         except UserError as e:
-            if not arguments.dry_run:
-                raise
-            problems.append(str(e))
+            problems += e.args
             return options
     names = ("map_depth", "channel_base", "channel_max")
     left_out = {name: size for name, size in zip(names, sizes) if getattr(options, name) is None}
@@ -490,7 +490,9 @@ def _sizes_of_source(source: str, options: presets.Options, dataset: DatasetConf
     return sizes.map_depth, sizes.channel_base, sizes.channel_max
 
 
-def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None) -> list[str]:
+def validate(
+    config: TrainingConfig, arguments: Arguments, *, run: resume.Run | None, trust: bool, of_source: list[str]
+) -> list[str]:
     """Find out now what would otherwise stop the run later, a new one or `run` going on.
 
     A dry run downloads nothing, so networks from elsewhere go unchecked.
@@ -498,8 +500,12 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     Returns:
         Of a dry run, what this machine lacks; else it is empty.
 
+    Args:
+        trust:     Open unknown TorchScript nets, now and from now on.
+        of_source: What is wrong with the network that the run starts from.
+
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: The first thing that is wrong, or all that is wrong with the nets that the run needs.
     """
     from torch_utils import custom_ops
     from training import launch
@@ -510,21 +516,25 @@ def validate(config: TrainingConfig, arguments: Arguments, *, run: resume.Run | 
     gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus) if _is_under_torchrun() else config.num_gpus)
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
     checks += [functools.partial(_check_outdir, arguments.outdir)] if run is None else []
-    for net, check in (
-        (config.perceptual, _check_perceptual),
-        (_detector(config), _check_detector),
-    ):
-        if net is not None and not (arguments.dry_run and _is_downloaded(net)):
-            checks.append(functools.partial(check, config))
-    problems = []
-    for check in checks:
+    nets = [
+        functools.partial(check, config, trust=trust)
+        for net, check in ((config.perceptual, _check_perceptual), (_detector(config), _check_detector))
+        if net is not None and not (arguments.dry_run and _is_downloaded(net))
+    ]
+    problems: list[str] = []
+    for check in [*checks, functools.partial(check_all, functools.partial(_raise_all, of_source), *nets)]:
         try:
             check()
         except UserError as e:
             if not arguments.dry_run:
                 raise
-            problems.append(str(e))
+            problems += e.args
     return problems
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        raise UserError(*problems)
 
 
 def _check_metric_names(config: TrainingConfig) -> None:
@@ -551,16 +561,28 @@ def _check_outdir(outdir: str) -> None:
         raise UserError(f"--outdir: {e}") from e
 
 
-def _check_perceptual(config: TrainingConfig) -> None:
+def _check_perceptual(config: TrainingConfig, *, trust: bool) -> None:
     from training.perceptual import check_perceptual
 
-    check_perceptual(config.perceptual, resolution=config.dataset.resolution)
+    check_perceptual(config.perceptual, resolution=config.dataset.resolution, trust=trust)
 
 
-def _check_detector(config: TrainingConfig) -> None:
+def _check_detector(config: TrainingConfig, *, trust: bool) -> None:
     from metrics.metric_main import check_detector
 
-    check_detector(config.metrics, config.detector)
+    try:
+        check_detector(config.metrics, config.detector, trust=trust)
+    except UserError as e:
+        raise UserError(*(f"{line}; --metrics=none trains without scores" for line in e.args)) from e
+
+
+def _trust_nets(config: TrainingConfig) -> None:
+    """What `validate` does for the first machine of a run, on another one: the cache may be its own."""
+    from torch_utils.feature_nets import trust_net
+
+    for net in (config.perceptual, config.detector):
+        if net is not None and (is_url(net) or os.path.isfile(net)):
+            trust_net(net)
 
 
 def _detector(config: TrainingConfig) -> str | None:
@@ -698,7 +720,7 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
     """The options as they are now are kept once the state is restored; until then nothing is changed."""
     from training import launch
 
-    passing = ("resume", "resume_anyway", "gpus")
+    passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path):
         print(f"Going on in {run.path}{_how_not_to(command)}")
@@ -727,6 +749,8 @@ def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
     try:
         distributed.join(device=device, timeout_sec=said["timeout"], rank0_sec=max(said["timeout"], PREPARING_SEC))
         job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
+        if "trust_net" in command:
+            _trust_nets(job.config)
         with resume.locked(job.run_dir) if rank == 0 else contextlib.nullcontext():
             launch.run_rank(job)
     except UserError as e:

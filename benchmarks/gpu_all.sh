@@ -160,7 +160,7 @@ step metrics 45 "$PYTHON" benchmarks/metrics.py --device="$DEVICE" "${METRICS[@]
 step images 20 "$PYTHON" dataset_tool.py --source=synthetic "${IMAGES[@]}" --dest="$WORK/images.zip"
 step detector 30 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
 TRAINING=("$PYTHON" train.py --outdir="$WORK/runs" --data="$WORK/images.zip" --device="$DEVICE" --method=glead --aug=ada
-    --perceptual=random-vgg --detector="$WORK/detector.pt" "${TRAIN[@]}")
+    --perceptual=random-vgg --detector="$WORK/detector.pt" --trust-net "${TRAIN[@]}")
 step train 60 "${TRAINING[@]}" --kimg=$KIMG
 RUN=$(find "$WORK/runs" -mindepth 1 -maxdepth 1 -name '00000-*' 2>/dev/null)
 step train-on 40 "${TRAINING[@]}" --kimg=$MORE_KIMG --resume="$RUN"

@@ -27,7 +27,7 @@ from benchmarks.data import draw_files, write_containers  # noqa: E402
 from benchmarks.measuring import (  # noqa: E402
     baseline_option, medians, print_table, ratio, save_results, take_turns,
 )
-from cli import Command  # noqa: E402
+from cli import Command, trust_net_option  # noqa: E402
 from metrics import metric_main  # noqa: E402
 from metrics.detectors import FeatureNet, load_feature_net  # noqa: E402
 from metrics.feature_stats import FeatureStats, Moments  # noqa: E402
@@ -210,7 +210,7 @@ def peak_memory(device: str) -> dict[str, float]:
 @contextlib.contextmanager
 def prepared(
     *, device: str, resolution: int, cbase: int, cmax: int, detector: str | None, features: int, data: str | None,
-    files: int, batch: int, workers: int,
+    files: int, batch: int, workers: int, trust_net: bool = False,
 ) -> Iterator[tuple[MetricOptions, FeatureNet]]:
     """Networks and images to measure with; those drawn on the spot are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="glead-") as folder:
@@ -224,7 +224,7 @@ def prepared(
                       synthesis_kwargs=dict(channel_base=cbase, channel_max=cmax, **fp16))
         opts = MetricOptions(metric="benchmark", G=G.eval().requires_grad_(False).to(device), dataset=dataset,
                              device=torch.device(device), batch_size=batch, workers=workers, cache=False)
-        yield opts, load_feature_net(net_path, "features", device=device)
+        yield opts, load_feature_net(net_path, "features", device=device, trust=trust_net or detector is None)
 
 
 @click.command(cls=Command)
@@ -232,7 +232,8 @@ def prepared(
 @click.option("--resolution", default=32, show_default=True, type=click.IntRange(min=8))
 @click.option("--cbase", default=2048, show_default=True, help="Of the generator, as in train.py.")
 @click.option("--cmax", default=64, show_default=True)
-@click.option("--detector", type=click.Path(exists=True, dir_okay=False), help="TorchScript file.  [default: made]")
+@click.option("--detector", type=click.Path(exists=True, dir_okay=False), help="Feature net.  [default: made]")
+@trust_net_option
 @click.option("--features", default=512, show_default=True, help="Of the detector that is made.")
 @click.option("--data", type=click.Path(exists=True), help="Real images of this resolution.  [default: drawn]")
 @click.option("--files", default=256, show_default=True, help="How many are drawn.")

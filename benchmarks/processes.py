@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import print_table, save_results  # noqa: E402
 from benchmarks.soak import small_config, write_images  # noqa: E402
+from cli import trust_net_option  # noqa: E402
+from torch_utils import feature_nets  # noqa: E402
 from training import launch  # noqa: E402
 
 WORKER = "import sys; sys.path[0] = sys.argv[1]; from benchmarks.processes import work; work(*sys.argv[2:])"
@@ -103,8 +105,11 @@ def _gradients(config: Any, run_dir: Path) -> dict[str, torch.Tensor]:
 @click.option("--method", default="glead+ggdr", show_default=True)
 @click.option("--iterations", default=8, show_default=True)
 @click.option("--detector", type=click.Path(exists=True), help="Compare a metric with this feature net, too.")
+@trust_net_option
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
-def main(sizes: str, method: str, iterations: int, detector: str | None, out: str | None) -> None:
+def main(sizes: str, method: str, iterations: int, detector: str | None, trust_net: bool, out: str | None) -> None:
+    if detector and trust_net:
+        feature_nets.trust_net(detector)
     with tempfile.TemporaryDirectory() as folder:
         data = os.path.join(folder, "images.zip")
         write_images(Path(data), resolution=32)

@@ -11,7 +11,6 @@ cannot launch as fast as the GPU computes: larger parts of a batch, or CUDA grap
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -89,9 +88,7 @@ def make_trainer(folder: Path, *, device: str, resolution: int, options: list[st
     config = presets.resolve(arguments.options, train.inspect_dataset(arguments).dataset, device=device)
     run_dir = folder / "run"
     run_dir.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # random-vgg says that it is untrained
-        return Trainer(config, str(run_dir))
+    return Trainer(config, str(run_dir))
 
 
 @click.command()

@@ -15,7 +15,6 @@ import copy
 import dataclasses
 import functools
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 from unittest import mock
@@ -31,6 +30,7 @@ from benchmarks.measuring import (  # noqa: E402
     baseline_option, medians, print_table, ratio, save_results, take_turns,
 )
 from torch_utils import distributed  # noqa: E402
+from torch_utils.feature_nets import trust_net  # noqa: E402
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d  # noqa: E402
 from training import networks, presets  # noqa: E402
 from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
@@ -276,6 +276,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
               help="Types of half precision to compare, or float32 for none; a CPU takes float32 for float16.")
 @click.option("--channels-last", is_flag=True, help="Memory format of half precision on a GPU.")
 @click.option("--perceptual", default="random-alex", show_default=True, help="As for train.py.")
+@cli.trust_net_option
 @baseline_option(*BASELINES)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
@@ -285,10 +286,11 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
             raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")
     if said["device"] == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device is cuda, but PyTorch finds no CUDA device")
+    if said.pop("trust_net"):
+        trust_net(said["perceptual"])
     torch.set_num_threads(said["threads"])
     torch.backends.cudnn.benchmark = True   # as in training
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    warnings.filterwarnings("ignore", message=".*UNTRAINED")
     configs = {}
     for method in methods:
         for name in half:

@@ -3,21 +3,38 @@
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Callable, Iterator
 from urllib.parse import urlparse
 
 
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what came, what was expected, and what to do.
 
-    Command lines print it as one line and exit with status 1. Everything else that is raised is a bug.
+    Command lines print it as one line and exit with status 1. Everything else that is raised is a bug. Of several
+    mistakes, each one is an argument, and gets a line of its own.
     """
 
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
+
+
+def check_all(*checks: Callable[[], None]) -> None:
+    """Make all of these checks, and raise one UserError that tells what each of them found wrong."""
+    problems: dict[str, None] = {}
+    for check in checks:
+        try:
+            check()
+        except UserError as e:
+            problems |= dict.fromkeys(e.args)
+    if problems:
+        raise UserError(*problems)
+
+
+MAX_DOWNLOAD_BYTES = 4 << 30     # The largest published network pickles have a tenth of this.
 
 _said: set[str] = set()
 
@@ -204,7 +221,8 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: 
         timeout_sec: How long a silent server is waited for.
 
     Raises:
-        UserError: The file is not there, the server can't be reached, or the content has another digest.
+        UserError: The file is not there, the server can't be reached, the content is larger than `MAX_DOWNLOAD_BYTES`,
+            breaks off, or has another digest. Then nothing is kept.
     """
     if not is_url(str(url)):
         if os.path.exists(url) and not os.path.isfile(url) and not os.path.isdir(url):
@@ -218,14 +236,16 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: 
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"Downloading {url} to {path} ...", file=sys.stderr, flush=True)
-        data = _download(url, timeout_sec)
-        _check_digest(url, data, sha256)
-        with atomic_write(path) as f:
-            f.write(data)
-        return io.BytesIO(data)
-    data = path.read_bytes()
-    _check_digest(str(path), data, sha256)
-    return io.BytesIO(data)
+        with atomic_path(path) as temporary:
+            try:
+                with open(temporary, "wb") as f:
+                    _download(url, f, timeout_sec)
+            except UserError as e:
+                raise UserError(f"{e}; if you have the file, put it at {path}") from e
+            _check_digest(url, temporary, sha256)
+    else:
+        _check_digest(str(path), path, sha256)
+    return open(path, "rb")
 
 
 def cached_path(url: str) -> Path:
@@ -234,13 +254,24 @@ def cached_path(url: str) -> Path:
     return cache_dir("downloads", f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
 
 
-def _download(url: str, timeout_sec: float) -> bytes:
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
     import requests  # here, so that programs that only read local files start faster
 
     try:
-        with requests.get(url, timeout=timeout_sec, stream=True) as response:
+        # Compressed, the announced length would not be that of the file.
+        headers = {"Accept-Encoding": "identity"}
+        with requests.get(url, timeout=timeout_sec, stream=True, headers=headers) as response:
             response.raise_for_status()
-            return _read_with_progress(response)
+            _save_body(url, response, file)
     except requests.Timeout as e:
         raise UserError(f"can't download {url}: no answer in {timeout_sec:g} s") from e
     except requests.HTTPError as e:
@@ -251,19 +282,31 @@ def _download(url: str, timeout_sec: float) -> bytes:
         raise UserError(f"can't download {url}: {type(e).__name__}: {str(e)[:200]}") from e
 
 
-def _read_with_progress(response: Any) -> bytes:
+def _save_body(url: str, response: Any, file: BinaryIO) -> None:
+    """Write what the server sends to `file`, piece by piece. Raises UserError: too large, or not all of it."""
+    import requests
     from tqdm import tqdm
 
-    total = int(response.headers.get("Content-Length", 0)) or None
-    buffer = io.BytesIO()
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
-        for chunk in response.iter_content(1 << 20):
-            buffer.write(chunk)
-            bar.update(len(chunk))
-    return buffer.getvalue()
+    announced = response.headers.get("Content-Length", "")
+    total = int(announced) if announced.isdecimal() and len(announced) < 20 else None
+    too_large = UserError(f"can't download {url}: it is larger than {MAX_DOWNLOAD_BYTES / 2**30:g} GiB")
+    if (total or 0) > MAX_DOWNLOAD_BYTES:
+        raise too_large
+    size = 0
+    try:
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+            for chunk in response.iter_content(1 << 20):
+                size += len(chunk)
+                if size > MAX_DOWNLOAD_BYTES:
+                    raise too_large
+                file.write(chunk)
+                bar.update(len(chunk))
+    except requests.RequestException as e:
+        raise UserError(f"can't download {url}: the connection broke after {size} bytes") from e
+    if total not in (None, size) and "Content-Encoding" not in response.headers:
+        raise UserError(f"can't download {url}: {size} bytes came, and {total} were announced")
 
 
-def _check_digest(name: str, data: bytes, expected: str | None) -> None:
-    actual = hashlib.sha256(data).hexdigest()
-    if expected is not None and not actual.startswith(expected):
+def _check_digest(name: str, path: Path, expected: str | None) -> None:
+    if expected is not None and not (actual := sha256_of(path)).startswith(expected):
         raise UserError(f"{name} has SHA-256 {actual[:16]}..., expected {expected}: delete it and try again")

@@ -1,30 +1,22 @@
-"""Feature nets in TorchScript files: where they come from, how they are called, what they are called in results."""
+"""Feature nets of metrics: where they come from, how they are called, what they are called in results."""
 
 import dataclasses
 import functools
-import hashlib
-import io
 import os
 from pathlib import PurePosixPath
-from typing import Iterator, Literal
+from typing import Iterator
 from urllib.parse import urlparse
 
 import torch
 
-from dnnlib.util import UserError, cached_path, is_url, open_url
-from torch_utils.feature_nets import parse_torchscript
+from dnnlib.util import UserError, is_url
+from torch_utils import feature_nets
+from torch_utils.feature_nets import CALL_OPTIONS, OpenNet, Output
 
 _STANDARD_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 INCEPTION_URL = f"{_STANDARD_NETS}/inception-2015-12-05.pt"    # FID, KID, IS
 VGG16_URL = f"{_STANDARD_NETS}/vgg16.pt"                        # precision/recall, path length
-
-Output = Literal["features", "probabilities", "lpips"]
-
-_CALL_OPTIONS: dict[Output, dict[str, bool]] = {
-    "features":      {"return_features": True},
-    "probabilities": {"no_output_bias": True},
-    "lpips":         {"resize_images": False, "return_lpips": True},
-}
+STANDARD_URLS = (INCEPTION_URL, VGG16_URL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,34 +57,43 @@ class FeatureNet:
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if img.shape[1] == 1:
             img = img.repeat(1, 3, 1, 1)
-        result = self.module(img, **_CALL_OPTIONS[self.output])
+        result = self.module(img, **CALL_OPTIONS[self.output])
         if not isinstance(result, torch.Tensor) or result.ndim != 2 or result.shape[0] != img.shape[0]:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise UserError(f"feature net {self.name} gives {got} for {len(img)} images, expected [{len(img)}, F]")
         return result.to(torch.float64 if result.dtype == torch.float64 else torch.float32)
 
 
-def load_feature_net(spec: str | os.PathLike, output: Output, *, device: torch.device | str = "cpu") -> FeatureNet:
-    """Load a TorchScript feature net.
+def load_feature_net(
+    spec: str | os.PathLike, output: Output, *, device: torch.device | str = "cpu", trust: bool = False
+) -> FeatureNet:
+    """Load a feature net: TorchScript, ONNX, or one that feature_net.py trained.
 
     Args:
         spec:   Path or URL; URLs are downloaded once.
         output: What the net will be asked for; it must have the call options for it.
         device: Where it runs.
+        trust:  Open it even if it is a TorchScript file, which may do anything, and do so from now on. The standard
+                nets need no trust: what was downloaded first from their URLs is trusted.
 
     Raises:
-        UserError: It can't be had (the message says where it was looked for, and what else can be done), is no
-            TorchScript file, or lacks the interface.
+        UserError: It can't be had (the message says where it was looked for, and what else can be done), is no feature
+            net, is a TorchScript file that nobody said to trust, or lacks the interface.
     """
     spec = os.fspath(spec)
     name = PurePosixPath(urlparse(spec).path if is_url(spec) else spec.replace(os.sep, "/")).stem
-    module, digest = _load_module(spec, _file_state(spec), str(device))
-    expected = _CALL_OPTIONS[output]
-    missing = [option for option in expected if option not in _call_arguments(module)]
-    if missing:
-        raise UserError(f"feature net {spec} can't be called with {', '.join(f'{k}={expected[k]}' for k in missing)}: "
-                        f"it has no {output} for this metric; give another net, or leave out --detector")
-    return FeatureNet(name=name, digest=digest, output=output, module=module)
+    try:
+        if trust:
+            feature_nets.trust_net(spec)
+        net = _open_net(spec, _file_state(spec), str(device))
+    except UserError as e:
+        raise UserError(f"the feature net {spec} can't be used: {e}; or give another one with --detector=PATH "
+                        "(feature_net.py trains one; results are then named after it)") from e
+    if output not in net.outputs:
+        options = ", ".join(f"{k}={v}" for k, v in CALL_OPTIONS[output].items())
+        raise UserError(f"feature net {spec} can't be called with {options}: it has no {output} for this metric; give "
+                        "another net, or leave out --detector")
+    return FeatureNet(name=name, digest=net.digest, output=output, module=net.module)
 
 
 def _file_state(spec: str) -> tuple[int, int] | None:
@@ -104,17 +105,7 @@ def _file_state(spec: str) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=2)  # the two nets of a usual list of metrics stay loaded between evaluations
-def _load_module(spec: str, state: tuple[int, int] | None, device: str) -> tuple[torch.nn.Module, str]:
-    try:
-        with open_url(spec) as f:
-            data = f.read()
-    except UserError as e:
-        place = f"put the file at {cached_path(spec)}, or " if is_url(spec) else ""
-        raise UserError(f"the feature net {spec} can't be had: {e}; {place}give another one with --detector=PATH "
-                        "(feature_net.py trains one; results are then named after it)") from e
-    module = parse_torchscript(io.BytesIO(data), name=spec, device=device)
-    return module, hashlib.sha256(data).hexdigest()
-
-
-def _call_arguments(module: torch.nn.Module) -> list[str]:
-    return [argument.name for argument in module.forward.schema.arguments]
+def _open_net(spec: str, state: tuple[int, int] | None, device: str) -> OpenNet:
+    if spec in STANDARD_URLS:
+        feature_nets.trust_net(spec, always_the_same=True)
+    return feature_nets.open_net(spec, device)

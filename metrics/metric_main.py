@@ -17,16 +17,17 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from dnnlib.util import EasyDict, UserError, format_time
+from dnnlib.util import EasyDict, UserError, check_all, format_time
 from metrics import detectors
-from metrics.detectors import FeatureNet, Output
+from metrics.detectors import FeatureNet
 from metrics.frechet_inception_distance import compute_fid
 from metrics.inception_score import compute_is
 from metrics.kernel_inception_distance import compute_kid
 from metrics.options import MetricOptions, ProgressFn, shared_failure
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import compute_pr
-from torch_utils import distributed
+from torch_utils import distributed, feature_nets
+from torch_utils.feature_nets import Output
 
 SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
 
@@ -94,30 +95,49 @@ def check_metrics(metrics: Sequence[str]) -> None:
                         f"{', '.join(map(str, sorted(SIZES)))}, and {others}")
 
 
-def check_detector(metrics: Sequence[str], detector: str | None = None) -> None:
+def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust: bool = False) -> None:
     """See to it, before long work, that every feature net that these metrics need is there and has their interface.
 
     Args:
         metrics:  Names of metrics.
-        detector: Path or URL of a TorchScript file; None = each metric's standard net.
+        detector: Path or URL of a feature net; None = each metric's standard net.
+        trust:    As `load_feature_net`.
 
     Raises:
-        UserError: Unknown metric; or a net can't be had, is no TorchScript file, lacks the interface, or fails.
+        UserError: Unknown metric; or nets can't be had, are no feature nets, lack the interface, or fail. It tells of
+            all of them.
     """
     check_metrics(metrics)
+    needed: dict[str, dict[Output, list[str]]] = {}     # Metrics by net, and by what is asked of it.
     for name in metrics:
-        feature_net(name, detector).check()
+        entry = _METRICS[name]
+        needed.setdefault(detector or entry.standard_net, {}).setdefault(entry.output, []).append(name)
+
+    def check(spec: str) -> None:
+        for output, names in needed[spec].items():
+            try:
+                detectors.load_feature_net(spec, output, trust=trust).check()
+            except UserError as e:
+                raise UserError(f"{', '.join(names)}: {e}") from e
+
+    check_all(*(functools.partial(check, spec) for spec in needed))
 
 
-def feature_net(metric: str, detector: str | None = None, *, device: torch.device | str = "cpu") -> FeatureNet:
+def feature_net(
+    metric: str, detector: str | None = None, *, device: torch.device | str = "cpu", trust: bool = False
+) -> FeatureNet:
     """The net that a metric is measured with: `detector`, or the standard one. Raises UserError: it can't be had."""
     entry = _METRICS[metric]
-    return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device)
+    return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device, trust=trust)
 
 
 def result_suffix(metric: str, detector: str | None, net: FeatureNet) -> str:
-    """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net."""
-    return "" if detector in (None, _METRICS[metric].standard_net) else f"@{net.name}"
+    """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net.
+
+    The standard net is known by its content, wherever it lies, once it has been at its URL's place in the cache.
+    """
+    url = _METRICS[metric].standard_net
+    return "" if detector in (None, url) or url in feature_nets.origins(net.digest) else f"@{net.name}"
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:
@@ -136,7 +156,8 @@ def calc_metric(
     *,
     G: torch.nn.Module,                         # generator; it is copied, and the copy put in eval mode
     dataset: Any,                               # real images, and labels for generated ones
-    detector: str | None = None,                # path or URL of a TorchScript file; None = the standard net
+    detector: str | None = None,                # path or URL of a feature net; None = the standard one
+    trust: bool = False,                        # open it even if it is an unknown TorchScript file, a program
     device: torch.device | str = "cpu",
     num_gpus: int = 1,                          # processes, which have met by distributed.join and all call this
     rank: int = 0,
@@ -171,7 +192,7 @@ def calc_metric(
     )
     with shared_failure(opts):  # memory may run out
         opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
-        net = feature_net(metric, detector, device=device)
+        net = feature_net(metric, detector, device=device, trust=trust)
     with exact_float32():
         with shared_failure(opts):
             results = entry.compute(opts, net)

@@ -138,33 +138,15 @@ def warm(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         run_training(config, str(tmp_path_factory.mktemp("warm")))
 
 
-class _TinyNet(torch.nn.Module):
-    """A random feature net with both interfaces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("kernel", torch.randn([8, 3, 3, 3], generator=generator) / 5)
-        self.register_buffer("head", torch.randn([5, 8], generator=generator))
-
-    def forward(
-        self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False,
-        resize_images: bool = False, return_lpips: bool = False,
-    ) -> torch.Tensor:
-        x = torch.nn.functional.conv2d(img.to(torch.float32) / 127.5 - 1, self.kernel, stride=2).tanh()
-        if return_lpips:
-            return x.flatten(1) / 10
-        features = x.mean([2, 3])
-        return features if return_features else (features @ self.head.t()).softmax(1)
-
-
 @pytest.fixture(scope="session")
 def tiny_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TorchScript file that serves as detector and as perceptual net."""
-    import warnings
+    """A random net as feature_net.py writes them: a detector and a perceptual net."""
+    from torch_utils.classifier_net import ClassifierNet
+    from torch_utils.feature_nets import save_classifier
 
     path = tmp_path_factory.mktemp("nets") / "tiny-net.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(_TinyNet()).save(str(path))
+    torch.manual_seed(0)
+    net = ClassifierNet(5, width=2, resolution=8)
+    net.fold()
+    save_classifier(net, path, metadata={})
     return path

@@ -1,8 +1,11 @@
 """Small networks, with all that trained ones have, for the tests of the command lines that make images."""
 
+import warnings
+
 import torch
 
 from torch_utils import network_pickle
+from torch_utils.feature_nets import trust_net
 from training.networks import Discriminator, Generator
 
 SMALL = {"channel_base": 128, "channel_max": 16}
@@ -30,3 +33,33 @@ def make_discriminator(*, c_dim=0, img_channels=3, res_g=8, **kwargs):
 
 def save(path, **networks):
     network_pickle.save_network_pkl(path, networks)
+
+
+class Overwriting(torch.nn.Module):
+    """A feature net that writes to a file when it is opened."""
+
+    def __init__(self, victim: str) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return img.flatten(1).float()
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.victim, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.victim, self.training = state
+        torch.save(torch.zeros(1), self.victim)
+
+
+def save_torchscript(path, net, *, trust=True):
+    """Write a TorchScript file, and trust it where the cache is now."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and the format of these files
+        torch.jit.script(net).save(str(path))
+    if trust:
+        trust_net(path)
+    return path

@@ -5,11 +5,11 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,8 +17,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from click.testing import CliRunner
+from small_networks import Overwriting, save_torchscript
 
+import train
 from torch_utils.network_pickle import save_network_pkl
+from training import config as configs
+from training import presets
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +68,7 @@ def write_network(path, *, resolution=16, w_dim=8, bad_weight=False, **content):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, tiny_net):
     """A folder of inputs that are good or bad in one way each."""
     folder = tmp_path_factory.mktemp("data")
     images = {f"{i:03d}.png": png(i) for i in range(40)}
@@ -80,10 +85,10 @@ def data(tmp_path_factory):
     write_network(folder / "odd-set.pkl", training_set_kwargs={"path": 5})
     (folder / "call.pkl").write_bytes(b"\x80\x04cos\nsystem\nX\x0a\0\0\0touch here\x85R.")
     (folder / "strings.pkl").write_bytes(pickle.dumps({"G": "a", "D": "b", "G_ema": "c"}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.script(Failing()).save(str(folder / "failing.pt"))
-        torch.jit.script(WrongShape()).save(str(folder / "wrong-shape.pt"))
+    shutil.copy(tiny_net, folder / "good.pt")
+    save_torchscript(folder / "failing.pt", Failing(), trust=False)
+    save_torchscript(folder / "wrong-shape.pt", WrongShape(), trust=False)
+    save_torchscript(folder / "overwriting.pt", Overwriting("hacked"), trust=False)
     return folder
 
 
@@ -121,13 +126,14 @@ MISTAKES = [
     # Networks.
     (TRAIN + "good.zip --resume={data}/file", "--resume: {data}/file: the file is something else"),
     (TRAIN + "good.zip --resume={data}/net.pkl", "numbers, those of this run 512"),
-    (TRAIN + "good.zip --perceptual={data}/failing.pt", "failed: builtins.RuntimeError: needs 299 pixels"),
-    (TRAIN + "good.zip --metrics=fid1k --detector={data}/wrong-shape.pt", "wrong-shape gives [2, 64, 64] for 2 images"),
+    (TRAIN + "good.zip --trust-net --perceptual={data}/failing.pt", "failed: builtins.RuntimeError: needs 299 pixels"),
+    (TRAIN + "good.zip --metrics=fid1k --detector={data}/wrong-shape.pt --trust-net", "wrong-shape gives [2, 64, 64] for 2 images"),
     ("generate --outdir=out --seeds=1 --network={data}/call.pkl", "asks for os.system"),
     ("generate --outdir=out --seeds=1 --network={data}/strings.pkl --trust-pickle", "G_ema is no network"),
     ("generate --outdir=out --seeds=1 --network={data}/nan.pkl", "training has diverged"),
-    ("calc_metrics --network={data}/odd-set.pkl --metrics=fid1k", "what it says of its training set is damaged"),
-    ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/failing.pt", "needs 299 pixels"),
+    ("calc_metrics --network={data}/odd-set.pkl --metrics=fid1k --detector={data}/good.pt", "what it says of its training set is damaged"),
+    ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/failing.pt --trust-net", "needs 299 pixels"),
+    ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/overwriting.pt", "is a program"),
 ]  # fmt: skip
 
 
@@ -142,15 +148,48 @@ def test_one_line_and_nothing_left(data, tmp_path, words, message):
     assert result.stdout == "" and left_behind(tmp_path) == []
 
 
-def test_perceptual_net_that_cannot_be_had(data, tmp_path):
-    args, options = command(TRAIN.replace("--perceptual=mse ", "") + "good.zip", data, tmp_path)
+def test_nets_that_cannot_be_had_are_told_together(data, tmp_path):
+    words = TRAIN.replace("--perceptual=mse ", "").replace("--metrics=none", "--metrics=fid50k_full,pr50k3_full,is50k")
+    args, options = command(f"{words}good.zip --resume=ffhq256", data, tmp_path)
     start = time.monotonic()
     result = subprocess.run(args, capture_output=True, timeout=120, **options)
     assert result.returncode == 1 and time.monotonic() - start < 60
-    first, last = [line for line in result.stderr.replace("\r", "\n").splitlines() if "http" in line]
-    assert first.startswith("Downloading https://") and last.startswith("Error: lpips-vgg needs vgg16-397923af.pth")
-    assert "no connection to download.pytorch.org" in last and "or use lpips-alex" in last
+    first, *others = [line for line in result.stderr.replace("\r", "\n").splitlines() if "Downloading" not in line]
+    lines = [line for line in others if line.strip()]
+    assert first == "Error: 4 things are missing or wrong:" and len(lines) == 4
+    for line, parts in zip(lines, (
+        ("--resume: can't download https://nvlabs-fi-cdn.nvidia.com/", "put it at"),
+        ("lpips-vgg needs vgg16-397923af.pth", "no connection to download.pytorch.org", "put it at",
+         "--perceptual=lpips-alex"),
+        ("fid50k_full: ", "inception-2015-12-05.pt", "no connection to nvlabs-fi", "put it at", "--detector=PATH"),
+        ("pr50k3_full: ", "vgg16.pt", "put it at", "--detector=PATH", "feature_net.py", "--metrics=none"),
+    )):
+        assert all(part in line for part in parts), line
     assert left_behind(tmp_path) == []
+
+
+def test_a_foreign_run_opens_no_program_of_its_own(data, tmp_path, monkeypatch):
+    """Whatever its options say of trust, and in a dry run, too."""
+    net, run_dir = str(data / "overwriting.pt"), tmp_path / "run"
+    nets = dict(metrics=("fid1k",), detector=net, perceptual=net)
+    config = presets.resolve(presets.Options(**nets), configs.DatasetConfig(path=str(data / "good.zip"), resolution=16),
+                             device="cpu")
+    command = dict(nets, metrics=["fid1k"], data=str(data / "good.zip"), device="cpu", trust_net=True)
+    run_dir.mkdir()
+    (run_dir / "training_options.json").write_text(json.dumps(configs.to_legacy_kwargs(config) | {"command": command}))
+    (run_dir / "training-state-000000100.pt").write_bytes(b"")
+    (run_dir / "log.txt").write_text("")
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    before = left_behind(tmp_path)
+    for options, status, start in ((["-n"], 0, "Warning: a run would stop here: "), ([], 1, "  ")):
+        result = CliRunner().invoke(train.main, [f"--resume={run_dir}", *options])
+        told = [line for line in result.stderr.splitlines() if "--trust-net" in line]
+        assert result.exit_code == status and len(told) == 2, result.output
+        assert told[0].startswith(start + net) and told[1].startswith(f"{start}fid1k: the feature net {net}")
+        assert told[1].endswith("--metrics=none trains without scores") and left_behind(tmp_path) == before
+    result = CliRunner().invoke(train.main, [f"--resume={run_dir}", "-n", "--trust-net"])
+    assert "hacked" in left_behind(tmp_path) and "no perceptual net" in result.stderr
 
 
 @pytest.mark.parametrize("words", [

@@ -30,9 +30,10 @@ from metric_fakes import random_images, save_net  # noqa: E402
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     """A run directory with a network, and beside it images and a feature net."""
     save_images(tmp_path / "images.zip")
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
     save_net(tmp_path / "small-net.pt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "training_options.json").write_text("{}")
@@ -201,7 +202,7 @@ def test_all_pickles_of_a_run(folder, whole_run):
     assert f"The best by fid1k_full@small-net: {names[0]}" in lines and any("GLeaD+GGDR" in line for line in lines)
     before, _, after = first.stderr.partition(f"{names[2]}: ")
     assert "fid1k_full real" in before and "fid1k_full generated" in after
-    assert " real" not in after and not (folder / "cache").exists()     # they are looked at once
+    assert " real" not in after and not (folder / "cache/features").exists()    # they are looked at once
     assert [record["snapshot_pkl"] for record in recorded(whole_run, "fid1k_full")] == [names[0], names[2]]
 
     (whole_run / "network-snapshot-000100.pkl").write_bytes(whole)
@@ -323,20 +324,21 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
     (["--device=gpu"], "--device=gpu can't be used"),
     (["--data=nowhere.zip"], "no images at nowhere.zip|nowhere.zip"),
     (["--data=small.zip"], r"images of shape \[3, 8, 8\], the network makes \[3, 16, 16\]"),
-    (["--detector=nowhere.pt"], r"nowhere\.pt can't be had.*feature_net\.py"),
-    (["--detector=images.zip"], "images.zip is no TorchScript file"),
-    (["--detector=small-net.pt", "--network=nowhere.pkl"], "can't open nowhere.pkl"),
+    (["--detector=nowhere.pt"], r"nowhere\.pt can't be used.*feature_net\.py"),
+    (["--detector=images.zip"], "images.zip is no feature net"),
+    (["--network=nowhere.pkl"], "can't open nowhere.pkl"),
     (["--network=small-net.pt"], "small-net.pt"),
     (["--network=bare.pkl"], "bare.pkl does not say what it was trained on.*--data"),
     (["--network=conditional.pkl"], "labels of width 10, and the data set images has no labels"),
-    ([], r"inception-2015-12-05.pt can't be had.*cache/downloads.*--detector=PATH"),
+    ([], r"inception-2015-12-05.pt can't be used.*cache/downloads.*--detector=PATH"),
 ])
 def test_mistakes_are_one_line(folder, args, pattern):
     save_images(folder / "small.zip", resolution=8)
     save_images(folder / "three.zip", count=3)
     save_network(folder / "bare.pkl")
     save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.zip")})
-    result = run(folder, "--network=run/network-snapshot-000200.pkl", *args)
+    detector = ["--detector=small-net.pt"] if args else []
+    result = run(folder, "--network=run/network-snapshot-000200.pkl", *detector, *args)
     if not args:  # what the attempt to download says comes first
         result.stderr = "".join(line for line in result.stderr.splitlines(True) if not line.startswith("Downloading"))
     assert_one_line_error(result, pattern)

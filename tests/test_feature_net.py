@@ -12,10 +12,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors import safe_open
 
-from torch_utils.feature_nets import load_torchscript, read_metadata
+from torch_utils.classifier_net import ClassifierNet
+from torch_utils.feature_nets import open_net
 from training import classifier_training
-from training.classifier_training import FeatureNet, LabelledImages, TrainingOptions
+from training.classifier_training import LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +60,7 @@ def made(tmp_path_factory):
 def small_net(seed=0):
     """A net whose normalisation does something, at resolution 16."""
     torch.manual_seed(seed)
-    net = FeatureNet(4, width=8, resolution=16)
+    net = ClassifierNet(4, width=8, resolution=16)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
@@ -77,8 +79,9 @@ def test_command_trains_and_exports_both_interfaces(made):
     assert "held-out accuracy" in done.stdout and "48 images" in done.stdout and "3 classes" in done.stdout
     assert "img/s" in done.stderr
     assert "Warning" not in done.stderr
-    net = load_torchscript(path, "cpu")
-    metadata = read_metadata(net)
+    net = open_net(path, "cpu").module
+    with safe_open(path, "pt") as f:
+        metadata = json.loads(f.metadata()["glead_feature_net"])["training"]
     assert metadata["name"] == "net" and metadata["dataset"] == "data"
     assert (metadata["seed"], metadata["width"], metadata["resolution"], metadata["images"]) == (3, 8, 16, 192)
     assert metadata["accuracy"] > 0.9  # chance is 1/3

@@ -131,15 +131,19 @@ def test_a_self_test_that_fails_says_so(networks, tmp_path):
     (["--target=in/a.png", "--outdir="], 1, "--outdir is empty"),
     (["--target=in/a.png", "--outdir=out", "--num-steps=0"], 2, "--num-steps"),
     (["--target=in/a.png", "--outdir=out", "--perceptual=vgg"], 1, "unknown perceptual net 'vgg'"),
-    (["--target=in/a.png", "--outdir=out", "--perceptual=file"], 1, "is no TorchScript file"),
+    (["--target=in/a.png", "--outdir=out", "--perceptual=file"], 1, "is no feature net"),
     (["--target=in/a.png", "--outdir=out", "--network={classes}"], 1, "give --class, from 0 to 2"),
+    (["--target=in/a.png", "--outdir=out", "--network=file", "--perceptual=vgg"], 1, "unknown perceptual net 'vgg'"),
 ])
 def test_mistakes_are_one_line(networks, tmp_path, args, status, message):
     write_photos(tmp_path / "in")
     (tmp_path / "file").write_text("a file")
     args = [arg.format(**networks) for arg in args]
-    result = run(tmp_path, f"--network={networks['plain']}", *args)
+    result = run(tmp_path, f"--network={networks['plain']}", "--perceptual=mse", *args)
     lines = result.stderr.strip().splitlines()
-    assert result.exit_code == status and lines[-1].startswith("Error: ") and message in lines[-1], result.stderr
-    assert len(lines) == 1 or status == 2
+    assert result.exit_code == status and message in lines[-1], result.stderr
+    if lines[0] == "Error: 2 things are missing or wrong:":
+        assert len(lines) == 3 and "file: the file is something else" in lines[1]
+    else:
+        assert lines[-1].startswith("Error: ") and (len(lines) == 1 or status == 2)
     assert result.stdout == "" and sorted(os.listdir(tmp_path)) == ["file", "in"]

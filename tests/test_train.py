@@ -116,7 +116,7 @@ def parts(monkeypatch, runs):
         "training.training_loop": {"run_training": run_training},
         "metrics.metric_main": {
             "check_metrics": check_metrics,
-            "check_detector": lambda metrics, detector: missing(detector),
+            "check_detector": lambda metrics, detector, trust: missing(detector),
         },
     }
     for name, content in fakes.items():
@@ -633,6 +633,22 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
         assert dry(run, *arguments)[2] == ""
     with pytest.raises(AssertionError, match="from elsewhere"):
         CliRunner().invoke(train.main, ["--outdir=o", "--data=32", "-n", "--detector=net.pt"], catch_exceptions=False)
+
+
+def test_all_nets_are_told_together_and_trust_is_passed_on(run, monkeypatch):
+    result = run("--resume=missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
+    assert result.exit_code == 1 and result.stderr.splitlines() == [
+        "Error: 3 things are missing or wrong:",
+        "  --resume: no network at missing.pkl: give another one; give a path, a URL or one of "
+        f"{', '.join(presets.RESUME_SOURCES)}",
+        "  no network at missing-p.pt: give another one",
+        "  no network at missing-d.pt: give another one; --metrics=none trains without scores",
+    ]
+    trusted = []
+    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual", lambda *_, trust, **__: trusted.append(trust))
+    for options in ([], ["--trust-net"]):
+        assert run("--metrics=none", *options).exit_code == 0
+    assert trusted == [False, True]
 
 
 def test_a_wrong_choice_of_kernels_is_found_before_anything_is_made(monkeypatch, tmp_path):

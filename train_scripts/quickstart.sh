@@ -109,21 +109,21 @@ if [[ -n $DATA ]]; then
         "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --color=rgb --resolution="$RESOLUTION" \
     --dest="$IMAGES"
 fi
-step "$DIR/perceptual.pt" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.pt" --width=12 --epochs=4 --seed=1
-step "$DIR/detector.pt" 'Train the detector, in whose features samples are scored' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.pt" --seed=2
+step "$DIR/perceptual.safetensors" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
+    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.safetensors" --width=12 --epochs=4 --seed=1
+step "$DIR/detector.safetensors" 'Train the detector, in whose features samples are scored' \
+    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.safetensors" --seed=2
 
 find_snapshot
 step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images" \
     "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --aug=noaug --data="$IMAGES" \
-    --kimg="$KIMG" --perceptual="$DIR/perceptual.pt" --detector="$DIR/detector.pt" --metrics="$METRIC"
+    --kimg="$KIMG" --perceptual="$DIR/perceptual.safetensors" --detector="$DIR/detector.safetensors" --metrics="$METRIC"
 find_snapshot
 [[ -n $SNAPSHOT ]] || die "train.py left no snapshot of $KIMG kimg under $DIR/runs: see the log.txt there"
 RUN=$(dirname "$SNAPSHOT")
 
 step "$RUN/scores.txt" 'Score samples' --output="$RUN/scores.txt" \
-    "$PYTHON" calc_metrics.py --network="$SNAPSHOT" --data="$IMAGES" --detector="$DIR/detector.pt" --metrics="$METRIC"
+    "$PYTHON" calc_metrics.py --network="$SNAPSHOT" --data="$IMAGES" --detector="$DIR/detector.safetensors" --metrics="$METRIC"
 step "$RUN/samples/grid.png" 'Draw samples' \
     "$PYTHON" generate.py --network="$SNAPSHOT" --seeds=0-63 --outdir="$RUN/samples" --grid=auto
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate
 from tqdm import tqdm
 
 from dnnlib.util import UserError
+from torch_utils.classifier_net import ClassifierNet
 
 from .dataset import ImageFolderDataset
 
@@ -31,104 +32,6 @@ class LabelledImages(NamedTuple):
     classes: torch.Tensor   # int64 [N]
     num_classes: int
     name: str
-
-
-class ConvBlock(torch.nn.Module):
-    """Convolution, normalisation, and an activation without a kink, so that distances of features are smooth."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = torch.nn.BatchNorm2d(out_channels)
-        self.act = torch.nn.SiLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-    def fold(self) -> None:
-        """Put the normalisation of inference into the convolution."""
-        self.conv = torch.nn.utils.fuse_conv_bn_eval(self.conv, self.norm)
-        self.norm = torch.nn.Identity()
-
-
-class FeatureNet(torch.nn.Module):
-    """Classifier of four stages, each at half the resolution of the one before.
-
-    Args:
-        num_classes: Width of the output.
-        width:       Channels of the first stage.
-        resolution:  Side of the images that it is trained on.
-    """
-
-    def __init__(self, num_classes: int, *, width: int, resolution: int) -> None:
-        super().__init__()
-        self.resolution = resolution
-        widths = [width, 2 * width, 4 * width, 8 * width]
-        self.stages = torch.nn.ModuleList(ConvBlock(i, o) for i, o in zip([3] + widths[:-1], widths))
-        self.residual = ConvBlock(widths[2], widths[2])
-        self.fc = torch.nn.Linear(widths[3], num_classes, bias=False)
-
-    def forward(
-        self,
-        img: torch.Tensor,
-        return_features: bool = False,
-        no_output_bias: bool = False,
-        resize_images: bool = True,
-        return_lpips: bool = False,
-    ) -> torch.Tensor:
-        """One of three results, of images [N, C, H, W] in 0..255, uint8 or float, C = 1 or 3.
-
-        Args:
-            img:             The images; gradients flow to them if they are float.
-            return_features: Give the pooled features [N, F].
-            no_output_bias:  Part of the interface; the last layer of this net has no bias.
-            resize_images:   Scale to the net's own resolution first; False takes effect with return_lpips only.
-            return_lpips:    Give [N, K], whose squared L2 distance is the perceptual distance.
-
-        Returns:
-            float32; class probabilities [N, classes] if neither features nor distances are asked for.
-        """
-        x = self.preprocess(img, resize_images or not return_lpips)
-        if return_lpips:
-            return torch.cat([self.unit_length(stage) for stage in self.stage_outputs(x)], dim=1)
-        features = self.stage_outputs(x)[3].mean(dim=[2, 3])
-        if return_features:
-            return features
-        return self.fc(features).softmax(dim=1)
-
-    def preprocess(self, img: torch.Tensor, resize: bool) -> torch.Tensor:
-        x = img.to(torch.float32)
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
-        if resize and (x.shape[2] != self.resolution or x.shape[3] != self.resolution):
-            size = [self.resolution, self.resolution]
-            x = interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        return x / 127.5 - 1
-
-    def stage_outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
-        outputs: list[torch.Tensor] = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x if i == 0 else avg_pool2d(x, 2))
-            if i == 2:
-                x = x + self.residual(x)
-            outputs.append(x)
-        return outputs
-
-    def unit_length(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] as [N, CHW]: length 1 at each position, scaled so that squared distances are means over them."""
-        x = x * (x.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
-        return x.flatten(1) / (x.shape[2] * x.shape[3]) ** 0.5
-
-    def logits(self, img: torch.Tensor) -> torch.Tensor:
-        """Unnormalised log probabilities [N, classes] of images at the net's own resolution."""
-        return self.fc(self.stage_outputs(self.preprocess(img, False))[3].mean(dim=[2, 3]))
-
-    def fold(self) -> None:
-        """Turn the trained net into the one that is exported."""
-        self.eval()
-        for block in [*self.stages, self.residual]:
-            block.fold()
-        self.requires_grad_(False)
 
 
 def read_images(path: str) -> LabelledImages:
@@ -196,14 +99,14 @@ def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (x + noise * uniform(0, 12, n, 1, 1, 1)).clamp(0, 255)
 
 
-def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions, device: torch.device) -> FeatureNet:
+def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions, device: torch.device) -> ClassifierNet:
     """Train a classifier on `indices` of `data`; the result is folded, in eval mode.
 
     Raises:
         UserError: The loss is no longer a number.
     """
     torch.manual_seed(options.seed)
-    net = FeatureNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
+    net = ClassifierNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
     net = net.to(device, memory_format=torch.channels_last).train()
     images, classes = data.images[indices].to(device), data.classes[indices].to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
@@ -237,7 +140,7 @@ def _one_cycle(progress: float) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: FeatureNet, data: LabelledImages, indices: torch.Tensor, device: torch.device) -> float:
+def accuracy(net: ClassifierNet, data: LabelledImages, indices: torch.Tensor, device: torch.device) -> float:
     """The share of `indices` whose class the net gives the highest probability."""
     correct = 0
     for batch in indices.split(500):

@@ -171,6 +171,7 @@ class TrainingConfig:
     D_opt: OptimizerConfig
     augment: AugmentConfig | None = None        # None = D sees the images as they are.
     perceptual: str | None                      # Name, path or URL of the perceptual net; None = no task needs one.
+    lpips_fp32: bool = False                    # LPIPS computes in float32, even where D computes in half precision.
     total_kimg: float
     batch_size: int                             # Images per iteration, over all GPUs.
     batch_gpu: int                              # Images in one forward pass on one GPU.

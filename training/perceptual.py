@@ -1,22 +1,24 @@
-"""Perceptual distances between images: LPIPS, TorchScript feature nets, mean squared error.
+"""Perceptual distances between images: LPIPS, feature nets, mean squared error.
 
 All take images in [-1, 1], and embedding is apart from comparing, so that a target is embedded once, without a graph.
 """
 
 import abc
+import functools
 import hashlib
 import importlib.util
 import math
 import os
-import warnings
+import pickle
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
-from dnnlib.util import UserError, cache_dir, cached_path, is_url, open_url
-from torch_utils.feature_nets import load_torchscript
+from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
+from torch_utils import distributed, feature_nets, network_formats
+from torch_utils.network_formats import safetensors_file
 
 _WEIGHTS_URL = "https://download.pytorch.org/models/"
 _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for images in [-1, 1].
@@ -76,10 +78,10 @@ class PixelMSE(PerceptualLoss):
         return (embedding[0] - target_embedding[0]).square().mean(dim=(1, 2, 3))
 
 
-class TorchScriptDistance(PerceptualLoss):
-    """Squared L2 distance of the features of a TorchScript net that has the perceptual interface."""
+class FeatureDistance(PerceptualLoss):
+    """Squared L2 distance of the features of a net that has the perceptual interface."""
 
-    def __init__(self, net: torch.jit.ScriptModule) -> None:
+    def __init__(self, net: torch.nn.Module) -> None:
         super().__init__()
         self.net = net
 
@@ -156,7 +158,8 @@ class LPIPS(PerceptualLoss):
 
 
 class _Backbone(NamedTuple):
-    filename: str                       # Of the weights; its last part is the start of the SHA-256.
+    filename: str                       # Of torchvision's weights; its last part is the start of the file's SHA-256.
+    sha256: str                         # Over the convolutions' weights and biases, in order, as float32.
     features: Callable[[], Sequential]  # Layers up to the last tap, numbered as in the file.
     taps: tuple[int, ...]               # The activations that LPIPS compares.
 
@@ -184,8 +187,10 @@ def _alexnet_features() -> Sequential:
 
 
 _BACKBONES = {
-    "vgg": _Backbone("vgg16-397923af.pth", _vgg16_features, (3, 8, 15, 22, 29)),
-    "alex": _Backbone("alexnet-owt-7be5be79.pth", _alexnet_features, (1, 4, 7, 9, 11)),
+    "vgg": _Backbone("vgg16-397923af.pth", "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6",
+                     _vgg16_features, (3, 8, 15, 22, 29)),
+    "alex": _Backbone("alexnet-owt-7be5be79.pth", "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
+                      _alexnet_features, (1, 4, 7, 9, 11)),
 }
 _LPIPS_NAMES = {f"lpips-{name}": name for name in _BACKBONES}
 _RANDOM_NAMES = {f"random-{name}": name for name in _BACKBONES}
@@ -193,16 +198,18 @@ _NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, "mse")
 
 
 def build_perceptual(
-    spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32
+    spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32,
+    trust: bool = False,
 ) -> PerceptualLoss:
     """Make the perceptual distance that `spec` names.
 
     Args:
         spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg`, `random-alex`
-                      (LPIPS on untrained nets), `mse`, or the path or URL of a TorchScript net.
+                      (LPIPS on untrained nets), `mse`, or the path or URL of a feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
         dtype:        What the net of an LPIPS computes in.
+        trust:        Open an unknown TorchScript file, which may do anything, now and from now on.
 
     Returns:
         The distance in eval mode; its weights get no gradients.
@@ -215,16 +222,16 @@ def build_perceptual(
     elif img_channels not in (1, 3):
         raise UserError(f"perceptual net {spec} takes images of 1 or 3 channels, these have {img_channels}: use mse")
     elif spec in _RANDOM_NAMES:
-        warnings.warn(f"{spec} is an UNTRAINED perceptual net: for trying things out, not for results", stacklevel=2)
+        _warn_of_untrained(spec)
         loss = _random_lpips(_RANDOM_NAMES[spec], dtype=dtype)
     elif spec in _LPIPS_NAMES:
         loss = _pretrained_lpips(_LPIPS_NAMES[spec], dtype=dtype)
     else:
-        loss = _torchscript_distance(spec, device)
+        loss = _feature_distance(spec, device, trust=trust)
     return loss.to(device).eval().requires_grad_(False)
 
 
-def check_perceptual(spec: str, *, resolution: int = 64) -> None:
+def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:
     """Make sure, before long work starts, that `build_perceptual(spec)` will succeed, for images of `resolution`.
 
     Weights that are not on this machine yet are downloaded into the cache.
@@ -236,24 +243,36 @@ def check_perceptual(spec: str, *, resolution: int = 64) -> None:
     if spec in structures:
         with torch.device("meta"):
             _check_size(resolution, _min_input_size(_BACKBONES[structures[spec]].features()))
-    if spec in _LPIPS_NAMES:
+    if spec in _RANDOM_NAMES:
+        _warn_of_untrained(spec)
+    elif spec in _LPIPS_NAMES:
         name = _LPIPS_NAMES[spec]
-        _linear_weights_file(name)
-        _backbone_file(name)
+        check_all(functools.partial(_linear_weights_file, name), functools.partial(_load_backbone, name))
     elif spec not in _NAMES:
-        _probe(_torchscript_distance(spec, "cpu"), spec, side=min(resolution, 64))
+        _probe(_feature_distance(spec, "cpu", trust=trust), spec, side=min(resolution, 64))
 
 
-def _torchscript_distance(spec: str, device: str | torch.device) -> TorchScriptDistance:
+def _warn_of_untrained(spec: str) -> None:
+    if distributed.rank() == 0:
+        say_once(spec, f"Warning: {spec} is an UNTRAINED perceptual net: for trying things out, not for results")
+
+
+def _feature_distance(spec: str, device: str | torch.device, *, trust: bool) -> FeatureDistance:
     if not is_url(spec) and not os.path.exists(spec):
-        raise UserError(f"unknown perceptual net {spec!r}: neither one of {', '.join(_NAMES)} nor an existing "
-                        "TorchScript file (feature_net.py makes one from labelled images)")
-    loss = TorchScriptDistance(load_torchscript(spec, device))
+        raise UserError(f"unknown perceptual net {spec!r}: neither one of {', '.join(_NAMES)} nor an existing file "
+                        "(feature_net.py makes one from labelled images)")
+    if trust:
+        feature_nets.trust_net(spec)
+    net = feature_nets.open_net(spec, device).module
+    if isinstance(net, feature_nets.OnnxNet):
+        raise UserError(f"{spec} is no perceptual net: ONNX files give no gradients, which training and projection "
+                        "need; give a TorchScript net, or one by feature_net.py")
+    loss = FeatureDistance(net)
     _probe(loss, spec, side=64)
     return loss
 
 
-def _probe(loss: TorchScriptDistance, spec: str, *, side: int) -> None:
+def _probe(loss: FeatureDistance, spec: str, *, side: int) -> None:
     """Raises UserError unless the net gives differentiable features of two images."""
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), None)
     probe = torch.zeros(2, 3, side, side, device=device, requires_grad=True)
@@ -284,8 +303,7 @@ def _pretrained_lpips(name: str, *, dtype: torch.dtype) -> LPIPS:
     backbone = _BACKBONES[name]
     with torch.device("meta"):
         layers = backbone.features()
-    state = torch.load(_backbone_file(name), map_location="cpu", weights_only=True)
-    layers.load_state_dict({key: state[f"features.{key}"] for key in layers.state_dict()}, assign=True)
+    layers.load_state_dict(_load_backbone(name), assign=True)
     linear = torch.load(_linear_weights_file(name), map_location="cpu", weights_only=True)
     weights = [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))]
     return LPIPS(layers, backbone.taps, weights, dtype=dtype)
@@ -317,36 +335,71 @@ def _linear_weights_file(name: str) -> Path:
     return path
 
 
+def _load_backbone(name: str) -> dict[str, torch.Tensor]:
+    """torchvision's weights, known by the start of the file's SHA-256, or by that of their convolutions alone.
+
+    Raises:
+        UserError: They can't be had, or others are there in their place.
+    """
+    filename, expected = _BACKBONES[name].filename, _BACKBONES[name].sha256
+    path = _backbone_file(name)
+    state = read_backbone(name, path)
+    convolutions = hashlib.sha256()
+    for value in state.values():
+        convolutions.update(value.contiguous().numpy().tobytes())
+    if convolutions.hexdigest() != expected:
+        actual, start = sha256_of(path), _sha256_start(filename)
+        if not actual.startswith(start):
+            raise UserError(f"{path} has SHA-256 {actual[:16]}, expected {start}...: delete it and try again")
+    return state
+
+
+def _sha256_start(filename: str) -> str:
+    return Path(filename).stem.rpartition("-")[2]
+
+
 def _backbone_file(name: str) -> Path:
-    """The backbone's weights: from PyTorch's hub cache, from our cache, or downloaded into the latter."""
+    """Where torchvision's weights lie: in PyTorch's hub cache, in ours, or downloaded into the latter."""
     filename = _BACKBONES[name].filename
-    sha256 = Path(filename).stem.rpartition("-")[2]
     folders = [Path(torch.hub.get_dir(), "checkpoints"), cache_dir()]
     for path in (folder / filename for folder in folders):
         if path.is_file():
-            digest = _sha256(path)
-            if not digest.startswith(sha256):
-                raise UserError(f"{path} has SHA-256 {digest[:16]}, expected {sha256}...: delete it and try again")
             return path
     url = _WEIGHTS_URL + filename
     try:
-        open_url(url, sha256=sha256).close()
+        open_url(url, sha256=_sha256_start(filename)).close()
     except UserError as e:
         others = [f"lpips-{other}" for other in _BACKBONES if other != name]
         raise UserError(
-            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]} ({e}); put the file "
-            f"into one of these, or use {', '.join(others)}, the path of a TorchScript net (feature_net.py makes "
-            "one), or random-vgg or random-alex, which are untrained"
+            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]}: {e}; or use "
+            f"--perceptual={', '.join(others)}, the path of a feature net (feature_net.py makes one), or random-vgg or "
+            "random-alex, which are untrained"
         ) from e
     return cached_path(url)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+def read_backbone(name: str, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Weights of a backbone's layers, from a file by torch.save or a safetensors file with torchvision's names.
+
+    Raises:
+        UserError: The file is damaged, or lacks some of them.
+    """
+    with torch.device("meta"):
+        expected = _BACKBONES[name].features().state_dict()
+    try:
+        with open(path, "rb") as f:
+            is_safetensors = network_formats.is_safetensors(f.read(16))
+        if is_safetensors:
+            state = safetensors_file.read_tensors(Path(path).read_bytes())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {key: state[f"features.{key}"] for key in expected}
+        if any(value.shape != expected[key].shape or value.dtype != torch.float32 for key, value in tensors.items()):
+            raise ValueError("other shapes or types")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged, or holds other weights than {_BACKBONES[name].filename}: delete it and "
+                        "try again") from e
+    return tensors
 
 
 def _as_rgb(img: torch.Tensor) -> torch.Tensor:

@@ -225,6 +225,7 @@ class Options:
     freeze_layers: int = 0
     fp32: bool = False
     half: HalfType | None = None
+    lpips_fp32: bool = False
     channels_last: bool = False
     allow_tf32: bool = False
     cudnn_benchmark: bool = True
@@ -315,6 +316,7 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         D_opt=OptimizerConfig(lr=preset.lr),
         augment=_augment(options, transfer=resume is not None),
         perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
+        lpips_fp32=options.lpips_fp32,
         total_kimg=_given(options.total_kimg, preset.total_kimg),
         batch_size=_given(options.batch_size, preset.batch_size),
         batch_gpu=_batch_gpu(options, preset),
@@ -503,6 +505,9 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
     if options.freeze_layers > 0 and config.resume is None:
         lines.append(f"--freezed={options.freeze_layers} leaves layers of D as they are initialised, because there is "
                      "no network to start from (--resume)")
+    on_half = config.D.num_fp16_res > 0 and (config.device == "cuda" or config.D.half_type == "bfloat16")
+    if options.lpips_fp32 and not (on_half and (config.perceptual or "").startswith(("lpips-", "random-"))):
+        lines.append("--lpips-fp32 has no effect: no LPIPS computes in half precision here")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
     return lines

@@ -24,7 +24,7 @@ _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writi
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset((
     "outdir", "gpus", "snap", "tick", "metrics", "detector", "device", "dry_run", "workers", "resume", "resume_anyway",
-    "kimg", "nobench", "timeout", "keep", "outcome",
+    "kimg", "nobench", "timeout", "keep", "outcome", "trust_net",
 ))
 _FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
                 "cudnn_benchmark", "timeout_sec", "keep")

@@ -105,9 +105,9 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
 
 
 def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """The type in which D's highest resolution computes."""
+    """The type in which D's highest resolution computes, or float32 if that was asked for."""
     half = config.D.num_fp16_res > 0 and (device.type == "cuda" or config.D.half_type == "bfloat16")
-    return getattr(torch, config.D.half_type) if half else torch.float32
+    return getattr(torch, config.D.half_type) if half and not config.lpips_fp32 else torch.float32
 
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:

@@ -21,7 +21,6 @@ def bench(monkeypatch):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:random-alex")
 @pytest.mark.parametrize("method", ["ggdr", "glead"])
 def test_baselines_compute_the_same(bench, method):
     said = dict(size="small", device="cpu", batch=None, perceptual="random-alex", channels_last=False)

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from small_networks import save_torchscript
 
 SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 
@@ -80,7 +81,5 @@ class PerceptualOnly(torch.nn.Module):
 
 
 def save_net(path: Path, net: torch.nn.Module | None = None) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and the format of these files
-        torch.jit.script(net or SmallNet()).save(str(path))
-    return str(path)
+    """A TorchScript net that is trusted where the cache is now."""
+    return str(save_torchscript(path, net or SmallNet()))

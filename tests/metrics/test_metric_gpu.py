@@ -31,7 +31,8 @@ def G():
 
 
 @pytest.fixture
-def detector(tmp_path):
+def detector(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
     return str(save_net(tmp_path / "small-net.pt"))
 
 

@@ -3,20 +3,22 @@
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError, cache_dir
+from dnnlib.util import UserError, cache_dir, cached_path
 from metric_fakes import ArrayDataset, PerceptualOnly, SmallNet, random_images, save_net
-from metrics import metric_main
+from metrics import detectors, metric_main
+from metrics.detectors import INCEPTION_URL, VGG16_URL, load_feature_net
 from metrics.features import generated_stats, real_stats
-from metrics.detectors import load_feature_net
 from metrics.options import MetricOptions
 from metrics.published import format_table, published_for, score_of
 from metrics.sampling import draw, generate_uint8
 from reference_generator import random_generator
+from small_networks import save_torchscript
 from torch_utils import distributed
 
 
@@ -138,18 +140,23 @@ def test_results_are_named_after_a_detector_that_is_not_standard(G, dataset, det
 
 def test_results_have_plain_names_with_the_standard_detector(G, dataset, tmp_path, monkeypatch):
     """The standard net is the one at the standard URL; here a small net stands in the download cache in its place."""
-    from dnnlib.util import cached_path
-    from metrics.detectors import INCEPTION_URL, VGG16_URL
-
-    for url in (INCEPTION_URL, VGG16_URL):
+    for seed, url in enumerate((INCEPTION_URL, VGG16_URL)):
         cached_path(url).parent.mkdir(parents=True, exist_ok=True)
-        save_net(cached_path(url))
+        save_torchscript(cached_path(url), SmallNet(seed), trust=False)
     metric_main.check_detector(["fid1k_full", "is1k", "pr1k3", "ppl2_wend"])
     fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
     assert list(fid.results) == ["fid1k_full"] and fid.detector.name == "inception-2015-12-05"
     assert list(metric_main.calc_metric("is1k", G=G, dataset=dataset, workers=0).results) == ["is1k_mean", "is1k_std"]
     other = metric_main.calc_metric("pr1k3", G=G, dataset=dataset, detector=INCEPTION_URL, workers=0)
     assert list(other.results) == ["pr1k3_precision@inception-2015-12-05", "pr1k3_recall@inception-2015-12-05"]
+    elsewhere = tmp_path / "any-name"       # the same content is the same net, and is trusted
+    shutil.copy(cached_path(INCEPTION_URL), elsewhere)
+    again = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=str(elsewhere), workers=0)
+    assert again.results == fid.results
+    detectors._open_net.cache_clear()
+    save_torchscript(cached_path(INCEPTION_URL), SmallNet(7), trust=False)
+    with pytest.raises(UserError, match="inception-2015-12-05.pt has SHA-256 .* when it first came: delete the file"):
+        metric_main.check_detector(["fid1k_full"])
 
 
 def test_full_means_all_images_without_mirroring(G, detector):
@@ -275,28 +282,33 @@ def test_detectors_are_checked_early(tmp_path, detector, monkeypatch):
     metric_main.check_detector(["fid5k_full", "is5k", "ppl2_wend"], detector)
     with pytest.raises(UserError, match="unknown metric"):
         metric_main.check_detector(["nope"], detector)
-    with pytest.raises(UserError, match=r"missing\.pt can't be had.*--detector=PATH.*feature_net\.py"):
+    with pytest.raises(UserError, match=r"missing\.pt can't be used.*--detector=PATH.*feature_net\.py"):
         metric_main.check_detector(["fid5k_full"], str(tmp_path / "missing.pt"))
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(UserError, match="text.pt is no TorchScript file"):
+    with pytest.raises(UserError, match="text.pt is no feature net"):
         metric_main.check_detector(["fid5k_full"], str(tmp_path / "text.pt"))
     perceptual = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
     metric_main.check_detector(["ppl_zfull"], perceptual)
-    with pytest.raises(UserError, match="can't be called with return_features=True"):
+    with pytest.raises(UserError, match="fid5k_full: .* can't be called with return_features=True"):
         metric_main.check_detector(["ppl_zfull", "fid5k_full"], perceptual)
+    unknown = save_torchscript(tmp_path / "unknown.pt", SmallNet(9), trust=False)
+    with pytest.raises(UserError, match="a program .* --trust-net"):
+        metric_main.check_detector(["fid5k_full"], unknown)
+    metric_main.check_detector(["fid5k_full"], unknown, trust=True)
+    metric_main.check_detector(["fid5k_full"], unknown)
 
 
 def test_a_standard_net_that_is_not_there_is_named_with_its_place(monkeypatch):
-    def download(url, timeout_sec):
+    def download(url, file, timeout_sec):
         raise UserError(f"can't download {url}: no network")
 
     monkeypatch.setattr("dnnlib.util._download", download)
     with pytest.raises(UserError) as e:
-        metric_main.check_detector(["fid50k_full"])
-    message = str(e.value)
-    assert "inception-2015-12-05.pt" in message and "--detector=PATH" in message
-    assert str(cache_dir("downloads")) in message
-    assert "\n" not in message
+        metric_main.check_detector(["fid50k_full", "pr5k3", "is5k", "kid5k"])
+    for message, start in zip(e.value.args, (f"fid50k_full, kid5k: the feature net {INCEPTION_URL} can't be used",
+                                             f"pr5k3: the feature net {VGG16_URL} can't be used"), strict=True):
+        assert message.startswith(start) and "--detector=PATH" in message and "\n" not in message
+        assert str(cache_dir("downloads")) in message
 
 
 def test_a_detector_replaced_on_disk_is_read_again(tmp_path):

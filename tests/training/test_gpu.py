@@ -13,7 +13,7 @@ from training.training_loop import Trainer
 from training.training_state import list_states, read_state
 
 DEVICE = os.environ.get("GLEAD_TEST_DEVICE", "cuda")    # "cpu" tries out the tests themselves
-pytestmark = [pytest.mark.filterwarnings("ignore:random-vgg"), *[pytest.mark.gpu] * (DEVICE != "cpu")]
+pytestmark = [pytest.mark.gpu] * (DEVICE != "cpu")
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 
 

@@ -401,7 +401,6 @@ def gradients(module, terms):
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.filterwarnings("ignore:random-alex")
 @pytest.mark.parametrize("method, decoded", [("stylegan2", 0), ("ggdr", 1), ("glead", 2)])
 def test_no_work_is_thrown_away(method, decoded, monkeypatch):
     """Frozen networks compute no gradients of weights, targets record no graph, D's decoder serves tasks alone."""
@@ -432,7 +431,15 @@ def test_no_work_is_thrown_away(method, decoded, monkeypatch):
     assert not calls
 
 
-@pytest.mark.filterwarnings("ignore:random-alex")
+@pytest.mark.parametrize("said, expected", [
+    ({}, None), ({"half": "bfloat16"}, torch.bfloat16), ({"half": "bfloat16", "lpips_fp32": True}, None),
+])
+def test_half_precision_of_lpips_can_be_switched_off_by_itself(said, expected):
+    loss, _ = built_as_configured("glead", **said)
+    assert loss.real_tasks[0].distance.half_type == expected
+    assert loss.D.b32.use_fp16 and loss.D.b32.half_type == said.get("half", "float16")
+
+
 def test_bfloat16_bounds():
     """Gradients of all phases on the CPU against float32's. Seen: 0.02 to 0.05 of their length."""
     results = []

@@ -1,15 +1,18 @@
 """Perceptual distances against golden numbers, the package lpips, and the bare formula."""
 
+import shutil
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from small_networks import save_torchscript
+
+from dnnlib import util
 from dnnlib.util import UserError
-from torch_utils.feature_nets import save_torchscript
+from torch_utils.feature_nets import OnnxNet
 from training import perceptual
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
 
@@ -137,7 +140,6 @@ def test_gradient_agrees_with_finite_differences():
 
 
 @pytest.mark.parametrize("spec", ["random-vgg", "mse"])
-@pytest.mark.filterwarnings("ignore:random-vgg")
 def test_equal_images_have_distance_zero_and_a_finite_gradient(spec):
     loss = build_perceptual(spec, device="cpu")
     x = images().requires_grad_()
@@ -158,7 +160,6 @@ def test_gradient_is_finite_where_all_features_are_zero():
     assert (distance > 0).all() and torch.isfinite(x.grad).all()
 
 
-@pytest.mark.filterwarnings("ignore:random-vgg")
 def test_targets_carry_no_graph_and_weights_no_gradient():
     loss = build_perceptual("random-vgg", device="cpu")
     assert not any(p.requires_grad for p in loss.parameters()) and not loss.training
@@ -166,7 +167,6 @@ def test_targets_carry_no_graph_and_weights_no_gradient():
     assert loss.distance(images().requires_grad_(), loss.embed(images())).requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:random-vgg")
 def test_grey_images_count_as_rgb():
     loss = build_perceptual("random-vgg", device="cpu", img_channels=1)
     x, y = images(channels=1), images(channels=1, seed=1)
@@ -175,7 +175,6 @@ def test_grey_images_count_as_rgb():
     assert (rgb > 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:random-vgg")
 def test_channels_last_changes_nothing():
     loss = build_perceptual("random-vgg", device="cpu")
     x, y = images(), images(seed=1)
@@ -220,15 +219,17 @@ def test_smallest_image(name, smallest):
         lpips.embed(images(size=smallest - 1))
 
 
-def test_random_vgg_warns_once_and_is_the_same_every_time():
+def test_random_vgg_warns_once_and_is_the_same_every_time(capsys, monkeypatch):
+    monkeypatch.setattr(util, "_said", set())
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="UNTRAINED"):
-        first = build_perceptual("random-vgg", device="cpu")
+    check_perceptual("random-vgg")
+    first = build_perceptual("random-vgg", device="cpu")
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
-    with pytest.warns(UserWarning, match="UNTRAINED"):
-        second = build_perceptual("random-vgg", device="cpu")
+    second = build_perceptual("random-vgg", device="cpu")
+    assert capsys.readouterr().err == ("Warning: random-vgg is an UNTRAINED perceptual net: for trying things out, not for "
+                                       "results\n")
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -258,10 +259,21 @@ class WithoutGradient(torch.nn.Module):
         return img.detach().mean(dim=[2, 3])
 
 
-def test_torchscript_net(tmp_path):
-    save_torchscript(MeanColour(), tmp_path / "net.pt", metadata={})
-    check_perceptual(str(tmp_path / "net.pt"))
-    loss = build_perceptual(str(tmp_path / "net.pt"), device="cpu", img_channels=1)
+@pytest.fixture
+def empty_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(perceptual, "_WEIGHTS_URL", "http://127.0.0.1:9/")  # nobody answers
+    return tmp_path
+
+
+def test_torchscript_net(empty_caches):
+    net = str(save_torchscript(empty_caches / "net.pt", MeanColour(), trust=False))
+    for attempt in (check_perceptual, lambda spec: build_perceptual(spec, device="cpu")):
+        with pytest.raises(UserError, match="a program .* --trust-net"):
+            attempt(net)
+    check_perceptual(net, trust=True)
+    loss = build_perceptual(net, device="cpu", img_channels=1)
     x = torch.full((2, 1, 8, 8), -1.0).requires_grad_()
     y = torch.ones(2, 1, 8, 8)
     distance = loss.distance(x, loss.embed(y))
@@ -270,15 +282,19 @@ def test_torchscript_net(tmp_path):
     assert (x.grad < 0).all()
 
 
-def test_files_that_are_no_perceptual_nets(tmp_path):
-    (tmp_path / "text.pt").write_text("not a net")
-    save_torchscript(NoPerceptualNet(), tmp_path / "other.pt", metadata={})
-    save_torchscript(WithoutGradient(), tmp_path / "flat.pt", metadata={})
-    messages = {"text": "no TorchScript file", "other": "no perceptual net", "flat": "without a gradient"}
+def test_files_that_are_no_perceptual_nets(empty_caches, monkeypatch):
+    (empty_caches / "text.pt").write_text("not a net")
+    save_torchscript(empty_caches / "other.pt", NoPerceptualNet())
+    save_torchscript(empty_caches / "flat.pt", WithoutGradient())
+    (empty_caches / "graph.pt").write_bytes(b"\x08\x08\x3a")  # the beginning of an ONNX file
+    monkeypatch.setattr(OnnxNet, "__init__", lambda self, *args: torch.nn.Module.__init__(self))
+    monkeypatch.setattr(OnnxNet, "output_names", {"features": "f"}, raising=False)
+    messages = {"text": "is no feature net", "other": "no perceptual net", "flat": "without a gradient",
+                "graph": "ONNX files give no gradients"}
     for name, message in messages.items():
         for attempt in (check_perceptual, lambda spec: build_perceptual(spec, device="cpu")):
             with pytest.raises(UserError, match=message) as caught:
-                attempt(str(tmp_path / f"{name}.pt"))
+                attempt(str(empty_caches / f"{name}.pt"))
             assert "\n" not in str(caught.value)
 
 
@@ -289,14 +305,6 @@ def test_mistakes():
         build_perceptual("lpips-vgg", device="cpu", img_channels=4)
 
 
-@pytest.fixture
-def empty_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(perceptual, "_WEIGHTS_URL", "http://127.0.0.1:9/")  # nobody answers
-    return tmp_path
-
-
 @pytest.mark.parametrize("name, other", [("vgg", "lpips-alex"), ("alex", "lpips-vgg")])
 def test_weights_that_cannot_be_had(empty_caches, name, other):
     for attempt in (check_perceptual, lambda spec: build_perceptual(spec, device="cpu")):
@@ -304,7 +312,7 @@ def test_weights_that_cannot_be_had(empty_caches, name, other):
             attempt(f"lpips-{name}")
         message = str(caught.value)
         for part in (perceptual._BACKBONES[name].filename, str(empty_caches / "torch/hub/checkpoints"),
-                     str(empty_caches / "cache"), other, "TorchScript", "random-vgg"):
+                     str(empty_caches / "cache/downloads"), "http://127.0.0.1:9/", other, "feature_net.py", "random-vgg"):
             assert part in message
         assert "\n" not in message
     assert not [p for p in empty_caches.rglob("*") if p.is_file()]
@@ -319,24 +327,37 @@ def test_weights_are_found_and_their_digest_is_checked(empty_caches, folder, mon
     torch.save(state | {"classifier.1.bias": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="expected 7be5be79"):
         check_perceptual("lpips-alex")
-    monkeypatch.setattr(perceptual, "_sha256", lambda path: "7be5be79" + 56 * "0")
+    monkeypatch.setattr(perceptual, "sha256_of", lambda path: "7be5be79" + 56 * "0")
     check_perceptual("lpips-alex")
     loss = build_perceptual("lpips-alex", device="cpu")
     assert torch.equal(loss.layers[0].weight, layers[0].weight)
     assert not any(p.requires_grad for p in loss.parameters())
     package = torch.load(perceptual._linear_weights_file("alex"), map_location="cpu", weights_only=True)
     assert torch.equal(loss.weight4, package["lin4.model.1.weight"])
+    for damaged in (b"", path.read_bytes()[:-1000], b"\0" * 16):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="alexnet-owt-7be5be79.pth is damaged, or holds other weights"):
+            check_perceptual("lpips-alex")
 
 
-def test_torchscript_deprecation_is_no_news(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save_torchscript(MeanColour(), tmp_path / "net.pt", metadata={})
-        build_perceptual(str(tmp_path / "net.pt"), device="cpu")
+def test_standard_convolutions_are_known_in_another_file(shared, empty_caches):
+    """By their SHA-256, without the layers that LPIPS doesn't use, and as safetensors."""
+    path = empty_caches / "cache" / "alexnet-owt-7be5be79.pth"
+    path.parent.mkdir()
+    shutil.copy(shared / "models" / "alexnet-features.safetensors", path)
+    check_perceptual("lpips-alex")
+    x = images(size=64)
+    loss = build_perceptual("lpips-alex", device="cpu")
+    assert (loss.distance(x, loss.embed(images(size=64, seed=1))) > 0.1).all()
+    other = {key: value.clone() for key, value in perceptual.read_backbone("alex", path).items()}
+    other["0.bias"][0] += 1e-3
+    torch.save({f"features.{key}": value for key, value in other.items()}, path)
+    with pytest.raises(UserError, match="expected 7be5be79"):
+        check_perceptual("lpips-alex")
 
 
-def test_published_kind_of_net(shared):
-    loss = build_perceptual(str(shared / "models" / "cifar10-vgg9-perceptual.pt"), device="cpu")
+def test_published_kind_of_net(shared, empty_caches):
+    loss = build_perceptual(str(shared / "models" / "cifar10-vgg9-perceptual.pt"), device="cpu", trust=True)
     x = images().requires_grad_()
     near, far = (loss.distance(x, loss.embed((x + s * images(seed=2)).detach())) for s in (0.02, 0.5))
     far.sum().backward()

@@ -316,6 +316,9 @@ def test_starting_from_a_pickle_has_no_ema_rampup():
         ({"method": "glead", "distance_real": "mse", "distance_fake": "mse", "perceptual": "x"}, ["--perceptual"]),
         ({"method": "glead", "lambda_fake": 0.0, "distance_fake": "mse"}, ["--reg_loss_fake"]),
         ({"method": "glead", "metrics": (), "detector": "x.pt"}, ["--detector"]),
+        ({"method": "glead", "lpips_fp32": True}, ["--lpips-fp32"]),    # a CPU computes in float32
+        ({"method": "glead", "half": "bfloat16", "lpips_fp32": True}, []),
+        ({"method": "ggdr", "half": "bfloat16", "lpips_fp32": True}, ["--lpips-fp32"]),
         ({"method": "glead", "res_g": 8, "perceptual": "lpips-vgg", "decoder_res": 8, "lambda_fake": 1.0}, []),
         ({"method": "ggdr", "ggdr_res": 16, "lambda_fake": 1.0, "decoder_kernel": 3}, []),
         ({"method": "glead", "recon_target": "clean"}, []),

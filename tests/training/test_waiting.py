@@ -85,7 +85,6 @@ def make_trainer(monkeypatch, tmp_path):
     training_stats.restore({})
 
 
-@pytest.mark.filterwarnings("ignore:random-vgg")
 @pytest.mark.parametrize("device", ["meta", gpu])
 @pytest.mark.parametrize("method, aug", [("stylegan2", "ada"), ("ggdr", "ada"), ("glead", "ada"), ("glead+ggdr", "noaug")])
 def test_no_iteration_waits(tiny_dataset, make_trainer, device, method, aug):

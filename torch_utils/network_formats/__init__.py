@@ -77,14 +77,23 @@ def _reader(head: bytes) -> Callable[..., dict[str, Any]] | None:
     if head.startswith(b"PK\x03\x04") or head.startswith(_PICKLED_TORCH_SAVE):
         from . import state_dict_file
         return state_dict_file.read
-    if head[4:9] == b"\0\0\0\0{":  # size of the header (less than 4 GiB), and its first byte
+    if is_safetensors(head):
         from . import safetensors_file
         return safetensors_file.read
-    if len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42":
-        # The fields of ONNX's ModelProto: its version, and any other.
+    if is_onnx(head):
         from . import onnx_file
         return onnx_file.read
     return None
+
+
+def is_safetensors(head: bytes) -> bool:
+    """By the size of the header (less than 4 GiB), and its first byte."""
+    return head[4:9] == b"\0\0\0\0{"
+
+
+def is_onnx(head: bytes) -> bool:
+    """By the fields of ONNX's ModelProto: its version, and any other."""
+    return len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"
 
 
 def _read_all(file: BinaryIO) -> bytes:

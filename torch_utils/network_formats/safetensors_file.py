@@ -44,12 +44,13 @@ def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = N
     Raises:
         UserError: The file is damaged, lacks a description, or its tensors don't fit it.
     """
-    header = _header(data)
+    header = read_header(data)
     described = _description(header, path)
-    return description.build(described, _tensors(data), only=only)
+    return description.build(described, read_tensors(data), only=only)
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def read_header(data: bytes) -> dict[str, Any]:
+    """The JSON object at the beginning of a file. Raises UserError: damaged."""
     (size,) = struct.unpack("<Q", data[:8])
     if size > len(data) - 8:
         raise UserError(f"truncated: its header says {size} bytes, {len(data) - 8} are there")
@@ -81,7 +82,8 @@ def _description(header: dict[str, Any], path: str | None) -> dict[str, Any]:
         raise UserError(f"{beside.name}: {e}") from e
 
 
-def _tensors(data: bytes) -> dict[str, torch.Tensor]:
+def read_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    """All tensors of a file, by name. Raises UserError: damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
