@@ -272,7 +272,7 @@ MISTAKES = [
     ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
-    ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
+    ("--resume=http://x/missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
                              "a network pickle (path or URL), or one of ffhq256, "),
     ("--resume=https://a.b/missing.pkl", "--resume: no network at https://a.b/missing.pkl: give another one"),
     ("--resume=no/00000-set", "--resume: there is no folder no; give the folder of a run"),
@@ -546,7 +546,7 @@ STYLEGAN2_ADA = {
                      {"--resume=noresume": (None, 0.05, 500), "--resume=net.pkl": ("net.pkl", None, 100),
                       "--resume=https://example.org/a.pkl": ("https://example.org/a.pkl", None, 100)}
                      | {f"--resume={name}": (url, None, 100) for name, url in presets.RESUME_SOURCES.items()},
-                     {"--resume=missing.pkl": "--resume: there is no missing.pkl"}),
+                     {"--resume=http://x/missing.pkl": "--resume: there is no missing.pkl"}),
     "--freezed": Case(lambda a, c: c.D.freeze_layers, 0, {"--freezed=3": 3, "--freezed=10": 10},
                       {"--freezed=-1": "--freezed is -1", "--freezed=9999": "--freezed is 9999, expected at most 10"}),
     "--fp32": Case(lambda a, c: [(net.num_fp16_res, net.conv_clamp) for net in (c.G, c.D)], [(4, 256)] * 2,
@@ -611,7 +611,7 @@ def test_images_are_read_once_all_else_is_fine(run, runs, gpus, monkeypatch):
 
     monkeypatch.setattr(FakeDataset, "check", fail)
     assert run("--gpus=8", "--device=cuda").stderr.startswith("Error: --gpus is 8")
-    assert run("--resume=missing.pkl").stderr.startswith("Error: --resume")
+    assert run("--resume=http://x/missing.pkl").stderr.startswith("Error: --resume")
     assert run("--dry-run").exit_code == 0
     assert run().stderr == "Error: image 3 is broken\n" and not runs
 
@@ -636,7 +636,7 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
 
 
 def test_all_nets_are_told_together_and_trust_is_passed_on(run, monkeypatch):
-    result = run("--resume=missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
+    result = run("--resume=http://x/missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
     assert result.exit_code == 1 and result.stderr.splitlines() == [
         "Error: 3 things are missing or wrong:",
         "  --resume: no network at missing.pkl: give another one; give a path, a URL or one of "
