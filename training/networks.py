@@ -179,7 +179,7 @@ class Conv2dLayer(torch.nn.Module):
         self.activation = activation
         self.up = up
         self.down = down
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = None if conv_clamp is None else float(conv_clamp)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.padding = kernel_size // 2
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2)
@@ -303,7 +303,7 @@ class SynthesisLayer(torch.nn.Module):
         self.up = up
         self.use_noise = use_noise
         self.activation = activation
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = None if conv_clamp is None else float(conv_clamp)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         self.padding = kernel_size // 2
         self.act_gain = bias_act.activation_funcs[activation].def_gain
@@ -358,7 +358,7 @@ class ToRGBLayer(torch.nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = None if conv_clamp is None else float(conv_clamp)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=memory_format)
@@ -411,12 +411,12 @@ class SynthesisBlock(torch.nn.Module):
         self.num_conv = 0
         self.num_torgb = 0
         common = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
-        layer = dict(w_dim=w_dim, resolution=resolution, resample_filter=resample_filter, **common, **layer_kwargs)
+        layer = dict(w_dim=w_dim, resolution=resolution, **common, **layer_kwargs)
 
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **layer)
+            self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, resample_filter=resample_filter, **layer)
             self.num_conv += 1
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
         self.num_conv += 1
@@ -617,18 +617,17 @@ class DiscriminatorBlock(torch.nn.Module):
         def layer(c_in: int, c_out: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
             trainable = first_layer_idx + self.num_layers >= freeze_layers
             self.num_layers += 1
-            return Conv2dLayer(
-                c_in, c_out, kernel_size, resample_filter=resample_filter, trainable=trainable,
-                channels_last=self.channels_last, **kwargs,
-            )
+            kwargs.update(trainable=trainable, channels_last=self.channels_last)
+            return Conv2dLayer(c_in, c_out, kernel_size, **kwargs)
 
         common = dict(activation=activation, conv_clamp=conv_clamp)
+        resample = dict(down=2, resample_filter=resample_filter)  # other layers keep the default, as in StyleGAN2-ADA
         if in_channels == 0 or architecture == "skip":
             self.fromrgb = layer(img_channels, tmp_channels, 1, **common)
         self.conv0 = layer(tmp_channels, tmp_channels, 3, **common)
-        self.conv1 = layer(tmp_channels, out_channels, 3, down=2, **common)
+        self.conv1 = layer(tmp_channels, out_channels, 3, **resample, **common)
         if architecture == "resnet":
-            self.skip = layer(tmp_channels, out_channels, 1, bias=False, down=2)
+            self.skip = layer(tmp_channels, out_channels, 1, bias=False, **resample)
 
     def forward(
         self, x: Optional[Tensor], img: Optional[Tensor], force_fp32: bool = False
@@ -663,6 +662,8 @@ class MinibatchStdLayer(torch.nn.Module):
 
     def __init__(self, group_size: Optional[int], num_channels: int = 1):
         super().__init__()
+        if group_size is not None and not group_size > 0:
+            raise ValueError(f"group_size must be positive, got {group_size}")
         self.group_size = group_size  # None = the whole batch.
         self.num_channels = num_channels
 

@@ -49,8 +49,8 @@ def make_generator(seed=0, *, arch="skip", c_dim=0, res=16, channels=3, **synthe
     return shaken(G, seed)
 
 
-def make_networks(*, arch="skip", c_dim=0, res=16, channels=3):
-    shape = dict(arch=arch, c_dim=c_dim, res=res, channels=channels)
+def make_networks(*, arch="skip", c_dim=0, res=16, channels=3, **synthesis):
+    shape = dict(arch=arch, c_dim=c_dim, res=res, channels=channels, **synthesis)
     decoder = dict(decoder_res=8, glead_res_g=8, decoder_out_channel=12)
     D = Discriminator(c_dim, res, channels, architecture=arch, **decoder, **SMALL)
     options = dict(class_name="training.dataset.ImageFolderDataset", path="a.zip", max_size=None, xflip=True)
@@ -61,7 +61,7 @@ def make_networks(*, arch="skip", c_dim=0, res=16, channels=3):
 
 
 VARIANTS = {
-    "skip": dict(res=16),
+    "skip": dict(res=16, resample_filter=[1, 2, 1]),
     "orig-gray": dict(arch="orig", channels=1, res=8),
     "resnet-labels": dict(arch="resnet", c_dim=3, res=32),
 }
@@ -235,7 +235,7 @@ def load(data, **options):
 Z = torch.from_numpy(np.random.RandomState(3).randn(3, 12)).float()
 
 
-@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 2, 4, 3), (1, 1, 2, 3, 4, 5, 3, 2)], ids=str)
+@pytest.mark.parametrize("taps", [(1, 2, 1), (1, 2, 4, 3), (1, 1, 2, 3, 4, 5, 3, 2)], ids=str)
 def test_their_generators_draw_the_images_of_their_formulas(taps):
     state, mean = foreign_state_dict(taps=taps), torch.linspace(-1, 1, 12)
     G = load(torch_saved({"g_ema": state, "latent_avg": mean}))["G_ema"]
@@ -303,7 +303,8 @@ def test_state_dicts_refuse_what_they_cannot_express(options, message, tmp_path)
 def graphs(tmp_path_factory):
     """Exports are slow: one of each kind. Path and the generator that it should be."""
     folder = tmp_path_factory.mktemp("onnx")
-    plain, labels = make_generator(), make_generator(arch="resnet", c_dim=3, res=8, channels=1)
+    plain = make_generator(resample_filter=[1, 2, 1])
+    labels = make_generator(arch="resnet", c_dim=3, res=8, channels=1, resample_filter=[1, 2, 3, 3, 2, 1])
     onnx_file.write(folder / "none.onnx", {"G_ema": plain}, noise_mode="none")
     onnx_file.write(folder / "const.onnx", {"G_ema": labels, "training_set_kwargs": {"path": "a.zip"}})
     return {"none": (folder / "none.onnx", plain), "const": (folder / "const.onnx", labels)}
@@ -358,10 +359,15 @@ def test_foreign_and_lying_graphs_are_refused(graphs, tmp_path):
     def rename(model, tensor):
         tensor.name += "x"
 
+    def huge(model, tensor):
+        described = json.loads(model.metadata_props[0].value)
+        model.metadata_props[0].value = json.dumps({**described, "resample_filter": [10**400]})
+
     for change, message in (
         (outside, "no float32 tensor within the file"), (lie, "no float32 tensor within the file"),
         (rename, "lacks G_ema.mapping.fc0.weight"),
         (lambda model, _: model.ClearField("metadata_props"), "convert.py didn't write"),
+        (huge, "its description lacks the resample_filter"),
     ):
         with pytest.raises(UserError, match=message):
             load(changed(change))
@@ -393,6 +399,10 @@ def test_truncated_files_say_so(graphs, tmp_path):
             with pytest.raises(UserError) as e:
                 legacy.load_network_pkl(tmp_path / "net")
             assert "\n" not in str(e.value) and str(e.value).startswith(f"{tmp_path / 'net'}: "), (name, size)
+
+
+def set_clamp(described, tensors):
+    described["networks"]["G_ema"]["init_kwargs"]["synthesis_kwargs"]["conv_clamp"] = "red"
 
 
 def set_version(described, tensors):
@@ -440,6 +450,7 @@ def drop_networks(described, tensors):
     (set_version, "version 2; this program reads 1"),
     (set_class, "G_ema is no Generator"),
     (set_argument, "can't be built"),
+    (set_clamp, "can't be built from the arguments in the file: ValueError: could not convert string to float: 'red'"),
     (set_huge, r"synthesis.b4.const of shape \[16, 4, 4\], expected \[32768, 4, 4\]"),
     (set_deep, "1000000 layers in a mapping network"),
     (drop, r"lacks G_ema.synthesis.b8.conv0.weight \[16, 16, 3, 3\]"),

@@ -21,13 +21,14 @@ import torch
 
 from dnnlib.util import UserError, atomic_write
 
+from ..ops import upfirdn2d
 from . import description
 
 _METADATA_KEY = "glead"
 _KEY = "G_ema"
 _OPSET = 18             # Of 2022: widely supported.
 _MAX_BYTES = 2_000_000_000   # Messages of protobuf end at 2 GiB.
-_FILTER = "resample_filter"   # The same for all layers of a generator.
+_FILTER = "resample_filter"   # The same for all layers of a generator that resample.
 
 
 def write(
@@ -175,11 +176,12 @@ def _filters(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     """The resampling filter under all its names: the graph holds those only that an operation uses."""
     try:
         kernel = torch.tensor(described[_FILTER], dtype=torch.float32)
-    except (KeyError, ValueError, TypeError, RuntimeError) as e:
+    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as e:
         raise UserError(f"damaged: its description lacks the {_FILTER}") from e
     layers = {match[1] for name in tensors if (match := re.match(r"(.*\.(?:conv[01]|skip)\.)weight$", name))}
     blocks = {re.sub(r"(?:conv[01]|skip)\.$", "", name) for name in layers}
-    return {name + _FILTER: kernel for name in layers | blocks}
+    default = upfirdn2d.setup_filter([1, 3, 3, 1])  # of layers that don't resample, without effect
+    return {name + _FILTER: default if name.endswith("conv1.") else kernel for name in layers | blocks}
 
 
 def _import(name: str) -> Any:
