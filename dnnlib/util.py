@@ -48,6 +48,15 @@ class EasyDict(dict):
             raise AttributeError(name) from None
 
 
+def to_easydict(value: Any) -> Any:
+    """A value whose dicts, and those in its dicts, lists and tuples, are copied as EasyDicts."""
+    if isinstance(value, dict):
+        return EasyDict({key: to_easydict(item) for key, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(to_easydict, value))
+    return value
+
+
 def format_time(seconds: float) -> str:
     """Seconds as `12s`, `3m 05s`, `2h 07m 09s` or `4d 03h 12m`."""
     s = int(round(seconds))

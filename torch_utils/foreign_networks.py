@@ -14,6 +14,7 @@ from dnnlib.util import EasyDict, UserError
 
 from .module_state import ModuleRecord, state_of
 
+NO_STYLEGAN3 = "a generator of StyleGAN3-T or -R; of StyleGAN3, only the StyleGAN2 configurations are supported"
 _POSITIONS = {  # Of constructor arguments.
     "Generator": ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"),
     "Discriminator": (
@@ -46,7 +47,7 @@ def translate(class_name: str, state: Any) -> Any:
 def _translate_generator(state: Mapping[str, Any], kwargs: EasyDict) -> None:
     synthesis, mapping = _child(state, "synthesis"), _child(state, "mapping")
     if _child(synthesis, "input"):
-        raise UserError("a generator with the layers of StyleGAN3; only its StyleGAN2 configurations are supported")
+        raise UserError(NO_STYLEGAN3)
     options = kwargs.get("synthesis_kwargs", {})
     if not isinstance(options, Mapping) or not isinstance(kwargs.get("mapping_kwargs", {}), Mapping):
         return  # the constructor says what it doesn't like

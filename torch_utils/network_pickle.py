@@ -141,7 +141,8 @@ def _load_trusted(data: bytes) -> Any:
         with persistence.trust_embedded_source():
             return _TrustedUnpickler(io.BytesIO(data)).load()
     except Exception as e:  # the code in the file can raise anything, and so can what damage has made of it
-        raise UserError(f"can't be unpickled: {type(e).__name__}: {' '.join(str(e).split())[:300]}") from e
+        kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
+        raise UserError(f"can't be unpickled: {kind}{' '.join(str(e).split())[:300]}") from e
 
 
 def _load_as_data(data: bytes) -> Any:

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator, Mapping, TypeVar
 import numpy as np
 import torch
 
-from dnnlib.util import EasyDict, UserError
+from dnnlib.util import EasyDict, UserError, to_easydict
 
 from . import foreign_networks, module_state
 
@@ -50,7 +50,8 @@ def persistent_class(cls: T) -> T:
     """Class decorator: instances pickle with the source of their module, and remember the constructor's arguments.
 
     Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was
-    called with. The class stays what it was: no wrapper class, same name, module, signature and bases.
+    called with; dicts in them are EasyDicts, because other checkouts set their entries as attributes. The class stays
+    what it was: no wrapper class, same name, module, signature and bases.
 
     A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another
     version of the class up to date; it is called whenever the source in the pickle differs from the present one.
@@ -71,7 +72,7 @@ def persistent_class(cls: T) -> T:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         if _closest_persistent(type(self)) is cls:  # not when a persistent subclass calls super().__init__()
             self.__dict__["_init_args"] = copy.deepcopy(args)
-            self.__dict__["_init_kwargs"] = EasyDict(copy.deepcopy(kwargs))
+            self.__dict__["_init_kwargs"] = to_easydict(copy.deepcopy(kwargs))
         original_init(self, *args, **kwargs)
 
     cls.__init__ = init
@@ -255,10 +256,12 @@ def find_class(class_name: str, module_src: str = "") -> type:
     if candidates:
         modules = ", ".join(sorted(candidates))
         raise UserError(f"class {class_name} of the pickle is defined by several modules: {modules}")
-    raise UserError(
-        f"the pickle holds an object of class {class_name[:80]!a}, which this project doesn't define; "
-        "--trust-pickle runs the source code that the file carries (only for files whose origin you trust)"
-    )
+    if class_name == "SynthesisInput":
+        raise UserError(foreign_networks.NO_STYLEGAN3)
+    hint = "the source code that the file carries can't run here" if _trusted.get() else (
+        "--trust-pickle runs the source code that the file carries (only for files whose origin you trust)")
+    unknown = f"the pickle holds an object of class {class_name[:80]!a}, which this project doesn't define"
+    raise UserError(f"{unknown}; {hint}")
 
 
 def upgrade_state(cls: type, state: Any, module_src: str) -> Any:

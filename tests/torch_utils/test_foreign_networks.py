@@ -2,9 +2,10 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from pickle_makers import as_foreign, load
+from pickle_makers import Foreign, as_foreign, load
 
 from dnnlib.util import UserError
 from torch_utils import network_pickle
@@ -64,6 +65,7 @@ GENERATORS = {
     "channels last": dict(synthesis_kwargs=dict(num_fp16_res=4, conv_clamp=256, fp16_channels_last=True)),
     "no noise": dict(synthesis_kwargs=dict(use_noise=False)),
     "other filter": dict(synthesis_kwargs=dict(resample_filter=[1, 2, 1])),
+    "other filter, resnet": dict(synthesis_kwargs=dict(architecture="resnet", resample_filter=[1, 4, 6, 4, 1])),
 }
 DISCRIMINATORS = {
     "grayscale": dict(img_channels=1),
@@ -75,6 +77,7 @@ DISCRIMINATORS = {
     "minibatch std of 2 channels": dict(epilogue_kwargs=dict(mbstd_group_size=2, mbstd_num_channels=2)),
     "float16": dict(num_fp16_res=4, conv_clamp=256),
     "frozen layers": dict(block_kwargs=dict(freeze_layers=4)),
+    "other filter": dict(block_kwargs=dict(resample_filter=[1, 2, 1])),
     "GGDR": dict(decoder_res=16),
     "GLeaD": dict(decoder_res=[16], glead_res_g=8, decoder_out_channel=12, decoder_conv_kernel_size=1),
     "GLeaD, w only": dict(decoder_res=[8], glead_res_g=1, decoder_out_channel=12),
@@ -91,6 +94,36 @@ def test_generators_of_all_kinds(name):
 def test_discriminators_of_all_kinds(name):
     expected, kwargs = discriminator(**DISCRIMINATORS[name])
     assert_same(load({"D": as_foreign(expected, **kwargs)})["D"], expected)
+
+
+def test_filters_are_for_layers_that_resample():
+    """In the state dicts of StyleGAN2-ADA, other layers keep [1, 3, 3, 1] in their buffers, which nothing uses."""
+    G = Generator(**COMMON, synthesis_kwargs={**SMALL, "architecture": "resnet", "resample_filter": [1, 2, 1]})
+    D = Discriminator(0, 16, 3, **SMALL, block_kwargs={"resample_filter": [1, 2, 1]}, decoder_res=8)
+    taps = [{name.removesuffix("resample_filter"): len(tensor) for name, tensor in net.state_dict().items()
+             if name.endswith("resample_filter")} for net in (G.synthesis, D)]
+    resample = {f"b{res}.{part}": 3 for res in (8, 16) for part in ("", "skip.")}
+    assert taps[0] == resample | {"b4.": 3, "b8.conv0.": 3, "b16.conv0.": 3, "b4.conv1.": 4, "b8.conv1.": 4, "b16.conv1.": 4}
+    assert taps[1] == resample | {
+        "b8.conv1.": 3, "b16.conv1.": 3, "b8.conv0.": 4, "b16.conv0.": 4, "b16.fromrgb.": 4, "b4.conv.": 4, "b8_dec.": 4}
+
+
+@pytest.mark.filterwarnings("ignore:the source embedded")
+def test_networks_of_stylegan3_itself_are_one_line():
+    """The tree of modules of configurations T and R; trusting the file doesn't help, and isn't recommended."""
+
+    def node(class_name, *, options=None, **modules):
+        state = dict(training=False, _parameters={}, _buffers={}, _modules=modules, size=np.array([36, 36]))
+        state.update({} if options is None else dict(_init_args=(), _init_kwargs=options))
+        return Foreign(class_name, state, source="from torch_utils.ops import filtered_lrelu\n")
+
+    layer = node("SynthesisLayer", affine=node("FullyConnectedLayer"))
+    synthesis = node("SynthesisNetwork", input=node("SynthesisInput"), L0_36_512=layer)
+    options = {**COMMON, "channel_base": 64, "magnitude_ema_beta": 0.999}
+    G = node("Generator", options=options, synthesis=synthesis, mapping=node("MappingNetwork"))
+    for trust in (False, True):
+        with pytest.raises(UserError, match="of StyleGAN3, only the StyleGAN2 configurations are supported$"):
+            load({"G": G, "D": None, "G_ema": G}, trust=trust)
 
 
 def test_stylegan3_passes_synthesis_arguments_flat_and_has_other_defaults():

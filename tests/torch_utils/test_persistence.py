@@ -107,7 +107,8 @@ def test_constructor_arguments_are_kept_as_copies(nets):
     assert net.init_args == (3,) and net.init_kwargs == {"layer_kwargs": {"gain": 2.0}}
     net.init_kwargs.layer_kwargs["gain"] = 9.0
     assert net.init_kwargs.layer_kwargs == {"gain": 2.0}
-    assert isinstance(net.__dict__["_init_kwargs"], EasyDict) and net.first.init_kwargs == {"gain": 2.0}
+    assert net.__dict__["_init_kwargs"].layer_kwargs.gain == 2.0 and net.first.init_kwargs == {"gain": 2.0}
+    assert type(pickle.loads(pickle.dumps(net)).init_kwargs.layer_kwargs) is EasyDict
 
 
 def test_a_subclass_keeps_its_own_arguments(nets):

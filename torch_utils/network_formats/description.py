@@ -15,7 +15,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 import torch
 
-from dnnlib.util import EasyDict, UserError
+from dnnlib.util import UserError, to_easydict
 
 from ..persistence import find_class
 
@@ -112,7 +112,7 @@ def build(
     found: dict[str, Any] = {key: _build(key, description["networks"][key], parts[key]) for key in wanted}
     options = description.get("training_set_kwargs")
     if options is not None and (only is None or "training_set_kwargs" in only):
-        found["training_set_kwargs"] = _easy(options)
+        found["training_set_kwargs"] = to_easydict(options)
     return found
 
 
@@ -125,7 +125,7 @@ def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tenso
 
 
 def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
-    args, kwargs = _easy(entry["init_args"]), _easy(entry["init_kwargs"])
+    args, kwargs = to_easydict(entry["init_args"]), to_easydict(entry["init_kwargs"])
     for options in (kwargs, *args, *kwargs.values()):
         if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
             count = options["num_layers"]
@@ -155,12 +155,6 @@ def _check_tensors(key: str, module: torch.nn.Module, tensors: Mapping[str, torc
     if unknown:
         more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
         raise UserError(f"has {f'{key}.{unknown[0]}'[:200]!a}{more}, which a {CLASS_OF[key]} with its arguments lacks")
-
-
-def _easy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return EasyDict({key: _easy(item) for key, item in value.items()})
-    return [_easy(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any, where: str) -> Any:

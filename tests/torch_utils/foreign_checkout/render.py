@@ -19,6 +19,14 @@ for path in sorted(glob.glob("*.pkl")):
     G2 = copy.deepcopy(G)
     G3 = type(G)(*G.init_args, **G.init_kwargs).eval().requires_grad_(False)
     G3.load_state_dict(G.state_dict())
+    for net in (G, D):  # as their legacy.py forces half precision
+        kwargs = copy.deepcopy(net.init_kwargs)
+        options = kwargs.get("synthesis_kwargs", kwargs)
+        options.num_fp16_res = 4
+        options.conv_clamp = 256
+        half = type(net)(**kwargs)
+        half.load_state_dict(net.state_dict())
+        assert getattr(half, "synthesis", half).b32.use_fp16
     out = {
         "const": G(z, c, noise_mode="const"),
         "none, truncated": G(z, c, truncation_psi=0.6, truncation_cutoff=4, noise_mode="none"),
