@@ -96,7 +96,7 @@ class Draws:
 
 
 class PercentileDraws(Draws):
-    """Every transform happens, with the parameter that stands at this percentile of its distribution."""
+    """Every possible transform happens, with the parameter that stands at this percentile of its distribution."""
 
     def __init__(self, n: int, percentile: float):
         super().__init__(n, 1.0)
@@ -112,7 +112,7 @@ class PercentileDraws(Draws):
         return np.full([self.n], scipy.special.erfinv(self.percentile))
 
     def happens(self, name: str, probability: float) -> np.ndarray:
-        return np.full([self.n], True)
+        return np.full([self.n], probability > 0)  # 0: a frequency band that `imgfilter_bands` leaves out
 
     def post_rotation(self) -> np.ndarray:
         return np.full([self.n], 0.5)  # None, or it would undo or double the first one.

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 import torch.nn.functional as F
 
@@ -220,6 +221,13 @@ def test_band_gains_keep_the_expected_power():
     power = (np.array([10, 1, 1, 1]) / 13 * one**2).sum(1)
     np.testing.assert_allclose(power, 1)
     assert gains.shape == (50, 4) and (gains.std(0) > 0).all()
+
+
+def test_bands_of_strength_0_stay_as_they_are_at_a_percentile():
+    only_second = AugmentPipe(imgfilter=1, imgfilter_bands=[0, 1, 0, 0])
+    gains = only_second.draw(PercentileDraws(1, 0.9), num_channels=3).gains
+    t = 2 ** scipy.special.erfinv(0.8)
+    np.testing.assert_allclose(gains, [np.array([1, t, 1, 1]) / np.sqrt((12 + t**2) / 13)])
 
 
 def test_small_images_are_reflected_as_often_as_it_takes():
