@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -148,7 +149,7 @@ def _architecture(networks: Mapping[str, Any]) -> str:
         if isinstance(net, torch.nn.Module) and key != "augment_pipe":
             count = sum(p.numel() for p in net.parameters())
             rows.append((f"`{key}`", type(net).__name__, _shape(net), f"{count:,}", _details(net)))
-    table = _table(("network", "class", "images (channels x height x width)", "parameters", "details"), rows)
+    table = _markdown_table(("network", "class", "images (channels x height x width)", "parameters", "details"), rows)
     pipe = "\n\nThe augmentation pipe of its training, `augment_pipe`, is in the file."
     return table + (pipe if "augment_pipe" in networks else "")
 
@@ -169,12 +170,12 @@ def _details(net: torch.nn.Module) -> str:
 
 
 def _files(files: Sequence[ModelFile], origin: ModelFile | str, difference: float | None) -> str:
-    rows = [(f"`{f.name}`", f"{f.num_bytes:,}", f"`{f.sha256}`") for f in files]
-    table = _table(("file", "bytes", "sha256"), rows)
+    rows = [(_code(f.name), f"{f.num_bytes:,}", f"`{f.sha256}`") for f in files]
+    table = _markdown_table(("file", "bytes", "sha256"), rows)
     if isinstance(origin, str):
-        source = f"what lay at `{_cell(origin)}`"
+        source = f"what lay at {_code(origin)}"
     else:
-        source = f"`{_cell(origin.name)}` ({origin.num_bytes:,} bytes, sha256 `{origin.sha256}`)"
+        source = f"{_code(origin.name)} ({origin.num_bytes:,} bytes, sha256 `{origin.sha256}`)"
     images = "" if difference is None else f" Images of both were compared: they differ by {difference:.2g} at most."
     return f"{table}\n\nConverted by `convert.py` from {source}.{images}"
 
@@ -185,20 +186,22 @@ def _sampling(networks: Mapping[str, Any], name: str, noise_mode: str) -> str:
         return "The file holds no generator."
     key = "G_ema" if "G_ema" in networks else "G"
     label = f"torch.eye({G.c_dim})[:1]" if G.c_dim > 0 else "None"
+    quoted = json.dumps(_printable(name), ensure_ascii=False)
     parts = []
     if key == "G_ema":
         label_option = " --class=0" if G.c_dim > 0 else ""
         noise = " --noise-mode=none" if noise_mode == "none" else ""
-        parts.append(f"With this project:\n\n```bash\npython generate.py --outdir=out --network={name} "
+        parts.append("With this project:\n\n```bash\npython generate.py --outdir=out "
+                     f"--network={shlex.quote(_printable(name))} "
                      f"--seeds=0-15 --trunc=0.7{label_option}{noise}\n```")
     parts.append("In Python, images as float32 [N, C, height, width], about [-1, 1]:\n\n```python\n"
                  "import legacy, torch\n"
-                 f'G = legacy.load_network_pkl("{name}")["{key}"]\n'
+                 f'G = legacy.load_network_pkl({quoted})["{key}"]\n'
                  f"img = G(torch.randn([1, {G.z_dim}]), {label}, truncation_psi=0.7)\n```")
     if name.endswith(".onnx"):
         label = f', "c": numpy.eye({G.c_dim}, dtype="float32")[:1]' if G.c_dim > 0 else ""
         parts.append('Without PyTorch:\n\n```python\nimport numpy, onnxruntime\nsession = onnxruntime.InferenceSession('
-                     f'"{name}")\nz = numpy.random.randn(1, {G.z_dim}).astype("float32")\n'
+                     f'{quoted})\nz = numpy.random.randn(1, {G.z_dim}).astype("float32")\n'
                      f'psi = numpy.array(0.7, "float32")\n'
                      f'img = session.run(["img"], {{"z": z{label}, "truncation_psi": psi}})[0]\n```')
     if name.endswith(".pt"):
@@ -259,7 +262,7 @@ def _read_scores(path: Path) -> list[Score]:
             detector = entry.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
             for name, value in entry["results"].items():
-                if isinstance(value, (int, float)):
+                if isinstance(value, (int, float)) and abs(value) < 1e300:
                     found[name] = Score(name, value, str(detector or "not recorded"))
     return list(found.values())
 
@@ -279,13 +282,25 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    return _markdown_table(head, [[_cell(value) for value in row] for row in rows])
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(_cell(value).strip() for value in row) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _printable(text: str) -> str:
+    return "".join(ch if ch.isprintable() else " " for ch in text)[:_MAX_CELL].strip()
 
 
 def _cell(value: Any) -> str:
-    """On one line, and without what would break a table."""
-    text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    text = "".join(ch if ch.isprintable() else " " for ch in text)[:_MAX_CELL]
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """On one line, and as text: what it may hold of Markdown and HTML is escaped, for much of it comes from files."""
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    text = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def _code(name: str) -> str:
+    """A name of a file as code, or as text where it holds what would end the code."""
+    return f"`{name}`" if re.fullmatch(r"[\w.:/?=#%@+, -]{1,200}", name) else _cell(name)

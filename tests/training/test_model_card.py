@@ -52,7 +52,7 @@ def test_discriminators_and_pipes_are_described():
 
 
 @pytest.mark.parametrize("method,text", [
-    ("stylegan2", "StyleGAN2 (Karras"), ("ggdr", "GGDR (Lee"), ("glead+ggdr", '"Ours*"'), ("new|one", "new\\|one"),
+    ("stylegan2", "StyleGAN2 (Karras"), ("ggdr", "GGDR (Lee"), ("glead+ggdr", '"Ours\\*"'), ("new|one", "new\\|one"),
 ])
 def test_methods_are_named(method, text):
     assert text in render(run=model_card.Run({"config": {"method": method}}, 7, []))
@@ -78,3 +78,21 @@ def test_run_directories(tmp_path):
 def test_names_cannot_break_the_table():
     card = render(run=model_card.Run({"training_set_kwargs": {"path": "a|b\n<script>.zip"}}, None, []))
     assert "| name | a\\|b &lt;script>.zip |" in card
+
+
+def test_what_comes_from_files_is_text():
+    """No links, images, HTML, code or emphasis of other people's making."""
+    evil = "![a](http://b) <b>x</b> `c` *d* _e_ ~~f~~ $g$ &lt; | \\h\u202e"
+    options = {"config": {"method": evil, "preset": evil}, "random_seed": evil, "training_set_kwargs": {"path": evil}}
+    run = model_card.Run(options, None, [Score(evil, 1.0, evil)])
+    file = ModelFile("a`b; rm -rf [x](y) \".onnx", 1, "ab" * 32)
+    G = Generator(8, 3, 16, 8, 1, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=SMALL)
+    card = model_card.render({"G_ema": G}, [file], origin=file, run=run, difference=None)
+    text, snippets = card.split("## Sampling")
+    safe = ("\\!\\[a\\](http://b) &lt;b>x&lt;/b> \\`c\\` \\*d\\* \\_e\\_ \\~\\~f\\~\\~ \\$g\\$ &amp;lt; \\| "
+            "\\\\h")
+    assert text.count(safe) == 6 and "\u202e" not in card and "a\\`b; rm -rf \\[x\\](y) \".onnx" in text
+    left = text.replace(safe, "").replace("a\\`b; rm -rf \\[x\\](y)", "")
+    assert not any(mark in left for mark in ("http", "<b>", "](", "rm -rf"))
+    assert "--network='a`b; rm -rf [x](y) \".onnx' --seeds" in snippets
+    assert 'load_network_pkl("a`b; rm -rf [x](y) \\".onnx")' in snippets
