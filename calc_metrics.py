@@ -54,17 +54,18 @@ class Options:
 
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
-@click.option("--network", metavar="PATH|URL", required=True,
+@click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
               help="Network: a pickle (TensorFlow's too), safetensors, .pt or .onnx file; or a run directory.")
 @click.option("--metrics", type=cli.CommaList(), default="fid50k_full", show_default=True, metavar="LIST",
               help="Metrics, separated by commas: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; "
                    "smaller ones such as fid5k_full for a quick look.")
 @click.option("--follow", is_flag=True,
               help="With a run directory: score new pickles as training writes them, until the last one.")
-@click.option("--data", metavar="FOLDER|ZIP", help="Real images.  [default: those that the network was trained on]")
+@click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
+              help="Real images.  [default: those that the network was trained on]")
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
-@click.option("--detector", metavar="PATH|URL",
+@click.option("--detector", type=cli.Path(), metavar="PATH|URL",
               help="TorchScript feature net. Results are named after it.  [default: the standard net of each metric]")
 @click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
@@ -339,7 +340,7 @@ def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, d
         networks = legacy.load_network_pkl(f, trust=trust, only=("G_ema", "training_set_kwargs"))
     if networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds no G_ema")
-    misc.check_finite(networks["G_ema"], f"{network_pkl}: G_ema")
+    misc.check_network(networks["G_ema"], network_pkl, "G_ema")
     return networks["G_ema"], dict(networks["training_set_kwargs"] or {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import math
 import os
 import re
@@ -28,7 +29,14 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A click command that turns users' mistakes into one line on stderr and exit status 1."""
+    """A click command that turns users' mistakes into one line on stderr and exit status 1.
+
+    Options may be spelled with `_` in place of `-`.
+    """
+
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        spelling = {"token_normalize_func": lambda name: name.replace("_", "-")}
+        super().__init__(*args, context_settings=spelling | (context_settings or {}), **kwargs)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -41,6 +49,8 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with plain_errors():
                 return super().invoke(ctx)
@@ -58,9 +68,14 @@ def silence_stdout() -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise a UserError for what the file system refuses: files that are missing or locked, full disks."""
+    """Raise a UserError for what the file system refuses: files that are missing or locked, full disks, odd names."""
     try:
         yield
+    except UnicodeEncodeError as e:
+        if e.reason != "surrogates not allowed":  # which stand for bytes in the names of files
+            raise
+        name = e.object[max(e.start - 40, 0):e.end + 40]
+        raise UserError(f"{name!a} holds the name of a file that is not UTF-8: rename the file") from e
     except OSError as e:
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -93,6 +108,21 @@ class DefaultGroup(click.Group):
 def _one_line(message: str) -> str:
     """Names of files may hold line breaks and worse; they are shown as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
+class Path(click.Path):
+    """The name of a file or folder, or what else is no path, such as a URL; a leading `~` is the home folder."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(readable=False, **kwargs)  # whoever opens the file says what is wrong with it
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = os.path.expanduser(os.fspath(value))
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{name!a} is not UTF-8: rename the file or folder", param, ctx)
+        return super().convert(name, param, ctx)
 
 
 class FiniteFloat(click.FloatRange):
@@ -146,15 +176,28 @@ class CommaList(click.ParamType):
         return [part.strip() for part in value.split(",") if part.strip()]
 
 
+class Numbers(click.ParamType):
+    """`0.1,0.2` as [0.1, 0.2], finite."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        if isinstance(value, list):
+            return value
+        return [FiniteFloat().convert(part.strip(), param, ctx) for part in value.split(",")]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Options of the command lines that make images.
 
-network_option = click.option("--network", "network_pkl", metavar="PATH|URL", required=True,
+network_option = click.option("--network", "network_pkl", type=Path(), metavar="PATH|URL", required=True,
                               help="Network, path or URL: a pickle (TensorFlow's too), safetensors, .pt or .onnx file")
 trunc_option = click.option("--trunc", "truncation_psi", type=FiniteFloat(), default=1.0, show_default=True,
                             help="Truncation psi")
 class_option = click.option("--class", "class_idx", type=click.IntRange(min=0),
                             help="Class label, for conditional networks")
+label_option = click.option("--label", type=Numbers(), metavar="X,Y,...",
+                            help="Label as a vector, for networks that were trained with such")
 noise_mode_option = click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
                                  show_default=True)
 device_option = click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
@@ -214,7 +257,7 @@ def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_em
     networks = {key: networks[key] for key in only}
     for key, network in networks.items():
         if network is not None:
-            misc.check_finite(network, f"{network_pkl}: {key}")
+            misc.check_network(network, network_pkl, key)
             network.eval().requires_grad_(False)
             if network.img_channels not in (1, 3):
                 raise UserError(f"{network_pkl}: {key} is for images of {network.img_channels} channels; only 1 and 3 "
@@ -230,16 +273,23 @@ def load_generator(network_pkl: str, *, trust: bool) -> Any:
     return G
 
 
-def class_label(G: Any, class_idx: int | None) -> np.ndarray | None:
-    """One-hot label, float32 [c_dim]; None for an unconditional network."""
+def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:
+    """What --class and --label ask for, float32 [c_dim]; None for an unconditional network."""
     import numpy as np
 
+    if class_idx is not None and vector is not None:
+        raise UserError("--class and --label both give the label: leave out one of them")
     if G.c_dim == 0:
-        if class_idx is not None:
-            warn("--class has no effect: the network is unconditional")
+        if class_idx is not None or vector is not None:
+            warn(f"--{'label' if class_idx is None else 'class'} has no effect: the network is unconditional")
         return None
+    if vector is not None:
+        if len(vector) != G.c_dim:
+            raise UserError(f"--label has {len(vector)} numbers, the labels of this network have {G.c_dim}")
+        return np.array(vector, dtype=np.float32)
     if class_idx is None:
-        raise UserError(f"the network is conditional: give --class, from 0 to {G.c_dim - 1}")
+        raise UserError(f"the network is conditional: give --class, from 0 to {G.c_dim - 1}, or --label=X,Y,... "
+                        f"with {G.c_dim} numbers")
     if class_idx >= G.c_dim:
         raise UserError(f"--class={class_idx} is out of range: the network knows the classes 0 to {G.c_dim - 1}")
     return np.eye(G.c_dim, dtype=np.float32)[class_idx]

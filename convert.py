@@ -40,8 +40,9 @@ class Comparison(NamedTuple):
 
 
 @click.command(cls=cli.Command)
-@click.option("--network", help="File with networks, of any format: path or URL", metavar="PATH|URL", required=True)
-@click.option("--out", type=click.Path(dir_okay=False), help="File to write", required=True)
+@click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
+              help="File with networks, of any format: path or URL")
+@click.option("--out", type=cli.Path(dir_okay=False), help="File to write", required=True)
 @click.option("--format", "format_name", type=click.Choice(list(SUFFIXES.values())),
               help="Format of --out  [default: by its suffix]")
 @click.option("--only", type=cli.CommaList(), help=f"Keep only these of {','.join(KEYS)}", metavar="KEY,...")
@@ -189,7 +190,7 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
     if format_name == "pkl" and not chosen.keys() >= {"G", "D", "G_ema"}:
         warn("the legacy.py of other projects asks for G, D and G_ema; this file opens there with pickle.load")
     for key in chosen.keys() - {"training_set_kwargs"}:
-        misc.check_finite(chosen[key], f"{source}: {key}")
+        misc.check_network(chosen[key], source, key)
         chosen[key].eval().requires_grad_(False)
     return chosen
 

@@ -34,8 +34,9 @@ from training.image_files import MAX_RESOLUTION
         python dataset_tool.py --source=lsun/church_outdoor_train_lmdb --dest=church256.zip --preset=lsun256
         python dataset_tool.py --source=synthetic --resolution=32 --max-images=20000 --dest=scenes.zip
     """)
-@click.option("--source", metavar="PATH|synthetic", required=True, help="Where the images are.")
-@click.option("--dest", metavar="PATH", required=True, help="Folder, or path that ends in .zip, to write.")
+@click.option("--source", type=cli.Path(), metavar="PATH|synthetic", required=True, help="Where the images are.")
+@click.option("--dest", type=cli.Path(), metavar="PATH", required=True,
+              help="Folder, or path that ends in .zip, to write.")
 @click.option("--preset", type=click.Choice(list(DATA_PRESETS)),
               help="Settings of published datasets; the options below override them.")
 @click.option("--resolution", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
@@ -120,7 +121,7 @@ def _check_not_inside(source: str, dest: str) -> None:
 
 
 @click.command(cls=cli.Command)
-@click.argument("path", metavar="PATH")
+@click.argument("path", type=cli.Path(), metavar="PATH")
 @click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
 def check(path: str, workers: int | None, as_json: bool) -> None:

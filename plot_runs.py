@@ -5,13 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import matplotlib
-from matplotlib import pyplot
 
 import cli
 from dnnlib.util import UserError, atomic_write
-
-matplotlib.use("Agg")  # draws into files, also where there is no display
 
 PANELS_A_ROW = 4
 REALNESS = {"Loss/scores/real": "-", "Loss/scores/fake": "--"}
@@ -65,8 +61,8 @@ def smooth(values: list[float], weight: float) -> list[float]:
 
 
 @click.command(cls=cli.Command)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...")
-@click.option("--out", required=True, metavar="FILE", type=click.Path(dir_okay=False), help="PNG file to write.")
+@click.argument("runs", type=cli.Path(), nargs=-1, required=True, metavar="RUN_DIR...")
+@click.option("--out", required=True, metavar="FILE", type=cli.Path(dir_okay=False), help="PNG file to write.")
 @click.option("--labels", type=cli.CommaList(), metavar="LIST", help="Names of the runs.  [default: method]")
 @click.option("--smooth", "weight", default=0.7, show_default=True, type=click.FloatRange(0, 1, max_open=True),
               help="Weight of the past in the curves of losses; 0 = as they are.")
@@ -91,6 +87,10 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     if any(name in c for c in curves for name in TASKS):
         title = "weighted tasks: real (solid), fake (dashed; features dotted)"
         panels.append((title, TASKS, weight))
+    import matplotlib    # takes a second, for which --help does not wait
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")  # draws into files, also where there is no display
     rows, columns = -(-len(panels) // PANELS_A_ROW), min(len(panels), PANELS_A_ROW)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
     for axis in axes.flat[len(panels):]:

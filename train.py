@@ -67,20 +67,17 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 
 @click.command(
     cls=cli.Command,
-    context_settings={
-        "show_default": True,
-        "max_content_width": 120,
-        "token_normalize_func": lambda name: name.replace("_", "-"),  # both spellings of every option are taken
-    },
+    context_settings={"show_default": True, "max_content_width": 120},
 )
-@general("--outdir", metavar="DIR", help="Where to make the run directory.")
+@general("--outdir", type=cli.Path(), metavar="DIR", help="Where to make the run directory.")
 @general("--gpus", type=int, metavar="INT", show_default="1, under torchrun as many as it started processes",
          help="Number of GPUs, or of processes with --device=cpu; a power of two.")
 @general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
 @general("--tick", type=float, metavar="KIMG", show_default="4", help="Length of a tick in thousands of images.")
 @general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
          help="Metrics of every snapshot, comma-separated, or none.")
-@general("--detector", metavar="PATH|URL", help="Feature net of the metrics.  [default: each metric's standard one]")
+@general("--detector", type=cli.Path(), metavar="PATH|URL",
+         help="Feature net of the metrics.  [default: each metric's standard one]")
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
@@ -88,11 +85,11 @@ BOOL = {"type": bool, "metavar": "BOOL"}
               "by the first of --metrics.")
 @general("--timeout", type=cli.FiniteFloat(min=0, min_open=True, max=1e6), metavar="SEC", default=600,
          help="How long processes wait for one that hangs.")
-@general("--outcome", metavar="FILE",
+@general("--outcome", type=cli.Path(), metavar="FILE",
          help="In the end, write the word finished or stopped to this file; what fails leaves none.")
 @general("-n", "--dry-run", is_flag=True,
          help="Print the options, parameter counts and memory, and stop; nothing is downloaded.")
-@data("--data", metavar="PATH", help="Training data: folder, zip, or folder of zips.")
+@data("--data", type=cli.Path(), metavar="PATH", help="Training data: folder, zip, or folder of zips.")
 @data("--cond", **BOOL, default=False, help="Train with the labels of the data set.")
 @data("--subset", type=int, metavar="N", show_default="all", help="Train with N images, drawn by --seed.")
 @data("--mirror", **BOOL, default=False, help="Add mirrored copies of the images.")
@@ -123,13 +120,13 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @method("--ggdr-res", type=int, metavar="RES", show_default="64; a quarter of images below 128",
         help="Resolution of the features that GGDR compares.")
 @method("--decoder-kernel", type=int, metavar="INT", show_default="1", help="Side of the decoder's convolutions.")
-@method("--perceptual", metavar="NAME|PATH|URL", show_default="lpips-vgg; lpips-alex for --recipe=released",
-        help="Perceptual net that compares images.")
+@method("--perceptual", type=cli.Path(), metavar="NAME|PATH|URL",
+        show_default="lpips-vgg; lpips-alex for --recipe=released", help="Perceptual net that compares images.")
 @nets("--cbase", type=int, metavar="INT", show_default="by --cfg", help="Channels at resolution r are cbase / r ...")
 @nets("--cmax", type=int, metavar="INT", show_default="by --cfg", help="... but at most cmax.")
 @nets("--map-depth", type=int, metavar="INT", show_default="by --cfg", help="Layers of the mapping network.")
 @nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
-@transfer("--resume", metavar="auto|noresume|PATH|URL|NAME", show_default="auto",
+@transfer("--resume", type=cli.Path(), metavar="auto|noresume|PATH|URL|NAME", show_default="auto",
           help="Go on with a run (its directory, or one of its training states; auto: the unfinished one in --outdir that "
                "the same command started, if there is one), or start from a network pickle, or one of "
                f"{', '.join(presets.RESUME_SOURCES)}.")

@@ -30,12 +30,30 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def check_finite(network: torch.nn.Module, name: str) -> None:
-    """Raises UserError, calling the network `name`, where weights are infinite or no numbers."""
-    for key, value in network.state_dict().items():
+_IMAGES = ("c_dim", "img_resolution", "img_channels", "init_kwargs")
+_LATENTS = ("z_dim", "w_dim", "mapping", "synthesis")
+_ATTRIBUTES = {"D": _IMAGES, "G": (*_IMAGES, *_LATENTS), "G_ema": (*_IMAGES, *_LATENTS)}
+
+
+def check_network(network: torch.nn.Module, source: str, key: str) -> None:
+    """See to it that a network of a file can be used.
+
+    Args:
+        network: Of this project's class or, where the file is trusted, of one that it defines.
+        source:  What messages call the file.
+        key:     Of the network in it: `G`, `D`, `G_ema` or `augment_pipe`.
+
+    Raises:
+        UserError: It is no such network, or weights are infinite or no numbers.
+    """
+    lacking = [name for name in _ATTRIBUTES.get(key, ()) if not hasattr(network, name)]
+    if lacking:
+        kind = type(network).__name__
+        raise UserError(f"{source}: {key} is of class {kind}, which can't be used: it has no {lacking[0]}")
+    for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
-            raise UserError(f"{name} holds weights that are not finite ({key}), so its training has diverged: take an "
-                            "earlier snapshot")
+            raise UserError(f"{source}: {key} holds weights that are not finite ({name}), so its training has "
+                            "diverged: take an earlier snapshot")
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

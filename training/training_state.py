@@ -11,10 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import torch
-
 from dnnlib.util import UserError, atomic_write
-from torch_utils import distributed
 
 FORMAT = 1                                  # Of what a state holds; another number is refused.
 PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})\.pkl")    # Of network pickles, by kimg.
@@ -59,6 +56,8 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
     Raises:
         OSError: It can't be written; what was there stays.
     """
+    import torch    # takes a second, for which --help does not wait
+
     path = Path(path)
     with atomic_write(path) as f:
         signed = _SignedWriter(f)
@@ -77,6 +76,8 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: It is not; it was written in another format; or it can't be read.
     """
+    import torch
+
     try:
         with open(path, "rb") as f:
             if not _is_whole(f):
@@ -106,6 +107,8 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     Raises:
         UserError: There is no good one.
     """
+    from torch_utils import distributed
+
     path = content = None
     if distributed.rank() == 0:
         _remove_leftovers(run_dir)
