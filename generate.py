@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
 
 import click
 from tqdm import tqdm
@@ -46,9 +46,12 @@ class Options(NamedTuple):
     seeds: list[int] | None
     projected_w: str | None
     reconstruct: tuple[str, ...]
+    fakes: int | None
+    max_images: int
     truncation_psi: float
     trunc_cutoff: int | None
     class_idx: int | None
+    label: list[float] | None
     noise_mode: str
     outdir: str | None
     image_format: str
@@ -62,24 +65,33 @@ class Options(NamedTuple):
     device: str | None
     trust_pickle: bool
 
+    @property
+    def rebuilds(self) -> bool:
+        return bool(self.reconstruct) or self.fakes is not None
+
 
 @click.command(cls=cli.Command)
 @cli.network_option
 @click.option("--seeds", type=cli.IntRanges(), help="Seeds of the images, e.g. 0,3,10-20")
-@click.option("--projected-w", type=click.Path(dir_okay=False),
+@click.option("--projected-w", type=cli.Path(dir_okay=False),
               help="Take w's, and noise maps if it holds some, from this .npz (key w) or .npy file")
-@click.option("--reconstruct", multiple=True, metavar="IMAGES",
+@click.option("--reconstruct", type=cli.Path(), multiple=True, metavar="IMAGES",
               help="Let D read images and G rebuild them (GLeaD networks): file, folder, zip or pattern like "
                    "'a/*.png'; may be given several times")
+@click.option("--fakes", type=click.IntRange(1, 100_000), metavar="N",
+              help="Let D read images that G makes of the seeds 0 to N-1, and G rebuild them")
+@click.option("--max-images", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+              help="Rebuild only the first N images of --reconstruct")
 @cli.trunc_option
 @click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
 @cli.class_option
+@cli.label_option
 @cli.noise_mode_option
-@click.option("--outdir", type=click.Path(file_okay=False), help="Where to write the images")
+@click.option("--outdir", type=cli.Path(file_okay=False), help="Where to write the images")
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
               help="Write all images into one grid.png too; of a video: places that show different keys")
-@click.option("--video", type=click.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
+@click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
               help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
                    "bare name lands in --outdir")
 @click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
@@ -104,10 +116,11 @@ def main(**options: Any) -> None:
       python generate.py --outdir=out --network=ffhq.pkl --projected-w=projected_w.npz
       python generate.py --video=walk.mp4 --network=ffhq.pkl --seeds=0-31 --grid=2x4 --trunc=0.7
       python generate.py --outdir=out --network=glead.pkl --reconstruct=photos
+      python generate.py --outdir=out --network=glead.pkl --fakes=16
     """
     opts = Options(**options)
     check_usage(opts)
-    if opts.reconstruct:
+    if opts.rebuilds:
         write_reconstructions(opts)
     elif opts.video is not None:
         write_video(opts)
@@ -117,22 +130,25 @@ def main(**options: Any) -> None:
 
 def check_usage(opts: Options) -> None:
     """Find contradictions before PyTorch is imported, and warn of options that have no effect."""
-    if (opts.seeds is not None) + (opts.projected_w is not None) + bool(opts.reconstruct) != 1:
-        raise click.UsageError("give either --seeds or --projected-w or --reconstruct")
-    if opts.outdir is None and (opts.video is None or opts.reconstruct):
+    if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
+        raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
+    if opts.outdir is None and (opts.video is None or opts.rebuilds):
         raise click.UsageError("Missing option '--outdir'.")
     if opts.outdir is not None:
         cli.check_outdir(opts.outdir)
     if opts.seeds is not None:
         cli.check_seeds("--seeds", opts.seeds)
-    latent_options = ["truncation_psi", "trunc_cutoff", "class_idx"]
+    latent_options = ["truncation_psi", "trunc_cutoff", "class_idx", "label"]
     video_options = ["interpolate", "frames_per_key", "fps", "lossless"]
     if opts.reconstruct:
-        ignored = [*latent_options, *video_options, "image_format", "grid", "video", "batch"]
-        cli.warn_unused(ignored, because="on --reconstruct")
-    elif opts.projected_w is not None:
+        cli.warn_unused(latent_options, because="on --reconstruct")
+    else:
+        cli.warn_unused(["max_images"], because="without --reconstruct")
+    if opts.projected_w is not None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
-    if not opts.reconstruct:
+    if opts.rebuilds:
+        cli.warn_unused([*video_options, "image_format", "grid", "video"], because="on reconstructions")
+    else:
         if opts.video is None:
             cli.warn_unused(video_options, because="without --video")
         else:
@@ -203,7 +219,7 @@ def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch
     """z's to ws, with the class and the truncation that were asked for."""
     from training.sampling import Truncation, map_latents
 
-    label = cli.class_label(G, opts.class_idx)
+    label = cli.pick_label(G, opts.class_idx, opts.label)
     truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
     batch = 1 if opts.noise_mode == "random" else opts.batch  # then all that is random belongs to the seed exactly
     return lambda z: map_latents(G, z, label=label, truncation=truncation, batch=batch)
@@ -290,56 +306,103 @@ def latent_paths(opts: Options, G: torch.nn.Module, latents: Latents, num_keys: 
 # Reconstructions.
 
 
+class Originals(NamedTuple):
+    """Some of the images that D reads."""
+
+    names: list[str]
+    img: torch.Tensor       # [N, C, R, R] in about [-1, 1].
+
+
 def write_reconstructions(opts: Options) -> None:
     import torch
 
     from torch_utils import misc
-    from training.input_images import InputImages
     from training.reconstruction import find_res_g, rebuild
-    from training.sampling import psnr, save_image
+    from training.sampling import psnr, save_image, to_pixels
 
     device = misc.pick_device(opts.device)
     G, D = load_pair(opts)
     res_g = find_res_g(G, D, name=opts.network_pkl)
-    images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels)
-    images.check()
-    check_writable(Path(opts.outdir, "image"))
     G, D = G.to(device), D.to(device)
-    pairs, errors, changed = [], [], {}
+    if opts.reconstruct:
+        num_images, originals = find_originals(opts, G)
+    else:
+        num_images, originals = opts.fakes, make_originals(opts, G, mapping(opts, G))
+    check_writable(Path(opts.outdir, "image"))
+    pairs, errors = [], []
     torch.manual_seed(0)  # of --noise-mode=random
-    with made_folder(opts.outdir), tqdm(images, unit="img", file=sys.stderr) as progress:
-        for image in progress:
-            rebuilt = rebuild(G, D, image.pixels[None], res_g=res_g, noise_mode=opts.noise_mode)
-            save_image(rebuilt.pixels[0], Path(opts.outdir, f"{image.name}-rec.png"))
-            errors.append((rebuilt.mse[0], psnr(image.pixels, rebuilt.pixels[0])))
-            tqdm.write(f"{image.name}: mse {errors[-1][0]:.5f}, psnr {errors[-1][1]:.2f} dB", file=sys.stdout)
-            if image.changes:
-                changed[image.changes] = changed.get(image.changes, 0) + 1
-            if len(pairs) < MAX_SHOWN:
-                pairs.append((image.pixels, rebuilt.pixels[0]))
+    with made_folder(opts.outdir), tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
+        for names, img in originals:
+            rebuilt = rebuild(G, D, img, res_g=res_g, noise_mode=opts.noise_mode)
+            for name, before, after, mse in zip(names, to_pixels(img), rebuilt.pixels, rebuilt.mse, strict=True):
+                save_image(after, Path(opts.outdir, f"{name}-rec.png"))
+                errors.append((mse, psnr(before, after)))
+                tqdm.write(f"{name}: mse {mse:.5f}, psnr {errors[-1][1]:.2f} dB", file=sys.stdout)
+                if len(pairs) < MAX_SHOWN:
+                    pairs.append((before, after))
+                progress.update()
         save_image(compare(pairs).pixels, Path(opts.outdir, "reconstructions.png"))
-    say_changes(changed, images)
     mse, decibels = (sum(values) / len(errors) for values in zip(*errors))
     click.echo(f"mean of {len(errors)}: mse {mse:.5f}, psnr {decibels:.2f} dB; images in {opts.outdir}")
+
+
+def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
+    """Those of --reconstruct, and their number; all of them are known to be good images when this returns."""
+    from training.input_images import InputImages
+
+    images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels,
+                         max_images=opts.max_images)
+    images.check()
+    if len(images) < images.num_found:
+        click.echo(f"Note: only the first {len(images)} of {images.num_found} images are rebuilt: --max-images takes "
+                   "more", err=True)
+    return len(images), read_originals(images, opts.batch)
+
+
+def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
+    """In batches; says in the end what was done to fit them."""
+    import numpy as np
+
+    from training.sampling import to_tensor
+
+    changed: dict[str, int] = {}
+    for begin in range(0, len(images), batch):
+        part = [images[index] for index in range(begin, min(begin + batch, len(images)))]
+        for image in part:
+            changed[image.changes] = changed.get(image.changes, 0) + 1
+        yield Originals([image.name for image in part], to_tensor(np.stack([image.pixels for image in part])))
+    size = f"{images.resolution}x{images.resolution}x{images.channels}"
+    for what, number in changed.items():
+        if what:
+            click.echo(f"Note: {number} of {len(images)} images made fit for {size}: {what}", err=True)
+
+
+def make_originals(
+    opts: Options, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[Originals]:
+    """What G makes of the seeds 0 to N - 1, as D sees it in training: not rounded to 8 bits."""
+    import torch
+
+    from training.sampling import seed_latents
+
+    for begin in range(0, opts.fakes, opts.batch):
+        seeds = range(begin, min(begin + opts.batch, opts.fakes))
+        with torch.no_grad():
+            img = G.synthesis(to_ws(seed_latents(seeds, G.z_dim)), noise_mode=opts.noise_mode)
+        yield Originals([f"seed{seed:04d}" for seed in seeds], img.to(torch.float32))
 
 
 def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
     """G and D of a pickle: that G by which D was trained, not the average; or the average where it has no other."""
     networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
     if networks["D"] is None:
-        raise UserError(f"{opts.network_pkl}: holds no D; --reconstruct needs a network pickle with the D of a GLeaD "
-                        "run (train.py --method=glead or glead+ggdr)")
+        raise UserError(f"{opts.network_pkl}: holds no D; rebuilding images needs a network pickle with the D of a "
+                        "GLeaD run (train.py --method=glead or glead+ggdr)")
     if networks["G"] is None and networks["G_ema"] is None:
         raise UserError(f"{opts.network_pkl}: holds neither G nor G_ema")
     if networks["G"] is None:
         cli.warn(f"{opts.network_pkl} holds no G, only its average: images are rebuilt by that")
     return networks["G"] or networks["G_ema"], networks["D"]
-
-
-def say_changes(changed: dict[str, int], images: InputImages) -> None:
-    side = f"{images.resolution}x{images.resolution}"
-    for what, number in changed.items():
-        click.echo(f"Note: {number} of {len(images)} images made fit for {side}x{images.channels}: {what}", err=True)
 
 
 def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Grid:

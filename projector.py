@@ -36,6 +36,7 @@ class Options(NamedTuple):
     save_video: bool
     perceptual: str
     class_idx: int | None
+    label: list[float] | None
     device: str | None
     trust_pickle: bool
 
@@ -48,12 +49,12 @@ class Target(NamedTuple):
 
 @click.command(cls=cli.Command)
 @cli.network_option
-@click.option("--target", multiple=True, metavar="IMAGES",
+@click.option("--target", type=cli.Path(), multiple=True, metavar="IMAGES",
               help="Image to project: file, folder, zip or pattern like 'a/*.png'; may be given several times")
 @click.option("--self-test", is_flag=True,
               help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir "
                    "may be left out")
-@click.option("--outdir", type=click.Path(file_okay=False),
+@click.option("--outdir", type=cli.Path(file_okay=False),
               help="Where to write the results; of several images, each in a folder of its own")
 @click.option("--num-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
               help="Steps of the optimisation")
@@ -61,9 +62,10 @@ class Target(NamedTuple):
               help="Of all that is random; the same seed gives the same result")
 @click.option("--save-video", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Write a video of the optimisation, beside the target")
-@click.option("--perceptual", default="lpips-vgg", show_default=True, metavar="NAME|PATH|URL",
+@click.option("--perceptual", type=cli.Path(), default="lpips-vgg", show_default=True, metavar="NAME|PATH|URL",
               help="What images are compared by: as train.py --perceptual, or mse")
 @cli.class_option
+@cli.label_option
 @cli.device_option
 @cli.trust_option
 def main(**options: Any) -> None:
@@ -90,7 +92,7 @@ def main(**options: Any) -> None:
 
     device = misc.pick_device(opts.device)
     G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
-    label = cli.class_label(G, opts.class_idx)
+    label = cli.pick_label(G, opts.class_idx, opts.label)
     targets = self_test_target(opts, G, label) if opts.self_test else find_targets(opts, G)
     if opts.outdir is not None:
         check_writable(Path(opts.outdir, "image"))

@@ -26,8 +26,9 @@ DEFAULT_STYLES = 7  # As in StyleGAN2-ADA: layers 0 to 6.
               help="Layers that are taken from the column, 0 = the coarsest  [default: 0-6, but not the last one]")
 @cli.trunc_option
 @cli.class_option
+@cli.label_option
 @cli.noise_mode_option
-@click.option("--outdir", type=click.Path(file_okay=False), required=True, help="Where to write the images")
+@click.option("--outdir", type=cli.Path(file_okay=False), required=True, help="Where to write the images")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
 @cli.device_option
 @cli.trust_option
@@ -38,6 +39,7 @@ def main(
     styles: list[int] | None,
     truncation_psi: float,
     class_idx: int | None,
+    label: list[float] | None,
     noise_mode: str,
     outdir: str,
     batch: int,
@@ -63,11 +65,11 @@ def main(
     G = cli.load_generator(network_pkl, trust=trust_pickle).to(target)
     layers = pick_layers(G, styles)
     check_grid(len(rows) + 1, len(cols) + 1, side=G.img_resolution, what=f"{len(rows)} rows and {len(cols)} columns")
-    label = cli.class_label(G, class_idx)
+    c = cli.pick_label(G, class_idx, label)
     check_writable(Path(outdir, "image"))
 
     seeds = list(dict.fromkeys(rows + cols))
-    ws = map_latents(G, seed_latents(seeds, G.z_dim), label=label, truncation=Truncation(truncation_psi), batch=1)
+    ws = map_latents(G, seed_latents(seeds, G.z_dim), label=c, truncation=Truncation(truncation_psi), batch=1)
     w = dict(zip(seeds, ws))
     pairs = list(dict.fromkeys([*((seed, seed) for seed in seeds), *((row, col) for row in rows for col in cols)]))
     grid = Grid(len(rows) + 1, len(cols) + 1, shape=(G.img_resolution, G.img_resolution, G.img_channels))

@@ -44,6 +44,7 @@ def networks(tmp_path_factory):
     small_networks.save(folder / "baseline.pkl", G=G, D=make_discriminator(decoder_res=None))
     small_networks.save(folder / "unfit.pkl", G=G, D=make_discriminator(decoder_out_channel=16))
     (folder / "text.pkl").write_text("not a pickle")
+    (folder / "linear.pkl").write_bytes(pickle.dumps({"G_ema": torch.nn.Linear(2, 2)}))
     return {path.stem: str(path) for path in folder.iterdir()}
 
 
@@ -81,11 +82,9 @@ def read(path):
 def expected_images(G, seeds, *, label=None, **options):
     """By the definition of a seed, one image at a time."""
     images = []
+    c = torch.zeros(1, G.c_dim) if label is None else torch.tensor([label], dtype=torch.float32)
     for seed in seeds:
         z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim)).float()
-        c = torch.zeros(1, G.c_dim)
-        if label is not None:
-            c[0, label] = 1
         img = G(z, c, noise_mode="const", **options)
         images.append((img * 127.5 + 128).clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).numpy())
     return images
@@ -128,9 +127,13 @@ def test_random_noise_belongs_to_the_seed(networks, tmp_path):
     assert not np.array_equal(read(tmp_path / "b/seed0002.png"), expected_images(make_generator(), [2])[0])
 
 
-def test_class_label(networks, tmp_path):
+def test_labels(networks, tmp_path):
     run_ok(tmp_path, f"--network={networks['classes']}", "--seeds=7", "--class=2", "--outdir=out")
-    assert_same_image(read(tmp_path / "out/seed0007.png"), expected_images(make_generator(c_dim=3), [7], label=2)[0])
+    expected = expected_images(make_generator(c_dim=3), [7], label=[0, 0, 1])[0]
+    assert_same_image(read(tmp_path / "out/seed0007.png"), expected)
+    run_ok(tmp_path, f"--network={networks['classes']}", "--seeds=7", "--label=0.5,-2, 1e-1", "--outdir=vector")
+    expected = expected_images(make_generator(c_dim=3), [7], label=[0.5, -2, 0.1])[0]
+    assert_same_image(read(tmp_path / "vector/seed0007.png"), expected)
 
 
 def test_class_label_of_an_unconditional_network_is_a_warning(networks, tmp_path):
@@ -154,7 +157,7 @@ def test_projected_w(networks, tmp_path, form):
         np.savez(tmp_path / "w.npz", w=ws.numpy())
     else:
         np.save(tmp_path / "w.npy", ws.numpy().astype(np.float64))
-    run_ok(tmp_path, f"--network={networks['plain']}", f"--projected-w=w.{form}", "--outdir=out", "--batch=2")
+    run_ok(tmp_path, f"--network={networks['plain']}", f"--projected_w=w.{form}", "--outdir=out", "--batch=2")
     assert sorted(os.listdir(tmp_path / "out")) == ["proj00.png", "proj01.png", "proj02.png"]
     img = (G.synthesis(ws, noise_mode="const") * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for idx in range(3):
@@ -217,7 +220,7 @@ def test_video_of_projected_ws_and_of_a_class(networks, tmp_path):
     assert len(read_video(tmp_path / "a.gif")) == 4
     options = ["--class=2", "--seeds=7,8", "--video=b.webp", "--lossless", "--interpolate=z"]
     run_ok(tmp_path, f"--network={networks['classes']}", *options, *common)
-    expected = expected_images(make_generator(c_dim=3), [7, 8], label=2)
+    expected = expected_images(make_generator(c_dim=3), [7, 8], label=[0, 0, 1])
     frames = read_video(tmp_path / "b.webp")
     assert_same_image(frames[0], expected[0])
     assert_same_image(frames[2], expected[1])
@@ -295,6 +298,36 @@ def test_reconstructions_are_what_d_and_g_make(networks, tmp_path, kind, res_g):
     assert lines[6].startswith("mean of 6: mse ") and len(lines) == 7 and "Note" not in result.stderr
 
 
+def test_reconstruct_has_a_limit_and_batches(networks, tmp_path):
+    """Batches of any size give the same: no group of minibatch standard deviation is too small."""
+    write_photos(tmp_path / "in")
+    options = [f"--network={networks['glead']}", "--reconstruct=in/square", "--reconstruct=in/wide.png"]
+    for batch in (1, 5):
+        result = run_ok(tmp_path, *options, f"--outdir={batch}", "--max-images=5", f"--batch={batch}")
+        assert "Note: only the first 5 of 7 images are rebuilt: --max-images takes more\n" in result.stderr
+    assert sorted(os.listdir(tmp_path / "5")) == [*(f"{index}-rec.png" for index in range(5)), "reconstructions.png"]
+    for index in range(5):
+        assert_same_image(read(tmp_path / f"5/{index}-rec.png"), read(tmp_path / f"1/{index}-rec.png"))
+
+
+def test_reconstructions_of_images_of_g(networks, tmp_path):
+    options = [f"--network={networks['glead_gray']}", "--label=0.2,0.8,0", "--trunc=0.7", "--batch=2"]
+    result = run_ok(tmp_path, *options, "--fakes=3", "--outdir=out")
+    names = [f"seed{seed:04d}-rec.png" for seed in range(3)]
+    assert sorted(os.listdir(tmp_path / "out")) == ["reconstructions.png", *names]
+    G, D = make_generator(c_dim=3, img_channels=1), make_discriminator(c_dim=3, img_channels=1)
+    z = torch.from_numpy(np.concatenate([np.random.RandomState(seed).randn(1, 8) for seed in range(3)])).float()
+    img = G(z, torch.tensor([[0.2, 0.8, 0]]).repeat(3, 1), truncation_psi=0.7, noise_mode="const")
+    rebuilt = reconstruct(G, D.run(img, torch.zeros(3, 3)), res_g=8, noise_mode="const")
+    grid = read(tmp_path / "out/reconstructions.png")
+    for index, (name, line) in enumerate(zip(names, result.stdout.splitlines(), strict=False)):
+        before, after = ((x[index, 0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy() for x in (img, rebuilt))
+        assert_same_image(grid[2:18, 2 + 18 * index:18 + 18 * index], before)
+        assert_same_image(read(tmp_path / "out" / name), after)
+        mse = float(line.split("mse ")[1].split(",")[0])
+        assert mse == pytest.approx((rebuilt[index] - img[index]).square().mean().item(), abs=2e-5)
+
+
 def test_images_are_made_fit_and_named(networks, tmp_path):
     write_photos(tmp_path / "in")
     sources = ["--reconstruct=in/*.bmp", "--reconstruct=in/wide.png", "--reconstruct=in/a.zip",
@@ -339,6 +372,14 @@ def make_bad_inputs(folder):
     np.save(folder / "nan.npy", np.full([1, 6, 12], np.nan, np.float32))
     np.save(folder / "text.npy", np.array([["a"]]))
     (folder / "junk.npz").write_bytes(b"PK\x03\x04junk")
+    with zipfile.ZipFile(folder / "bytes.npz", "w") as archive:
+        archive.writestr("w.npy", "no array")
+    with zipfile.ZipFile(folder / "large.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", b"")
+    content = (folder / "large.npz").read_bytes()   # the directory at its end announces 4 GB
+    start = content.index(b"PK\x01\x02") + 24
+    (folder / "large.npz").write_bytes(content[:start] + b"\0\0\0\xf0" + content[start + 4:])
+    os.mkfifo(folder / "pipe.npz")
     (folder / "code.npy").write_bytes(pickle.dumps([1, 2]))
     (folder / "file").write_text("a file, not a folder")
     (folder / "empty").mkdir()
@@ -362,15 +403,22 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--outdir=out", "--seeds=1", "--device=gpu"], 1, "--device=gpu can't be used here"),
         (["--network={classes}", "--outdir=out", "--seeds=1"], 1, "give --class, from 0 to 2"),
         (["--network={classes}", "--outdir=out", "--seeds=1", "--class=3"], 1, "--class=3 is out of range"),
+        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2"], 1, "--label has 2 numbers, the labels of"),
+        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2,3", "--class=1"], 1, "leave out one of them"),
+        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,,nan"], 2, "'' is not a valid float"),
         (["--network={no_ema}", "--outdir=out", "--seeds=1"], 1, "holds no G_ema"),
+        (["--network={linear}", "--outdir=out", "--seeds=1", "--trust-pickle"], 1, "of class Linear, which can't be used"),
         (["--network={text}", "--outdir=out", "--seeds=1"], 1, "a network pickle was expected"),
         (["--network=nothing.pkl", "--outdir=out", "--seeds=1"], 1, "can't open nothing.pkl: No such file"),
-        (["--network={plain}", "--outdir=out", "--projected-w=nothing.npz"], 1, "can't read nothing.npz: No such file"),
+        (["--network={plain}", "--outdir=out", "--projected-w=nothing.npz"], 1, "can't open nothing.npz: No such file"),
         (["--network={plain}", "--outdir=out", "--projected-w=other.npz"], 1, "holds v, no array 'w'"),
         (["--network={plain}", "--outdir=out", "--projected-w=shape.npy"], 1, "takes float32 [N, 6, 12]"),
         (["--network={plain}", "--outdir=out", "--projected-w=nan.npy"], 1, "not finite"),
         (["--network={plain}", "--outdir=out", "--projected-w=text.npy"], 1, "w is <U1 [1, 1]"),
         (["--network={plain}", "--outdir=out", "--projected-w=junk.npz"], 1, "neither .npz nor .npy"),
+        (["--network={plain}", "--outdir=out", "--projected-w=bytes.npz"], 1, "holds nothing, no array 'w'"),
+        (["--network={plain}", "--outdir=out", "--projected-w=large.npz"], 1, "arrays take more than 1 GiB"),
+        (["--network={plain}", "--outdir=out", "--projected-w=pipe.npz"], 1, "a device or pipe, not a file"),
         (["--network={plain}", "--outdir=out", "--projected-w=code.npy"], 1, "neither .npz nor .npy"),
         (["--network={plain}", "--outdir=out", "--seeds="], 2, "is no list of numbers"),
         (["--network={plain}", "--outdir=out", "--seeds=1", "--reconstruct=a.png"], 2, "give either --seeds or"),
@@ -385,7 +433,8 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--video=file/a.webp", "--seeds=1-4"], 1, "is not a folder"),
         (["--network={plain}", "--video=out/a.webp", "--seeds=1-4", "--fps=nan"], 2, "no finite number"),
         (["--network={glead}", "--reconstruct=file"], 2, "--outdir"),
-        (["--network={plain}", "--outdir=out", "--reconstruct=file"], 1, "holds no D; --reconstruct needs"),
+        (["--network={glead}", "--reconstruct=file", "--fakes=2", "--outdir=out"], 2, "give either --seeds or"),
+        (["--network={plain}", "--outdir=out", "--reconstruct=file"], 1, "holds no D; rebuilding images needs"),
         (["--network={baseline}", "--outdir=out", "--reconstruct=file"], 1, "with heads for G; this one has none"),
         (["--network={ggdr}", "--outdir=out", "--reconstruct=file"], 1, "without heads for G, as GGDR has it"),
         (["--network={unfit}", "--outdir=out", "--reconstruct=file"], 1, "they don't belong together"),

@@ -102,7 +102,7 @@ def test_files_of_a_target(networks, tmp_path):
 
 def test_several_targets_for_a_class(networks, tmp_path):
     write_photos(tmp_path / "in")
-    result = run(tmp_path, f"--network={networks['classes']}", "--class=1", "--perceptual=mse", "--num-steps=2",
+    result = run(tmp_path, f"--network={networks['classes']}", "--label=0,1,0", "--perceptual=mse", "--num-steps=2",
                  "--target=in", "--outdir=out", "--save-video=false")
     assert result.exit_code == 0, result.stderr
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["a", "b"]

@@ -86,7 +86,7 @@ def test_all_layers_give_the_columns_image(networks, tmp_path, noise_mode):
 
 
 def test_labels_gray_seeds_given_twice_and_default_layers(networks, tmp_path):
-    options = ["--rows=1,1,2", "--cols=2,3", "--class=1", "--outdir=out"]
+    options = ["--rows=1,1,2", "--cols=2,3", "--label=0,1,0", "--outdir=out"]
     result = run(tmp_path, f"--network={networks['classes']}", *options)
     assert result.exit_code == 0 and "layers 0,1,2,3,4 are" in result.stdout
     G = make_generator(c_dim=3, img_channels=1)

@@ -1,6 +1,7 @@
 """Users' own images as networks take them: found in files, folders, zips and globs, opened, cropped and scaled."""
 
 import glob
+import itertools
 import os
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
@@ -35,20 +36,27 @@ class InputImages:
         paths:      Image files, folders, zips (as datasets have them), or patterns such as `photos/*.png`.
         resolution: Side of the images that the network takes.
         channels:   1 or 3.
+        max_images: Take only the first so many; `num_found` says how many there are.
 
     Raises:
         UserError: A path leads to nothing, or to something else.
     """
 
-    def __init__(self, paths: Sequence[str], *, resolution: int, channels: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], *, resolution: int, channels: int, max_images: int | None = None
+    ) -> None:
         self.resolution = resolution
         self.channels = channels
+        self.num_found = 0
         self._sources: list[_Source] = []
         taken: set[str] = set()
         for path in (match for path in paths for match in _expand(path)):
             is_set = os.path.isdir(path) or path.lower().endswith(".zip")
             files = open_image_files(path, by_content=True) if is_set else None
-            for index, name in enumerate([path] if files is None else files.names):
+            names = [path] if files is None else files.names
+            self.num_found += len(names)
+            room = None if max_images is None else max_images - len(self)
+            for index, name in enumerate(itertools.islice(names, room)):
                 self._sources.append(_Source(_unique(Path(name).stem, taken), path, files, index))
 
     def __len__(self) -> int:

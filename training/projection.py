@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, open_url
 
 from .perceptual import PerceptualLoss
 from .sampling import map_latents
@@ -18,6 +18,7 @@ Tensor = torch.Tensor
 COMPARED_RES = 256         # Larger images are scaled down to it before they are compared.
 _SMALLEST_NOISE = 8         # Noise pyramids go down to this resolution.
 _NOISE_SUFFIX = "noise_const"
+_MAX_BYTES = 1 << 30         # Of the arrays in a file; a compressed one may announce far more than it holds.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +198,15 @@ def load_projected_w(path: str | os.PathLike, G: torch.nn.Module) -> ProjectedW:
 
 
 def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as f:
+    with open_url(path) as f:
+        try:
             content = np.load(f, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return {"w": content}
-            return {name: content[name] for name in content.files}
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or 'neither .npz nor .npy'}") from e
-    except Exception as e:  # zipfile, zlib and NumPy's own parser each have errors of their own
-        raise UserError(f"can't read {path}: neither .npz nor .npy, or damaged ({type(e).__name__})") from e
+            large = sum(entry.file_size for entry in content.zip.infolist()) > _MAX_BYTES
+            arrays = {} if large else {name: content[name] for name in content.files}
+        except Exception as e:  # zipfile, zlib and NumPy's own parser each have errors of their own
+            raise UserError(f"can't read {path}: neither .npz nor .npy, or damaged ({type(e).__name__})") from e
+    if large:
+        raise UserError(f"{path}: its arrays take more than {_MAX_BYTES >> 30} GiB: give it in parts")
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}

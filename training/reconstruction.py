@@ -7,7 +7,7 @@ import torch
 
 from dnnlib.util import UserError
 
-from .sampling import to_pixels, to_tensor
+from .sampling import to_pixels
 from .tasks import reconstruct
 
 
@@ -38,25 +38,23 @@ def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
 
 @torch.no_grad()
 def rebuild(
-    G: torch.nn.Module, D: torch.nn.Module, pixels: np.ndarray, *, res_g: int, noise_mode: str = "const"
+    G: torch.nn.Module, D: torch.nn.Module, img: torch.Tensor, *, res_g: int, noise_mode: str = "const"
 ) -> Reconstruction:
     """Let D read images and G rebuild them (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
 
     Neither the other images nor labels play a part: the decoder reads the features of D's blocks, whereas minibatch
-    standard deviation and the label come in after these, on the way to the realness score. One image at a time is
-    simplest, because a batch would have to be a multiple of the group of the former.
+    standard deviation and the label come in after these, on the way to the realness score.
 
     Args:
         G, D:       Networks in eval mode on one device.
-        pixels:     uint8 [N, R, R, C].
+        img:        float32 [N, C, R, R] in about [-1, 1], on any device.
         res_g:      What `find_res_g` gave.
         noise_mode: Of G.
     """
-    device = next(D.parameters()).device
-    c = torch.zeros(1, D.c_dim, device=device)
-    rebuilt, mse = [], []
-    for img in to_tensor(pixels).to(device).split(1):
-        result = reconstruct(G, D.run(img, c), res_g=res_g, noise_mode=noise_mode)
-        rebuilt.append(to_pixels(result))
-        mse.append((result.double() - img).square().mean().item())
-    return Reconstruction(np.concatenate(rebuilt), np.array(mse))
+    img = img.to(next(D.parameters()).device)
+    n, mbstd = len(img), D.b4.mbstd
+    group = 1 if mbstd is None else min(mbstd.group_size or n, n)
+    whole_groups = img[torch.arange(-(-n // group) * group) % n]  # what minibatch standard deviation asks for
+    out = D.run(whole_groups, torch.zeros(len(whole_groups), D.c_dim, device=img.device))
+    rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:n]
+    return Reconstruction(to_pixels(rebuilt), (rebuilt.double() - img).square().mean(dim=[1, 2, 3]).cpu().numpy())
