@@ -2,15 +2,23 @@
 
     with dnnlib.util.open_url(network_pkl) as f:
         G = legacy.load_network_pkl(f)["G_ema"].to(device)
+
+As a command, `legacy.py --source --dest` rewrites an old network pickle as StyleGAN2-ADA's does.
 """
 
+from __future__ import annotations
+
 import os
-from typing import Any, BinaryIO, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Sequence
 
-import torch
+import click
 
-from dnnlib.util import EasyDict, open_url
-from torch_utils.network_formats import read_networks
+import cli
+from dnnlib.util import EasyDict, UserError, check_writable, made_folder, open_url
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    import torch
 
 __all__ = ["load_network_pkl"]
 
@@ -42,6 +50,8 @@ def load_network_pkl(
         UserError: The file can't be read, holds no networks, asks for globals that are refused (`trust` is the way
             to accept them), or holds networks of another architecture.
     """
+    from torch_utils.network_formats import read_networks
+
     if isinstance(f, (str, os.PathLike)):
         with open_url(f) as file:
             return load_network_pkl(file, force_fp16, trust=trust, only=only)
@@ -55,6 +65,8 @@ def load_network_pkl(
 
 def _with_fp16(network: torch.nn.Module) -> torch.nn.Module:
     """The same network, built anew with four float16 resolutions and the clamp that float16 needs."""
+    import torch
+
     kwargs = network.init_kwargs
     target = kwargs.setdefault("synthesis_kwargs", EasyDict()) if hasattr(network, "synthesis") else kwargs
     target.update(num_fp16_res=4, conv_clamp=256)
@@ -65,3 +77,41 @@ def _with_fp16(network: torch.nn.Module) -> torch.nn.Module:
     for new, old in zip(result.parameters(), network.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     return result
+
+
+@click.command(cls=cli.Command)
+@click.option("--source", type=cli.Path(), metavar="PATH|URL", required=True, help="Networks, of any format")
+@click.option("--dest", type=cli.Path(dir_okay=False), metavar="PATH", required=True, help="Network pickle to write")
+@click.option("--force-fp16", type=bool, default=False, show_default=True, metavar="BOOL",
+              help="Let the four highest resolutions run in float16 on CUDA devices")
+@click.option("--overwrite", is_flag=True, help="Replace --dest")
+@cli.trust_option
+def main(source: str, dest: str, force_fp16: bool, overwrite: bool, trust_pickle: bool) -> None:
+    """Rewrite an old network pickle, TensorFlow's too, as this project, StyleGAN2-ADA and StyleGAN3 read them.
+
+    convert.py does the same, compares images before and after, and knows other formats.
+
+    \b
+    Example:
+      python legacy.py --source=stylegan2-cat-config-f.pkl --dest=stylegan2-cat-config-f-pt.pkl
+    """
+    if not dest:
+        raise UserError("--dest is empty: give the name of a file")
+    if os.path.lexists(dest) and not overwrite:
+        raise UserError(f"--dest={dest} exists: --overwrite replaces it")
+    check_writable(dest)
+    with cli.shown_warnings():
+        networks = load_network_pkl(source, force_fp16, trust=trust_pickle)
+    from torch_utils import misc
+    from torch_utils.network_pickle import save_network_pkl
+
+    found = {key: value for key, value in networks.items() if value is not None}
+    for key in found.keys() - {"training_set_kwargs"}:
+        misc.check_network(found[key], source, key)
+    with made_folder(Path(dest).parent):
+        save_network_pkl(dest, found)
+    click.echo(f"{dest}: {', '.join(found)}")
+
+
+if __name__ == "__main__":
+    main()
