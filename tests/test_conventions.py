@@ -1,11 +1,18 @@
 """Rules of the source tree that keep it easy to change: who may import whom, sizes, no dummy terms."""
 
 import ast
+import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+
+import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["dnnlib", "torch_utils", "metrics", "training"]  # each may import what stands before it
@@ -72,3 +79,35 @@ def test_bundled_golden_numbers_are_those_of_the_full_set(shared):
         assert set(ours.files) <= set(full.files)
         for key in ours.files:
             np.testing.assert_array_equal(ours[key], full[key], err_msg=f"{path.name}: {key}")
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path.stem != "cli"], ids=lambda p: p.stem)
+def test_help_and_wrong_usage_do_not_wait_for_pytorch(path, tmp_path):
+    """Of a second, PyTorch alone would take two."""
+    for slow in ("torch", "matplotlib", "scipy"):
+        (tmp_path / f"{slow}.py").write_text(f"raise SystemExit('{slow} is imported')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for args, status in (["--help"], 0), ([], 2):
+        result = subprocess.run([sys.executable, str(path), *args], env=env, capture_output=True, text=True)
+        assert result.returncode == status and "Usage: " in result.stdout + result.stderr, result.stderr
+
+
+def test_command_lines_treat_names_alike():
+    """Of options, with `-` or `_`, and of files: `~` is expanded, and what is not UTF-8 is refused."""
+    commands = [command for path in COMMANDS for command in vars(importlib.import_module(path.stem)).values()
+                if isinstance(command, click.Command)]
+    assert len(commands) >= 11 and all(isinstance(command, cli.Command) for command in commands)
+    for param in (param for command in commands for param in command.params):
+        named = re.search(r"PATH|DIR|FILE|FOLDER|ZIP|IMAGES", param.metavar or "")
+        assert isinstance(param.type, cli.Path) == bool(named or isinstance(param.type, click.Path)), param.name
+
+
+def test_names_of_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [cli.Path().convert(name, None, None) for name in ("~/a.pkl", "~", "a~", "https://b/~c", "lpips-vgg")] == [
+        f"{tmp_path}/a.pkl", str(tmp_path), "a~", "https://b/~c", "lpips-vgg"]
+    with pytest.raises(click.BadParameter, match=r"'\\udce9.pkl' is not UTF-8: rename the file or folder"):
+        cli.Path().convert(os.fsdecode(b"\xe9.pkl"), None, None)
+    with pytest.raises(cli.UserError, match=r"'x \\udce9.png' holds the name of a file that is not UTF-8"):
+        with cli.plain_errors():
+            "x \udce9.png".encode()

@@ -13,9 +13,9 @@ import PIL.Image
 import pytest
 import torch
 
-import feature_net
-from feature_net import FeatureNet, LabelledImages, TrainingOptions
 from torch_utils.feature_nets import load_torchscript, read_metadata
+from training import classifier_training
+from training.classifier_training import FeatureNet, LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def test_same_seed_gives_the_same_net(tmp_path):
     rng = np.random.RandomState(0)
     images = torch.from_numpy(rng.randint(0, 256, (40, 3, 8, 8)).astype(np.uint8))
     data = LabelledImages(images, torch.arange(40) % 2, 2, "noise")
-    nets = [feature_net.train(data, torch.arange(40), TrainingOptions(
+    nets = [classifier_training.train(data, torch.arange(40), TrainingOptions(
         epochs=2, width=4, batch_size=16, lr=1e-3, seed=seed, holdout=0.1), torch.device("cpu")) for seed in (1, 1, 2)]
     first, second, other = (net(images, return_features=True) for net in nets)
     assert torch.equal(first, second) and not torch.allclose(first, other)
@@ -165,7 +165,7 @@ def test_gradient_agrees_with_finite_differences():
 def test_augment_keeps_what_an_image_shows():
     img = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     img[:, :, 6:10, 6:10] = 255  # a bright square in the middle stays one, and no pixel moves farther than 2
-    out = feature_net.augment(img, torch.Generator().manual_seed(0))
+    out = classifier_training.augment(img, torch.Generator().manual_seed(0))
     assert out.shape == img.shape and out.dtype == torch.float32
     assert out.min() >= 0 and out.max() <= 255
     bright = out.mean(dim=1) > 128  # [N, R, R]
@@ -177,7 +177,7 @@ def test_augment_keeps_what_an_image_shows():
 
 @pytest.mark.parametrize("count, holdout, expected", [(10, 0.1, 1), (1000, 0.25, 250), (2, 0.01, 1), (3, 0.5, 2)])
 def test_split(count, holdout, expected):
-    train, test = feature_net.split(count, holdout, seed=0)
+    train, test = classifier_training.split(count, holdout, seed=0)
     assert len(test) == expected
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(count))
 
@@ -221,4 +221,4 @@ def test_wrong_usage(tmp_path):
 
 @pytest.mark.parametrize("progress, share", [(0, 0), (0.125, 0.5), (0.25, 1), (0.625, 0.5), (1, 0)])
 def test_learning_rate_schedule(progress, share):
-    assert feature_net._one_cycle(progress) == pytest.approx(share)
+    assert classifier_training._one_cycle(progress) == pytest.approx(share)
