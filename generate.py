@@ -374,7 +374,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
     size = f"{images.resolution}x{images.resolution}x{images.channels}"
     for what, number in changed.items():
         if what:
-            click.echo(f"Note: {number} of {len(images)} images made fit for {size}: {what}", err=True)
+            tqdm.write(f"Note: {number} of {len(images)} images made fit for {size}: {what}", file=sys.stderr)
 
 
 def make_originals(

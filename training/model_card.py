@@ -298,7 +298,7 @@ def _cell(value: Any) -> str:
     """On one line, and as text: what it may hold of Markdown and HTML is escaped, for much of it comes from files."""
     text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     text = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+    return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", r"\\\g<0>", text)
 
 
 def _code(name: str) -> str:

@@ -200,6 +200,10 @@ def test_trust_runs_the_source_in_the_file(tmp_path, capsys):
     content = {"G_ema": Foreign("Odd", {"training": False, "_parameters": {}, "_buffers": {}, "_modules": {}}, source=source)}
     assert type(load(content, trust=True)["G_ema"]).__name__ == "Odd"
     assert capsys.readouterr().out == "source runs\n"
+    content = {"G_ema": Foreign("Odd", {}, source="import torch_utils.ops.odd")}
+    with pytest.raises(UserError, match="'Odd', which this project doesn't define; the source code .* can't run here$"), \
+            pytest.warns(UserWarning, match="No module named 'torch_utils.ops.odd'"):
+        load(content, trust=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

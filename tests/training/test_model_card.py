@@ -89,7 +89,7 @@ def test_what_comes_from_files_is_text():
     G = Generator(8, 3, 16, 8, 1, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=SMALL)
     card = model_card.render({"G_ema": G}, [file], origin=file, run=run, difference=None)
     text, snippets = card.split("## Sampling")
-    safe = ("\\!\\[a\\](http://b) &lt;b>x&lt;/b> \\`c\\` \\*d\\* \\_e\\_ \\~\\~f\\~\\~ \\$g\\$ &amp;lt; \\| "
+    safe = ("\\!\\[a\\](http\\://b) &lt;b>x&lt;/b> \\`c\\` \\*d\\* \\_e\\_ \\~\\~f\\~\\~ \\$g\\$ &amp;lt; \\| "
             "\\\\h")
     assert text.count(safe) == 6 and "\u202e" not in card and "a\\`b; rm -rf \\[x\\](y) \".onnx" in text
     left = text.replace(safe, "").replace("a\\`b; rm -rf \\[x\\](y)", "")
