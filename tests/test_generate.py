@@ -440,7 +440,7 @@ def make_bad_inputs(folder):
         (["--network={unfit}", "--outdir=out", "--reconstruct=file"], 1, "they don't belong together"),
         (["--network={glead}", "--outdir=out", "--reconstruct=nothing.png"], 1, "nothing.png: there is no such file"),
         (["--network={glead}", "--outdir=out", "--reconstruct=*.bmp"], 1, "*.bmp: no file fits this pattern"),
-        (["--network={glead}", "--outdir=out", "--reconstruct=file"], 1, "file is no image: expected one of .png"),
+        (["--network={glead}", "--outdir=out", "--reconstruct=file"], 1, "file can't be decoded: replace or remove it"),
         (["--network={glead}", "--outdir=out", "--reconstruct=cut.png"], 1, "cut.png can't be decoded"),
         (["--network={glead}", "--outdir=out", "--reconstruct=empty"], 1, "no images in empty"),
     ],
