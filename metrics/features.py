@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.util import atomic_write, cache_dir, num_cores
+from dnnlib.util import atomic_write, cache_dir
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import generate_uint8
+from torch_utils.image_reader import ImageReader
 
 _CACHE_VERSION = 1  # goes up when the meaning of a cached file changes
 
@@ -50,8 +50,8 @@ def _read_real(
     stats = FeatureStats(**keep)
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
-        with shared_failure(opts), track(opts, "real", num_items) as done:
-            for img in _load_images(dataset, indices, opts):
+        with shared_failure(opts), track(opts, "real", num_items) as done, _load_images(dataset, indices, opts) as read:
+            for _, img in read:
                 stats.append(net(img.to(opts.device, non_blocking=True)))
                 done(len(img) * opts.num_gpus)
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
@@ -91,32 +91,10 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
     return stats
 
 
-def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.utils.data.DataLoader:
-    """Batches of uint8 [N, C, H, W]."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        sampler=indices,
-        batch_size=opts.batch_size,
-        num_workers=min(opts.workers, num_cores()) if len(indices) > opts.batch_size else 0,
-        collate_fn=_stack_images,
-        worker_init_fn=_end_quietly,
-        pin_memory=opts.device.type == "cuda",
-    )
-
-
-def _end_quietly(worker_id: int) -> None:
-    """Leave signals that go to a whole group to the process that started this one, and say nothing when it breaks off.
-
-    What fails here while an image is read is handed over, and does not come to the hook.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    show = sys.excepthook
-    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else show(kind, *error)
-
-
-def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([img for img, _label in items]))
+def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> ImageReader:
+    batches = (indices[start:start + opts.batch_size] for start in range(0, len(indices), opts.batch_size))
+    return ImageReader(dataset, batches, batch_size=opts.batch_size, pin_memory=opts.device.type == "cuda",
+                       num_workers=opts.workers if len(indices) > opts.batch_size else 0)
 
 
 def _cache_path(dataset: Any, net: FeatureNet, **protocol: Any) -> tuple[Path, str]:

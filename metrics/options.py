@@ -18,8 +18,8 @@ ProgressFn = Callable[[str, int, int], None]
 class MetricOptions:
     """One evaluation of one metric.
 
-    `dataset` and `G` are duck-typed. A dataset has `len()`, `[i] -> (uint8 [C, H, W], label)`, `get_label(i)`,
-    `replace(max_size=..., xflip=...)` and `fingerprint`; G is called as `G(z, c, noise_mode=...)` and has `z_dim`,
+    `dataset` and `G` are duck-typed. A dataset has `len()`, `image_shape`, `images(indices)`, `get_label(i)`,
+    `replace(max_size=..., xflip=...)` and `fingerprint`, as `training.dataset.ImageFolderDataset` has; G is called as `G(z, c, noise_mode=...)` and has `z_dim`,
     `c_dim`, `mapping` and `synthesis`.
     """
 

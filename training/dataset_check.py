@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dnnlib.reader_pool import ReaderPool
 from dnnlib.util import UserError, format_time, num_cores
 from training.dataset import NUM_CHANNELS
 from training.image_files import (
     MAX_RESOLUTION, METADATA_NAME, MIN_RESOLUTION, ChecksumError, FolderFiles, ImageFiles, ZipFiles, check_readable,
     find_shards, is_image, is_label_entry, label_problem, parse_labels, read_record, walk,
 )
-from training.reader_pool import ReaderPool
 from training.zip_directory import ZipDirectory, open_directory, shown
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import types
 import warnings
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class ArrayDataset:
     def __getitem__(self, i):
         img = self._images[i % self._num_raw]
         return (img[:, :, ::-1] if i >= self._num_raw else img), self.get_label(i)
+
+    def images(self, indices):
+        return types.SimpleNamespace(read=lambda position: self[indices[position]][0])
 
     def get_label(self, i):
         return self._labels[i % self._num_raw].copy()
