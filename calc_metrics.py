@@ -77,7 +77,7 @@ class Options:
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
-@click.option("--table", is_flag=True, help="Print the results, of a run the best ones, beside published ones too.")
+@click.option("--table", is_flag=True, help="Print the results, of a run the best ones, above published ones on the same data set.")
 @click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress on stderr.")
 def main(**options: Any) -> None:
     """Calculate quality metrics of a network pickle, or of all pickles of a run.
@@ -125,7 +125,7 @@ def score_pickle(opts: Options) -> None:
     else:
         results = measure_pickle(opts, G, dataset, protocol, device)
     if opts.table:
-        print(format_table(results, dataset_name=dataset.name))
+        print(format_table(results, dataset=dataset))
 
 
 def score_run(opts: Options) -> None:
@@ -151,12 +151,12 @@ def score_run(opts: Options) -> None:
         num_scored = len(book.complete() - before)
         click.echo(f"Stopped; {num_scored} pickle(s) scored. The same command scores the others.", err=True)
         raise click.exceptions.Exit(1) from None
-    print_table(opts, book, dataset_name=dataset.name)
+    print_table(opts, book, dataset)
     if broken:
         raise click.exceptions.Exit(1)  # which ones was said
 
 
-def print_table(opts: Options, book: ScoreBook, *, dataset_name: str) -> None:
+def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> None:
     """All scores of a run; with --table those of its best pickle beside published ones."""
     from metrics.published import format_table
     from training.run_scores import ScoreTable
@@ -166,7 +166,7 @@ def print_table(opts: Options, book: ScoreBook, *, dataset_name: str) -> None:
     best = table.best(table.first) if table.first is not None else None
     if opts.table and best is not None:
         print(f"\nThe best by {table.first}: {best.name}")
-        print(format_table(best.results, dataset_name=dataset_name))
+        print(format_table(best.results, dataset=dataset))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from metrics import metric_main
 from metrics.features import generated_stats, real_stats
 from metrics.detectors import load_feature_net
 from metrics.options import MetricOptions
-from metrics.published import format_table, published_for, score_of
 from metrics.sampling import draw, generate_uint8
 from reference_generator import random_generator
 from torch_utils import distributed
@@ -342,19 +341,6 @@ def test_real_images_are_looked_at_once(G, dataset, detector, monkeypatch):
     assert again.results == first.results
     with pytest.raises(pytest.fail.Exception):  # other images have other statistics
         metric_main.calc_metric("fid1k", dataset=dataset.replace(xflip=not dataset.xflip), kept_real=kept, **options)
-
-
-def test_tables_put_published_figures_beside_measured_ones():
-    assert score_of("pr50k3_full_recall@net") == "recall" and score_of("fid5k_full") == "fid"
-    assert score_of("is50k_std") is None and score_of("is50k_mean") == "is"
-    assert {row.dataset for row in published_for("lsun-church-256x256")} == {"LSUN Church"}
-    assert {row.dataset for row in published_for("cifar10")} == {"CIFAR-10"}
-    assert len({row.dataset for row in published_for("my-photos")}) > 5
-    table = format_table({"fid5k_full@net": 12.345}, dataset_name="church256")
-    assert "fid5k_full@net  12.3450" in table and "not comparable" in table
-    assert re.search(r"LSUN Church +GLeaD +2\.82 +GLeaD \(arXiv 2212\.03752\), Table 1", table)
-    assert "Bedroom" not in table
-    assert "not comparable" not in format_table({"pr50k3_full_precision": 0.5}, dataset_name="ffhq256")
 
 
 def _in_process(rank, num_gpus, port, folder, queue):
