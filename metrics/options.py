@@ -2,16 +2,44 @@
 
 import contextlib
 import dataclasses
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 
 import torch
-from tqdm import tqdm
 
 from dnnlib.util import UserError
+from metrics.progress import ScoreBar
 from torch_utils import distributed
 
-ProgressFn = Callable[[str, int, int], None]
-"""Called with (stage, done, total), for example ("fid50k_full generated", 640, 50000)."""
+
+class ImageSet(NamedTuple):
+    """Images that a metric looks at."""
+
+    kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
+    count: int | None = None                        # At most so many, the first ones; None = all.
+
+    def find(self, dataset: Any) -> tuple[Any, int]:
+        """The real images: a data set, and how many of its first items."""
+        options = {"xflip": False} if self.kind == "all real" else {}
+        dataset = dataset.replace(max_size=None, **options)
+        return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
+
+    def resolved(self, dataset: Any) -> "ImageSet":
+        """The same with the count that there is."""
+        return self if self.kind == "generated" else self._replace(count=self.find(dataset)[1])
+
+
+class Shared:
+    """What several metrics of one generator have in common: make one for each generator.
+
+    Args:
+        metrics: Names of all that will be calculated, in their order.
+        waiting: How many generators will be scored likewise afterwards; an estimate of the time counts them in.
+    """
+
+    def __init__(self, metrics: Sequence[str], *, waiting: int = 0):
+        self.metrics, self.waiting = tuple(metrics), waiting
+        self.generated: dict = {}   # Statistics of generated images.
+        self.is_planned = False     # Whether the time that all will take has been estimated.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +61,10 @@ class MetricOptions:
     seed: int = 0                               # Keys latents, labels, noise, subsets.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
-    shared: dict | None = None                  # Generated features that metrics of one G share; one dict for each G.
+    shared: Shared | None = None                # What metrics of one G have in common.
     kept_real: dict | None = None               # Statistics of real images, kept in memory for evaluations to come.
-    progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
+    wanted: frozenset[ImageSet] = frozenset()   # Whose features this metric or a later one needs, by the same net.
+    progress: ScoreBar | None = None
 
 
 @contextlib.contextmanager
@@ -59,20 +88,9 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def track(opts: MetricOptions, stage: str, total: int, *, unit: str = "img") -> Iterator[Callable[[int], None]]:
+def track(opts: MetricOptions, stage: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to be called with the number of items (of all processes together) just done."""
-    label = f"{opts.metric} {stage}"
-    show: ProgressFn = opts.progress if callable(opts.progress) else lambda stage, done, total: None
-    use_bar = opts.progress is True and opts.rank == 0
-    done = 0
-    with tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not use_bar) as bar:
-
-        def update(count: int) -> None:
-            nonlocal done
-            count = min(count, total - done)  # the processes' shares may differ by one item
-            done += count
-            bar.update(count)
-            if opts.rank == 0:
-                show(label, done, total)
-
-        yield update
+    if opts.progress is None:
+        yield lambda count: None
+    else:
+        yield opts.progress.start(f"{opts.metric} {stage}", total)

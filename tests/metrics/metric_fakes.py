@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import types
 import warnings
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class ArrayDataset:
         return (img[:, :, ::-1] if i >= self._num_raw else img), self.get_label(i)
 
     def images(self, indices):
-        return types.SimpleNamespace(read=lambda position: self[indices[position]][0])
+        return ArrayImages(np.stack([self[i][0] for i in indices]))
 
     def get_label(self, i):
         return self._labels[i % self._num_raw].copy()
@@ -53,6 +52,16 @@ class ArrayDataset:
     def fingerprint(self):
         content = self._images.tobytes() + self._labels.tobytes() + repr((self.max_size, self.xflip)).encode()
         return hashlib.sha256(content).hexdigest()
+
+
+class ArrayImages:
+    """Some of the images, for `dnnlib.reader_pool.read_images`."""
+
+    def __init__(self, items):
+        self.items, self.flips, self.shape = items, [False] * len(items), items.shape[1:]
+
+    def read(self, position):
+        return self.items[position]
 
 
 def random_images(n, *, seed=0, resolution=16, channels=3):
