@@ -340,8 +340,8 @@ def calculation(
 
 def warn_if_long(sec: float) -> None:
     if sec > _LONG_SEC:
-        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and metrics of "
-                 "fewer images, such as fid5k_full, give a first impression")
+        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and metrics "
+                 "of fewer images, such as fid5k_full, give a first impression")
 
 
 def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Processes that read images: small, quick to start, and gone when the main process is.
 
 They are Python's own ProcessPoolExecutor, in interpreters started anew that import neither PyTorch nor the main script.
-What they import of this project must not import PyTorch either. Signals that go to a whole group, from a terminal or a job
-scheduler, are left to the main process; readers end with it, however it ends.
+What they import of this project must not import PyTorch either. Signals that go to a whole group, from a terminal or a
+job scheduler, are left to the main process; readers end with it, however it ends.
 """
 
 import contextlib

@@ -49,7 +49,7 @@ def _registry() -> dict[str, Metric]:
     inception = {"standard_net": detectors.INCEPTION_URL, "output": "features"}
     for count in SIZES:
         for suffix in ("_full", ""):
-            def add(name: str, compute: Callable[..., dict[str, float]], limit: int | None = None, **entry: Any) -> None:
+            def add(name: str, compute: Callable[..., Any], limit: int | None = None, **entry: Any) -> None:
                 images = ImageSet("all real", limit) if suffix else ImageSet("real", count * 1000)
                 registry[name + suffix] = Metric(
                     compute=functools.partial(compute, images=images, num_gen=count * 1000), images=images,
@@ -184,7 +184,7 @@ def calc_metric(
     with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
         with shared_failure(opts):
             if opts.progress is not None and not shared.is_planned:
-                opts.progress.plan(_plan(opts, detector), times_later=shared.waiting)
+                opts.progress.plan(_plan(opts, shared.metrics, detector), times_later=shared.waiting)
                 shared.is_planned = True
             results = entry.compute(opts, net)
         results = _from_first(results, num_gpus=num_gpus, device=device)
@@ -216,10 +216,25 @@ def _wanted_features(
     return frozenset(wanted)
 
 
-def _plan(opts: MetricOptions, detector: str | None) -> list[Stage]:
-    """What the metrics will do; those whose feature net can't be had say so when their turn comes."""
+def estimate(
+    metrics: Sequence[str], *, G: torch.nn.Module, dataset: Any, detector: str | None = None, batch_size: int = 64,
+    workers: int = 3,
+) -> list[Stage]:
+    """What calculating these metrics will take on this CPU, stage by stage, from a first look at the networks.
+
+    Raises:
+        UserError: Unknown metric.
+    """
+    check_metrics(metrics)
+    with exact_float32():
+        return _plan(MetricOptions(metric="", G=G, dataset=dataset, device=torch.device("cpu"), batch_size=batch_size,
+                                   workers=workers), metrics, detector)
+
+
+def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> list[Stage]:
+    """Without metrics whose feature net can't be had: they say so when their turn comes."""
     works = {}
-    for name in opts.shared.metrics:
+    for name in metrics:
         with contextlib.suppress(UserError):
             entry = _METRICS[name]
             works[name] = Work(feature_net(name, detector, device=opts.device), entry.images, entry.num_gen)

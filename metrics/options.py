@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from dnnlib.util import UserError
 from metrics.progress import ScoreBar
 from torch_utils import distributed
+
+_ASK_SEC = 1    # So often a process asks whether another one has given up.
 
 
 class ImageSet(NamedTuple):
@@ -47,8 +50,8 @@ class MetricOptions:
     """One evaluation of one metric.
 
     `dataset` and `G` are duck-typed. A dataset has `len()`, `image_shape`, `images(indices)`, `get_label(i)`,
-    `replace(max_size=..., xflip=...)` and `fingerprint`, as `training.dataset.ImageFolderDataset` has; G is called as `G(z, c, noise_mode=...)` and has `z_dim`,
-    `c_dim`, `mapping` and `synthesis`.
+    `replace(max_size=..., xflip=...)` and `fingerprint`, as `training.dataset.ImageFolderDataset` has; G is called as
+    `G(z, c, noise_mode=...)` and has `z_dim`, `c_dim`, `mapping` and `synthesis`.
     """
 
     metric: str                                 # Its name, for progress.
@@ -67,6 +70,10 @@ class MetricOptions:
     progress: ScoreBar | None = None
 
 
+class _FailedElsewhere(Exception):
+    """Another process has given up, and says why in `shared_failure`."""
+
+
 @contextlib.contextmanager
 def shared_failure(opts: MetricOptions) -> Iterator[None]:
     """What fails inside on one process fails on all of them: none waits for another that has given up."""
@@ -75,8 +82,11 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
         yield
     except distributed.LostRank:  # nobody to share it with
         raise
+    except _FailedElsewhere:
+        pass
     except Exception as e:
         error = e
+        distributed.say_failed()
     if opts.num_gpus > 1:
         known = isinstance(error, (UserError, torch.OutOfMemoryError))
         reason = str(error).strip().partition("\n")[0] if known else f"{opts.metric} failed on another process"
@@ -89,8 +99,20 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
 
 @contextlib.contextmanager
 def track(opts: MetricOptions, stage: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be called with the number of items (of all processes together) just done."""
-    if opts.progress is None:
-        yield lambda count: None
-    else:
-        yield opts.progress.start(f"{opts.metric} {stage}", total)
+    """Gives a function to be called with the number of items (of all processes together) just done.
+
+    It ends the work, to be used inside `shared_failure`, soon after another process has given up.
+    """
+    show = None if opts.progress is None else opts.progress.start(f"{opts.metric} {stage}", total)
+    asked_sec = time.monotonic()
+
+    def update(count: int) -> None:
+        nonlocal asked_sec
+        if opts.num_gpus > 1 and time.monotonic() - asked_sec > _ASK_SEC:
+            asked_sec = time.monotonic()
+            if distributed.has_failed_elsewhere():
+                raise _FailedElsewhere
+        if show is not None:
+            show(count)
+
+    yield update

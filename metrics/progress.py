@@ -17,6 +17,11 @@ class Stage(NamedTuple):
     item_sec: float     # As a first look at the networks had it.
 
     @property
+    def of_real(self) -> bool:
+        """Whether it is about real images: other networks don't need it again."""
+        return self.name.endswith(" real")
+
+    @property
     def sec(self) -> float:
         return self.num_items * self.item_sec
 
@@ -24,8 +29,9 @@ class Stage(NamedTuple):
 class ScoreBar:
     """One bar on stderr for all that a command calculates.
 
-    An image that is generated takes longer than one that is read, and each feature net has its own speed. So the bar counts
-    seconds of work, as a first look at the networks had them: what is left is then right before all stages have been seen.
+    An image that is generated takes longer than one that is read, and each feature net has its own speed. So the bar
+    counts seconds of work, as a first look at the networks had them. The time that is left is then right before all
+    stages have been seen.
 
     Args:
         show:  Whether to show it.
@@ -40,12 +46,13 @@ class ScoreBar:
 
     def plan(self, stages: Sequence[Stage], *, times_later: int = 0) -> None:
         """Say what comes, in order, and how many times all but what is done with real images comes again later."""
-        later_sec = times_later * sum(stage.sec for stage in stages if not stage.name.endswith(" real"))
+        later_sec = times_later * sum(stage.sec for stage in stages if not stage.of_real)
         self._stages, self._later_sec = list(stages), later_sec
         if self._show:  # the time of the look at the networks is no rate
             look_sec = time.monotonic() - self._start_sec
             self._start_sec += look_sec
             self._bar.start_t += look_sec
+            self._bar.clear()   # for a line that `begun` may print
         if self._begun is not None:
             self._begun(sum(stage.sec for stage in stages) + later_sec)
             self._begun = None
@@ -54,8 +61,8 @@ class ScoreBar:
     def shown(self) -> Iterator[None]:
         """While work is done; between such times, other lines can be printed."""
         self._start_sec = time.monotonic()
-        with tqdm(desc="first look", total=self._total(), bar_format=_FORMAT, smoothing=0, leave=False, dynamic_ncols=True,
-                  disable=not self._show) as self._bar:
+        with tqdm(desc="first look", total=self._total(), bar_format=_FORMAT, smoothing=0, leave=False,
+                  dynamic_ncols=True, disable=not self._show) as self._bar:
             if self._show:
                 self._bar.start_t -= self._elapsed_sec
                 self._bar.n = self._done_sec

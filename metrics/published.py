@@ -1,8 +1,9 @@
 """Published results, to be printed beside measured ones, and the table that does it.
 
-`published.json` holds the authors' own figures, all rows of the tables of GLeaD (Bai et al., CVPR 2023, arXiv 2212.03752) and
-GGDR (Lee et al., ECCV 2022). For each data set it has the names in file names, the resolution, and the metrics that were
-used, with the standard Inception and VGG16 nets. A score that was measured otherwise is not comparable with them.
+`published.json` holds the authors' own figures: all rows of the tables of GLeaD (Bai et al., CVPR 2023, arXiv
+2212.03752) and GGDR (Lee et al., ECCV 2022). For each data set it has the names in file names, the resolution, and the
+metrics that were used, with the standard Inception and VGG16 nets. Scores that were measured otherwise are not
+comparable with them.
 """
 
 import json
@@ -63,8 +64,8 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
 
     Args:
         results: By name.
-        dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics that
-                 are not `*_full`.
+        dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
+                 that are not `*_full`.
     """
     known = find_dataset(dataset.name, dataset.resolution)
     lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]

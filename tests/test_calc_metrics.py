@@ -268,7 +268,10 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
     (["--metrics=fid50k_ful"], r"unknown metric fid50k_ful: .*fid<N>k_full.*ppl2_wend"),
     (["--metrics=none"], "names no metric"),
     (["--gpus=99", "--device=cuda"], "no CUDA device: say --device=cpu|--gpus is 99, but this machine has"),
-    (["--gpus=2", "--device=cpu", "--data=nowhere.zip"], "nowhere.zip"),
+    (["--data=broken", "--workers=3", "--metrics=fid1k_full", "--detector=small-net.pt", "--verbose=false"],
+     r"^Error: .*broken/00000/img00000150\.png"),
+    (["--gpus=2", "--device=cpu", "--data=broken", "--workers=1", "--metrics=fid1k_full", "--detector=small-net.pt",
+      "--verbose=false"], r"^Error: .*broken/00000/img00000150\.png"),
     (["--gpus=2", "--device=cpu", "--data=three.zip", "--mirror=false", "--metrics=pr1k3",
       "--detector=small-net.pt", "--verbose=false"],
      r"^Error: precision and recall with k=3 need more than 3 images, got 3 real ones$"),
@@ -286,6 +289,9 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 def test_mistakes_are_one_line(folder, args, pattern):
     save_images(folder / "small.zip", resolution=8)
     save_images(folder / "three.zip", count=3)
+    if "--data=broken" in args:
+        zipfile.ZipFile(folder / "images.zip").extractall(folder / "broken")
+        os.truncate(folder / "broken" / "00000" / "img00000150.png", 100)
     save_network(folder / "bare.pkl")
     save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.zip")})
     result = run(folder, "--network=run/network-snapshot-000200.pkl", *args)

@@ -46,7 +46,7 @@ class ArrayDataset:
 
     def replace(self, *, max_size=None, xflip=None):
         xflip = self.xflip if xflip is None else xflip
-        return ArrayDataset(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
+        return type(self)(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
 
     @property
     def fingerprint(self):

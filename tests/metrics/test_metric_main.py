@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 import types
 
 import numpy as np
@@ -414,6 +415,25 @@ def test_real_images_are_looked_at_once(G, dataset, detector, monkeypatch):
         metric_main.calc_metric("fid1k", dataset=dataset.replace(xflip=not dataset.xflip), kept_real=kept, **options)
 
 
+class HalfReadable(ArrayDataset):
+    """Images that one process can't read, and that the other one reads slowly."""
+
+    def images(self, indices):
+        if distributed.rank() == 1:
+            raise UserError("can't read img00000003.png")
+        time.sleep(0.05)
+        return super().images(indices)
+
+
+def _give_up(net, **place):
+    """What is said, and how long it takes."""
+    start = time.monotonic()
+    try:
+        real_stats(options(None, HalfReadable(random_images(400)), batch_size=1, cache=False, **place), net, ALL)
+    except UserError as e:
+        return str(e), time.monotonic() - start
+
+
 def _in_process(rank, num_gpus, port, folder, queue):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_gpus), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -428,7 +448,8 @@ def _in_process(rank, num_gpus, port, folder, queue):
              generated_stats(opts, net, num_items=1, **keep)]
     result = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=f"{folder}/small-net.pt", **place)
     cached = [real_stats(options(G, dataset, **place), net, ALL, **keep).num_items for _ in range(2)]
-    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached))
+    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached,
+               _give_up(net, **place)))
     distributed.any_rank(False)
     distributed.leave()
 
@@ -472,3 +493,6 @@ def test_two_processes_give_what_one_gives(tmp_path, detector):
     single = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector).results
     assert gathered[0][1] == gathered[1][1] == pytest.approx(single, rel=1e-4)
     assert gathered[0][2] == [201, 201] and gathered[1][2][0] == 201
+    for rank in range(2):   # 200 images would take 10 s
+        said, took = gathered[rank][3]
+        assert said == "can't read img00000003.png" and took < 6
