@@ -325,3 +325,11 @@ def test_too_little_memory_is_a_mistake_that_says_what_to_change(monkeypatch):
     calculate = calc_metrics.calculation(calc_metrics.Options(**context.params), None, "cuda")
     with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried to allocate 2 GiB\.: give a --batch below 32"):
         calculate("fid50k_full", G=None, shared=None)
+
+
+def test_long_work_on_a_cpu_is_announced_in_one_line(capsys):
+    calc_metrics.warn_if_long(599)
+    assert capsys.readouterr().err == ""
+    calc_metrics.warn_if_long(50_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Warning: on the CPU this will take about 14 hours: a GPU is much faster (--device=cuda)")
