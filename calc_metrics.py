@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Callable
 import click
 
 import cli
-from dnnlib.util import UserError, check_all, is_url, open_url
+from dnnlib.util import UserError, check_all, is_url, open_url, rough_time
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
 
+    from metrics.options import Shared
     from training.dataset import ImageFolderDataset
     from training.interrupt import StopRequest
     from training.run_scores import ScoreBook
 
 _TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
+_LONG_SEC = 600         # On a CPU, work that takes longer is announced.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
 
 
@@ -88,7 +90,7 @@ class Options:
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
 @cli.trust_net_option
-@click.option("--table", is_flag=True, help="Print the results, of a run the best ones, beside published ones too.")
+@click.option("--table", is_flag=True, help="Print the results, of a run the best ones, above published ones on the same data set.")
 @click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress on stderr.")
 def main(**options: Any) -> None:
     """Calculate quality metrics of a network pickle, or of all pickles of a run.
@@ -139,7 +141,7 @@ def score_pickle(opts: Options) -> None:
     else:
         results = measure_pickle(opts, G, dataset, protocol, device)
     if opts.table:
-        print(format_table(results, dataset_name=dataset.name))
+        print(format_table(results, dataset=dataset))
 
 
 def check_detector(opts: Options) -> None:
@@ -171,12 +173,12 @@ def score_run(opts: Options) -> None:
         num_scored = len(book.complete() - before)
         click.echo(f"Stopped; {num_scored} pickle(s) scored. The same command scores the others.", err=True)
         raise click.exceptions.Exit(1) from None
-    print_table(opts, book, dataset_name=dataset.name)
+    print_table(opts, book, dataset)
     if broken:
         raise click.exceptions.Exit(1)  # which ones was said
 
 
-def print_table(opts: Options, book: ScoreBook, *, dataset_name: str) -> None:
+def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> None:
     """All scores of a run; with --table those of its best pickle beside published ones."""
     from metrics.published import format_table
     from training.run_scores import ScoreTable
@@ -186,7 +188,7 @@ def print_table(opts: Options, book: ScoreBook, *, dataset_name: str) -> None:
     best = table.best(table.first) if table.first is not None else None
     if opts.table and best is not None:
         print(f"\nThe best by {table.first}: {best.name}")
-        print(format_table(best.results, dataset_name=dataset_name))
+        print(format_table(best.results, dataset=dataset))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,10 +200,11 @@ def measure_pickle(
 ) -> dict[str, float]:
     """Report all metrics of a network, and return their results by name."""
     from metrics import metric_main
+    from metrics.options import Shared
     from torch_utils import distributed
 
     results, run_dir = {}, opts.run_dir
-    shared = {} if len(opts.metrics) > 1 else None  # FID and KID look at the same generated images
+    shared = Shared(opts.metrics)   # FID and KID look at the same images
     calculate = calculation(opts, dataset, device)
     with stop_request() as stop:
         for metric in opts.metrics:
@@ -224,7 +227,7 @@ def measure_run(
     def load(path: str) -> torch.nn.Module:
         return load_generator(path, trust=opts.trust_pickle)[0]
 
-    team = Team(load=load, calculate=calculation(opts, dataset, device, kept_real={}))
+    team = Team(load=load, calculate=calculation(opts, dataset, device))
     with stop_request() as stop:
         if distributed.rank() > 0:
             with stop.at_once():
@@ -325,20 +328,25 @@ def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
 
 
 def calculation(
-    opts: Options, dataset: ImageFolderDataset, device: torch.device, *, kept_real: dict | None = None
+    opts: Options, dataset: ImageFolderDataset, device: torch.device
 ) -> Callable[..., dict[str, Any]]:
     """`calc_metric` with all that the command line says, to be called with (metric, G=, shared=)."""
     import torch
 
     from metrics import metric_main
+    from metrics.progress import ScoreBar
     from torch_utils import distributed
 
-    def calculate(metric: str, *, G: torch.nn.Module, shared: dict | None) -> dict[str, Any]:
+    kept_real: dict = {}
+    on_cpu = torch.device(device).type == "cpu"
+    progress = ScoreBar(show=opts.verbose, begun=warn_if_long if on_cpu else None) if opts.verbose or on_cpu else None
+
+    def calculate(metric: str, *, G: torch.nn.Module, shared: Shared) -> dict[str, Any]:
         try:
             result = metric_main.calc_metric(
                 metric, G=G, dataset=dataset, detector=opts.detector, device=device, batch_size=opts.batch,
                 num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed, workers=opts.workers,
-                cache=opts.cache, shared=shared, kept_real=kept_real, progress=opts.verbose,
+                cache=opts.cache, shared=shared, kept_real=kept_real, progress=progress,
             )
         except torch.OutOfMemoryError as e:
             raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
@@ -347,6 +355,12 @@ def calculation(
         return result
 
     return calculate
+
+
+def warn_if_long(sec: float) -> None:
+    if sec > _LONG_SEC:
+        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and metrics "
+                 "of fewer images, such as fid5k_full, give a first impression")
 
 
 def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -258,6 +258,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
         if run is not None:
             print(f"Would go on in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
+        warn_of_long_work(config, source, run)
         print_verdict(config if run is None else dataclasses.replace(config, resume=None), problems)
         return None
     from training import launch
@@ -268,7 +269,17 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
         job = start_run(config, command, arguments.outdir, description)
     else:
         job = go_on(run, config, command)
+    warn_of_long_work(config, source, run)
     return job._replace(outcome=said["outcome"])
+
+
+def warn_of_long_work(config: TrainingConfig, source: Any, run: resume.Run | None) -> None:
+    from training.training_state import list_states
+
+    states = list_states(run.path) if run is not None else []
+    line = estimate.describe_long_work(config, source, done_kimg=states[0].nimg / 1000 if states else 0)
+    if line is not None:
+        print(f"Warning: {line}", file=sys.stderr, flush=True)
 
 
 def _automatic(command: dict[str, Any]) -> bool:

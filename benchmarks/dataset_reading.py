@@ -25,8 +25,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import save_results  # noqa: E402
+from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
-from training.reader_pool import ReaderPool, SharedBuffer, read_images  # noqa: E402
 
 BATCH = 64
 READ_ALONE = """

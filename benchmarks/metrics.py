@@ -33,7 +33,7 @@ from metrics.detectors import FeatureNet, load_feature_net  # noqa: E402
 from metrics.feature_stats import FeatureStats, Moments  # noqa: E402
 from metrics.features import generated_stats, real_stats  # noqa: E402
 from metrics.frechet_inception_distance import frechet_distance  # noqa: E402
-from metrics.options import MetricOptions  # noqa: E402
+from metrics.options import ImageSet, MetricOptions  # noqa: E402
 from metrics.precision_recall import precision_recall  # noqa: E402
 from metrics.sampling import draw, generate_uint8, keyed_noise  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
@@ -156,7 +156,6 @@ def stages(opts: MetricOptions, net: FeatureNet, *, images: int, neighbours: int
     cloud = [torch.randn(neighbours, width, generator=generator) + shift for shift in (0.0, 0.1)]
     wide = [plain_moments(torch.randn(2 * root, root, generator=generator).numpy() * scale) for scale in (1.0, 1.5)]
     count = min(images, len(opts.dataset))
-    every = dict(keep_moments=True, keep_features=True)
     fetched = features.cpu().numpy()
     return {
         "generation": Stage(images, generate, lambda: plain_generated(opts, None, images)),
@@ -164,10 +163,10 @@ def stages(opts: MetricOptions, net: FeatureNet, *, images: int, neighbours: int
                           lambda: plain_features(net, img, batch)),
         "statistics": Stage(images, lambda: gather().moments().mean, lambda: plain_moments(fetched).mean),
         "generated, all together": Stage(
-            images, lambda: generated_stats(opts, net, num_items=images, **every).moments().mean,
+            images, lambda: generated_stats(opts, net, num_items=images, keep_features=True).moments().mean,
             lambda: plain_moments(plain_generated(opts, net, images)).mean),
         "real, read and all": Stage(
-            count, lambda: real_stats(opts, net, full=True, max_items=count, **every).moments().mean,
+            count, lambda: real_stats(opts, net, ImageSet("all real", count), keep_features=True).moments().mean,
             lambda: plain_moments(plain_real(opts, net, count)).mean),
         f"precision and recall [{neighbours}, {width}]": Stage(
             2 * neighbours, lambda: precision_recall(*cloud, k=NEIGHBOURS, device=device),

@@ -86,6 +86,14 @@ def format_time(seconds: float) -> str:
     return f"{s // 86400}d {s // 3600 % 24:02}h {s // 60 % 60:02}m"
 
 
+def rough_time(seconds: float) -> str:
+    """Of an estimate: `3 minutes`, `2 hours`, `4 days`."""
+    unit, name = next(((n, name) for n, name in ((86400, "day"), (3600, "hour"), (60, "minute")) if seconds >= 1.5 * n),
+                      (60, "minute"))
+    count = max(round(seconds / unit), 1)
+    return f"{count} {name}{'s' if count > 1 else ''}"
+
+
 def num_cores() -> int:
     """Cores that this process may use; more decoding processes than that get in each other's way."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

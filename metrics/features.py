@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -11,47 +10,51 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.util import atomic_write, cache_dir, num_cores
+from dnnlib.util import atomic_write, cache_dir
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
-from metrics.options import MetricOptions, shared_failure, track
+from metrics.options import ImageSet, MetricOptions, shared_failure, track
 from metrics.sampling import generate_uint8
+from torch_utils.image_reader import ImageReader
 
-_CACHE_VERSION = 1  # goes up when the meaning of a cached file changes
+_CACHE_VERSION = 2  # goes up when the meaning of a cached file changes
 
 
 def real_stats(
-    opts: MetricOptions,
-    net: FeatureNet,
-    *,
-    full: bool,                     # all images, as they are in the file; else the set as given, mirroring included
-    max_items: int | None = None,   # at most so many, the first ones
-    keep_moments: bool = False,
-    keep_features: bool = False,
+    opts: MetricOptions, net: FeatureNet, images: ImageSet, *, keep_features: bool = False
 ) -> FeatureStats:
-    """Statistics of the real images. On processes other than the first they are empty if they came from the cache."""
-    dataset = opts.dataset.replace(max_size=None, xflip=False) if full else opts.dataset.replace(max_size=None)
-    num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
-    keep = {"keep_moments": keep_moments, "keep_features": keep_features}
-    path, key = _cache_path(dataset, net, num_items=num_items, **keep)
+    """Statistics of real images: moments, and features if this metric, or another one that shares them, needs those.
+
+    On processes other than the first they are empty if they came from the cache.
+    """
+    images = images.resolved(opts.dataset)
+    path, key = _cache_path(opts, net, images)
     kept = {} if opts.kept_real is None else opts.kept_real
-    if key not in kept:
-        kept[key] = _read_real(opts, net, dataset=dataset, num_items=num_items, path=path, key=key, **keep)
+    keep_features = keep_features or images in opts.wanted
+    if key not in kept or (keep_features and not kept[key].keep_features):
+        kept[key] = _read_real(opts, net, images, path=path, key=key, keep_features=keep_features)
     return kept[key]
 
 
+def is_known(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> bool:
+    """Whether `real_stats` need not look at the images, it seems; the content of a cached file is not looked at."""
+    path, key = _cache_path(opts, net, images)
+    return key in (opts.kept_real or {}) or (opts.cache and path.is_file())
+
+
 def _read_real(
-    opts: MetricOptions, net: FeatureNet, *, dataset: Any, num_items: int, path: Path, key: str, **keep: bool
+    opts: MetricOptions, net: FeatureNet, images: ImageSet, *, path: Path, key: str, keep_features: bool
 ) -> FeatureStats:
     """From the file in the cache, if it holds what belongs to `key`; else from the images."""
-    cached = _load(path, key, **keep) if opts.cache and opts.rank == 0 else None
+    cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
+    stats = FeatureStats(keep_moments=True, keep_features=keep_features)
     if _agree(cached is not None, opts):
-        return cached if cached is not None else FeatureStats(**keep)
-    stats = FeatureStats(**keep)
+        return cached if cached is not None else stats
+    dataset, num_items = images.find(opts.dataset)
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
-        with shared_failure(opts), track(opts, "real", num_items) as done:
-            for img in _load_images(dataset, indices, opts):
+        with shared_failure(opts), track(opts, "real", num_items) as done, load_images(opts, dataset, indices) as read:
+            for _, img in read:
                 stats.append(net(img.to(opts.device, non_blocking=True)))
                 done(len(img) * opts.num_gpus)
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
@@ -61,20 +64,15 @@ def _read_real(
 
 
 def generated_stats(
-    opts: MetricOptions,
-    net: FeatureNet,
-    *,
-    num_items: int,
-    keep_moments: bool = False,
-    keep_features: bool = False,
+    opts: MetricOptions, net: FeatureNet, *, num_items: int, keep_features: bool = False
 ) -> FeatureStats:
-    """Statistics of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
-    if opts.shared is None:
-        return _generate(opts, net, num_items=num_items, keep_moments=keep_moments, keep_features=keep_features)
+    """Likewise of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
+    known = {} if opts.shared is None else opts.shared.generated
     key = (net.digest, net.output, num_items, opts.seed)
-    if key not in opts.shared:
-        opts.shared[key] = _generate(opts, net, num_items=num_items, keep_moments=True, keep_features=True)
-    return opts.shared[key]
+    if key not in known:
+        keep_features = keep_features or ImageSet("generated", num_items) in opts.wanted
+        known[key] = _generate(opts, net, num_items=num_items, keep_moments=True, keep_features=keep_features)
+    return known[key]
 
 
 def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
@@ -91,56 +89,38 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
     return stats
 
 
-def _load_images(dataset: Any, indices: range, opts: MetricOptions) -> torch.utils.data.DataLoader:
-    """Batches of uint8 [N, C, H, W]."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        sampler=indices,
-        batch_size=opts.batch_size,
-        num_workers=min(opts.workers, num_cores()) if len(indices) > opts.batch_size else 0,
-        collate_fn=_stack_images,
-        worker_init_fn=_end_quietly,
-        pin_memory=opts.device.type == "cuda",
-    )
+def load_images(opts: MetricOptions, dataset: Any, indices: range) -> ImageReader:
+    batches = (indices[start:start + opts.batch_size] for start in range(0, len(indices), opts.batch_size))
+    return ImageReader(dataset, batches, batch_size=opts.batch_size, pin_memory=opts.device.type == "cuda",
+                       num_workers=opts.workers if len(indices) > opts.batch_size else 0)
 
 
-def _end_quietly(worker_id: int) -> None:
-    """Leave signals that go to a whole group to the process that started this one, and say nothing when it breaks off.
-
-    What fails here while an image is read is handed over, and does not come to the hook.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    show = sys.excepthook
-    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else show(kind, *error)
-
-
-def _stack_images(items: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([img for img, _label in items]))
-
-
-def _cache_path(dataset: Any, net: FeatureNet, **protocol: Any) -> tuple[Path, str]:
-    """The file for this content, net and protocol, and the key that must be found in it."""
+def _cache_path(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> tuple[Path, str]:
+    """The file for this content and net, and the key that must be found in it."""
+    dataset, num_items = images.find(opts.dataset)
     key = json.dumps({
         "version": _CACHE_VERSION,
         "dataset": dataset.fingerprint,
         "net": net.digest,
         "output": net.output,
-        **protocol,
+        "num_items": num_items,
     }, sort_keys=True)
     return cache_dir("features", f"{net.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"), key
 
 
-def _load(path: Path, key: str, *, keep_moments: bool, keep_features: bool) -> FeatureStats | None:
-    """What the cache holds; None where it holds nothing, or nothing usable, which is said once."""
+def _load(path: Path, key: str, *, keep_features: bool) -> FeatureStats | None:
+    """What the cache holds; None where it holds nothing, no features, or nothing usable, which is said once."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as f:
             if str(f["key"]) != key:
                 raise ValueError("it belongs to other data")
-            arrays = {name: f[name] for name in f.files}  # reading checks the zip file's CRCs
-        return FeatureStats.from_arrays(arrays, keep_moments=keep_moments, keep_features=keep_features)
+            if keep_features and "features" not in f.files:
+                return None  # it was written for moments alone
+            names = set(f.files) - (set() if keep_features else {"features"})
+            arrays = {name: f[name] for name in names}  # reading checks the zip file's CRCs
+        return FeatureStats.from_arrays(arrays, keep_moments=True, keep_features=keep_features)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
         print(f"Cached features {path} can't be used ({e}): computing them anew.", file=sys.stderr, flush=True)
         return None

@@ -5,16 +5,14 @@ import torch
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import Moments
 from metrics.features import generated_stats, real_stats
-from metrics.options import MetricOptions
+from metrics.options import ImageSet, MetricOptions
 
 
-def compute_fid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: bool) -> dict[str, float]:
-    """FID of `num_gen` generated images against all real ones (`full`), or against as many real ones."""
-    real = real_stats(opts, net, full=full, max_items=None if full else num_gen, keep_moments=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_moments=True)
-    if opts.rank != 0:
-        return {}
-    return {opts.metric: frechet_distance(real.moments(), gen.moments())}
+def compute_fid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
+    """FID of `num_gen` generated images against real ones."""
+    real = real_stats(opts, net, images)
+    gen = generated_stats(opts, net, num_items=num_gen)
+    return {opts.metric: frechet_distance(real.moments(), gen.moments())} if opts.rank == 0 else {}
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -8,7 +8,7 @@ import torch
 from dnnlib.util import UserError
 from metrics.detectors import FeatureNet
 from metrics.features import generated_stats, real_stats
-from metrics.options import MetricOptions
+from metrics.options import ImageSet, MetricOptions
 
 NUM_SUBSETS = 100
 MAX_SUBSET_SIZE = 1000
@@ -19,9 +19,9 @@ class Subset(NamedTuple):
     real: np.ndarray    # As many indices of real images.
 
 
-def compute_kid(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: bool) -> dict[str, float]:
-    """KID of `num_gen` generated images against all real ones (`full`), or as many: 100 subsets of at most 1000."""
-    real = real_stats(opts, net, full=full, max_items=None if full else num_gen, keep_features=True)
+def compute_kid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
+    """KID of `num_gen` generated images against real ones: 100 subsets of at most 1000."""
+    real = real_stats(opts, net, images, keep_features=True)
     gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
     if opts.rank != 0:
         return {}

@@ -23,9 +23,11 @@ from metrics.detectors import FeatureNet
 from metrics.frechet_inception_distance import compute_fid
 from metrics.inception_score import compute_is
 from metrics.kernel_inception_distance import compute_kid
-from metrics.options import MetricOptions, ProgressFn, shared_failure
-from metrics.perceptual_path_length import compute_ppl
-from metrics.precision_recall import compute_pr
+from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
+from metrics.perceptual_path_length import NUM_SAMPLES, compute_ppl
+from metrics.precision_recall import MAX_REAL_FULL, compute_pr
+from metrics.progress import ScoreBar, Stage
+from metrics.timing import Work, plan
 from torch_utils import distributed, feature_nets
 from torch_utils.feature_nets import Output
 
@@ -35,27 +37,32 @@ SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are m
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     compute: Callable[[MetricOptions, FeatureNet], dict[str, float]]
-    standard_net: str       # URL of the feature net that gives the metric its name.
-    output: Output          # What is asked of the net.
-    uses_real: bool = True  # Whether it looks at real images.
+    standard_net: str               # URL of the feature net that gives the metric its name.
+    output: Output                  # What is asked of the net.
+    num_gen: int                    # Images, or paths, that it generates.
+    images: ImageSet | None = None  # The real images that it looks at.
+    keeps_features: bool = True     # Whether moments are not enough for it.
     higher_is_better: bool = False
 
 
 def _registry() -> dict[str, Metric]:
     registry = {}
-    for thousands in SIZES:
-        for suffix, full in (("_full", True), ("", False)):
-            options = {"num_gen": thousands * 1000, "full": full}
-            for name, compute in ((f"fid{thousands}k", compute_fid), (f"kid{thousands}k", compute_kid)):
+    inception = {"standard_net": detectors.INCEPTION_URL, "output": "features"}
+    for count in SIZES:
+        for suffix in ("_full", ""):
+            def add(name: str, compute: Callable[..., Any], limit: int | None = None, **entry: Any) -> None:
+                images = ImageSet("all real", limit) if suffix else ImageSet("real", count * 1000)
                 registry[name + suffix] = Metric(
-                    compute=functools.partial(compute, **options), standard_net=detectors.INCEPTION_URL,
-                    output="features")
-            registry[f"pr{thousands}k3{suffix}"] = Metric(
-                compute=functools.partial(compute_pr, **options), standard_net=detectors.VGG16_URL, output="features",
+                    compute=functools.partial(compute, images=images, num_gen=count * 1000), images=images,
+                    num_gen=count * 1000, **entry)
+
+            add(f"fid{count}k", compute_fid, keeps_features=False, **inception)
+            add(f"kid{count}k", compute_kid, **inception)
+            add(f"pr{count}k3", compute_pr, MAX_REAL_FULL, standard_net=detectors.VGG16_URL, output="features",
                 higher_is_better=True)
-        registry[f"is{thousands}k"] = Metric(
-            compute=functools.partial(compute_is, num_gen=thousands * 1000), standard_net=detectors.INCEPTION_URL,
-            output="probabilities", uses_real=False, higher_is_better=True)
+        registry[f"is{count}k"] = Metric(
+            compute=functools.partial(compute_is, num_gen=count * 1000), standard_net=detectors.INCEPTION_URL,
+            output="probabilities", num_gen=count * 1000, higher_is_better=True)
     for name, space, sampling, crop in (
         ("ppl2_wend", "w", "end",  False),
         ("ppl_zfull", "z", "full", True),
@@ -65,7 +72,7 @@ def _registry() -> dict[str, Metric]:
     ):
         registry[name] = Metric(
             compute=functools.partial(compute_ppl, space=space, sampling=sampling, crop=crop),
-            standard_net=detectors.VGG16_URL, output="lpips", uses_real=False)
+            standard_net=detectors.VGG16_URL, output="lpips", num_gen=NUM_SAMPLES)
     return registry
 
 
@@ -165,9 +172,9 @@ def calc_metric(
     seed: int = 0,                              # of latents, labels, noise and subsets
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
-    shared: dict | None = None,                 # give calls with the same G one dict, and they share generated features
+    shared: Shared | None = None,               # give calls with the same G one of these, and they share features
     kept_real: dict | None = None,              # give calls one dict, and they read statistics of real images once
-    progress: ProgressFn | bool | None = None,  # True = bars on stderr
+    progress: ScoreBar | None = None,           # give all calls of a command one
 ) -> EasyDict:
     """Calculate one metric.
 
@@ -186,15 +193,20 @@ def calc_metric(
     start = time.monotonic()
     entry = _METRICS[metric]
     device = torch.device(device)
+    shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
         metric=metric, G=G, dataset=dataset, device=device, num_gpus=num_gpus, rank=rank, batch_size=batch_size,
-        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real, progress=progress,
+        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real,
+        wanted=_wanted_features(metric, shared.metrics, dataset, detector), progress=progress if rank == 0 else None,
     )
     with shared_failure(opts):  # memory may run out
         opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
         net = feature_net(metric, detector, device=device, trust=trust)
-    with exact_float32():
+    with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
         with shared_failure(opts):
+            if opts.progress is not None and not shared.is_planned:
+                opts.progress.plan(_plan(opts, shared.metrics, detector), times_later=shared.waiting)
+                shared.is_planned = True
             results = entry.compute(opts, net)
         results = _from_first(results, num_gpus=num_gpus, device=device)
     suffix = result_suffix(metric, detector, net)
@@ -207,6 +219,47 @@ def calc_metric(
         total_time_str=format_time(total_time),
         num_gpus=num_gpus,
     )
+
+
+def _wanted_features(
+    metric: str, metrics: Sequence[str], dataset: Any, detector: str | None
+) -> frozenset[ImageSet]:
+    """The images whose features one of the metrics needs by the feature net of this one."""
+    def net(entry: Metric) -> tuple[str, Output]:
+        return detector or entry.standard_net, entry.output
+
+    wanted = set()
+    for entry in map(_METRICS.get, {metric, *metrics}):
+        if entry.keeps_features and net(entry) == net(_METRICS[metric]):
+            wanted.add(ImageSet("generated", entry.num_gen))
+            if entry.images is not None:
+                wanted.add(entry.images.resolved(dataset))
+    return frozenset(wanted)
+
+
+def estimate(
+    metrics: Sequence[str], *, G: torch.nn.Module, dataset: Any, detector: str | None = None, batch_size: int = 64,
+    workers: int = 3,
+) -> list[Stage]:
+    """What calculating these metrics will take on this CPU, stage by stage, from a first look at the networks.
+
+    Raises:
+        UserError: Unknown metric.
+    """
+    check_metrics(metrics)
+    with exact_float32():
+        return _plan(MetricOptions(metric="", G=G, dataset=dataset, device=torch.device("cpu"), batch_size=batch_size,
+                                   workers=workers), metrics, detector)
+
+
+def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> list[Stage]:
+    """Without metrics whose feature net can't be had: they say so when their turn comes."""
+    works = {}
+    for name in metrics:
+        with contextlib.suppress(UserError):
+            entry = _METRICS[name]
+            works[name] = Work(feature_net(name, detector, device=opts.device), entry.images, entry.num_gen)
+    return plan(opts, works)
 
 
 def report_metric(

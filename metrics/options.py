@@ -2,25 +2,56 @@
 
 import contextlib
 import dataclasses
-from typing import Any, Callable, Iterator
+import time
+from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 
 import torch
-from tqdm import tqdm
 
 from dnnlib.util import UserError
+from metrics.progress import ScoreBar
 from torch_utils import distributed
 
-ProgressFn = Callable[[str, int, int], None]
-"""Called with (stage, done, total), for example ("fid50k_full generated", 640, 50000)."""
+_ASK_SEC = 1    # So often a process asks whether another one has given up.
+
+
+class ImageSet(NamedTuple):
+    """Images that a metric looks at."""
+
+    kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
+    count: int | None = None                        # At most so many, the first ones; None = all.
+
+    def find(self, dataset: Any) -> tuple[Any, int]:
+        """The real images: a data set, and how many of its first items."""
+        options = {"xflip": False} if self.kind == "all real" else {}
+        dataset = dataset.replace(max_size=None, **options)
+        return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
+
+    def resolved(self, dataset: Any) -> "ImageSet":
+        """The same with the count that there is."""
+        return self if self.kind == "generated" else self._replace(count=self.find(dataset)[1])
+
+
+class Shared:
+    """What several metrics of one generator have in common: make one for each generator.
+
+    Args:
+        metrics: Names of all that will be calculated, in their order.
+        waiting: How many generators will be scored likewise afterwards; an estimate of the time counts them in.
+    """
+
+    def __init__(self, metrics: Sequence[str], *, waiting: int = 0):
+        self.metrics, self.waiting = tuple(metrics), waiting
+        self.generated: dict = {}   # Statistics of generated images.
+        self.is_planned = False     # Whether the time that all will take has been estimated.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricOptions:
     """One evaluation of one metric.
 
-    `dataset` and `G` are duck-typed. A dataset has `len()`, `[i] -> (uint8 [C, H, W], label)`, `get_label(i)`,
-    `replace(max_size=..., xflip=...)` and `fingerprint`; G is called as `G(z, c, noise_mode=...)` and has `z_dim`,
-    `c_dim`, `mapping` and `synthesis`.
+    `dataset` and `G` are duck-typed. A dataset has `len()`, `image_shape`, `images(indices)`, `get_label(i)`,
+    `replace(max_size=..., xflip=...)` and `fingerprint`, as `training.dataset.ImageFolderDataset` has; G is called as
+    `G(z, c, noise_mode=...)` and has `z_dim`, `c_dim`, `mapping` and `synthesis`.
     """
 
     metric: str                                 # Its name, for progress.
@@ -33,9 +64,14 @@ class MetricOptions:
     seed: int = 0                               # Keys latents, labels, noise, subsets.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
-    shared: dict | None = None                  # Generated features that metrics of one G share; one dict for each G.
+    shared: Shared | None = None                # What metrics of one G have in common.
     kept_real: dict | None = None               # Statistics of real images, kept in memory for evaluations to come.
-    progress: ProgressFn | bool | None = None   # True = bars on stderr; None or False = silent.
+    wanted: frozenset[ImageSet] = frozenset()   # Whose features this metric or a later one needs, by the same net.
+    progress: ScoreBar | None = None
+
+
+class _FailedElsewhere(Exception):
+    """Another process has given up, and says why in `shared_failure`."""
 
 
 @contextlib.contextmanager
@@ -46,8 +82,11 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
         yield
     except distributed.LostRank:  # nobody to share it with
         raise
+    except _FailedElsewhere:
+        pass
     except Exception as e:
         error = e
+        distributed.say_failed()
     if opts.num_gpus > 1:
         known = isinstance(error, (UserError, torch.OutOfMemoryError))
         reason = str(error).strip().partition("\n")[0] if known else f"{opts.metric} failed on another process"
@@ -59,20 +98,21 @@ def shared_failure(opts: MetricOptions) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def track(opts: MetricOptions, stage: str, total: int, *, unit: str = "img") -> Iterator[Callable[[int], None]]:
-    """Gives a function to be called with the number of items (of all processes together) just done."""
-    label = f"{opts.metric} {stage}"
-    show: ProgressFn = opts.progress if callable(opts.progress) else lambda stage, done, total: None
-    use_bar = opts.progress is True and opts.rank == 0
-    done = 0
-    with tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not use_bar) as bar:
+def track(opts: MetricOptions, stage: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be called with the number of items (of all processes together) just done.
 
-        def update(count: int) -> None:
-            nonlocal done
-            count = min(count, total - done)  # the processes' shares may differ by one item
-            done += count
-            bar.update(count)
-            if opts.rank == 0:
-                show(label, done, total)
+    It ends the work, to be used inside `shared_failure`, soon after another process has given up.
+    """
+    show = None if opts.progress is None else opts.progress.start(f"{opts.metric} {stage}", total)
+    asked_sec = time.monotonic()
 
-        yield update
+    def update(count: int) -> None:
+        nonlocal asked_sec
+        if opts.num_gpus > 1 and time.monotonic() - asked_sec > _ASK_SEC:
+            asked_sec = time.monotonic()
+            if distributed.has_failed_elsewhere():
+                raise _FailedElsewhere
+        if show is not None:
+            show(count)
+
+    yield update

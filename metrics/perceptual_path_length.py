@@ -31,7 +31,7 @@ def compute_ppl(
     """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
     stats = FeatureStats(keep_features=True)
     indices = range(opts.rank, num_samples, opts.num_gpus)
-    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples, unit="path") as done:
+    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples) as done:
         for start in range(0, len(indices), opts.batch_size):
             batch = indices[start:start + opts.batch_size]
             draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2).to(opts.device)

@@ -7,7 +7,7 @@ import torch
 from dnnlib.util import UserError
 from metrics.detectors import FeatureNet
 from metrics.features import generated_stats, real_stats
-from metrics.options import MetricOptions, track
+from metrics.options import ImageSet, MetricOptions, track
 
 NUM_NEIGHBOURS = 3
 MAX_REAL_FULL = 200_000
@@ -26,15 +26,15 @@ class _Block(NamedTuple):
     cols: slice
 
 
-def compute_pr(opts: MetricOptions, net: FeatureNet, *, num_gen: int, full: bool) -> dict[str, float]:
-    """Precision and recall, k = 3, of `num_gen` generated images and all real ones up to 200k (`full`), or as many."""
-    real = real_stats(opts, net, full=full, max_items=MAX_REAL_FULL if full else num_gen, keep_features=True)
+def compute_pr(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
+    """Precision and recall, k = 3, of `num_gen` generated images and real ones."""
+    real = real_stats(opts, net, images, keep_features=True)
     gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
     if opts.rank != 0:
         return {}
     blocks = sum(1 for pair in ((real, real), (gen, gen), (real, gen)) for _ in _blocks(
         pair[0].num_items, pair[1].num_items, block_size=BLOCK_SIZE, symmetric=pair[0] is pair[1]))
-    with track(opts, "distances", blocks, unit="block") as done:
+    with track(opts, "distances", blocks) as done:
         pr = precision_recall(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
     return {f"{opts.metric}_precision": pr.precision, f"{opts.metric}_recall": pr.recall}
 

@@ -1,70 +1,37 @@
 """Published results, to be printed beside measured ones, and the table that does it.
 
-All are the authors' own figures, measured with the standard Inception and VGG16 nets on 50,000 generated images; those
-measured otherwise are not comparable with them.
+`published.json` holds the authors' own figures: all rows of the tables of GLeaD (Bai et al., CVPR 2023, arXiv
+2212.03752) and GGDR (Lee et al., ECCV 2022). For each data set it has the names in file names, the resolution, and the
+metrics that were used, with the standard Inception and VGG16 nets. Scores that were measured otherwise are not
+comparable with them.
 """
 
+import json
 import re
-from typing import Iterable, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Sequence
 
 Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
 
-GLEAD_TABLE_1 = "GLeaD (arXiv 2212.03752), Table 1"
-GLEAD_TABLE_2 = "GLeaD (arXiv 2212.03752), Table 2"
-GLEAD_TABLE_3 = "GLeaD (arXiv 2212.03752), Table 3"
-GGDR_RESULTS = "GGDR (ECCV 2022), results"
-GGDR_ABLATION = "GGDR (ECCV 2022), ablations"
+
+class PublishedDataset(NamedTuple):
+    names: list[str]        # As in file names, lower case, letters and digits only, without the resolution.
+    resolution: int
+    metrics: list[str]      # Their names state the protocol.
 
 
 class Published(NamedTuple):
-    dataset: str
+    dataset: str | None             # None: figures that belong to no data set.
     method: str
-    scores: dict[Score, float]
+    scores: dict[str, float]        # By `Score`; also "fid_std" over several trainings, and costs.
     source: str
 
 
-def _table_1(method: str, **columns: tuple[float, float, float]) -> list[Published]:
-    names = {"ffhq": "FFHQ", "bedroom": "LSUN Bedroom", "church": "LSUN Church"}
-    return [
-        Published(names[dataset], method, {"fid": fid, "precision": precision, "recall": recall}, GLEAD_TABLE_1)
-        for dataset, (fid, precision, recall) in columns.items()
-    ]
-
-
-def _fids(source: str, dataset: str, rows: dict[str, float]) -> list[Published]:
-    return [Published(dataset, method, {"fid": fid}, source) for method, fid in rows.items()]
-
-
-PUBLISHED: tuple[Published, ...] = (
-    # Method, then FID, precision, recall.
-    *_table_1("UT",          ffhq=(6.11, 0.73, 0.48), church=(4.07, 0.71, 0.45)),
-    *_table_1("Polarity",    church=(3.92, 0.61, 0.39)),
-    *_table_1("StyleGAN2",   ffhq=(3.79, 0.68, 0.44), bedroom=(4.30, 0.59, 0.25), church=(4.04, 0.58, 0.40)),
-    *_table_1("GLeaD",       ffhq=(3.24, 0.69, 0.47), bedroom=(2.55, 0.62, 0.39), church=(2.82, 0.62, 0.43)),
-    *_table_1("GGDR",        ffhq=(3.25, 0.66, 0.51), bedroom=(3.71, 0.62, 0.33), church=(2.81, 0.61, 0.46)),
-    *_table_1("GLeaD+GGDR",  ffhq=(2.90, 0.69, 0.50), bedroom=(2.72, 0.62, 0.37), church=(2.15, 0.61, 0.48)),
-    *_fids(GLEAD_TABLE_2, "LSUN Church", {
-        "lambda 0, 0": 4.04, "lambda 100, 0": 3.31, "lambda 10, 0": 3.10, "lambda 1, 0": 3.27,
-        "lambda 0, 10": 3.32, "lambda 10, 10": 3.15, "lambda 10, 3": 2.82, "lambda 10, 1": 2.85,
-    }),
-    *_fids(GLEAD_TABLE_3, "LSUN Church", {
-        "no f": 4.04, "f at 1x1": 4.68, "f at 8x8": 3.27, "f at 16x16": 3.01, "f at 32x32": 2.82, "f at 64x64": 2.88,
-    }),
-    *_fids(GGDR_RESULTS, "FFHQ", {"GGDR": 3.14}),
-    *_fids(GGDR_RESULTS, "LSUN Cat", {"GGDR": 5.28}),
-    *_fids(GGDR_RESULTS, "LSUN Horse", {"GGDR": 2.50}),
-    *_fids(GGDR_RESULTS, "LSUN Church", {"GGDR": 3.15}),
-    *_fids(GGDR_RESULTS, "AFHQ Cat", {"ADA+GGDR": 2.76}),
-    *_fids(GGDR_RESULTS, "AFHQ Dog", {"ADA+GGDR": 4.59}),
-    *_fids(GGDR_RESULTS, "AFHQ Wild", {"ADA+GGDR": 2.06}),
-    *_fids(GGDR_RESULTS, "Landscape", {"ADA+GGDR": 10.38}),
-    Published("CIFAR-10", "ADA", {"fid": 2.92, "is": 9.83}, GGDR_RESULTS),
-    Published("CIFAR-10", "ADA+GGDR", {"fid": 2.15, "is": 10.02}, GGDR_RESULTS),
-    *_fids(GGDR_ABLATION, "LSUN Cat", {
-        "no target": 7.98, "target at 8x8": 7.57, "target at 16x16": 6.56, "target at 32x32": 5.98,
-        "target at 64x64": 5.28, "linear decoder": 5.28, "leaky ReLU decoder": 5.43, "1x1 decoder kernel": 5.28,
-        "3x3 decoder kernel": 5.25,
-    }),
+_CONTENT = json.loads(Path(__file__).with_suffix(".json").read_text())
+DATASETS = {name: PublishedDataset(**entry) for name, entry in _CONTENT["datasets"].items()}
+PUBLISHED = tuple(
+    Published(table["dataset"], method, {k: v for k, v in zip(table["columns"], row) if v is not None}, table["source"])
+    for table in _CONTENT["tables"] for method, row in table["rows"].items()
 )
 
 
@@ -79,34 +46,67 @@ def score_of(result_name: str) -> Score | None:
     return re.match(r"[a-z]+", name)[0]
 
 
-def published_for(dataset_name: str) -> tuple[Published, ...]:
-    """Rows of the data set whose name occurs in `dataset_name`, as in `church256x256` or `cifar10`; else all rows."""
-    given = re.sub(r"[^a-z0-9]", "", dataset_name.lower())
-    matching = tuple(row for row in PUBLISHED if _plain_name(row.dataset) in given)
-    return matching or PUBLISHED
+def find_dataset(name: str, resolution: int) -> str | None:
+    """The published data set that a file name such as `lsun-church-256x256` or `cifar10-train` stands for, if any.
+
+    The whole name counts: `afhqcat512` is not LSUN Cat, and `ffhq` at 1024x1024 not the FFHQ of the tables.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(rf"{resolution}(x{resolution})?$", "", name.lower()))
+    plain = re.sub(r"(train)?(lmdb)?$", "", plain)
+    return next((dataset for dataset, entry in DATASETS.items()
+                 if plain in entry.names and resolution == entry.resolution), None)
 
 
-def format_table(results: dict[str, float], *, dataset_name: str) -> str:
-    """Measured results, one to a line, and below them the published rows that have one of their scores."""
-    columns = list(dict.fromkeys(score for name in results if (score := score_of(name)) is not None))
-    lines = [f"Measured on {dataset_name}"]
-    width = max(map(len, results), default=0)
-    lines += [f"  {name:<{width}}  {value:.4f}" for name, value in results.items()]
-    rows = [row for row in published_for(dataset_name) if any(score in row.scores for score in columns)]
+def format_table(results: dict[str, float], *, dataset: Any) -> str:
+    """Measured results, one to a line, and below them the published rows of the same data set.
+
+    A result that was not measured as the published ones says so in its line.
+
+    Args:
+        results: By name.
+        dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
+                 that are not `*_full`.
+    """
+    known = find_dataset(dataset.name, dataset.resolution)
+    lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]
+    lines += _align([[name, f"{value:.4f}", _remark(name, known, mirrored=dataset.xflip)]
+                     for name, value in results.items()])
+    if known is None:
+        others = ", ".join(f"{name} ({entry.resolution}x{entry.resolution})" for name, entry in DATASETS.items())
+        return "\n".join([*lines, "", "The papers have no results for a data set of this name and resolution, only for "
+                          f"{others}."])
+    scores = set(map(score_of, results))
+    columns = [score for score in ("fid", "is", "precision", "recall") if score in scores]
+    rows = [row for row in PUBLISHED if row.dataset == known and any(score in row.scores for score in columns)]
     if rows:
-        lines += ["", "Published"]
-        header = ["data set", "method", *columns, "source"]
-        cells = [header]
-        for row in rows:
-            scores = [f"{row.scores[score]:.2f}" if score in row.scores else "-" for score in columns]
-            cells.append([row.dataset, row.method, *scores, row.source])
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in cells]
-    if any("@" in name for name in results):
-        lines += ["", "Names with @ were measured with another feature net: not comparable with published figures."]
+        lines += ["", f"Published for {known} at {DATASETS[known].resolution}x{DATASETS[known].resolution}, by "
+                  f"{', '.join(DATASETS[known].metrics)}"]
+        lines += _align([["method", *columns, "source"]] + [
+            [row.method, *(_score(row, score) for score in columns), row.source] for row in rows])
     return "\n".join(lines)
 
 
-def _plain_name(dataset: str) -> str:
-    """`LSUN Church` as `church`: the way it appears in file names."""
-    return re.sub(r"[^a-z0-9]", "", dataset.lower().removeprefix("lsun "))
+def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
+    """How a result was measured otherwise than the published ones of a data set."""
+    name, _, net = result.partition("@")
+    metric = re.sub(r"_(precision|recall|mean|std)$", "", name)
+    kind = re.match("[a-z]+", metric)[0]
+    published = next((m for m in DATASETS[dataset].metrics if m.startswith(kind)), None) if dataset else None
+    if published is None:
+        return ""
+    problems = [f"{metric}, not {published}"] if metric != published else []
+    problems += ["mirrored real images"] if mirrored and kind != "is" and not metric.endswith("_full") else []
+    problems += [f"feature net {net}"] if net else []
+    return f"NOT COMPARABLE with published figures: {'; '.join(problems)}" if problems else "measured as published"
+
+
+def _score(row: Published, score: str) -> str:
+    if score not in row.scores:
+        return "-"
+    std = f" +-{row.scores[f'{score}_std']:.2f}" if f"{score}_std" in row.scores else ""
+    return f"{row.scores[score]:.2f}{std}"
+
+
+def _align(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]

@@ -88,7 +88,7 @@ def test_metrics_of_a_run(folder):
     fid, score = json.loads(lines[0]), json.loads(lines[1])
     assert list(fid["results"]) == ["fid1k_full@small-net"] and fid["snapshot_pkl"] == "network-snapshot-000200.pkl"
     assert list(score["results"]) == ["is1k_mean@small-net", "is1k_std@small-net"]
-    assert "Measured on images" in lines[2] and any("GLeaD+GGDR" in line for line in lines)
+    assert lines[2] == "Measured on images at 16x16" and lines[-1].startswith("The papers have no results for a data set")
     assert "fid1k_full generated" in result.stderr and "Warning" not in result.stderr
     assert (folder / "run" / "metric-fid1k_full.jsonl").read_text() == lines[0] + "\n"
     assert (folder / "run" / "metric-is1k.jsonl").is_file()
@@ -199,7 +199,7 @@ def test_all_pickles_of_a_run(folder, whole_run):
     assert [json.loads(line)["snapshot_pkl"] for line in lines[:4]] == [names[0], names[0], names[2], names[2]]
     assert [line.split()[0] for line in lines[4:8]] == ["kimg", "0", "100", "200"]
     assert lines[6].split() == ["100", "-", "-", "-"] and lines[5].count("*") == 3 and "*" not in lines[7]  # the same G
-    assert f"The best by fid1k_full@small-net: {names[0]}" in lines and any("GLeaD+GGDR" in line for line in lines)
+    assert f"The best by fid1k_full@small-net: {names[0]}" in lines and "Measured on images at 16x16" in lines
     before, _, after = first.stderr.partition(f"{names[2]}: ")
     assert "fid1k_full real" in before and "fid1k_full generated" in after
     assert " real" not in after and not (folder / "cache/features").exists()    # they are looked at once
@@ -317,7 +317,10 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
     (["--metrics=fid50k_ful"], r"unknown metric fid50k_ful: .*fid<N>k_full.*ppl2_wend"),
     (["--metrics=none"], "names no metric"),
     (["--gpus=99", "--device=cuda"], "no CUDA device: say --device=cpu|--gpus is 99, but this machine has"),
-    (["--gpus=2", "--device=cpu", "--data=nowhere.zip"], "nowhere.zip"),
+    (["--data=broken", "--workers=3", "--metrics=fid1k_full", "--detector=small-net.pt", "--verbose=false"],
+     r"^Error: image 00000/img00000150\.png in broken"),
+    (["--gpus=2", "--device=cpu", "--data=broken", "--workers=1", "--metrics=fid1k_full", "--detector=small-net.pt",
+      "--verbose=false"], r"^Error: image 00000/img00000150\.png in broken"),
     (["--gpus=2", "--device=cpu", "--data=three.zip", "--mirror=false", "--metrics=pr1k3",
       "--detector=small-net.pt", "--verbose=false"],
      r"^Error: precision and recall with k=3 need more than 3 images, got 3 real ones$"),
@@ -335,6 +338,9 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 def test_mistakes_are_one_line(folder, args, pattern):
     save_images(folder / "small.zip", resolution=8)
     save_images(folder / "three.zip", count=3)
+    if "--data=broken" in args:
+        zipfile.ZipFile(folder / "images.zip").extractall(folder / "broken")
+        os.truncate(folder / "broken" / "00000" / "img00000150.png", 100)
     save_network(folder / "bare.pkl")
     save_network(folder / "conditional.pkl", c_dim=10, training_set_kwargs={"path": str(folder / "images.zip")})
     detector = ["--detector=small-net.pt"] if args else []
@@ -369,3 +375,11 @@ def test_too_little_memory_is_a_mistake_that_says_what_to_change(monkeypatch):
     calculate = calc_metrics.calculation(calc_metrics.Options(**context.params), None, "cuda")
     with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried to allocate 2 GiB\.: give a --batch below 32"):
         calculate("fid50k_full", G=None, shared=None)
+
+
+def test_long_work_on_a_cpu_is_announced_in_one_line(capsys):
+    calc_metrics.warn_if_long(599)
+    assert capsys.readouterr().err == ""
+    calc_metrics.warn_if_long(50_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Warning: on the CPU this will take about 14 hours: a GPU is much faster (--device=cuda)")

@@ -208,6 +208,24 @@ def first_given(value: Any) -> Any:
     return next((given for given in map(json.loads, boxes) if given is not None), None)
 
 
+def say_failed() -> None:
+    """Tell the other ranks that this one has given up what they all work on, and waits for them."""
+    if _group is not None:
+        with contextlib.suppress(RuntimeError):     # what all do next says who is missing
+            _group.store.set(f"failed/{_group.step}", "")
+
+
+def has_failed_elsewhere() -> bool:
+    """Whether another rank has called `say_failed` since all ranks did something together. Costs a message."""
+    if _group is None:
+        return False
+    group = _group
+    try:
+        return _within(_ANSWER_SEC, lambda: group.store.check([f"failed/{group.step}"]))
+    except RuntimeError:    # likewise
+        return False
+
+
 def rank0_first(work: Callable[[], Any], *, what: str, timeout_sec: float) -> None:
     """Have the first process of each machine do some work before the others do it, which then find it in a cache.
 

@@ -188,6 +188,11 @@ class ImageFolderDataset:
         return self._image_shape[1]
 
     @property
+    def xflip(self) -> bool:
+        """Whether mirrored copies are among the items."""
+        return self._options["xflip"]
+
+    @property
     def label_shape(self) -> list[int]:
         return [self.label_dim]
 

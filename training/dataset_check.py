@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dnnlib.reader_pool import ReaderPool
 from dnnlib.util import UserError, format_time, num_cores
 from training.dataset import NUM_CHANNELS
 from training.image_files import (
@@ -23,7 +24,6 @@ from training.image_files import (
     read_record,
 )
 from training.image_names import METADATA_NAME, LeftOut, shown, why_left_out
-from training.reader_pool import ReaderPool
 from training.zip_directory import ZipDirectory, open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.

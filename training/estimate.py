@@ -1,7 +1,9 @@
-"""What a configuration will cost: parameters, and memory of one GPU."""
+"""What a configuration will cost: parameters, memory of one GPU, time on a CPU."""
 
+import time
 from typing import Any, Callable, NamedTuple
 
+from dnnlib.util import rough_time
 from training.config import (
     DiscriminatorConfig,
     GeneratorConfig,
@@ -12,6 +14,9 @@ from training.config import (
 
 FLOAT = 4  # Bytes.
 HALF = 2
+LONG_SEC = 600          # What takes longer on a CPU is announced.
+_LOOK_PIXELS = 1 << 16  # Networks are timed on images with about so many pixels.
+_SHORT_KIMG = 0.1       # Nobody needs an estimate for so few images.
 
 # Channels of each stage's feature maps, kept before and after the activation, and the side relative to the image.
 _VGG16 = ((64, 2, 1), (128, 2, 2), (256, 3, 4), (512, 3, 8), (512, 3, 16))      # channels, layers, image side / side
@@ -28,6 +33,13 @@ class Memory(NamedTuple):
 
     weights: int        # Parameters, gradients, Adam's two moments, G_ema.
     activations: int    # The phase that keeps most.
+
+
+class Seconds(NamedTuple):
+    """On this machine's CPU."""
+
+    training: float
+    scoring: float      # Of all snapshots, by the metrics of the run.
 
 
 def count_parameters(config: TrainingConfig, *, build: Callable[[TrainingConfig], Any] | None = None) -> Parameters:
@@ -110,8 +122,105 @@ def _decoder_maps(config: TrainingConfig) -> int:
 
 
 def _perceptual_maps(config: TrainingConfig) -> int:
-    if config.perceptual is None:
-        return 0
-    stages = _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16  # other nets are taken for as large as VGG
     res = config.dataset.resolution
-    return sum(2 * layers * channels * (res // shrink) ** 2 * FLOAT for channels, layers, shrink in stages)
+    return sum(2 * layers * channels * (res // shrink) ** 2 * FLOAT
+               for channels, layers, shrink in _perceptual_stages(config))
+
+
+def _perceptual_stages(config: TrainingConfig) -> tuple[tuple[int, int, int], ...]:
+    if config.perceptual is None:
+        return ()
+    return _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16  # others are taken for as large as VGG
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time.
+
+
+def describe_long_work(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> str | None:
+    """A line on how long a run will take, where that is more than ten minutes on a CPU; else None."""
+    if config.device != "cpu" or (config.total_kimg - done_kimg < _SHORT_KIMG and not config.metrics):
+        return None
+    training, scoring = estimate_seconds(config, dataset, done_kimg=done_kimg)
+    if training + scoring < LONG_SEC:
+        return None
+    line = f"on the CPU this training will take about {rough_time(training)}"
+    if scoring > 60:
+        line += f", and its metrics about {rough_time(scoring)} more (--metrics=none leaves them out)"
+    return f"{line}: a GPU is much faster; --kimg, --cmax and the size of the images count, too"
+
+
+def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> Seconds:
+    """Estimate the time of training and of its metrics on this CPU, within a factor of about 2.
+
+    G, D and convolutions like those of the perceptual net are timed on a few images. A backward pass takes as long for the
+    input as the forward pass, and as long for the weights:
+
+        Gmain   3 G + 2 D
+        Greg    6 G for each of its images
+        Dmain   G + 6 D, and for each image that is rebuilt 2 times frozen G above res_g and 3 times the perceptual net
+        Dreg    6 D
+
+    Args:
+        config:    The run.
+        dataset:   Its images, for metrics.
+        done_kimg: What of its length is done already.
+    """
+    import torch
+
+    from training.networks import Discriminator, Generator
+
+    count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
+    G = Generator(**generator_kwargs(config)).eval().requires_grad_(False)
+    D = Discriminator(**discriminator_kwargs(config)).eval().requires_grad_(False)
+    z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
+    with torch.inference_mode():
+        img = G(z, c)
+        G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: D(img, c))
+        task_sec = 3 * _time(lambda: _look_at(img, _perceptual_stages(config)))
+    if config.D.res_g is not None:
+        maps = [sum(_generator_maps(config, above=res)) for res in (config.D.res_g, 0)]
+        task_sec += 2 * G_sec * maps[0] / maps[1]
+    sec = 4 * G_sec + 8 * D_sec + 6 * D_sec / config.d_reg_interval
+    if config.loss.pl_weight:
+        sec += 6 * G_sec / config.loss.pl_batch_shrink / config.g_reg_interval
+    tasks = (config.loss.real_task, config.loss.fake_task)
+    sec += task_sec * sum(task is not None and task.kind == "reconstruction" for task in tasks)
+    return Seconds(1000 * (config.total_kimg - done_kimg) * sec / count,
+                   _scoring_seconds(config, G, dataset, done_kimg=done_kimg))
+
+
+def _look_at(img: Any, stages: tuple[tuple[int, int, int], ...]) -> None:
+    """Convolve images as a perceptual net does, were all of its convolutions 3x3."""
+    import torch
+
+    x = img
+    for channels, layers, shrink in stages:
+        step = x.shape[2] * shrink // img.shape[2]
+        x = x[:, :, ::step, ::step]
+        for _ in range(layers):
+            x = torch.nn.functional.conv2d(x, torch.zeros(channels, x.shape[1], 3, 3), padding=1)
+
+
+def _time(work: Callable[[], Any]) -> float:
+    """Of the quicker one of two calls after a first one, in seconds."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _scoring_seconds(config: TrainingConfig, G: Any, dataset: Any, *, done_kimg: float) -> float:
+    if not config.metrics:
+        return 0
+    from metrics import metric_main
+    from training.evaluation import metric_batch
+
+    stages = metric_main.estimate(config.metrics, G=G, dataset=dataset, detector=config.detector,
+                                  batch_size=metric_batch(config), workers=config.workers)
+    times = 1
+    if config.snapshot_ticks:
+        times += int((config.total_kimg - done_kimg) / (config.kimg_per_tick * config.snapshot_ticks)) + (not done_kimg)
+    return sum(stage.sec * (1 if stage.of_real else times) for stage in stages)

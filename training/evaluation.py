@@ -10,6 +10,8 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import metric_main
+from metrics.options import Shared
+from metrics.progress import ScoreBar
 from torch_utils import distributed
 
 from .config import TrainingConfig
@@ -40,7 +42,9 @@ def evaluate(
         KeyboardInterrupt: Requested to stop.
         LostRank:          Another process of the run is missing.
     """
-    c, shared = config, {}
+    c, kept_real = config, {}
+    shared = Shared([metric for metric in c.metrics if metric not in known])
+    progress = ScoreBar() if sys.stderr.isatty() else None
     for metric in c.metrics:
         if metric in known:
             log.add_metrics(known[metric])
@@ -51,7 +55,7 @@ def evaluate(
             result = metric_main.calc_metric(
                 metric, G=G_ema, dataset=dataset, detector=c.detector, device=device, batch_size=metric_batch(c),
                 num_gpus=distributed.world_size(), rank=distributed.rank(), workers=c.workers, shared=shared,
-                progress=sys.stderr.isatty(),
+                kept_real=kept_real, progress=progress,
             )
         except Exception as e:
             lost = distributed.lost_rank(e)

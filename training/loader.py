@@ -1,20 +1,12 @@
 """The order in which training sees the images, and the loader of batches."""
 
-from collections import deque
-from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from torch_utils.image_reader import ImageReader
 from training.dataset import ImageFolderDataset
-from training.reader_pool import ReaderPool, SharedBuffer, read_images
-
-# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a busy
-# machine it takes longer than that until the next request comes.
-_AHEAD = (2, 8)
-_AHEAD_BYTES = 8 << 20
 
 
 class TrainingOrder:
@@ -72,14 +64,6 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # float32 [N, label_dim].
 
 
-class _Request(NamedTuple):
-    """A batch that workers have been asked for."""
-
-    future: Future
-    labels: np.ndarray
-    offset: int             # Where its images will be in the shared buffer.
-
-
 class BatchLoader:
     """Endless iterator of training batches; closes its workers by `close()`, `with`, or when an error is raised.
 
@@ -121,67 +105,24 @@ class BatchLoader:
         self._dataset, self._order, self._step = dataset, order, batch_size
         self._count = batch_size // num_ranks
         self._position = start_index + rank * self._count
-        self._pin_memory = pin_memory
-        self._closed = False
-        self._requests: deque[_Request] = deque()
-        self._pool: ReaderPool | None = None
-        if num_workers:
-            self._buffer = SharedBuffer()
-            self._pool = ReaderPool(num_workers, shared=self._buffer)
-            batch_bytes = self._count * int(np.prod(dataset.image_shape))
-            ahead = min(max(_AHEAD_BYTES // batch_bytes, _AHEAD[0]), _AHEAD[1])
-            for slot in range(ahead * self._pool.num_workers):
-                self._request(slot * batch_bytes)
+        self._reader = ImageReader(dataset, iter(self._next_indices, None), batch_size=self._count,
+                                   num_workers=num_workers, pin_memory=pin_memory)
 
     def _next_indices(self) -> list[int]:
         indices = self._order.take(self._position, self._count).tolist()
         self._position += self._step
         return indices
 
-    def _request(self, offset: int) -> None:
-        assert self._pool is not None
-        indices = self._next_indices()
-        future = self._pool.submit(read_images, self._dataset.images(indices), offset)
-        self._requests.append(_Request(future, self._dataset.get_labels(indices), offset))
-
     def __iter__(self) -> "BatchLoader":
         return self
 
     def __next__(self) -> Batch:
-        if self._closed:
-            raise StopIteration
-        try:
-            return self._read_here() if self._pool is None else self._receive(self._pool)
-        except UserError:
-            self.close()
-            raise
-
-    def _receive(self, pool: ReaderPool) -> Batch:
-        request = self._requests[0]  # It stays there until the batch is complete: Ctrl-C loses nothing.
-        pool.result(request.future)
-        images = self._empty()
-        self._buffer.read_into(images.numpy(), request.offset)
-        self._request(request.offset)
-        self._requests.popleft()
-        return Batch(images, torch.from_numpy(request.labels))
-
-    def _read_here(self) -> Batch:
-        indices, images = self._next_indices(), self._empty()
-        part = self._dataset.images(indices)
-        for i, image in enumerate(images.numpy()):
-            image[...] = part.read(i)
+        indices, images = next(self._reader)
         return Batch(images, torch.from_numpy(self._dataset.get_labels(indices)))
-
-    def _empty(self) -> torch.Tensor:
-        return torch.empty([self._count, *self._dataset.image_shape], dtype=torch.uint8, pin_memory=self._pin_memory)
 
     def close(self) -> None:
         """Stop the workers; iteration is over."""
-        self._closed = True
-        self._requests.clear()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        self._reader.close()
 
     def __enter__(self) -> "BatchLoader":
         return self

@@ -15,6 +15,7 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import metric_main
+from metrics.options import Shared
 from metrics.published import score_of
 
 from .interrupt import StopRequest
@@ -237,7 +238,7 @@ class RunScorer:
         self.broken.pop(pickle.name, None)
         scores = self.book.read()
         missing = [metric for metric in self.book.metrics if pickle.name not in scores[metric]]
-        shared = {} if len(missing) > 1 else None   # FID and KID look at the same generated images
+        shared = Shared(missing, waiting=waiting)   # FID and KID look at the same images
         for metric in missing:
             with self.stop.at_once():
                 result = self.calculate(metric, G=G, shared=shared)

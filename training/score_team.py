@@ -5,6 +5,7 @@ from typing import Any, Callable
 import torch
 
 from dnnlib.util import UserError
+from metrics.options import Shared
 from torch_utils import distributed
 
 
@@ -32,9 +33,9 @@ class Team:
         distributed.from_rank0({"load": path})
         return self._load_together(path)
 
-    def calculate(self, metric: str, *, G: torch.nn.Module, shared: dict | None) -> dict[str, Any]:
+    def calculate(self, metric: str, *, G: torch.nn.Module, shared: Shared) -> dict[str, Any]:
         """Have all processes calculate a metric of the pickle that was loaded last."""
-        distributed.from_rank0({"calculate": metric, "shares": shared is not None})
+        distributed.from_rank0({"calculate": metric, "metrics": shared.metrics})
         return self._calculate(metric, G=G, shared=shared)
 
     def idle(self) -> None:
@@ -47,16 +48,17 @@ class Team:
 
     def serve(self) -> None:
         """Do what rank 0 says, until it dismisses this process."""
-        G, shared = None, {}
+        G = shared = None
         while "leave" not in (order := distributed.from_rank0(None)):
             if "load" in order:
-                G, shared = None, {}    # memory of the last one is free before the next one takes some
+                G = shared = None   # memory of the last one is free before the next one takes some
                 try:
                     G = self._load_together(order["load"])
                 except UserError:
                     continue  # rank 0 says so
             elif "calculate" in order:
-                self._calculate(order["calculate"], G=G, shared=shared if order["shares"] else None)
+                shared = shared or Shared(order["metrics"])
+                self._calculate(order["calculate"], G=G, shared=shared)
 
     def _load_together(self, path: str) -> torch.nn.Module:
         problem = None

@@ -39,17 +39,30 @@ class ArrayDataset:
         img = self._images[i % self._num_raw]
         return (img[:, :, ::-1] if i >= self._num_raw else img), self.get_label(i)
 
+    def images(self, indices):
+        return ArrayImages(np.stack([self[i][0] for i in indices]))
+
     def get_label(self, i):
         return self._labels[i % self._num_raw].copy()
 
     def replace(self, *, max_size=None, xflip=None):
         xflip = self.xflip if xflip is None else xflip
-        return ArrayDataset(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
+        return type(self)(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
 
     @property
     def fingerprint(self):
         content = self._images.tobytes() + self._labels.tobytes() + repr((self.max_size, self.xflip)).encode()
         return hashlib.sha256(content).hexdigest()
+
+
+class ArrayImages:
+    """Some of the images, for `dnnlib.reader_pool.read_images`."""
+
+    def __init__(self, items):
+        self.items, self.flips, self.shape = items, [False] * len(items), items.shape[1:]
+
+    def read(self, position):
+        return self.items[position]
 
 
 def random_images(n, *, seed=0, resolution=16, channels=3):

@@ -10,7 +10,7 @@ from metric_fakes import ArrayDataset, random_images, save_net
 from metrics import metric_main
 from metrics.detectors import load_feature_net
 from metrics.kernel_inception_distance import draw_subsets, kernel_distance
-from metrics.options import MetricOptions
+from metrics.options import MetricOptions, Shared
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import precision_recall
 from metrics.sampling import draw, keyed_noise
@@ -41,10 +41,11 @@ def test_scores_are_those_of_the_cpu(G, detector):
     dataset, scores = ArrayDataset(random_images(1100)), {}
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for device in ("cpu", DEVICE):
-        shared = {}
+        metrics = ("fid1k_full", "pr1k3_full", "is1k")
+        shared = Shared(metrics)
         results = [metric_main.calc_metric(
             metric, G=G, dataset=dataset, detector=detector, device=device, batch_size=48, workers=2, cache=False,
-            shared=shared).results for metric in ("fid1k_full", "pr1k3_full", "is1k")]
+            shared=shared).results for metric in metrics]
         scores[device] = {name: value for result in results for name, value in result.items()}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == switches
     assert len(scores[DEVICE]) == 5 and next(G.buffers()).device.type == "cpu"

@@ -4,22 +4,27 @@ import json
 import os
 import re
 import shutil
+import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from dnnlib.util import UserError, cache_dir, cached_path
-from metric_fakes import ArrayDataset, PerceptualOnly, SmallNet, random_images, save_net
-from metrics import detectors, metric_main
-from metrics.detectors import INCEPTION_URL, VGG16_URL, load_feature_net
+from metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
+from metrics import detectors, kernel_inception_distance, metric_main
+from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
 from metrics.features import generated_stats, real_stats
-from metrics.options import MetricOptions
-from metrics.published import format_table, published_for, score_of
+from metrics.options import ImageSet, MetricOptions, Shared
+from metrics.progress import ScoreBar, Stage
 from metrics.sampling import draw, generate_uint8
 from reference_generator import random_generator
 from small_networks import save_torchscript
 from torch_utils import distributed
+from training.dataset import ImageFolderDataset
+
+ALL = ImageSet("all real")
 
 
 @pytest.fixture(autouse=True)
@@ -103,21 +108,36 @@ def test_results_do_not_depend_on_batch_size(metric, G, dataset, detector):
         assert a[name] == pytest.approx(b[name], rel=1e-3, abs=2e-3)
 
 
-def test_metrics_of_one_network_share_generated_features(G, dataset, detector):
-    def stages(shared):
-        calls, results = [], {}
-        for metric in ("fid1k_full", "pr1k3_full", "is1k"):
-            results |= metric_main.calc_metric(
-                metric, G=G, dataset=dataset, detector=detector, workers=0, shared=shared,
-                progress=lambda stage, done, total: calls.append(stage),
-            ).results
-        return [stage for stage in dict.fromkeys(calls) if "generated" in stage], results
+def test_metrics_of_one_network_look_at_images_once(G, dataset, detector, monkeypatch):
+    """FID, KID and precision share real and generated features, the file in the cache, and give the very same scores."""
+    metrics, seen = ("fid1k_full", "kid1k_full", "pr1k3_full", "is1k"), []
+    look = FeatureNet.__call__
+    monkeypatch.setattr(kernel_inception_distance, "kernel_distance",   # which takes seconds
+                        lambda real, gen, subsets, device: float(real.sum() - gen.sum()))
+    monkeypatch.setattr(FeatureNet, "__call__", lambda self, img: seen.append(len(img)) or look(self, img))
 
-    alone, together = stages(None), stages({})
-    assert alone[0] == ["fid1k_full generated", "pr1k3_full generated", "is1k generated"]
-    assert together[0] == ["fid1k_full generated", "is1k generated"]  # the inception score asks for probabilities
-    assert together[1] == pytest.approx(alone[1], rel=1e-9)
+    def score(*metrics, **given):
+        seen.clear()
+        results = {}
+        for metric in metrics:
+            results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, workers=0, **given).results
+        return sum(seen), results
 
+    real, generated = 1100, 1000
+    alone = score(*metrics, cache=False)
+    assert alone[0] == 3 * (real + generated) + generated
+    together = score(*metrics, shared=Shared(metrics), kept_real={}, cache=False)
+    assert together == (real + 2 * generated, alone[1]), "probabilities, for the last one, are other outputs"
+
+    for metric, images in (("fid1k_full", real + generated), ("fid1k_full", generated), ("kid1k_full", real + generated),
+                           ("fid1k_full", generated), ("kid1k_full", generated), ("pr1k3_full", generated)):
+        looked, results = score(metric)
+        assert looked == images and results.items() <= alone[1].items(), metric
+        assert len(list(cache_dir("features").iterdir())) == 1
+    for path in cache_dir("features").iterdir():
+        path.unlink()
+    assert score("fid1k_full", shared=Shared(metrics))[0] == real + generated
+    assert score("kid1k_full")[0] == generated, "FID kept what KID would need"
 
 def test_evaluation_leaves_the_network_and_switches_alone(G, dataset, detector):
     G.train()
@@ -164,20 +184,21 @@ def test_full_means_all_images_without_mirroring(G, detector):
     subset = ArrayDataset(images, max_size=10, xflip=True)
     net = load_feature_net(detector, "features")
     opts = options(G, subset, batch_size=8)
-    kept = real_stats(opts, net, full=True, keep_features=True)
+    kept = real_stats(opts, net, ALL, keep_features=True)
     assert kept.num_items == 30
     torch.testing.assert_close(kept.features(), net(torch.from_numpy(images)))
-    assert real_stats(opts, net, full=False, max_items=50, keep_features=True).num_items == 50
-    mirrored = real_stats(opts, net, full=False, keep_features=True).features()
+    assert real_stats(opts, net, ImageSet("real", 50), keep_features=True).num_items == 50
+    mirrored = real_stats(opts, net, ImageSet("real"), keep_features=True).features()
     assert len(mirrored) == 60
     torch.testing.assert_close(mirrored[30:], net(torch.from_numpy(images[:, :, :, ::-1].copy())))
 
 
-def test_workers_give_the_same_features_in_order(G, dataset, detector):
-    net = load_feature_net(detector, "features")
-    alone, helped = (real_stats(options(G, dataset, workers=n, cache=False), net, full=True, keep_features=True)
-                     for n in (0, 2))
-    assert torch.equal(alone.features(), helped.features())
+def test_workers_give_the_same_features_in_order(G, tiny_dataset, detector):
+    net, dataset = load_feature_net(detector, "features"), ImageFolderDataset(tiny_dataset, xflip=True)
+    alone, helped = (
+        real_stats(options(G, dataset, workers=n, cache=False, batch_size=20), net, ImageSet("real"), keep_features=True)
+        for n in (0, 2))
+    assert torch.equal(alone.features(), helped.features()) and len(alone.features()) == 96
 
 
 def test_cache_is_used_and_keyed_by_content(G, dataset, detector, tmp_path, monkeypatch):
@@ -186,15 +207,15 @@ def test_cache_is_used_and_keyed_by_content(G, dataset, detector, tmp_path, monk
     getitem = ArrayDataset.__getitem__
     monkeypatch.setattr(ArrayDataset, "__getitem__", lambda self, i: seen.append(i) or getitem(self, i))
 
-    def count(data=dataset, net=net, **kwargs):
+    def count(data=dataset, net=net, images=ALL):
         seen.clear()
-        moments = real_stats(options(G, data), net, full=True, keep_moments=True, **kwargs).moments()
+        moments = real_stats(options(G, data), net, images).moments()
         return len(seen), moments
 
     first, again = count(), count()
     assert (first[0], again[0]) == (1100, 0)
     assert torch.equal(first[1].mean, again[1].mean) and torch.equal(first[1].cov, again[1].cov)
-    assert count(max_items=500)[0] == 500
+    assert count(images=ImageSet("all real", 500))[0] == 500
     assert count(ArrayDataset(random_images(1100, seed=1)))[0] == 1100
     assert count(net=load_feature_net(save_net(tmp_path / "small-net.pt", PerceptualOnly()), "lpips"))[0] == 1100
 
@@ -204,7 +225,7 @@ def test_a_damaged_cache_is_computed_anew(damage, G, dataset, detector, capsys):
     net = load_feature_net(detector, "features")
 
     def features():
-        return real_stats(options(G, dataset), net, full=True, keep_features=True).features()
+        return real_stats(options(G, dataset), net, ALL, keep_features=True).features()
 
     good = features()
     [path] = cache_dir("features").iterdir()
@@ -234,7 +255,7 @@ def test_an_interrupted_run_leaves_no_cache(G, dataset, detector, monkeypatch):
 
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(KeyboardInterrupt):
-        real_stats(options(G, dataset), net, full=True, keep_moments=True)
+        real_stats(options(G, dataset), net, ALL)
     assert list(cache_dir("features").iterdir()) == []
 
 
@@ -245,7 +266,7 @@ def test_path_length_of_a_network(G, dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(metric_main._METRICS, "ppl2_wend", metric_main.Metric(
         compute=lambda opts, net: perceptual_path_length.compute_ppl(
             opts, net, space="w", sampling="end", crop=False, num_samples=100),
-        standard_net="", output="lpips", uses_real=False))
+        standard_net="", output="lpips", num_gen=100))
     results = [metric_main.calc_metric("ppl2_wend", G=G, dataset=dataset, detector=detector, batch_size=b).results
                for b in (32, 7)]
     assert results[0]["ppl2_wend@perceptual"] == pytest.approx(results[1]["ppl2_wend@perceptual"], rel=0.05)
@@ -258,17 +279,69 @@ def test_grayscale_is_repeated(detector):
     assert torch.equal(net(gray), net(gray.repeat(1, 3, 1, 1)))
 
 
-def test_progress_is_told(G, dataset, detector, capsys):
-    calls = []
-    metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=detector, workers=0,
-                            progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("fid1k_full generated", 1000, 1000) and ("fid1k_full real", 1100, 1100) in calls
-    metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0)
-    assert capsys.readouterr().err == ""
-    metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0, progress=True)
+def test_progress_is_told_if_wanted(G, dataset, detector, capsys):
+    for progress in (None, ScoreBar(show=False)):
+        metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0, progress=progress)
+        assert capsys.readouterr().err == ""
+    metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, workers=0, progress=ScoreBar())
     captured = capsys.readouterr()
-    assert "is1k generated" in captured.err and captured.out == ""
+    assert re.search(r"is1k generated \d+/1000 \|", captured.err) and captured.out == ""
 
+
+class Clock:
+    """Time passes when images are read, generated or looked at, and not by itself."""
+
+    def __init__(self, patch):
+        from metrics import features, progress, timing
+
+        self.now = 1000.0
+        for module, name in ((progress, "monotonic"), (timing, "perf_counter")):
+            patch.setattr(module, "time", types.SimpleNamespace(**{name: lambda: self.now}))
+        patch.setattr("tqdm.std.time", lambda: self.now)
+        for owner, name, sec in (
+            (ArrayImages, "read", 0.2), (FeatureNet, "__call__", 0.3), (features, "generate_uint8", 2.0),
+            (timing, "generate_uint8", 2.0),
+        ):
+            patch.setattr(owner, name, self.slowed(getattr(owner, name), sec))
+
+    def slowed(self, function, sec):
+        def replacement(*args, **kwargs):
+            result = function(*args, **kwargs)
+            self.now += sec * (1 if function.__name__ == "read" else len(result))
+            return result
+
+        return replacement
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_what_is_left_is_known_from_the_start(G, dataset, detector, capsys, monkeypatch, is_cached):
+    """One bar for all metrics: from 5 % of the time on, it is right; so is the time that is announced."""
+    metrics, announced = ("fid1k_full", "is2k", "pr1k3_full"), []
+    if is_cached:
+        metric_main.calc_metric("pr1k3_full", G=G, dataset=dataset, detector=detector, workers=0)
+    Clock(monkeypatch)
+    bar, shared = ScoreBar(begun=announced.append), Shared(metrics)
+    for metric in metrics:
+        metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, workers=0, shared=shared, progress=bar)
+    frames = re.findall(r"\r(\S+ \w+) (\d+)/(\d+) \|[^\r]*\| +(\d+)%, ([\d:]+) so far, about ([\d:]+) left",
+                        capsys.readouterr().err)
+    assert list(dict.fromkeys(frame[0] for frame in frames)) == (
+        [] if is_cached else ["fid1k_full real"]) + ["fid1k_full generated", "is2k generated", "pr1k3_full distances"]
+    elapsed, left = (np.array([sum(60**i * int(part) for i, part in enumerate(reversed(frame[column].split(":"))))
+                               for frame in frames], float) for column in (4, 5))
+    total = 3000 * 2.3 + (0 if is_cached else 1100 * 0.5)
+    assert announced == [pytest.approx(total, rel=0.01)]
+    assert len(frames) > 40 and elapsed[-1] == pytest.approx(total, rel=0.02)
+    late = elapsed > 0.05 * elapsed[-1]
+    np.testing.assert_allclose(left[late], elapsed[-1] - elapsed[late], rtol=0.03, atol=2)
+
+
+def test_a_bar_counts_in_what_comes_later():
+    announced = []
+    bar = ScoreBar(show=False, begun=announced.append)
+    bar.plan([Stage("fid1k real", 100, 0.1), Stage("fid1k generated", 1000, 0.5)], times_later=2)
+    bar.plan([Stage("fid1k generated", 1000, 0.5)], times_later=1)
+    assert announced == [10 + 3 * 500]
 
 def test_mismatches_are_the_users_mistakes(G, dataset, detector):
     with pytest.raises(UserError, match=r"\[3, 8, 8\], the network makes \[3, 16, 16\]"):
@@ -354,17 +427,23 @@ def test_real_images_are_looked_at_once(G, dataset, detector, monkeypatch):
         metric_main.calc_metric("fid1k", dataset=dataset.replace(xflip=not dataset.xflip), kept_real=kept, **options)
 
 
-def test_tables_put_published_figures_beside_measured_ones():
-    assert score_of("pr50k3_full_recall@net") == "recall" and score_of("fid5k_full") == "fid"
-    assert score_of("is50k_std") is None and score_of("is50k_mean") == "is"
-    assert {row.dataset for row in published_for("lsun-church-256x256")} == {"LSUN Church"}
-    assert {row.dataset for row in published_for("cifar10")} == {"CIFAR-10"}
-    assert len({row.dataset for row in published_for("my-photos")}) > 5
-    table = format_table({"fid5k_full@net": 12.345}, dataset_name="church256")
-    assert "fid5k_full@net  12.3450" in table and "not comparable" in table
-    assert re.search(r"LSUN Church +GLeaD +2\.82 +GLeaD \(arXiv 2212\.03752\), Table 1", table)
-    assert "Bedroom" not in table
-    assert "not comparable" not in format_table({"pr50k3_full_precision": 0.5}, dataset_name="ffhq256")
+class HalfReadable(ArrayDataset):
+    """Images that one process can't read, and that the other one reads slowly."""
+
+    def images(self, indices):
+        if distributed.rank() == 1:
+            raise UserError("can't read img00000003.png")
+        time.sleep(0.05)
+        return super().images(indices)
+
+
+def _give_up(net, **place):
+    """What is said, and how long it takes."""
+    start = time.monotonic()
+    try:
+        real_stats(options(None, HalfReadable(random_images(400)), batch_size=1, cache=False, **place), net, ALL)
+    except UserError as e:
+        return str(e), time.monotonic() - start
 
 
 def _in_process(rank, num_gpus, port, folder, queue):
@@ -374,14 +453,15 @@ def _in_process(rank, num_gpus, port, folder, queue):
     distributed.join(device="cpu", timeout_sec=60)
     G, dataset = random_generator(), ArrayDataset(random_images(201))
     net = load_feature_net(f"{folder}/small-net.pt", "features")
-    keep = {"keep_moments": True, "keep_features": True}
+    keep = {"keep_features": True}
     place = {"num_gpus": num_gpus, "rank": rank}
     opts = options(G, dataset, batch_size=16, cache=False, **place)
-    stats = [real_stats(opts, net, full=True, **keep), generated_stats(opts, net, num_items=75, **keep),
+    stats = [real_stats(opts, net, ALL, **keep), generated_stats(opts, net, num_items=75, **keep),
              generated_stats(opts, net, num_items=1, **keep)]
     result = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=f"{folder}/small-net.pt", **place)
-    cached = [real_stats(options(G, dataset, **place), net, full=True, **keep).num_items for _ in range(2)]
-    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached))
+    cached = [real_stats(options(G, dataset, **place), net, ALL, **keep).num_items for _ in range(2)]
+    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached,
+               _give_up(net, **place)))
     distributed.any_rank(False)
     distributed.leave()
 
@@ -415,8 +495,8 @@ def test_two_processes_give_what_one_gives(tmp_path, detector):
 
     G, dataset = random_generator(), ArrayDataset(random_images(201))
     net = load_feature_net(detector, "features")
-    opts, keep = options(G, dataset, cache=False), {"keep_moments": True, "keep_features": True}
-    alone = [real_stats(opts, net, full=True, **keep), generated_stats(opts, net, num_items=75, **keep),
+    opts, keep = options(G, dataset, cache=False), {"keep_features": True}
+    alone = [real_stats(opts, net, ALL, **keep), generated_stats(opts, net, num_items=75, **keep),
              generated_stats(opts, net, num_items=1, **keep)]
     for rank in range(2):
         for (features, cov), expected in zip(gathered[rank][0], alone, strict=True):
@@ -425,3 +505,6 @@ def test_two_processes_give_what_one_gives(tmp_path, detector):
     single = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector).results
     assert gathered[0][1] == gathered[1][1] == pytest.approx(single, rel=1e-4)
     assert gathered[0][2] == [201, 201] and gathered[1][2][0] == 201
+    for rank in range(2):   # 200 images would take 10 s
+        said, took = gathered[rank][3]
+        assert said == "can't read img00000003.png" and took < 6

@@ -148,6 +148,23 @@ def test_a_program_is_ended_with_its_children_when_its_time_is_over(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_build_ends_with_a_parent_that_is_killed(tmp_path):
+    code = nvcc._END_WITH_PARENT + "open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'its-pid'); time.sleep(60)"
+    parent = os.fork()
+    if not parent:
+        nvcc.run_limited([sys.executable, "-c", code], seconds=60, cwd=tmp_path, env=dict(os.environ))
+        os._exit(0)
+    start = time.monotonic()
+    while not (tmp_path / "its-pid").exists():
+        time.sleep(0.05)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    state = Path(f"/proc/{(tmp_path / 'its-pid').read_text()}/stat")
+    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() - start < 30
+        time.sleep(0.05)
+
+
 def test_the_time_limit_of_nvcc_is_a_reason(cache, monkeypatch):
     for name, value in dict(_home=lambda: Path("/"), version=lambda: "nvcc 0", architectures=lambda: ARCHS,
                             _WORKER="import time; time.sleep(60)").items():

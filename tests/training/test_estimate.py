@@ -1,11 +1,15 @@
 """Parameter counts and the memory estimate."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
+from dnnlib.util import rough_time
+from training import estimate
 from training.config import DatasetConfig
+from training.dataset import ImageFolderDataset
 from training.estimate import Parameters, count_parameters, estimate_memory
 from training.presets import Options, resolve
 
@@ -74,3 +78,46 @@ def test_what_activations_depend_on():
     assert activations(method="glead", res_g=4) > activations(method="glead", res_g=32)
     assert activations(method="glead", res_g=1) == activations(method="glead", res_g=1, decoder_res=64)
     assert activations(method="ggdr") >= base
+
+
+# --- Time on a CPU.
+
+
+SMALL = dict(resolution=32, device="cpu", preset="auto", batch_size=8, batch_gpu=8, channel_base=128, channel_max=8,
+             total_kimg=100, metrics=())
+
+
+@pytest.mark.parametrize("said, tasks", [({"method": "stylegan2"}, 0), ({"method": "ggdr"}, 0), (
+    {"method": "glead", "perceptual": "random-vgg", "res_g": 8}, 2)])
+def test_time_is_that_of_all_phases(monkeypatch, said, tasks):
+    """G, D and the perceptual net take 1, 2 and 0.5 s for 8 images."""
+    seconds = iter([1.0, 2.0, 0.5])
+    monkeypatch.setattr(estimate, "_time", lambda work: (work(), next(seconds))[1])
+    config = make(**SMALL, **said)
+    above = sum(estimate._generator_maps(config, above=8)) / sum(estimate._generator_maps(config, above=0))
+    expected = 4 * 1 + 8 * 2 + 6 * 2 / config.d_reg_interval + tasks * (3 * 0.5 + 2 * 1 * above)
+    if config.loss.pl_weight:
+        expected += 6 * 1 / 2 / config.g_reg_interval
+    assert estimate.estimate_seconds(config, None, done_kimg=20) == (pytest.approx(80_000 / 8 * expected), 0)
+
+
+def test_long_work_on_a_cpu_is_announced(monkeypatch, tiny_dataset, tiny_net):
+    """In one line, with that of metrics; not on a GPU, nor for a few images, nor for minutes."""
+    dataset = ImageFolderDataset(tiny_dataset)
+    said = dict(SMALL, resolution=16, method="stylegan2")
+    monkeypatch.setattr(estimate, "_time", lambda work: 1.0)
+    line = estimate.describe_long_work(make(**said), dataset)
+    assert re.match(r"on the CPU this training will take about 2 days: a GPU is much faster", line)
+    scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snapshot_ticks=1))
+    line = estimate.describe_long_work(scored, dataset)
+    assert re.match(r"on the CPU this training will take about 2 days, and its metrics about \d+ (minute|hour)s? more", line)
+    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.05)), dataset) is None
+    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.2)), dataset) is None
+    assert estimate.describe_long_work(make(**said), dataset, done_kimg=99.9) is None
+    monkeypatch.setattr(estimate, "estimate_seconds", None)     # isn't asked
+    assert estimate.describe_long_work(make(method="stylegan2"), dataset) is None
+
+
+def test_rough_times():
+    assert [rough_time(sec) for sec in (10, 89, 600, 5000, 5500, 86400, 200_000)] == [
+        "1 minute", "1 minute", "10 minutes", "83 minutes", "2 hours", "24 hours", "2 days"]

@@ -157,6 +157,20 @@ if __name__ == "__main__":
     assert done.returncode == -signal.SIGKILL
 
 
+def test_a_signal_to_all_processes_leaves_readers_to_the_main_one(dataset):
+    """Schedulers send SIGTERM and SIGUSR1 to every process of a job; the main one still saves, and may need images."""
+    loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
+    next(loader)
+    for process in loader._reader._pool._context.started:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(process.pid, number)
+    for _ in range(50):
+        next(loader)
+    start = time.monotonic()
+    loader.close()
+    assert time.monotonic() - start < 3
+
+
 def test_interrupt_shows_no_traceback_of_workers(tmp_path):
     path = make_zip(tmp_path / "a.zip", some_files(5))
     script = tmp_path / "script.py"
@@ -191,7 +205,7 @@ if __name__ == "__main__":
 def test_readers_are_small_and_do_not_import_torch(dataset):
     with BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=1) as loader:
         next(loader)
-        process = psutil.Process(loader._pool.result(loader._pool.submit(os.getpid)))
+        process = psutil.Process(loader._reader._pool.result(loader._reader._pool.submit(os.getpid)))
         assert process.memory_info().rss < 100e6
         assert not any("torch" in part.path for part in process.memory_maps())
 
@@ -199,7 +213,7 @@ def test_readers_are_small_and_do_not_import_torch(dataset):
 def test_killed_worker_is_told_in_one_line(dataset):
     loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
     next(loader)
-    os.kill(loader._pool.result(loader._pool.submit(os.getpid)), signal.SIGKILL)
+    os.kill(loader._reader._pool.result(loader._reader._pool.submit(os.getpid)), signal.SIGKILL)
     with pytest.raises(UserError) as e:
         while True:
             next(loader)
@@ -210,7 +224,7 @@ def test_killed_worker_is_told_in_one_line(dataset):
 
 def test_close_is_quick_and_leaves_no_process(dataset):
     loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
-    processes = [psutil.Process(process.pid) for process in loader._pool._context.started]
+    processes = [psutil.Process(process.pid) for process in loader._reader._pool._context.started]
     assert processes
     start = time.monotonic()
     loader.close()  # While they are starting.

@@ -6,12 +6,14 @@ import pytest
 
 import forking
 from dnnlib.util import UserError
+from metrics.options import Shared
 from training import launch
 from training.score_team import Team
 
 WORKER = """
 import json, os, sys
 from dnnlib.util import UserError
+from metrics.options import Shared
 from torch_utils import distributed
 from training.score_team import Team
 from training.worker import take_part
@@ -27,9 +29,8 @@ def load(path):
     return path
 
 def calculate(metric, *, G, shared):
-    note(metric, G, shared)
-    if shared is not None:
-        shared[metric] = G
+    note(metric, G, shared.metrics, shared.generated)
+    shared.generated[metric] = G
     if metric == "fails":
         raise UserError(f"rank {distributed.rank()} can't do it")
 
@@ -42,12 +43,12 @@ def work():
             G = team.load(name)
         except UserError as e:
             note(str(e))
-    shared = {}
+    shared = Shared(["fid", "kid"])
     team.calculate("fid", G=G, shared=shared)
     team.idle()
     team.calculate("kid", G=G, shared=shared)
     G = team.load("better")
-    team.calculate(sys.argv[2], G=G, shared=None)
+    team.calculate(sys.argv[2], G=G, shared=Shared(["ppl"]))
     team.dismiss()
 
 sys.exit(take_part(work, device="cpu", timeout_sec=60))
@@ -70,11 +71,12 @@ def run_team(tmp_path, monkeypatch):
 
 def test_what_one_cannot_load_none_scores(run_team):
     notes = run_team("ppl")
+    both = ["fid", "kid"]
+    calculated = [["fid", "good", both, {}], ["kid", "good", both, {"fid": "good"}], ["ppl", "better", ["ppl"], {}]]
     assert [note[1:] for note in notes if note[0] == 0] == [
         ["[Errno 2] gone: 'unreadable for 0'"], ["[Errno 2] gone: 'unreadable for 1'"],
-        ["fid", "good", {}], ["kid", "good", {"fid": "good"}], ["ppl", "better", None]]
-    assert [note for note in notes if note[0] == 1] == [
-        [1, "fid", "good", {}], [1, "kid", "good", {"fid": "good"}], [1, "ppl", "better", None]]
+        *calculated]
+    assert [note[1:] for note in notes if note[0] == 1] == calculated
 
 
 def test_a_metric_that_fails_ends_all(run_team):
@@ -86,7 +88,8 @@ def test_a_single_process_needs_nobody():
     asked = []
     team = Team(load=lambda path: asked.append(path) or path, calculate=lambda *args, **kwargs: (args, kwargs))
     assert team.load("a") == "a" == asked[0]
-    assert team.calculate("fid", G="a", shared=None) == (("fid",), {"G": "a", "shared": None})
+    shared = Shared(["fid"])
+    assert team.calculate("fid", G="a", shared=shared) == (("fid",), {"G": "a", "shared": shared})
     team.idle()
     team.dismiss()
     with pytest.raises(UserError, match="nowhere"):

@@ -71,7 +71,15 @@ cudaError_t launch(const void* kernel, int grid, int block, const void* params, 
 
 """
 
-_WORKER = """\
+_END_WITH_PARENT = """\
+import os, signal, threading, time
+def watch(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, args=[os.getppid()], daemon=True).start()
+"""
+_WORKER = _END_WITH_PARENT + """\
 import json, sys
 from torch.utils import cpp_extension
 cpp_extension.load(is_python_module=False, **json.loads(sys.argv[1]))

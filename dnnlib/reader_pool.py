@@ -1,7 +1,8 @@
 """Processes that read images: small, quick to start, and gone when the main process is.
 
 They are Python's own ProcessPoolExecutor, in interpreters started anew that import neither PyTorch nor the main script.
-What they import of this project must not import PyTorch either.
+What they import of this project must not import PyTorch either. Signals that go to a whole group, from a terminal or a
+job scheduler, are left to the main process; readers end with it, however it ends.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from dnnlib.util import UserError, num_cores
-from training.dataset import Images
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _WRITE_BYTES = 4 << 20  # So much is written at a time, which bounds the memory of a reader.
 
 
@@ -116,15 +117,18 @@ def _told_in_one_line() -> Iterator[None]:
 
 class _ReaderProcess(context.SpawnProcess):
     def start(self) -> None:
-        # The mask is inherited and keeps Ctrl-C from readers from the start: the main process ends them. Children of
+        # The mask is inherited and keeps signals from readers from the start: the main process ends them. Children of
         # "spawn" import the main script, and all that it imports: readers don't need it, and find an empty one.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
             super().start()
         finally:
             sys.modules["__main__"] = main
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def terminate(self) -> None:
+        self.kill()  # SIGTERM would wait for ever; the executor, too, ends readers by this method
 
 
 class _ReaderContext(context.SpawnContext):
@@ -143,8 +147,17 @@ class _ReaderContext(context.SpawnContext):
 _shared: SharedBuffer | None = None
 
 
-def read_images(images: Images, offset: int) -> None:
-    """In a reader process: put images, one after another, into the shared buffer. Raises UserError, OSError."""
+def read_images(images: Any, offset: int) -> None:
+    """In a reader process: put images, one after another, into the shared buffer.
+
+    Args:
+        images: As `training.dataset.Images`: `read(position)` gives uint8 of `shape`, `flips` has an entry for each.
+        offset: Where in the buffer.
+
+    Raises:
+        UserError: An image, which is named, can't be read.
+        OSError:   There is no memory.
+    """
     assert _shared is not None
     count, shape = len(images.flips), images.shape
     together = max(1, _WRITE_BYTES // math.prod(shape))
