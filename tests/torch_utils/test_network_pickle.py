@@ -184,7 +184,7 @@ def test_mismatches_name_the_parameter_and_both_shapes():
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.b8.odd": torch.zeros(2)}, **kwargs)})
     with pytest.raises(UserError, match="layers of StyleGAN3; only its StyleGAN2 configurations"):
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.input.freqs": torch.zeros(2)}, **kwargs)})
-    with pytest.raises(UserError, match=r"can't be built from the arguments in the pickle: TypeError.*magic"):
+    with pytest.raises(UserError, match=r"can't be built from the arguments in the file: TypeError.*magic"):
         load({"G_ema": foreign_network("Generator", state, **kwargs, magic=1)})
 
 
