@@ -1,11 +1,11 @@
-"""Pickles read as data: by the ordinary unpickler, which meets only stand-ins of this module.
+"""Pickles read as data: by the ordinary unpickler, which finds only stand-ins of this module.
 
 Globals are known by their *names*; nothing is imported. Each allowed one stands for a function of this module: an
-object of a persistent class becomes a `ModuleRecord`, a tensor a `TensorRecord`, a view of bytes in the file. Any other
-global is noted as refused, and what the file does with it has no effect.
+object of a persistent class becomes a `ModuleRecord`, a tensor a `TensorRecord`, which is a view of bytes in the file.
+Any other global is noted as refused, and what the file does with it has no effect.
 
-The ordinary unpickler trusts sizes and keys. So `_check` reads all operations before it, without carrying them out:
-work and memory stay in proportion to the size of the file.
+The ordinary unpickler trusts the file with time and memory. So `_check` goes through all operations first, without
+carrying them out, and refuses those that would take more than the size of the file accounts for.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ _CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
 _PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
 _GETS = frozenset("GET BINGET LONG_BINGET".split())
 _CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD".split())  # Of a value that stays on the stack.
-_TUPLES = frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split())  # Nested ones can take endless time to hash.
+_NO_KEYS = _CALLS | frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split())   # Hashing nested tuples can be endless.
 _KEYS = {  # Where keys stand among what an operation takes from the stack, the mark included.
     "SETITEM": slice(1, 2),
     "SETITEMS": slice(2, None, 2),
@@ -83,24 +83,30 @@ _KEYS = {  # Where keys stand among what an operation takes from the stack, the 
     "ADDITEMS": slice(2, None),
     "FROZENSET": slice(1, None),
 }
-_NO_KEYS = slice(0)
 
 
 def _check(data: bytes) -> None:
     """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
 
-    This follows stack and memo as the unpickler does, but for each value they only hold whether it may be a key.
+    The stack and the memo change here as they do in the unpickler. For each value, they only say whether it may be a
+    key of a dict or a member of a set.
     """
     stack: list[bool | None] = []  # None = a mark.
     memo: dict[int, bool | None] = {}
-    num_opcodes = 0
-    for opcode, arg, _ in pickletools.genops(data):
+    num_opcodes = frame_end = 0
+    for opcode, arg, position in pickletools.genops(data):
         name, before = opcode.name, opcode.stack_before
         num_opcodes += _CALL_OPCODES if name in _CALLS else 1
         if num_opcodes > _MAX_OPCODES:
             raise ValueError("too many operations")
         if name in _UNEXPECTED or opcode.proto > 5:
             raise ValueError(f"unexpected operation {name}")
+        if position == frame_end:
+            frame_end = 0
+        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would read on somewhere else
+            raise ValueError("a frame that ends within an operation")
+        if name == "FRAME":
+            frame_end = position + 9 + arg
         if name in _PUTS:
             index = len(memo) if arg is None else arg
             if index >= _MAX_OPCODES:  # the unpickler's memo is an array of so many
@@ -117,12 +123,12 @@ def _check(data: bytes) -> None:
                 start -= before.index(pickletools.markobject)
             taken = stack[start:]
             del stack[start:]
-            if not all(taken[_KEYS.get(name, _NO_KEYS)]):
+            if name in _KEYS and not all(taken[_KEYS[name]]):
                 raise ValueError("a key that is neither a short string nor a small number")
             if name in _CHANGES:
                 stack.append(taken[0])
             elif opcode.stack_after:
-                stack.append(None if name == "MARK" else name not in _TUPLES | _CALLS and _is_key(arg))
+                stack.append(None if name == "MARK" else name not in _NO_KEYS and _is_key(arg))
 
 
 def _is_key(value: Any) -> bool:
@@ -241,6 +247,12 @@ def _ints(values: Any) -> tuple[int, ...]:
     return values
 
 
+def _size(values: Any) -> tuple[int, ...]:
+    if math.prod(max(n, 1) for n in _ints(values)) >= 1 << 40:  # NumPy and PyTorch multiply even where 0 is among them
+        raise ValueError("a tensor of impossible shape")
+    return values
+
+
 _STORAGE_DTYPES = {
     "torch DoubleStorage": torch.float64,
     "torch FloatStorage": torch.float32,
@@ -298,12 +310,12 @@ def _tensor(
     _metadata: Any = None,
 ) -> TensorRecord:
     _ints((offset,))
-    if not isinstance(storage, TensorRecord) or len(_ints(size)) != len(_ints(stride)):
+    if not isinstance(storage, TensorRecord) or len(_size(size)) != len(_ints(stride)):
         raise ValueError("a tensor without a storage")
     start = storage.start + offset * storage.dtype.itemsize
     last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     num_values = 0 if 0 in size else max(math.prod(size), last + 1)
-    if num_values * storage.dtype.itemsize > len(storage.data) - start and num_values > 0:
+    if num_values > 0 and num_values * storage.dtype.itemsize > len(storage.data) - start:
         raise ValueError("a tensor larger than its storage")
     return TensorRecord(storage.data, storage.dtype, start, size, stride, requires_grad is True)
 
@@ -346,8 +358,8 @@ class Array:
         _version, shape, dtype, is_fortran, data = state
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, (bytes, bytearray)):
             raise ValueError("an array of an unexpected type")
-        self.shape, self.dtype, self.order, self.data = _ints(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
-        if int(np.prod(shape, dtype=object)) * self.dtype.itemsize != len(data):
+        self.shape, self.dtype, self.order, self.data = _size(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
+        if math.prod(shape) * self.dtype.itemsize != len(data):
             raise ValueError("an array of another size than declared")
 
     def to_numpy(self) -> np.ndarray:
@@ -387,7 +399,7 @@ _GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
-    "torch.Size": _ints,
+    "torch.Size": _size,
     "torch.device": _make_device,
     **{str(dtype): dtype for dtype in _STORAGE_DTYPES.values()},
     **{f"torch.nn.modules.container.{name}": ModuleRecord for name in ("ModuleList", "ModuleDict", "Sequential")},

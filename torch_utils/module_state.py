@@ -31,7 +31,7 @@ class ModuleRecord:
 class TensorRecord:
     """What stands for a tensor while a pickle is read as data: a view of bytes, checked to lie within them."""
 
-    data: bytes
+    data: bytes = dataclasses.field(repr=False)
     dtype: torch.dtype
     start: int                 # In bytes.
     size: tuple[int, ...]

@@ -19,7 +19,7 @@ from pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_g
 
 import legacy
 from dnnlib.util import EasyDict, UserError
-from torch_utils import network_pickle, persistence
+from torch_utils import data_unpickler, network_pickle, persistence
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +158,12 @@ def test_state_may_hold_what_files_hold():
     )
     for protocol in (2, 4):
         assert_same_network(load(pickle.dumps({"G": foreign}, protocol=protocol))["G"], G)
+
+
+def test_an_easy_dict_may_have_an_empty_state():
+    """Python 3.10 writes one."""
+    data = pickle.dumps(EasyDict(a=1), 2)
+    assert data_unpickler.loads(data[:-1] + b"}b.").value == {"a": 1} and not data_unpickler.loads(data).refused
 
 
 def test_tensors_are_read_exactly(tmp_path):
