@@ -34,7 +34,7 @@ _MAX_REFUSED = 100       # Names that are noted.
 class Content(NamedTuple):
     """What a pickle holds."""
 
-    value: Any             # Plain data, and what stands for the rest: `ModuleRecord`, `TensorRecord`, `TfNetwork`, `Array`.
+    value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
     refused: list[str]     # Globals that are not allowed, as `module.name`, sorted; if any, `value` is of no use.
 
 
@@ -94,7 +94,7 @@ def _check(data: bytes) -> None:
     stack: list[bool | None] = []  # None = a mark.
     memo: dict[int, bool | None] = {}
     num_opcodes = frame_end = 0
-    for opcode, arg, position in pickletools.genops(data):
+    for opcode, arg, position in pickletools.genops(_Views(data)):
         name, before = opcode.name, opcode.stack_before
         num_opcodes += _CALL_OPCODES if name in _CALLS else 1
         if num_opcodes > _MAX_OPCODES:
@@ -129,6 +129,20 @@ def _check(data: bytes) -> None:
                 stack.append(taken[0])
             elif opcode.stack_after:
                 stack.append(None if name == "MARK" else name not in _NO_KEYS and _is_key(arg))
+
+
+class _Views(io.BytesIO):
+    """Gives large pieces as views: only their lengths matter, and what copies of them take stays with the process."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = memoryview(data)
+
+    def read(self, size: int) -> bytes | memoryview:
+        start = self.tell()
+        if size < 1 << 16 or self._data[start - 5] == ord("T"):  # strings of Python 2 are decoded
+            return super().read(size)
+        return self._data[start:self.seek(start + size)]
 
 
 def _is_key(value: Any) -> bool:
