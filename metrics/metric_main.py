@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 import time
 from typing import Any, Callable, Iterator, Mapping, Sequence
 

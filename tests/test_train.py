@@ -10,7 +10,6 @@ import types
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-import click
 import pytest
 from click.testing import CliRunner
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+import warnings
 from typing import Any, Mapping
 
 import torch
@@ -11,13 +12,43 @@ from dnnlib.util import UserError
 _MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128  # Of module trees; ten times what networks have.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class ModuleRecord:
     """What stands for a module while a pickle is read as data (see `data_unpickler`)."""
 
-    class_name: str
+    class_name: str = "container"
     module_src: str = ""
-    state: dict[str, Any]
+    state: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What pickles of ModuleList and its like call."""
+        if not isinstance(state, dict):
+            raise ValueError("a module whose state is no dict")
+        self.state = state
+
+
+@dataclasses.dataclass(eq=False)
+class TensorRecord:
+    """What stands for a tensor while a pickle is read as data: a view of bytes, checked to lie within them."""
+
+    data: bytes = dataclasses.field(repr=False)
+    dtype: torch.dtype
+    start: int                 # In bytes.
+    size: tuple[int, ...]
+    stride: tuple[int, ...]    # In values.
+    requires_grad: bool = False
+
+    __setstate__ = None  # no pickle can change one
+
+    def to_tensor(self) -> torch.Tensor:
+        """A view, which must not be written to."""
+        values = torch.empty(0, dtype=self.dtype)
+        if 0 not in self.size:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+                values = torch.frombuffer(self.data, dtype=self.dtype, offset=self.start)
+        tensor = values.as_strided(self.size, self.stride)
+        return tensor.requires_grad_(self.requires_grad and tensor.is_floating_point())
 
 
 def state_of(child: torch.nn.Module | ModuleRecord) -> Mapping[str, Any]:
@@ -63,7 +94,7 @@ def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
     """
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
-        raise UserError(f"{cls.__name__} in the pickle lacks the arguments that it was built with")
+        raise UserError(f"{cls.__name__} in the file lacks the arguments that it was built with")
     try:
         with torch.random.fork_rng(devices=[]):
             return cls(*args, **kwargs)
@@ -71,26 +102,27 @@ def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
         raise
     except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
         reason = " ".join(str(e).split())[:200]
-        message = f"{cls.__name__} can't be built from the arguments in the pickle: {type(e).__name__}: {reason}"
+        message = f"{cls.__name__} can't be built from the arguments in the file: {type(e).__name__}: {reason}"
         raise UserError(message) from e
 
 
-def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise a `UserError` unless `tensors` has just the names and shapes of the state dict of `module`."""
-    name = type(module).__name__
+def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, prefix: str = "") -> None:
+    """Raise a `UserError` unless `tensors` has just the names and shapes of the state dict of `module`.
+
+    The message puts `prefix` before the name of the tensor.
+    """
+    cls = type(module).__name__
     expected = module.state_dict()
-    for key, tensor in expected.items():
-        if key not in tensors:
-            raise UserError(f"{name} in the pickle lacks {key} {list(tensor.shape)}: another architecture")
-        if tensors[key].shape != tensor.shape:
-            raise UserError(
-                f"{name} in the pickle has {key} of shape {list(tensors[key].shape)}, expected {list(tensor.shape)}: "
-                "another architecture"
-            )
-    unknown = [key for key in tensors if key not in expected]
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise UserError(f"{cls} in the file lacks {prefix}{name} {list(tensor.shape)}: another architecture")
+        if tensors[name].shape != tensor.shape:
+            shapes = f"{list(tensors[name].shape)}, expected {list(tensor.shape)}"
+            raise UserError(f"{cls} in the file has {prefix}{name} of shape {shapes}: another architecture")
+    unknown = [prefix + name for name in tensors if name not in expected]
     if unknown:
         more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
-        raise UserError(f"{name} in the pickle has {unknown[0][:200]!a}{more}, which this project's {name} lacks")
+        raise UserError(f"{cls} in the file has {unknown[0][:200]!a}{more}, which this project's {cls} lacks")
 
 
 def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -109,8 +141,8 @@ def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             raise UserError("a module in the pickle is damaged, or too large for a network")
         transient = node.get("_non_persistent_buffers_set")
         for name, tensor in _named_children(node, "_parameters") + _named_children(node, "_buffers"):
-            if isinstance(tensor, torch.Tensor) and not (isinstance(transient, set) and name in transient):
-                tensors[prefix + name] = tensor
+            if tensor is not None and not (isinstance(transient, set) and name in transient):
+                tensors[prefix + name] = tensor.to_tensor() if isinstance(tensor, TensorRecord) else tensor
         for name, child in _named_children(node, "_modules"):
             if child is not None:
                 pending.append((f"{prefix}{name}.", state_of(child), depth + 1))
@@ -119,10 +151,10 @@ def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def _named_children(node: Mapping[str, Any], group: str) -> list[tuple[str, Any]]:
     children = node.get(group) or {}
-    allowed = (types.NoneType, torch.nn.Module, ModuleRecord) if group == "_modules" else (types.NoneType, torch.Tensor)
+    allowed = (torch.nn.Module, ModuleRecord) if group == "_modules" else (torch.Tensor, TensorRecord)
     if not isinstance(children, Mapping) or len(children) > _MAX_NODES:
         raise UserError("a module in the pickle is damaged, or too large for a network")
     for name, child in children.items():
-        if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(child, allowed):
+        if not isinstance(name, str) or len(name) > _MAX_NAME or not isinstance(child, (types.NoneType, *allowed)):
             raise UserError(f"a module in the pickle is damaged: its {group[1:]} hold something else")
     return list(children.items())

@@ -57,7 +57,8 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
     """
     name = getattr(file, "name", None)
     try:
-        data = _read_all(file)
+        data = read_all(file)
+        _check_kind(data)
         content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
         if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
             raise UserError("no network pickle: a dict with G, D or G_ema was expected")
@@ -103,16 +104,20 @@ def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module, memo).cpu().eval().requires_grad_(False)
 
 
-def _read_all(file: BinaryIO) -> bytes:
-    chunks: list[bytes] = []
+def read_all(file: BinaryIO) -> bytes:
+    """The rest of the file; `UserError` if it is larger than any networks."""
+    buffer = io.BytesIO()
     while chunk := file.read(_READ_BYTES):  # a larger read would set its memory aside at once
-        chunks.append(chunk)
-        if sum(map(len, chunks)) > _MAX_FILE_BYTES:
-            raise UserError(f"no network pickle: larger than {_MAX_FILE_BYTES >> 30} GiB")
-    data = b"".join(chunks)
+        buffer.write(chunk)
+        if buffer.tell() > _MAX_FILE_BYTES:
+            raise UserError(f"larger than {_MAX_FILE_BYTES >> 30} GiB: no networks")
+    return buffer.getvalue()
+
+
+def _check_kind(data: bytes) -> None:
     if not data:
         raise UserError("the file is empty; a network pickle was expected")
-    if data[:2] != b"\x80\x02" and data[:2] != b"\x80\x03" and data[:2] != b"\x80\x04" and data[:2] != b"\x80\x05":
+    if data[:2] not in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         kinds = {
             b"PK\x03\x04": "a zip archive (a dataset, or written by torch.save)",
             b"\x89PNG": "a PNG image",
@@ -122,7 +127,6 @@ def _read_all(file: BinaryIO) -> bytes:
         if kind is None and data[:200].lstrip()[:1] == b"<":
             kind = "a web page"
         raise UserError(f"the file is {kind or 'something else'}; a network pickle was expected")
-    return data
 
 
 class _TrustedUnpickler(pickle.Unpickler):

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 from tqdm import tqdm

@@ -24,7 +24,7 @@ from training.image_files import (
     read_record,
 )
 from training.image_names import METADATA_NAME, LeftOut, shown, why_left_out
-from training.zip_directory import ZipDirectory, open_directory
+from training.zip_directory import open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.

@@ -1,7 +1,6 @@
 """One training run: set up, then step and maintain until all images have been shown."""
 
 import copy
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable

@@ -75,6 +75,25 @@ def nested(levels, step, start):
     return code
 
 
+DOUBLED = b"N\x85" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(45))  # 2**45 tuples, seen as a tree
+
+
+def beyond_a_frame(code):
+    """A frame that ends within a number: what follows is bytes to who reads on there, and code to who starts anew."""
+    return b"\x80\x04\x95\x03" + bytes(7) + b"J\0\0" + b"\0\0" + b"C%c" % len(code) + code + b"."
+
+
+def on_a_tensor(code):
+    return b"\x80\x03}X\5\0\0\0G_ema" + pickle.dumps(tensor(Storage(storage_bytes(4)), (4,), (1,)), 3)[2:-1] + code + b"s."
+
+
+def with_header(code):
+    """A storage with code in place of the facts about the system."""
+    data = storage_bytes(1)
+    start, end = data.index(b"\x80\x02}"), data.index(b"\x80\x02(X\7")
+    return network_of(tensor(Storage(data[:start] + b"\x80\x02" + code + b"." + data[end:]), (1,), (1,)))
+
+
 def doubled_in(key):
     data = pickle.dumps({"G_ema": Foreign("Generator", {"_init_args": (), "_init_kwargs": {}, key: "MARKER"})}, 2)
     code = b"]"
@@ -215,6 +234,13 @@ HOSTILE = {
     "BUILD on a global": (
         lambda t: b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n}X\x01\0\0\0aX\x01\0\0\0bsb."
     ),
+    "BUILD of slots on a global": (
+        lambda t: b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\nN}X\7\0\0\0__new__Ns\x86b."
+    ),
+    "BUILD on a tensor": lambda t: on_a_tensor(b"}X\5\0\0\0startJ\0\0\0\x70sb"),
+    "SETITEM on a tensor": lambda t: on_a_tensor(b"K\0K\1s"),
+    "APPEND on a tensor": lambda t: on_a_tensor(b"K\0a"),
+    "extension registry beyond a frame": lambda t: beyond_a_frame(b"\x82\x01."),
     "BUILD on a dict": lambda t: b"\x80\x02}}X\x01\0\0\0aX\x01\0\0\0bsb.",
     "constructor arguments with code": lambda t: network_of(mapping_kwargs=Call(eval, f"open({str(t)!r}, 'w')")),
     # Sizes.
@@ -225,6 +251,9 @@ HOSTILE = {
     "tensor beyond its storage": lambda t: network_of(tensor(Storage(storage_bytes(4)), (2,), (1 << 20,))),
     "tensor before its storage": lambda t: network_of(tensor(Storage(storage_bytes(4)), (2,), (1,), offset=-8)),
     "tensor of negative size": lambda t: network_of(tensor(Storage(storage_bytes(4)), (-2,), (1,))),
+    "empty tensor of impossible size": (
+        lambda t: network_of(tensor(Storage(storage_bytes(4)), (1 << 39,) * 15 + (0,), (1,) * 16))
+    ),
     "tensor of many dimensions": lambda t: network_of(tensor(Storage(storage_bytes(4)), (1,) * 1000, (1,) * 1000)),
     "tensor with a product that overflows": (
         lambda t: network_of(tensor(Storage(storage_bytes(4)), (1 << 32, 1 << 32), (0, 0)))
@@ -252,6 +281,17 @@ HOSTILE = {
     "deep tuple as a key": lambda t: b"\x80\x02}N" + b"\x85" * 10_000 + b"Ns.",
     "tuple doubled 60 times as a key": lambda t: nested(60, b"@@\x86", b"}N\x85") + b"Ns.",
     "tuple doubled 60 times in a set": lambda t: nested(60, b"@@\x86", b"\x8f(N\x85") + b"\x90.",
+    "doubled tuple as a key, after no change": lambda t: b"\x80\x02}" + DOUBLED + b"(eNs.",
+    "doubled tuple in a frozenset": lambda t: b"\x80\x04(" + DOUBLED + b"\x91.",
+    "doubled tuple in a list made into a set": lambda t: b"\x80\x02cbuiltins\nset\n]" + DOUBLED + b"a\x85R.",
+    "doubled tuple in an OrderedDict": (
+        lambda t: b"\x80\x02ccollections\nOrderedDict\n](]" + DOUBLED + b"aNae\x85R."
+    ),
+    "doubled tuple beyond a frame": lambda t: beyond_a_frame(b"}" + DOUBLED + b"Ns."),
+    "doubled tuple beyond a frame in a frame": (
+        lambda t: b"\x80\x04\x95\x0c" + bytes(7) + beyond_a_frame(b"}" + DOUBLED + b"Ns.")[2:]
+    ),
+    "doubled tuple in the header of a storage": lambda t: with_header(b"}" + DOUBLED + b"Ns"),
     "list doubled 60 times": lambda t: nested(60, b"]@a@a", b"}X\x05\0\0\0G_ema]") + b"s.",
     "list doubled 60 times as arguments": lambda t: doubled_in("_init_kwargs"),
     "list doubled 60 times as modules": lambda t: doubled_in("_modules"),
@@ -262,9 +302,17 @@ HOSTILE = {
     "a string copied endlessly": lambda t: b"\x80\x02X" + struct.pack("<I", 1 << 22) + b"a" * (1 << 22) + b"q\x00"
     + b"c_codecs\nencode\nq\x01" + b"h\x01h\x00X\x06\0\0\0latin1\x86R" * 20_000 + b".",
     "a list made into sets endlessly": lambda t: b"\x80\x02](" + b"K\x01" * 100_000 + b"e\x85q\x00"
-    + b"cbuiltins\nset\nq\x01" + b"h\x01h\x00R" * 60_000 + b".",
+    + b"cbuiltins\nset\nq\x01" + b"h\x01h\x00R" * 12_000 + b".",
     "a storage read endlessly": lambda t: b"\x80\x03B" + struct.pack("<I", len(storage_bytes(1))) + storage_bytes(1) + b"\x85q\x00"
-    + b"ctorch.storage\n_load_from_bytes\nq\x01" + b"h\x01h\x00R" * 100_000 + b".",
+    + b"ctorch.storage\n_load_from_bytes\nq\x01" + b"h\x01h\x00R" * 20_000 + b".",
+    "a header of a storage without end": lambda t: with_header(b"N" * (1 << 22)),
+    "a name copied endlessly": lambda t: b"\x80\x04X\0\0\x40\0" + b"a" * (1 << 22) + b"q\0" + b"h\0h\0\x93" * 90_000 + b".",
+    "long keys compared endlessly": lambda t: b"\x80\x02" + b"".join(
+        b"X\0\0\x40\0" + b"a" * (1 << 22) + b"q%c" % k for k in range(2)
+    ) + b"}h\0Ns" + b"h\1Ns" * 70_000 + b".",
+    "long keys made and compared endlessly": lambda t: b"\x80\x02X\0\0\x40\0" + b"a" * (1 << 22) + b"X\6\0\0\0latin1\x86q\0"
+    + b"c_codecs\nencode\nh\0Rq\1c_codecs\nencode\nh\0Rq\2" + b"}h\1Ns" + b"h\2Ns" * 70_000 + b".",
+    "zeros without end": lambda t: b"\x80\x02cbuiltins\nbytes\nJ\0\0\0\x70\x85R.",
     "colliding keys": lambda t: b"\x80\x02}(" + b"".join(
         b"\x8a\x0a" + (k * ((1 << 61) - 1)).to_bytes(10, "little", signed=True) + b"N" for k in range(90_000)
     ) + b"u.",

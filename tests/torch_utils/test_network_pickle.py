@@ -19,7 +19,7 @@ from pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_g
 
 import legacy
 from dnnlib.util import EasyDict, UserError
-from torch_utils import network_pickle, persistence
+from torch_utils import data_unpickler, network_pickle, persistence
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +160,12 @@ def test_state_may_hold_what_files_hold():
         assert_same_network(load(pickle.dumps({"G": foreign}, protocol=protocol))["G"], G)
 
 
+def test_an_easy_dict_may_have_an_empty_state():
+    """Python 3.10 writes one."""
+    data = pickle.dumps(EasyDict(a=1), 2)
+    assert data_unpickler.loads(data[:-1] + b"}b.").value == {"a": 1} and not data_unpickler.loads(data).refused
+
+
 def test_tensors_are_read_exactly(tmp_path):
     G = make_generator()
     source = torch.arange(1000, dtype=torch.float32)
@@ -184,7 +190,7 @@ def test_mismatches_name_the_parameter_and_both_shapes():
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.b8.odd": torch.zeros(2)}, **kwargs)})
     with pytest.raises(UserError, match="of StyleGAN3, only the StyleGAN2 configurations"):
         load({"G_ema": foreign_network("Generator", {**state, "synthesis.input.freqs": torch.zeros(2)}, **kwargs)})
-    with pytest.raises(UserError, match=r"can't be built from the arguments in the pickle: TypeError.*magic"):
+    with pytest.raises(UserError, match=r"can't be built from the arguments in the file: TypeError.*magic"):
         load({"G_ema": foreign_network("Generator", state, **kwargs, magic=1)})
 
 

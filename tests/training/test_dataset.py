@@ -2,10 +2,8 @@ import io
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 

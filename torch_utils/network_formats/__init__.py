@@ -20,8 +20,6 @@ from dnnlib.util import UserError
 from .. import network_pickle
 
 _HEAD_BYTES = 16
-_READ_BYTES = 64 << 20
-_MAX_FILE_BYTES = 8 << 30
 _PICKLED_TORCH_SAVE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before PyTorch 1.6.
 
 
@@ -58,7 +56,7 @@ def read_networks(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | 
             line and begins with the file's name.
     """
     if not file.seekable():
-        file = io.BytesIO(_read_all(file))
+        file = io.BytesIO(network_pickle.read_all(file))
     start = file.tell()
     read = _reader(file.read(_HEAD_BYTES))
     file.seek(start)
@@ -67,7 +65,7 @@ def read_networks(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | 
     name = getattr(file, "name", None)
     name = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
     try:
-        return dict.fromkeys(network_pickle.KEYS) | read(_read_all(file), path=name, only=only)
+        return dict.fromkeys(network_pickle.KEYS) | read(network_pickle.read_all(file), path=name, only=only)
     except UserError as e:
         raise UserError(str(e) if name is None else f"{name}: {e}") from e
 
@@ -94,13 +92,3 @@ def is_safetensors(head: bytes) -> bool:
 def is_onnx(head: bytes) -> bool:
     """By the fields of ONNX's ModelProto: its version, and any other."""
     return len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"
-
-
-def _read_all(file: BinaryIO) -> bytes:
-    """Piece by piece, as a larger read would set its memory aside at once."""
-    buffer = io.BytesIO()
-    while chunk := file.read(_READ_BYTES):
-        buffer.write(chunk)
-        if buffer.tell() > _MAX_FILE_BYTES:
-            raise UserError(f"larger than {_MAX_FILE_BYTES >> 30} GiB: no networks")
-    return buffer.getvalue()

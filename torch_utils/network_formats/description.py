@@ -17,6 +17,7 @@ import torch
 
 from dnnlib.util import UserError, to_easydict
 
+from ..module_state import check_tensors, construct
 from ..persistence import find_class
 
 FORMAT = "glead-networks"
@@ -118,7 +119,7 @@ def build(
 
 def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
     with torch.device("meta"):  # shapes without memory: what the file declares may be far larger than what it holds
-        _check_tensors(key, _construct(key, entry), tensors)
+        check_tensors(_construct(key, entry), tensors, prefix=f"{key}.")
     module = _construct(key, entry)
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
@@ -130,31 +131,13 @@ def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
         if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
             count = options["num_layers"]
             raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
-    cls = find_class(CLASS_OF[key])
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return cls(*args, **kwargs)
-    except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"its {key} can't be built from the arguments in the file: {type(e).__name__}: {reason}") from e
+    return construct(find_class(CLASS_OF[key]), {"_init_args": args, "_init_kwargs": kwargs})
 
 
 def _is_large(num_layers: Any) -> bool:
     return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
 
 
-def _check_tensors(key: str, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise UserError(f"lacks {key}.{name} {list(tensor.shape)}, which a {CLASS_OF[key]} with its arguments has")
-        if tensors[name].shape != tensor.shape:
-            shapes = f"{list(tensors[name].shape)}, expected {list(tensor.shape)}"
-            raise UserError(f"has {key}.{name} of shape {shapes} for a {CLASS_OF[key]} with its arguments")
-    unknown = [name for name in tensors if name not in expected]
-    if unknown:
-        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
-        raise UserError(f"has {f'{key}.{unknown[0]}'[:200]!a}{more}, which a {CLASS_OF[key]} with its arguments lacks")
 
 
 def _plain(value: Any, where: str) -> Any:
