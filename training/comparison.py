@@ -4,6 +4,7 @@ import os
 import re
 from typing import Callable, Mapping, NamedTuple
 
+from metrics.published import DATASETS
 from training.config import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 from training.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
 
@@ -99,7 +100,7 @@ def _nearest(config: TrainingConfig) -> tuple[PublishedRun, list[str]]:
 
 def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
     data = run.data
-    dataset = DatasetConfig(path=data.stems[0], resolution=data.resolution, xflip=data.mirror)
+    dataset = DatasetConfig(path=DATASETS[data.name].names[0], resolution=data.resolution, xflip=data.mirror)
     return resolve(Options(**{**data.options, **run.options}), dataset, device=device)
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from dnnlib.util import UserError
+from metrics.published import DATASETS, find_dataset
 from training.config import (
     AugmentConfig,
     DatasetConfig,
@@ -112,12 +113,14 @@ RESUME_SOURCES = {
 class PublishedData(NamedTuple):
     """A data set of the papers, and what all published runs on it share."""
 
-    name: str
-    stems: tuple[str, ...]      # Whole names of files, in lower-case letters and digits, without the resolution.
-    resolution: int
+    name: str                   # In `metrics.published.DATASETS`.
     mirror: bool
     options: dict[str, Any]     # Of `Options`.
     res_g: int | None = None    # Resolution of f.
+
+    @property
+    def resolution(self) -> int:
+        return DATASETS[self.name].resolution
 
 
 # GLeaD, Section 4.1 ("Other settings") and Table 3; GGDR's runs have the presets of its program. Of AFHQ, 25 million
@@ -127,15 +130,13 @@ _512 = {"preset": "paper512", "num_gpus": 8, "aug": "ada", "total_kimg": 25000}
 PUBLISHED_DATA = {
     data.name: data
     for data in (
-        PublishedData("FFHQ", ("ffhq",), 256, True, _256 | {"total_kimg": 25000}, 64),
-        PublishedData("LSUN Church", ("church", "lsunchurch", "churchoutdoor", "lsunchurchoutdoor"), 256, False,
-                      _256 | {"total_kimg": 50000}, 32),
-        PublishedData("LSUN Bedroom", ("bedroom", "lsunbedroom"), 256, False, _256 | {"total_kimg": 50000}, 32),
-        PublishedData("CIFAR-10", ("cifar10",), 32, False,
-                      {"preset": "cifar", "num_gpus": 2, "aug": "ada", "total_kimg": 100000}),
-        PublishedData("AFHQ Cat", ("afhqcat",), 512, True, _512),
-        PublishedData("AFHQ Dog", ("afhqdog",), 512, True, _512),
-        PublishedData("AFHQ Wild", ("afhqwild",), 512, True, _512),
+        PublishedData("FFHQ", True, _256 | {"total_kimg": 25000}, 64),
+        PublishedData("LSUN Church", False, _256 | {"total_kimg": 50000}, 32),
+        PublishedData("LSUN Bedroom", False, _256 | {"total_kimg": 50000}, 32),
+        PublishedData("CIFAR-10", False, {"preset": "cifar", "num_gpus": 2, "aug": "ada", "total_kimg": 100000}),
+        PublishedData("AFHQ Cat", True, _512),
+        PublishedData("AFHQ Dog", True, _512),
+        PublishedData("AFHQ Wild", True, _512),
     )
 }
 
@@ -168,13 +169,8 @@ PUBLISHED_RUNS = tuple(
 
 def published_data(dataset: DatasetConfig) -> PublishedData | None:
     """The data set of the papers that `dataset` is, by the whole name of its file or folder and its resolution."""
-    path, res = os.path.normpath(dataset.path), dataset.resolution
-    stem = re.sub(r"[^a-z0-9]", "", os.path.basename(path).lower().removesuffix(".zip"))
-    stem = stem.removesuffix(f"{res}x{res}").removesuffix(str(res))
-    for data in PUBLISHED_DATA.values():
-        if stem in data.stems and res == data.resolution:
-            return data
-    return None
+    stem = re.sub(r"\.zip$", "", os.path.basename(os.path.normpath(dataset.path)), flags=re.IGNORECASE)
+    return PUBLISHED_DATA.get(find_dataset(stem, dataset.resolution) or "")
 
 
 LAMBDA_REAL = 10.0          # GLeaD Eq. 7, lambda 1 (Table 2).
