@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import torch
 
     from metrics.options import Shared
-    from training.dataset import ImageFolderDataset
-    from training.interrupt import StopRequest
-    from training.run_scores import ScoreBook
+    from training.data.dataset import ImageFolderDataset
+    from training.runs.interrupt import StopRequest
+    from training.runs.run_scores import ScoreBook
 
 _TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
 _LONG_SEC = 600         # On a CPU, work that takes longer is announced.
@@ -152,7 +152,7 @@ def check_detector(opts: Options) -> None:
 
 def score_run(opts: Options) -> None:
     """Score the pickles in a run directory that were not scored yet; with --follow those to come, too."""
-    from training import run_scores
+    from training.runs import run_scores
 
     device = pick_device(opts)
     trained_on = run_scores.read_options(opts.network).training_set_kwargs
@@ -181,7 +181,7 @@ def score_run(opts: Options) -> None:
 def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> None:
     """All scores of a run; with --table those of its best pickle beside published ones."""
     from metrics.published import format_table
-    from training.run_scores import ScoreTable
+    from training.runs.run_scores import ScoreTable
 
     table = ScoreTable(book)
     print(table)
@@ -221,8 +221,8 @@ def measure_run(
 ) -> list[str]:
     """Report the scores that a run lacks, and return the names of pickles that can't be read."""
     from torch_utils import distributed
-    from training.run_scores import RunScorer
-    from training.score_team import Team
+    from training.runs.run_scores import RunScorer
+    from training.runs.score_team import Team
 
     def load(path: str) -> torch.nn.Module:
         return load_generator(path, trust=opts.trust_pickle)[0]
@@ -245,7 +245,7 @@ def measure_run(
 def stop_request() -> StopRequest:
     """Ctrl-C comes to all processes of a terminal, and once more from the one that started them."""
     from torch_utils import distributed
-    from training.interrupt import StopRequest
+    from training.runs.interrupt import StopRequest
 
     return StopRequest(quiet=True, once=distributed.world_size() > 1)
 
@@ -322,7 +322,7 @@ def pick_device(opts: Options) -> torch.device:
 
 
 def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
-    from training.run_scores import ScoreBook
+    from training.runs.run_scores import ScoreBook
 
     return ScoreBook(opts.network, opts.metrics, detector=opts.detector, protocol=protocol)
 
@@ -387,7 +387,7 @@ def open_dataset(
     opts: Options, trained_on: dict[str, Any], *, use_labels: bool, resolution: int | None = None
 ) -> ImageFolderDataset:
     """The training set; or the images in --data, all of them, mirrored as in training."""
-    from training.dataset import ImageFolderDataset
+    from training.data.dataset import ImageFolderDataset
 
     xflip = opts.mirror if opts.mirror is not None else bool(trained_on.get("xflip", False))
     if opts.data is not None:
@@ -411,7 +411,7 @@ def open_dataset(
 
 def open_dataset_of_run(opts: Options) -> ImageFolderDataset:
     """As `open_dataset`, with the labels and the resolution of the run's networks."""
-    from training.run_scores import read_options
+    from training.runs.run_scores import read_options
 
     trained_on = read_options(opts.network).training_set_kwargs
     return open_dataset(opts, trained_on, use_labels=bool(trained_on.get("use_labels")),
@@ -426,7 +426,7 @@ def protocol_of(
     Raises:
         UserError: What lies where the images of a run were is something else.
     """
-    from training.run_scores import recorded_fingerprint
+    from training.runs.run_scores import recorded_fingerprint
 
     protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
     same = recorded_fingerprint(opts.run_dir) if opts.run_dir is not None else None

@@ -169,7 +169,7 @@ def convert(
 def select(networks: dict[str, Any], source: str, format_name: str, *, only: list[str] | None) -> dict[str, Any]:
     """What of the networks goes into the format; says what doesn't."""
     from torch_utils import misc
-    from torch_utils.network_formats import FORMATS
+    from torch_utils.formats import FORMATS
 
     there = {key: networks[key] for key in KEYS if networks[key] is not None}
     absent = [key for key in only or () if key not in there]
@@ -197,8 +197,8 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
 
 def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode: str) -> list[Path]:
     """Write the networks; returns their file, and others that belong to it."""
-    from torch_utils.network_formats import onnx_file, safetensors_file, state_dict_file
-    from torch_utils.network_pickle import save_network_pkl
+    from torch_utils.formats import onnx_file, safetensors_file, state_dict_file
+    from torch_utils.formats.network_pickle import save_network_pkl
 
     if format_name == "safetensors":
         return safetensors_file.write(path, networks)
@@ -218,7 +218,7 @@ def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode:
         RuntimeError: Tensors or arguments differ although the format keeps them.
     """
     import legacy
-    from torch_utils.network_formats import FORMATS, onnx_file
+    from torch_utils.formats import FORMATS, onnx_file
 
     kind = FORMATS[format_name]
     again = {key: value for key, value in legacy.load_network_pkl(path).items() if value is not None}
@@ -244,7 +244,7 @@ def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode:
 
 
 def check_same(expected: dict[str, Any], found: dict[str, Any]) -> None:
-    from torch_utils.network_formats import description
+    from torch_utils.formats import description
 
     ours, theirs = description.tensors_of(expected), description.tensors_of(found)
     if description.describe(expected) != description.describe(found) or ours.keys() != theirs.keys():
@@ -280,7 +280,7 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Comparison:
 def describe(
     source: str, networks: dict[str, Any], written: list[Path], compared: Comparison | None, *, noise_mode: str
 ) -> str:
-    from training import model_card
+    from training.runs import model_card
 
     files = [model_card.ModelFile(path.name, path.stat().st_size, sha256(path)) for path in written]
     origin, run = source, None

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 import cli
 from dnnlib.util import UserError
-from training import dataset_check
-from training.data_prep.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
-from training.data_prep.pipeline import write_dataset
-from training.data_prep.presets import DATA_PRESETS
-from training.data_prep.source import Labels, SourceOptions, count_classes
-from training.data_prep.sources import SOURCES, open_source
-from training.image_files import MAX_RESOLUTION
+from training.data import check as dataset_check
+from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
+from training.data.prepare.pipeline import write_dataset
+from training.data.prepare.presets import DATA_PRESETS
+from training.data.prepare.source import Labels, SourceOptions, count_classes
+from training.data.prepare.sources import SOURCES, open_source
+from training.data.image_files import MAX_RESOLUTION
 
 
 @click.command(cls=cli.Command, help=f"""

@@ -53,7 +53,7 @@ def main(
     import torch    # takes seconds, for which --help and wrong usage don't wait
 
     from torch_utils import misc
-    from torch_utils.feature_nets import save_classifier
+    from torch_utils.formats.feature_nets import save_classifier
     from training.classifier_training import TrainingOptions, accuracy, read_images, split, train
 
     target = Path(out)

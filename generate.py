@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
-    from training.input_images import InputImages
-    from training.sampling import Grid, LatentPath
+    from sampling.input_images import InputImages
+    from sampling.images import Grid, LatentPath
 
 MAX_SHOWN = 64      # Images in reconstructions.png ...
 SHOWN_COLUMNS = 16  # ... and in each of its rows.
@@ -161,7 +161,7 @@ def check_usage(opts: Options) -> None:
 
 
 def write_images(opts: Options) -> None:
-    from training.sampling import Grid, save_image, synthesize
+    from sampling.images import Grid, save_image, synthesize
 
     G, latents = load_latents(opts)
     rows_cols = grid_size(opts.grid, len(latents), side=G.img_resolution) if opts.grid is not None else None
@@ -201,8 +201,8 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
     import torch
 
     from torch_utils import misc
-    from training.projection import load_projected_w
-    from training.sampling import seed_latents
+    from sampling.projection import load_projected_w
+    from sampling.images import seed_latents
 
     device = misc.pick_device(opts.device)
     G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
@@ -218,7 +218,7 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
 
 def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """z's to ws, with the class and the truncation that were asked for."""
-    from training.sampling import Truncation, map_latents
+    from sampling.images import Truncation, map_latents
 
     label = cli.pick_label(G, opts.class_idx, opts.label)
     truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
@@ -228,7 +228,7 @@ def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch
 
 def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tuple[int, int]:
     """Rows and columns of images with `side` pixels; `auto` is about square."""
-    from training.sampling import check_grid
+    from sampling.images import check_grid
 
     if grid == "auto":
         cols = 1
@@ -248,7 +248,7 @@ def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tup
 
 
 def write_video(opts: Options) -> None:
-    from training import sampling, video
+    from sampling import images as sampling, video
 
     path = Path(opts.video)
     if opts.outdir is not None and path.parent == Path(".") and not opts.video.startswith("."):
@@ -295,7 +295,7 @@ def check_keys(num_latents: int, rows: int, cols: int) -> int:
 
 def latent_paths(opts: Options, G: torch.nn.Module, latents: Latents, num_keys: int) -> list[LatentPath]:
     """One closed path for each place: the first `num_keys` seeds belong to the first place, and so on."""
-    from training.sampling import seed_latents, w_path, z_path
+    from sampling.images import seed_latents, w_path, z_path
 
     if opts.seeds is None or opts.interpolate == "w":
         return [w_path(keys) for keys in latents.ws(slice(None)).split(num_keys)]
@@ -318,8 +318,8 @@ def write_reconstructions(opts: Options) -> None:
     import torch
 
     from torch_utils import misc
-    from training.reconstruction import find_res_g, rebuild
-    from training.sampling import psnr, save_image, to_pixels
+    from sampling.reconstruction import find_res_g, rebuild
+    from sampling.images import psnr, save_image, to_pixels
 
     device = misc.pick_device(opts.device)
     G, D = load_pair(opts)
@@ -349,7 +349,7 @@ def write_reconstructions(opts: Options) -> None:
 
 def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
     """Those of --reconstruct, and their number; all of them are known to be good images when this returns."""
-    from training.input_images import InputImages
+    from sampling.input_images import InputImages
 
     images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels,
                          max_images=opts.max_images)
@@ -364,7 +364,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
     """In batches; says in the end what was done to fit them."""
     import numpy as np
 
-    from training.sampling import to_tensor
+    from sampling.images import to_tensor
 
     changed: dict[str, int] = {}
     for begin in range(0, len(images), batch):
@@ -384,7 +384,7 @@ def make_originals(
     """What G makes of the seeds 0 to N - 1, as D sees it in training: not rounded to 8 bits."""
     import torch
 
-    from training.sampling import seed_latents
+    from sampling.images import seed_latents
 
     for begin in range(0, opts.fakes, opts.batch):
         seeds = range(begin, min(begin + opts.batch, opts.fakes))
@@ -408,7 +408,7 @@ def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Grid:
     """Rows of images, each above a row of what became of them."""
-    from training.sampling import Grid
+    from sampling.images import Grid
 
     cols = min(len(pairs), SHOWN_COLUMNS)
     grid = Grid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)

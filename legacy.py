@@ -50,7 +50,7 @@ def load_network_pkl(
         UserError: The file can't be read, holds no networks, asks for globals that are refused (`trust` is the way
             to accept them), or holds networks of another architecture.
     """
-    from torch_utils.network_formats import read_networks
+    from torch_utils.formats import read_networks
 
     if isinstance(f, (str, os.PathLike)):
         with open_url(f) as file:
@@ -103,7 +103,7 @@ def main(source: str, dest: str, force_fp16: bool, overwrite: bool, trust_pickle
     with cli.shown_warnings():
         networks = load_network_pkl(source, force_fp16, trust=trust_pickle)
     from torch_utils import misc
-    from torch_utils.network_pickle import save_network_pkl
+    from torch_utils.formats.network_pickle import save_network_pkl
 
     found = {key: value for key, value in networks.items() if value is not None}
     for key in found.keys() - {"training_set_kwargs"}:

@@ -42,7 +42,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
                 curve = curves.setdefault(name, Curve([], []))
                 curve.kimg.append(kimg)
                 curve.values.append(value["mean"])
-    from training.run_scores import read_all_scores     # PyTorch takes seconds to import
+    from training.runs.run_scores import read_all_scores     # PyTorch takes seconds to import
 
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))

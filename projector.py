@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
-    from training.input_images import InputImages
+    from sampling.input_images import InputImages
     from training.perceptual import PerceptualLoss
-    from training.projection import Projection
+    from sampling.projection import Projection
 
 VIDEO_FPS = 30
 SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
@@ -108,7 +108,7 @@ def main(**options: Any) -> None:
 def load_nets(opts: Options) -> torch.nn.Module:
     """The network, when the perceptual net is known to be there, too. Raises UserError: what is wrong with either."""
     from training.perceptual import check_perceptual
-    from training.projection import COMPARED_RES
+    from sampling.projection import COMPARED_RES
 
     G: torch.nn.Module | None = None
 
@@ -126,7 +126,7 @@ def load_nets(opts: Options) -> torch.nn.Module:
 
 def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
     """What the network makes of the seed, moderately truncated, so that it is an ordinary image."""
-    from training.sampling import Truncation, map_latents, seed_latents, synthesize
+    from sampling.images import Truncation, map_latents, seed_latents, synthesize
 
     z = seed_latents([opts.seed], G.z_dim)
     image = synthesize(G, map_latents(G, z, label=label, truncation=Truncation(0.7)))[0]
@@ -135,7 +135,7 @@ def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None
 
 def find_targets(opts: Options, G: torch.nn.Module) -> Iterator[Target]:
     """Those of --target, one at a time; all of them are known to be good images when this returns."""
-    from training.input_images import InputImages
+    from sampling.input_images import InputImages
 
     images = InputImages(opts.target, resolution=G.img_resolution, channels=G.img_channels)
     images.check()
@@ -166,8 +166,8 @@ def project_one(
     """Project an image, tell how well it went, write the results if they are wanted."""
     import torch
 
-    from training.projection import ProjectionConfig, project, synthesize_with
-    from training.sampling import psnr, to_pixels, to_tensor
+    from sampling.projection import ProjectionConfig, project, synthesize_with
+    from sampling.images import psnr, to_pixels, to_tensor
 
     device = next(G.parameters()).device
     config = ProjectionConfig(num_steps=opts.num_steps, seed=opts.seed)
@@ -191,9 +191,9 @@ def project_one(
 
 
 def write_results(opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray) -> None:
-    from training.projection import ProjectedW, save_projected_w
-    from training.sampling import save_image
-    from training.video import resolve_path, write_video
+    from sampling.projection import ProjectedW, save_projected_w
+    from sampling.images import save_image
+    from sampling.video import resolve_path, write_video
 
     folder = target.folder
     with made_folder(folder):
@@ -215,8 +215,8 @@ def video_frames(G: torch.nn.Module, target: Target, found: Projection) -> Itera
     import numpy as np
     import torch
 
-    from training.projection import synthesize_with
-    from training.sampling import to_pixels
+    from sampling.projection import synthesize_with
+    from sampling.images import to_pixels
 
     device = next(G.parameters()).device
     for w in found.w_steps.split(8):

@@ -59,7 +59,7 @@ def main(
     cli.check_seeds("--rows", rows)
     cli.check_seeds("--cols", cols)
     from torch_utils import misc
-    from training.sampling import Grid, Truncation, check_grid, map_latents, save_image, seed_latents, synthesize
+    from sampling.images import Grid, Truncation, check_grid, map_latents, save_image, seed_latents, synthesize
 
     target = misc.pick_device(device)
     G = cli.load_generator(network_pkl, trust=trust_pickle).to(target)

@@ -13,9 +13,11 @@ import click
 
 import cli
 from dnnlib.util import UserError, check_all, check_writable, is_url
-from training import config as configs
-from training import comparison, estimate, presets, resume, run_dir
-from training.config import DatasetConfig, TrainingConfig
+from training.config import schema as configs
+from training.config import comparison, presets
+from training import estimate
+from training.runs import resume, run_dir
+from training.config.schema import DatasetConfig, TrainingConfig
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     from training import launch
@@ -274,7 +276,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
 
 
 def warn_of_long_work(config: TrainingConfig, source: Any, run: resume.Run | None) -> None:
-    from training.training_state import list_states
+    from training.runs.training_state import list_states
 
     states = list_states(run.path) if run is not None else []
     line = estimate.describe_long_work(config, source, done_kimg=states[0].nimg / 1000 if states else 0)
@@ -416,7 +418,7 @@ def inspect_dataset(arguments: Arguments) -> Inspected:
     Raises:
         UserError: It can't be opened, has no labels for --cond, or fewer images than --subset.
     """
-    from training.dataset import ImageFolderDataset
+    from training.data.dataset import ImageFolderDataset
 
     source = ImageFolderDataset(arguments.data, use_labels=arguments.cond)
     if arguments.cond and not source.has_labels:
@@ -518,7 +520,7 @@ def validate(
     Raises:
         UserError: The first thing that is wrong, or all that is wrong with the nets that the run needs.
     """
-    from torch_utils import custom_ops
+    from torch_utils.ops.build import custom_ops
     from training import launch
 
     custom_ops.chosen_routes()
@@ -557,7 +559,7 @@ def _check_metric_names(config: TrainingConfig) -> None:
 
 
 def _check_keep(config: TrainingConfig) -> None:
-    from training.checkpoints import Keep
+    from training.runs.checkpoints import Keep
 
     Keep.parse(config.keep)
 
@@ -589,7 +591,7 @@ def _check_detector(config: TrainingConfig, *, trust: bool) -> None:
 
 def _trust_nets(config: TrainingConfig) -> None:
     """What `validate` does for the first machine of a run, on another one: the cache may be its own."""
-    from torch_utils.feature_nets import trust_net
+    from torch_utils.formats.feature_nets import trust_net
 
     for net in (config.perceptual, config.detector):
         if net is not None and (is_url(net) or os.path.isfile(net)):

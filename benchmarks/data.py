@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import baseline_option, print_table, save_results  # noqa: E402
 from cli import Command, IntRanges  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
-from training.loader import BatchLoader, TrainingOrder  # noqa: E402
-from training.synthetic_scenes import draw_scenes  # noqa: E402
+from training.data.dataset import ImageFolderDataset  # noqa: E402
+from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
+from training.data.scenes import draw_scenes  # noqa: E402
 
 CONTAINERS = ("folder", "zip", "shards")
 SHARDS = 4

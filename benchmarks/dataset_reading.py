@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import save_results  # noqa: E402
 from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
+from training.data.dataset import ImageFolderDataset  # noqa: E402
 
 BATCH = 64
 READ_ALONE = """

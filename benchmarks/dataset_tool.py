@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import medians, print_table, ratio, save_results  # noqa: E402
 from cli import IntRanges  # noqa: E402
 from dnnlib.util import num_cores  # noqa: E402
-from training.synthetic_scenes import draw_scenes  # noqa: E402
+from training.data.scenes import draw_scenes  # noqa: E402
 
 
 def draw(folder: Path, count: int) -> None:

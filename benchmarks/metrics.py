@@ -36,7 +36,7 @@ from metrics.frechet_inception_distance import frechet_distance  # noqa: E402
 from metrics.options import ImageSet, MetricOptions  # noqa: E402
 from metrics.precision_recall import precision_recall  # noqa: E402
 from metrics.sampling import draw, generate_uint8, keyed_noise  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
+from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.networks import Generator  # noqa: E402
 
 NEIGHBOURS = 3

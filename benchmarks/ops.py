@@ -22,7 +22,7 @@ import cli  # noqa: E402
 from benchmarks.measuring import (  # noqa: E402
     baseline_option, medians, print_table, ratio, save_results, take_turns,
 )
-from torch_utils import custom_ops  # noqa: E402
+from torch_utils.ops.build import custom_ops  # noqa: E402
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d  # noqa: E402
 
 Tensor = torch.Tensor

@@ -42,12 +42,13 @@ from benchmarks.step import BASELINES, Step  # noqa: E402
 from cli import Command, IntRanges, warn_unused  # noqa: E402
 from dnnlib.util import atomic_path  # noqa: E402
 from torch_utils import distributed  # noqa: E402
-from training import launch, presets  # noqa: E402
-from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
+from training import launch
+from training.config import presets  # noqa: E402
+from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
+from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.draws import draw_part  # noqa: E402
 from training.estimate import count_parameters  # noqa: E402
-from training.loader import BatchLoader, TrainingOrder  # noqa: E402
+from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
 from training.phases import build_phases  # noqa: E402

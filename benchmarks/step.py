@@ -30,10 +30,11 @@ from benchmarks.measuring import (  # noqa: E402
     baseline_option, medians, print_table, ratio, save_results, take_turns,
 )
 from torch_utils import distributed  # noqa: E402
-from torch_utils.feature_nets import trust_net  # noqa: E402
+from torch_utils.formats.feature_nets import trust_net  # noqa: E402
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d  # noqa: E402
-from training import networks, presets  # noqa: E402
-from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
+from training import networks
+from training.config import presets  # noqa: E402
+from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.ema import ema_beta, update_ema  # noqa: E402
 from training.loss import Batch, StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput  # noqa: E402

@@ -198,7 +198,7 @@ def networks_digest(outdir: Path) -> str:
 
 def newest_state(outdir: Path) -> dict[str, Any]:
     """The newest training state of the only run under `outdir`; it must be good, older ones don't count."""
-    from training.training_state import list_states, read_state
+    from training.runs.training_state import list_states, read_state
 
     (run_dir,) = outdir.iterdir()
     return read_state(list_states(run_dir)[0].path)

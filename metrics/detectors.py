@@ -10,8 +10,8 @@ from urllib.parse import urlparse
 import torch
 
 from dnnlib.util import UserError, is_url
-from torch_utils import feature_nets
-from torch_utils.feature_nets import CALL_OPTIONS, OpenNet, Output
+from torch_utils.formats import feature_nets
+from torch_utils.formats.feature_nets import CALL_OPTIONS, OpenNet, Output
 
 _STANDARD_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 INCEPTION_URL = f"{_STANDARD_NETS}/inception-2015-12-05.pt"    # FID, KID, IS

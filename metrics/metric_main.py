@@ -27,8 +27,9 @@ from metrics.perceptual_path_length import NUM_SAMPLES, compute_ppl
 from metrics.precision_recall import MAX_REAL_FULL, compute_pr
 from metrics.progress import ScoreBar, Stage
 from metrics.timing import Work, plan
-from torch_utils import distributed, feature_nets
-from torch_utils.feature_nets import Output
+from torch_utils import distributed
+from torch_utils.formats import feature_nets
+from torch_utils.formats.feature_nets import Output
 
 SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
 

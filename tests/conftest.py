@@ -141,8 +141,8 @@ def warm(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random net as feature_net.py writes them: a detector and a perceptual net."""
-    from torch_utils.classifier_net import ClassifierNet
-    from torch_utils.feature_nets import save_classifier
+    from torch_utils.formats.classifier_net import ClassifierNet
+    from torch_utils.formats.feature_nets import save_classifier
 
     path = tmp_path_factory.mktemp("nets") / "tiny-net.pt"
     torch.manual_seed(0)

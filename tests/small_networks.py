@@ -4,8 +4,8 @@ import warnings
 
 import torch
 
-from torch_utils import network_pickle
-from torch_utils.feature_nets import trust_net
+from torch_utils.formats import network_pickle
+from torch_utils.formats.feature_nets import trust_net
 from training.networks import Discriminator, Generator
 
 SMALL = {"channel_base": 128, "channel_max": 16}

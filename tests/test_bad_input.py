@@ -21,9 +21,9 @@ from click.testing import CliRunner
 from small_networks import Overwriting, save_torchscript
 
 import train
-from torch_utils.network_pickle import save_network_pkl
-from training import config as configs
-from training import presets
+from torch_utils.formats.network_pickle import save_network_pkl
+from training.config import schema as configs
+from training.config import presets
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 import calc_metrics
 from dnnlib.util import UserError
 from metrics import metric_main
-from torch_utils.network_pickle import save_network_pkl
-from training.dataset import ImageFolderDataset
+from torch_utils.formats.network_pickle import save_network_pkl
+from training.data.dataset import ImageFolderDataset
 from training.networks import Generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,35 +15,51 @@ import pytest
 import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["dnnlib", "torch_utils", "metrics", "training"]  # each may import what stands before it
-PACKAGES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
+ROOMS = [  # each may import from itself and from what stands before it
+    "dnnlib", "torch_utils", "metrics", "training.config", "training.data", "training.runs", "training", "sampling",
+]
+PACKAGES = sorted(p for room in ROOMS if "." not in room for p in (ROOT / room).rglob("*.py"))
 COMMANDS = sorted(ROOT.glob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
-    """First parts of the names of absolute imports, wherever in the file they are."""
+    """Full names of what is imported, wherever in the file: `training.config.presets`, `training.config.presets.resolve`.
+
+    Source in strings, such as that of programs to start, counts.
+    """
+    parts = path.relative_to(ROOT).with_suffix("").parts[:-1]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(parts[:len(parts) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(re.findall(r"\bfrom ([a-z_]+\.[a-z_.]+) import", node.value))
     return names
 
 
+def room_of(name: str) -> str | None:
+    return max((room for room in ROOMS if f"{name}.".startswith(f"{room}.")), key=len, default=None)
+
+
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_packages_import_only_what_is_below_them(path):
-    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
-    commands = {p.stem for p in COMMANDS}
+def test_rooms_import_only_what_is_below_them(path):
+    room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
     found = imports(path)
-    assert not found & set(LAYERS[layer + 1:])
-    assert not found & commands, "packages don't import command lines"
-    assert "click" not in found, "only command lines know click"
+    above = ROOMS[ROOMS.index(room) + 1:]
+    assert not {name for name in found if room_of(name) in above}
+    assert not {name.split(".")[0] for name in found} & {p.stem for p in COMMANDS}, "packages don't import command lines"
+    assert "click" not in {name.split(".")[0] for name in found}, "only command lines know click"
 
 
 def test_the_walk_sees_imports():
-    assert {"dnnlib", "torch"} <= imports(ROOT / "training" / "perceptual.py")
-    assert "click" in imports(ROOT / "train.py")
+    assert {"dnnlib.util.UserError", "torch"} <= imports(ROOT / "training" / "perceptual.py")
+    assert "training.config.schema.TrainingConfig" in imports(ROOT / "training" / "training_loop.py")
+    assert "training.worker" in imports(ROOT / "training" / "launch.py")     # in a string
+    assert room_of("training.data.prepare.writer") == "training.data" and room_of("training.loss") == "training"
 
 
 @pytest.mark.parametrize("name,most", [("training/networks.py", 850), ("training/training_loop.py", 260)])

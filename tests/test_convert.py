@@ -19,7 +19,7 @@ import torch
 import convert
 import generate
 import legacy
-from torch_utils.network_pickle import save_network_pkl
+from torch_utils.formats.network_pickle import save_network_pkl
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ from dataset_fakes import (
 )
 from PIL import Image
 
-from training.dataset import ImageFolderDataset
-from training.synthetic_scenes import CLASS_NAMES
+from training.data.dataset import ImageFolderDataset
+from training.data.scenes import CLASS_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from torch_utils.classifier_net import ClassifierNet
-from torch_utils.feature_nets import open_net
+from torch_utils.formats.classifier_net import ClassifierNet
+from torch_utils.formats.feature_nets import open_net
 from training import classifier_training
 from training.classifier_training import LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual

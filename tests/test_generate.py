@@ -20,8 +20,8 @@ import small_networks
 from small_networks import make_discriminator, make_generator
 
 import generate
-from training import video
-from training.sampling import psnr
+from sampling import video
+from sampling.images import psnr
 from training.tasks import reconstruct
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ import tf_networks  # noqa: E402
 from pickle_makers import as_foreign, make_generator, make_networks  # noqa: E402
 
 import legacy  # noqa: E402
-from torch_utils.network_pickle import save_network_pkl  # noqa: E402
+from torch_utils.formats.network_pickle import save_network_pkl  # noqa: E402
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from small_networks import make_generator
 
 import generate
 import projector
-from training import video
+from sampling import video
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import train
-import training.checkpoints  # noqa: F401  (before what it imports is replaced)
+import training.runs.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
-from training import comparison, launch, presets, resume
-from training.config import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
+from training.config import comparison, presets
+from training import launch
+from training.runs import resume
+from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
-from training.training_state import pickle_path, state_path
+from training.runs.training_state import pickle_path, state_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))

@@ -15,8 +15,8 @@ import pytest
 
 import train
 from metrics.published import PUBLISHED
-from training import comparison, presets
-from training.config import TrainingConfig, to_legacy_kwargs
+from training.config import comparison, presets
+from training.config.schema import TrainingConfig, to_legacy_kwargs
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "train_scripts"

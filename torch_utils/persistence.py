@@ -26,7 +26,7 @@ import torch
 
 from dnnlib.util import EasyDict, UserError, to_easydict
 
-from . import foreign_networks, module_state
+from .formats import foreign_networks, module_state
 
 T = TypeVar("T", bound=type)
 

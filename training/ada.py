@@ -5,7 +5,7 @@ import torch
 from torch_utils import distributed, misc
 
 from .augment import AugmentOutput, AugmentPipe
-from .config import TrainingConfig, augment_kwargs
+from .config.schema import TrainingConfig, augment_kwargs
 
 
 class AdaController:

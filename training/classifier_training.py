@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from tqdm import tqdm
 
 from dnnlib.util import UserError
-from torch_utils.classifier_net import ClassifierNet
+from torch_utils.formats.classifier_net import ClassifierNet
 
-from .dataset import ImageFolderDataset
+from .data.dataset import ImageFolderDataset
 
 _MAX_RESOLUTION = 64  # Larger images are scaled down: class labels can be told from that, and it keeps training short.
 

@@ -5,7 +5,7 @@ import torch
 
 from torch_utils import misc
 
-from .dataset import ImageFolderDataset
+from .data.dataset import ImageFolderDataset
 from .loss import Batch
 
 

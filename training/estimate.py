@@ -4,12 +4,8 @@ import time
 from typing import Any, Callable, NamedTuple
 
 from dnnlib.util import rough_time
-from training.config import (
-    DiscriminatorConfig,
-    GeneratorConfig,
-    TrainingConfig,
-    discriminator_kwargs,
-    generator_kwargs,
+from training.config.schema import (
+    DiscriminatorConfig, GeneratorConfig, TrainingConfig, discriminator_kwargs, generator_kwargs,
 )
 
 FLOAT = 4  # Bytes.
@@ -216,7 +212,7 @@ def _scoring_seconds(config: TrainingConfig, G: Any, dataset: Any, *, done_kimg:
     if not config.metrics:
         return 0
     from metrics import metric_main
-    from training.evaluation import metric_batch
+    from training.runs.evaluation import metric_batch
 
     stages = metric_main.estimate(config.metrics, G=G, dataset=dataset, detector=config.detector,
                                   batch_size=metric_batch(config), workers=config.workers)

@@ -14,7 +14,7 @@ from torch_utils import distributed, training_stats
 from torch_utils.ops import conv2d_gradfix
 
 from .augment import AugmentOutput
-from .config import LossConfig
+from .config.schema import LossConfig
 from .networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput
 from .tasks import Shown, Task
 

@@ -8,7 +8,7 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
 
-from .config import OptimizerConfig, TrainingConfig
+from .config.schema import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
 
 MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops ...

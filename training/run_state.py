@@ -12,10 +12,10 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed, training_stats
 
-from .config import to_json
-from .evaluation import report_sizes, scores_since
-from .run_log import Progress
-from .training_state import clear_way, find_state, pickle_kimg
+from .config.schema import to_json
+from .runs.evaluation import report_sizes, scores_since
+from .runs.run_log import Progress
+from .runs.training_state import clear_way, find_state, pickle_kimg
 
 if TYPE_CHECKING:
     from .training_loop import Trainer

@@ -11,10 +11,10 @@ import torch
 
 from dnnlib.util import UserError, atomic_write, open_url
 from torch_utils import distributed
-from torch_utils.network_formats import read_networks
+from torch_utils.formats import read_networks
 
-from .config import TrainingConfig, sizes_of
-from .dataset import ImageFolderDataset
+from .config.schema import TrainingConfig, sizes_of
+from .data.dataset import ImageFolderDataset
 from .networks import Discriminator, Generator
 from .tasks import reconstruct
 

@@ -8,7 +8,7 @@ from typing import Collection, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
-from .config import TaskConfig, TrainingConfig
+from .config.schema import TaskConfig, TrainingConfig
 from .networks import DiscriminatorOutput, Generator, SynthesisState
 from .perceptual import PerceptualLoss, build_perceptual
 

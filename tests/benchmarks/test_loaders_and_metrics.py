@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import data, metrics, profile_step
-from training.dataset import ImageFolderDataset
+from training.data.dataset import ImageFolderDataset
 
 
 def test_both_loaders_give_the_same_images_from_every_container(tmp_path):

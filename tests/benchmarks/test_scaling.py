@@ -11,9 +11,9 @@ import pytest
 import forking
 from benchmarks import scaling
 from training import launch
-from training.config import DatasetConfig
+from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
-from training.presets import Options, resolve
+from training.config.presets import Options, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "scaling.md").read_text()

@@ -22,7 +22,7 @@ from metrics.sampling import draw, generate_uint8
 from reference_generator import random_generator
 from small_networks import save_torchscript
 from torch_utils import distributed
-from training.dataset import ImageFolderDataset
+from training.data.dataset import ImageFolderDataset
 
 ALL = ImageSet("all real")
 

@@ -34,7 +34,7 @@ from pickle_makers import Call, Foreign, foreign_network, load, make_networks
 
 from dnnlib.util import UserError
 from torch_utils import persistence
-from torch_utils.network_formats import state_dict_file  # noqa: F401 - loaded on demand: no effect of a hostile file
+from torch_utils.formats import state_dict_file  # noqa: F401 - loaded on demand: no effect of a hostile file
 
 SECONDS, BYTES = 10, 1 << 30    # Limits of each process.
 

@@ -17,10 +17,10 @@ import torch
 
 from dnnlib import util
 from dnnlib.util import UserError
-from torch_utils import custom_ops, kernel_report
-from torch_utils.kernel_routes import driver, nvcc, nvrtc, source
-from torch_utils.kernel_routes.disk_cache import DiskCache
-from torch_utils.kernel_routes.source import CompileError, Kernel, Unavailable
+from torch_utils.ops.build import custom_ops, report as kernel_report
+from torch_utils.ops.build import driver, nvcc, nvrtc, source
+from torch_utils.ops.build.disk_cache import DiskCache
+from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
 from torch_utils.ops.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,8 +216,8 @@ def test_a_cache_that_takes_no_files_is_done_without(tmp_path, capsys):
 OTHER = """
 import sys
 from pathlib import Path
-from torch_utils.kernel_routes import nvrtc, source
-from torch_utils.kernel_routes.disk_cache import DiskCache
+from torch_utils.ops.build import nvrtc, source
+from torch_utils.ops.build.disk_cache import DiskCache
 source.SOURCES = Path(sys.argv[1])
 kernels = [source.Kernel("scale", (("T", "float32"), ("BLOCK", block))) for block in (32, 64, 96)]
 print("ready", flush=True)
@@ -245,7 +245,7 @@ def test_two_processes_build_once(cache):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from torch_utils.kernel_routes.disk_cache import DiskCache
+from torch_utils.ops.build.disk_cache import DiskCache
 cache = DiskCache(Path(sys.argv[1]))
 with cache.lock(1) as locked, cache.build_folder(locked=locked) as folder:
     (folder / "lock").touch()
@@ -433,7 +433,7 @@ def test_build_command(cache, monkeypatch, capsys):
     code = f"""
 from pathlib import Path
 from torch_utils import custom_ops
-from torch_utils.kernel_routes import source
+from torch_utils.ops.build import source
 source.SOURCES = Path({str(source.SOURCES)!r})
 custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tuple(kernel) for kernel in kernels]}]
 """

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from small_networks import Overwriting, save_torchscript
 
 from dnnlib.util import UserError, cache_dir
-from torch_utils.classifier_net import ClassifierNet
-from torch_utils.feature_nets import CALL_OPTIONS, OnnxNet, open_net, origins, save_classifier, trust_net
+from torch_utils.formats.classifier_net import ClassifierNet
+from torch_utils.formats.feature_nets import CALL_OPTIONS, OnnxNet, open_net, origins, save_classifier, trust_net
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 
 import legacy
 from dnnlib.util import EasyDict
-from torch_utils import network_pickle
+from torch_utils.formats import network_pickle
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 

@@ -8,7 +8,7 @@ import torch
 from pickle_makers import Foreign, as_foreign, load
 
 from dnnlib.util import UserError
-from torch_utils import network_pickle
+from torch_utils.formats import network_pickle
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 

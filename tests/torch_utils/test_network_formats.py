@@ -21,8 +21,8 @@ from safetensors.torch import save as save_safetensors
 
 import legacy
 from dnnlib.util import UserError
-from torch_utils.network_formats import FORMATS, description, onnx_file, safetensors_file, state_dict_file
-from torch_utils.network_pickle import save_network_pkl
+from torch_utils.formats import FORMATS, description, onnx_file, safetensors_file, state_dict_file
+from torch_utils.formats.network_pickle import save_network_pkl
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 

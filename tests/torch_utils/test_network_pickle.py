@@ -19,7 +19,8 @@ from pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_g
 
 import legacy
 from dnnlib.util import EasyDict, UserError
-from torch_utils import data_unpickler, network_pickle, persistence
+from torch_utils.formats import data_unpickler, network_pickle
+from torch_utils import persistence
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,8 @@ def note(name, text):
 
 def install(fault):
     """Have this process notice what it reads, and fail as `fault` says."""
-    from training import loader, snapshot
+    from training.data import loader
+    from training import snapshot
 
     snapshot._MIN_CELLS, snapshot._GRID_PIXELS = (2, 2), (32, 32)  # pictures take most of the time of a small run
     me = int(os.environ.get("RANK", "0"))
@@ -50,7 +51,8 @@ def install(fault):
 def place(kind):
     """The function in which a fault happens."""
     from metrics import detectors
-    from training import loader, training_loop
+    from training.data import loader
+    from training import training_loop
 
     if kind == "image":
         return loader.BatchLoader, "__next__"

@@ -10,7 +10,7 @@ import scipy.special
 import torch
 import torch.nn.functional as F
 
-from torch_utils.network_pickle import read_network_pickle, save_network_pkl
+from torch_utils.formats.network_pickle import read_network_pickle, save_network_pkl
 from training import augment
 from training.augment import AugmentPipe, Draws, Geometry, PercentileDraws
 from training.networks import Generator

@@ -11,9 +11,9 @@ import torch
 
 from dnnlib import util
 from dnnlib.util import UserError
-from training import checkpoints
-from training.checkpoints import Checkpoints, Keep
-from training.training_state import list_pickles, pickle_path
+from training.runs import checkpoints
+from training.runs.checkpoints import Checkpoints, Keep
+from training.runs.training_state import list_pickles, pickle_path
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -3,10 +3,10 @@
 import pytest
 
 from metrics.published import DATASETS
-from training import comparison, presets
-from training.comparison import departures_line, describe
-from training.config import DatasetConfig
-from training.presets import Options, resolve
+from training.config import comparison, presets
+from training.config.comparison import departures_line, describe
+from training.config.schema import DatasetConfig
+from training.config.presets import Options, resolve
 
 CHURCH = dict(preset="paper256", num_gpus=8, aug="noaug", total_kimg=50000)
 FFHQ = CHURCH | dict(total_kimg=25000)

@@ -6,10 +6,10 @@ import math
 import pytest
 
 from dnnlib.util import UserError
-from training import config as configs
-from training.config import DatasetConfig, from_json, to_json, validate
+from training.config import schema as configs
+from training.config.schema import DatasetConfig, from_json, to_json, validate
 from training.networks import Conv2dLayer, Discriminator
-from training.presets import Options, resolve
+from training.config.presets import Options, resolve
 
 
 def make(resolution=32, device="cpu", data=None, **said):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.dataset import ImageFolderDataset
+from training.data.dataset import ImageFolderDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
@@ -190,14 +190,14 @@ def test_the_same_images_have_the_same_fingerprint(tmp_path, monkeypatch):
     (folder / "00000/3.bmp").write_bytes(bmp(99))
     assert fingerprint(folder) != in_zip
     # A sample of a large folder: files 0, 3 and 6.
-    monkeypatch.setattr("training.image_files._SAMPLE_FILES", 3)
+    monkeypatch.setattr("training.data.image_files._SAMPLE_FILES", 3)
     sampled = fingerprint(folder)
     (folder / "00000/5.bmp").write_bytes(bmp(99))
     assert fingerprint(folder) == sampled != in_zip
     (folder / "00000/6.bmp").write_bytes(bmp(99))
     assert fingerprint(folder) != sampled
     # What takes long is kept, and read where neither names, sizes nor times have changed.
-    monkeypatch.setattr("training.image_files._CACHED_SEC", 0)
+    monkeypatch.setattr("training.data.image_files._CACHED_SEC", 0)
     kept = fingerprint(folder)
     (cached,) = (tmp_path / "cache/identities").iterdir()
     cached.write_bytes(b"x" * 32)
@@ -283,7 +283,7 @@ def test_unfit_images(tmp_path, image, parts):
 def test_large_image_is_one_line_on_stderr(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"img.png": encode(Image.new("L", (12000, 12000)))})
     script = f"""
-from training.image_files import open_image_files
+from training.data.image_files import open_image_files
 raise SystemExit(str(open_image_files({str(path)!r}).probe(0)))
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -500,7 +500,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 
 def test_entries_that_unpack_to_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.image_files._BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr("training.data.image_files._BOMB_BYTES", 1 << 20)
     files = {"a.png": encode(random_image(0)), "b.png": bytes(2 << 20)}
     path = make_zip(tmp_path / "a.zip", files, zipfile.ZIP_DEFLATED)
     for use in (lambda: ImageFolderDataset(path)[1], lambda: ImageFolderDataset(path).check(progress=False)):
@@ -604,6 +604,6 @@ def test_folder_is_sorted_as_plain_strings(tmp_path):
 
 
 def test_import_is_small():
-    script = "import sys, training.dataset, dnnlib.reader_pool, training.dataset_check; print('torch' in sys.modules)"
+    script = "import sys, training.dataset, dnnlib.reader_pool, training.data.check; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

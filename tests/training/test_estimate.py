@@ -8,10 +8,10 @@ import torch
 
 from dnnlib.util import rough_time
 from training import estimate
-from training.config import DatasetConfig
-from training.dataset import ImageFolderDataset
+from training.config.schema import DatasetConfig
+from training.data.dataset import ImageFolderDataset
 from training.estimate import Parameters, count_parameters, estimate_memory
-from training.presets import Options, resolve
+from training.config.presets import Options, resolve
 
 
 def make(resolution=256, device="cuda", **said):

@@ -13,8 +13,8 @@ import pytest
 import forking
 from dnnlib.util import UserError
 from training import launch
-from training.loader import TrainingOrder
-from training.training_state import list_states, read_state
+from training.data.loader import TrainingOrder
+from training.runs.training_state import list_states, read_state
 
 FAULTY = Path(__file__).with_name("faulty.py")
 FORKED = f"import sys; sys.path[:0] = [{str(FAULTY.parent)!r}]; import faulty; faulty.main(*sys.argv[1:], forks=True)"

@@ -8,7 +8,7 @@ import pytest
 from dataset_fakes import huge_png
 
 from dnnlib.util import UserError
-from training.input_images import InputImages, fit_image, open_image
+from sampling.input_images import InputImages, fit_image, open_image
 
 
 def image(mode, shape, *, seed=0):

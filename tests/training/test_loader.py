@@ -12,8 +12,8 @@ import torch
 
 from dnnlib.util import UserError
 from tests.training.test_dataset import assert_user_error, make_zip, some_files
-from training.dataset import ImageFolderDataset
-from training.loader import BatchLoader, TrainingOrder
+from training.data.dataset import ImageFolderDataset
+from training.data.loader import BatchLoader, TrainingOrder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,7 +146,7 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from training.dataset import ImageFolderDataset
-from training.loader import BatchLoader, TrainingOrder
+from training.data.loader import BatchLoader, TrainingOrder
 if __name__ == "__main__":
     loader = BatchLoader(ImageFolderDataset({str(path)!r}), order=TrainingOrder(5, 0), batch_size=2, num_workers=1)
     next(loader)
@@ -178,7 +178,7 @@ def test_interrupt_shows_no_traceback_of_workers(tmp_path):
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from training.dataset import ImageFolderDataset
-from training.loader import BatchLoader, TrainingOrder
+from training.data.loader import BatchLoader, TrainingOrder
 if __name__ == "__main__":
     dataset = ImageFolderDataset({str(path)!r})
     loader = BatchLoader(dataset, order=TrainingOrder(5, 0), batch_size=2, num_workers=2)

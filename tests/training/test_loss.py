@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lpips_small import small_lpips
 from torch_utils import training_stats
 from training.augment import AugmentOutput
-from training.config import DatasetConfig, LossConfig, discriminator_kwargs, generator_kwargs
+from training.config.schema import DatasetConfig, LossConfig, discriminator_kwargs, generator_kwargs
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, DiscriminatorOutput, Generator
 from training.perceptual import LPIPS, PixelMSE
-from training.presets import Options, resolve
+from training.config.presets import Options, resolve
 from training.tasks import FeatureMatching, ImageReconstruction, Shown, build_tasks, reconstruct
 
 PLAIN = ["sg2_r16", "sg2_r16_c5"]

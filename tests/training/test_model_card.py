@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from training import model_card
-from training.model_card import ModelFile, Score
+from training.runs import model_card
+from training.runs.model_card import ModelFile, Score
 from training.networks import Discriminator, Generator
 
 FILE = ModelFile("net.onnx", 12345, "ab" * 32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import legacy
-from torch_utils import network_pickle
+from torch_utils.formats import network_pickle
 from torch_utils.ops import upfirdn2d
 from training import networks
 from training.networks import Discriminator, Generator, SynthesisState

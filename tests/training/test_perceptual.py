@@ -12,7 +12,7 @@ from small_networks import save_torchscript
 
 from dnnlib import util
 from dnnlib.util import UserError
-from torch_utils.feature_nets import OnnxNet
+from torch_utils.formats.feature_nets import OnnxNet
 from training import perceptual
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
 

@@ -11,18 +11,11 @@ import numpy as np
 import pytest
 
 from dnnlib.util import UserError
-from training import presets
-from training.config import (
-    AugmentConfig,
-    DatasetConfig,
-    TaskConfig,
-    Transform,
-    augment_kwargs,
-    from_json,
-    to_json,
-    to_legacy_kwargs,
+from training.config import presets
+from training.config.schema import (
+    AugmentConfig, DatasetConfig, TaskConfig, Transform, augment_kwargs, from_json, to_json, to_legacy_kwargs,
 )
-from training.presets import Options, default_res_g, resolve, warnings
+from training.config.presets import Options, default_res_g, resolve, warnings
 
 SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 needs_golden = pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")

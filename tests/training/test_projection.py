@@ -6,9 +6,9 @@ import torch
 from small_networks import make_generator
 
 from dnnlib.util import UserError
-from training import projection
+from sampling import projection
 from training.perceptual import PixelMSE
-from training.projection import ProjectionConfig
+from sampling.projection import ProjectionConfig
 
 
 def test_schedules():

@@ -11,11 +11,11 @@ import pytest
 
 import forking
 from dnnlib.util import UserError
-from training import resume
-from training.config import OPTION_FIELDS, DatasetConfig, to_json, validate
-from training.presets import Options
-from training.presets import resolve as resolve_options
-from training.training_state import pickle_path, state_path
+from training.runs import resume
+from training.config.schema import OPTION_FIELDS, DatasetConfig, to_json, validate
+from training.config.presets import Options
+from training.config.presets import resolve as resolve_options
+from training.runs.training_state import pickle_path, state_path
 
 COMMAND = {"outdir": "o", "data": "/d", "gamma": 2.0}
 
@@ -240,7 +240,7 @@ def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path):
 
 @pytest.mark.skipif(resume.fcntl is None, reason="no file locks on this system")
 def test_new_options_leave_the_lock(tmp_path):
-    from training import run_dir
+    from training.runs import run_dir
 
     path = make_run(tmp_path, "00000-a")
     with resume.locked(path):

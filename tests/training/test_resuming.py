@@ -16,12 +16,14 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from benchmarks.soak import differences, fork_training, small_config
 from dnnlib.util import EasyDict, UserError
-from torch_utils import network_pickle, training_stats
-from training import checkpoints, evaluation, run_log, run_state, snapshot, training_loop, training_state
+from torch_utils.formats import network_pickle
+from torch_utils import training_stats
+from training.runs import checkpoints, evaluation, run_log, training_state
+from training import run_state, snapshot, training_loop
 from training.training_loop import Trainer
 from training.launch import Job, run_rank, write_options
-from training.run_log import Progress
-from training.training_state import (
+from training.runs.run_log import Progress
+from training.runs.training_state import (
     PickleNames, list_pickles, list_states, pickle_path, read_state, state_path, write_state,
 )
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dnnlib.util import UserError
-from training.run_dir import create_run_dir, tee_output, write_options
+from training.runs.run_dir import create_run_dir, tee_output, write_options
 
 
 def test_numbers_go_on_behind_the_highest(tmp_path):

@@ -9,10 +9,10 @@ import torch
 
 from dnnlib.util import EasyDict, UserError
 from metrics import metric_main
-from training import resume, run_scores
-from training.interrupt import StopRequest
-from training.run_scores import RunScorer, ScoreBook, ScoreTable
-from training.training_state import write_state, state_path
+from training.runs import resume, run_scores
+from training.runs.interrupt import StopRequest
+from training.runs.run_scores import RunScorer, ScoreBook, ScoreTable
+from training.runs.training_state import write_state, state_path
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_networks import make_generator
 
-from training import sampling
+from sampling import images as sampling
 
 
 def test_ws_are_those_of_the_mapping_network():

@@ -8,14 +8,14 @@ import forking
 from dnnlib.util import UserError
 from metrics.options import Shared
 from training import launch
-from training.score_team import Team
+from training.runs.score_team import Team
 
 WORKER = """
 import json, os, sys
 from dnnlib.util import UserError
 from metrics.options import Shared
 from torch_utils import distributed
-from training.score_team import Team
+from training.runs.score_team import Team
 from training.worker import take_part
 notes = sys.argv[1]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from training.synthetic_scenes import (
+from training.data.scenes import (
     BACKGROUNDS, CLASS_NAMES, RESOLUTIONS, TEXTURES, Objects, describe_scenes, draw_scenes, render, shape_distance,
     uniform_draws,
 )

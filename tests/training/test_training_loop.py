@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.network_pickle import save_network_pkl
+from torch_utils.formats.network_pickle import save_network_pkl
 from training import launch, snapshot, training_loop
-from training.config import from_json
-from training.dataset import ImageFolderDataset
-from training.interrupt import StopRequest
+from training.config.schema import from_json
+from training.data.dataset import ImageFolderDataset
+from training.runs.interrupt import StopRequest
 from training.networks import Discriminator, Generator
 
 ROOT = Path(__file__).resolve().parents[2]

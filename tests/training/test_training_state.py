@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from training import training_state
-from training.training_state import clear_way, find_state, list_states, read_state, state_path, write_state
+from training.runs import training_state
+from training.runs.training_state import clear_way, find_state, list_states, read_state, state_path, write_state
 
 
 def content(nimg):

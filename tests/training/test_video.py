@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from dnnlib.util import UserError
-from training import video
+from sampling import video
 
 
 def moving(num_frames, *, channels=3, height=18, width=32):

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.dataset_reading import READ_ALONE, write_fake_zip
 from dnnlib.util import UserError
-from training.image_files import ZipFiles
-from training.image_names import METADATA_NAME, why_left_out
-from training.zip_directory import open_directory
+from training.data.image_files import ZipFiles
+from training.data.image_names import METADATA_NAME, why_left_out
+from training.data.zip_directory import open_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -97,7 +97,7 @@ def test_many_chunks_agree_with_zipfile(tmp_path, monkeypatch):
     names = [*REGULAR, *irregular, *(f"y{i:04d}.png" for i in range(300))]
     path = make(tmp_path / "a.zip", names)
     for chunk_bytes in (150, 1000, 4001):
-        monkeypatch.setattr("training.zip_directory._CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("training.data.zip_directory._CHUNK_BYTES", chunk_bytes)
         assert_as_zipfile(path)
 
 

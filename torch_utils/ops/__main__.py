@@ -30,7 +30,7 @@ def parsed(args: Sequence[str] | None) -> argparse.Namespace:
 
 def main(args: Sequence[str] | None = None) -> int:
     options = parsed(args)
-    from .. import kernel_report  # here, so that --help and wrong usage don't wait for PyTorch
+    from .build import report as kernel_report  # here, so that --help and wrong usage don't wait for PyTorch
 
     try:
         if options.command == "build":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .. import custom_ops
+from .build import custom_ops
 from . import kernels
 
 Tensor = torch.Tensor

@@ -6,7 +6,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch.autograd import forward_ad
 
-from .. import custom_ops
+from .build import custom_ops
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 BLOCK = 256             # Threads of a block.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import custom_ops
+from .build import custom_ops
 from . import bias_act, kernels
 
 Tensor = torch.Tensor

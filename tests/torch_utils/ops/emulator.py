@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_utils import custom_ops
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops import kernels
 
 OPS = Path(custom_ops.__file__).parent / "ops"

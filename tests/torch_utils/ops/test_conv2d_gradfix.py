@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_utils.ops import conv2d_gradfix
-from training.config import LossConfig
+from training.config.schema import LossConfig
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, Generator
 

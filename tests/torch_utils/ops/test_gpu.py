@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torch_utils import custom_ops
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
 from torch_utils.ops.self_test import self_test
 

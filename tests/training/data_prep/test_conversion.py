@@ -6,7 +6,7 @@ from dataset_fakes import encoded, huge_png, noise, sixteen_bit_png
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.data_prep.conversion import (
+from training.data.prepare.conversion import (
     MAX_PIXELS, BadImage, ConversionOptions, Converter, FirstImage, TooSmall, decode, encode_png, flatten, is_gray,
     widest_crop,
 )

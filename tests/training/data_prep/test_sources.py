@@ -15,14 +15,14 @@ from dataset_fakes import (
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.data_prep.array_sources import CifarSource, MnistSource, SyntheticSource
-from training.data_prep.conversion import BadImage, ConversionOptions
-from training.data_prep.image_sources import FilesSource, LmdbSource
-from training.data_prep.pipeline import write_dataset
-from training.data_prep.source import SourceOptions, count_classes
-from training.data_prep.sources import open_source
-from training.dataset import ImageFolderDataset
-from training.synthetic_scenes import CLASS_NAMES, draw_scenes
+from training.data.prepare.array_sources import CifarSource, MnistSource, SyntheticSource
+from training.data.prepare.conversion import BadImage, ConversionOptions
+from training.data.prepare.image_sources import FilesSource, LmdbSource
+from training.data.prepare.pipeline import write_dataset
+from training.data.prepare.source import SourceOptions, count_classes
+from training.data.prepare.sources import open_source
+from training.data.dataset import ImageFolderDataset
+from training.data.scenes import CLASS_NAMES, draw_scenes
 
 
 def convert(path, dest, *, width=None, transform=None, color="auto", max_images=None, **options):
@@ -326,7 +326,7 @@ def test_bad_cifar_archives(tmp_path, monkeypatch):
 
 
 def test_archives_that_unpack_to_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.data_prep.array_sources._MAX_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr("training.data.prepare.array_sources._MAX_ARCHIVE_BYTES", 1 << 20)
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as f:
         info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
         info.size = 8 << 20
@@ -341,7 +341,7 @@ def test_archives_that_unpack_to_anything(tmp_path, monkeypatch):
 
 def test_the_real_cifar10_has_as_many_operations_as_are_allowed():
     images = np.zeros([10000, 3072], np.uint8)
-    from training.data_prep.array_sources import _CIFAR_10, _parse_batch
+    from training.data.prepare.array_sources import _CIFAR_10, _parse_batch
 
     parsed, labels = _parse_batch(python2_batch(images, [3] * 10000), _CIFAR_10, "it")
     assert parsed.shape == (10000, 3072) and labels == [3] * 10000

@@ -1,0 +1,219 @@
+"""What the command lines that make images share: latents of seeds, paths between them, images, grids, files."""
+
+import io
+import os
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+from scipy.interpolate import CubicSpline
+
+from dnnlib.util import UserError, atomic_write
+
+from training.snapshot import to_uint8
+
+GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
+MAX_GRID_PIXELS = 1 << 29
+
+LatentPath = Callable[[np.ndarray], torch.Tensor]  # Positions [N] along the path -> ws [N, num_ws, w_dim].
+
+
+class Truncation(NamedTuple):
+    """The truncation trick: w moves towards the mean w."""
+
+    psi: float = 1              # 1 = w stays as it is, 0 = the mean w.
+    cutoff: int | None = None   # So many first layers; None = all.
+
+
+def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
+    """The z's that seeds stand for in all StyleGAN2-style projects, float32 [N, z_dim] on the CPU."""
+    z = np.concatenate([np.random.RandomState(seed).randn(1, z_dim) for seed in seeds])
+    return torch.from_numpy(z).to(torch.float32)
+
+
+@torch.no_grad()
+def map_latents(
+    G: torch.nn.Module,
+    z: torch.Tensor,
+    *,
+    label: np.ndarray | None = None,
+    truncation: Truncation = Truncation(),
+    batch: int = 64,
+) -> torch.Tensor:
+    """The ws of some z's.
+
+    Args:
+        G:          Generator in eval mode.
+        z:          [N, z_dim], on any device.
+        label:      float32 [c_dim], the same for all; None for unconditional networks.
+        truncation: How far ws move towards the mean.
+        batch:      So many at a time.
+
+    Returns:
+        float32 [N, num_ws, w_dim] on G's device.
+    """
+    device = next(G.parameters()).device
+    c = torch.zeros(0) if label is None else torch.from_numpy(label)
+    options = dict(truncation_psi=truncation.psi, truncation_cutoff=truncation.cutoff)
+    parts = [G.mapping(part.to(device, torch.float32), c.to(device).expand(len(part), -1), **options)
+             for part in z.split(batch)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def synthesize(
+    G: torch.nn.Module,
+    ws: torch.Tensor,
+    *,
+    noise_mode: str = "const",
+    noise_seeds: Sequence[int] | None = None,
+    batch: int = 8,
+) -> np.ndarray:
+    """The images of some ws.
+
+    Args:
+        G:           Generator in eval mode.
+        ws:          [N, num_ws, w_dim].
+        noise_mode:  `const`, `none` or `random`.
+        noise_seeds: For `random`: one seed for each image, whose noise then doesn't depend on its neighbours.
+        batch:       So many at a time.
+
+    Returns:
+        uint8 [N, H, W, C].
+    """
+    ws = ws.to(next(G.parameters()).device)
+    if noise_mode != "random":
+        return np.concatenate([to_pixels(G.synthesis(part, noise_mode=noise_mode)) for part in ws.split(batch)])
+    assert noise_seeds is not None and len(noise_seeds) == len(ws)
+    images = []
+    for seed, part in zip(noise_seeds, ws.split(1)):
+        torch.manual_seed(seed)
+        images.append(to_pixels(G.synthesis(part, noise_mode=noise_mode)))
+    return np.concatenate(images)
+
+
+def to_pixels(img: torch.Tensor) -> np.ndarray:
+    """Images [N, C, H, W] in about [-1, 1] as uint8 [N, H, W, C]."""
+    return to_uint8(img.to(torch.float32)).transpose(0, 2, 3, 1)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Images uint8 [N, H, W, C] as float32 [N, C, H, W] in [-1, 1], as D sees them in training."""
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")) / 127.5 - 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Closed paths through key frames: position k is key k, and position K is key 0 again.
+
+
+def w_path(keys: torch.Tensor) -> LatentPath:
+    """The closed cubic spline, with continuous second derivative, through ws [K, num_ws, w_dim], K >= 2."""
+    values = keys.detach().cpu().numpy().astype(np.float64)
+    spline = CubicSpline(np.arange(len(values) + 1), np.concatenate([values, values[:1]]), bc_type="periodic")
+    return lambda positions: torch.from_numpy(spline(positions).astype(np.float32)).to(keys.device)
+
+
+def z_path(keys: torch.Tensor, to_ws: Callable[[torch.Tensor], torch.Tensor]) -> LatentPath:
+    """Great circles from each of z's [K, z_dim], K >= 2, to the next; `to_ws` maps what lies on them."""
+    z = keys.cpu().double()
+
+    def path(positions: np.ndarray) -> torch.Tensor:
+        start = np.floor(positions).astype(int)
+        weight = torch.from_numpy(positions - start)[:, None]
+        return to_ws(slerp(z[start % len(z)], z[(start + 1) % len(z)], weight).to(torch.float32))
+
+    return path
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation of directions, linear of lengths; a, b: float64 [N, D], weight: [N, 1] in [0, 1]."""
+    norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
+    unit_a, unit_b = a / norm_a, b / norm_b
+    angle = torch.acos((unit_a * unit_b).sum(dim=1, keepdim=True).clamp(-1, 1))
+    sine = torch.sin(angle)
+    straight = sine < 1e-6  # the same direction twice, where the formula is 0 / 0
+    sine = torch.where(straight, 1, sine)
+    along_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * angle) / sine)
+    along_b = torch.where(straight, weight, torch.sin(weight * angle) / sine)
+    return (along_a * unit_a + along_b * unit_b) * torch.lerp(norm_a, norm_b, weight)
+
+
+def frames_along(
+    G: torch.nn.Module,
+    paths: Sequence[LatentPath],
+    *,
+    num_keys: int,
+    frames_per_key: int,
+    grid: tuple[int, int] = (1, 1),
+    noise_mode: str = "const",
+    batch: int = 8,
+) -> Iterator[np.ndarray]:
+    """The frames of a video that runs once along closed paths, made a few at a time.
+
+    Args:
+        G:              Generator in eval mode.
+        paths:          One for each place of the grid, row by row; each has `num_keys` keys.
+        frames_per_key: Frames from one key to the next.
+        grid:           Rows and columns.
+        noise_mode:     `const` or `none`: random noise would flicker.
+        batch:          Images made at a time.
+
+    Yields:
+        uint8 [rows * H, columns * W, C], num_keys * frames_per_key times.
+    """
+    rows, cols = grid
+    assert len(paths) == rows * cols
+    positions = np.arange(num_keys * frames_per_key) / frames_per_key
+    step = max(batch // len(paths), 1)
+    for begin in range(0, len(positions), step):
+        part = positions[begin:begin + step]
+        ws = torch.stack([path(part) for path in paths], dim=1).flatten(0, 1)  # [frame * place, num_ws, w_dim]
+        images = synthesize(G, ws, noise_mode=noise_mode, batch=batch)
+        height, width, channels = images.shape[1:]
+        images = images.reshape(len(part), rows, cols, height, width, channels).transpose(0, 1, 3, 2, 4, 5)
+        yield from images.reshape(len(part), rows * height, cols * width, channels)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Grids and files.
+
+
+def check_grid(rows: int, cols: int, *, side: int, what: str) -> None:
+    """Raises UserError, calling the grid `what`, where so many images of `side` pixels are too many for one file."""
+    if rows * cols * side**2 > MAX_GRID_PIXELS:
+        raise UserError(f"{what}: {rows}x{cols} images of {side}x{side} are more than the {MAX_GRID_PIXELS:,} pixels "
+                        "that one file may have: make several grids")
+
+
+class Grid:
+    """Images side by side on white, row by row; places left over stay white."""
+
+    def __init__(self, rows: int, cols: int, *, shape: tuple[int, int, int]) -> None:
+        height, width, channels = self.shape = shape  # Of one image.
+        self.cols = cols
+        size = [rows * (height + GRID_MARGIN) + GRID_MARGIN, cols * (width + GRID_MARGIN) + GRID_MARGIN, channels]
+        self.pixels = np.full(size, 255, np.uint8)
+
+    def place(self, row: int, col: int, image: np.ndarray) -> None:
+        """Draw an image uint8 [H, W, C]."""
+        height, width, _ = self.shape
+        y, x = GRID_MARGIN + row * (height + GRID_MARGIN), GRID_MARGIN + col * (width + GRID_MARGIN)
+        self.pixels[y:y + height, x:x + width] = image
+
+
+def save_image(image: np.ndarray, path: str | os.PathLike) -> None:
+    """Write uint8 [H, W, C], C = 1 or 3, as JPEG where the name ends in .jpg, else as PNG."""
+    buffer = io.BytesIO()
+    jpeg = Path(path).suffix == ".jpg"
+    options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
+    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, **options)
+    with atomic_write(path) as f:
+        f.write(buffer.getvalue())
+
+
+def psnr(image: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 images of one shape, in dB; infinite for equal ones."""
+    mse = np.square(image.astype(np.float64) - other).mean()
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))

@@ -1,0 +1,60 @@
+"""What D and G of a GLeaD network make of images: D extracts (f, basis image, w), G rebuilds the image from them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+
+from .images import to_pixels
+from training.tasks import reconstruct
+
+
+class Reconstruction(NamedTuple):
+    pixels: np.ndarray      # uint8 [N, R, R, C].
+    mse: np.ndarray         # float64 [N]: mean squared error of what G made, in [-1, 1] units.
+
+
+def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
+    """The resolution from which G goes on; 1 = from its constant, with w alone.
+
+    Raises:
+        UserError: D has nothing to rebuild images from, or doesn't fit G; the network is called `name`.
+    """
+    if not getattr(D, "has_heads", False):
+        kind = "a decoder without heads for G, as GGDR has it" if getattr(D, "decoder_resolutions", None) else "none"
+        raise UserError(f"{name}: to rebuild images, D needs a decoder with heads for G; this one has {kind}. Networks "
+                        "of train.py --method=glead and glead+ggdr have it")
+    res_g = D.init_kwargs["glead_res_g"]
+    channels = D.init_kwargs["decoder_out_channel"]
+    same = (D.img_resolution, D.img_channels) == (G.img_resolution, G.img_channels) and channels == G.w_dim
+    if not same:
+        raise UserError(f"{name}: D is for images {D.img_channels}x{D.img_resolution}x{D.img_resolution} and w of "
+                        f"{channels} numbers, G for {G.img_channels}x{G.img_resolution}x{G.img_resolution} and "
+                        f"{G.w_dim}: they don't belong together")
+    return res_g
+
+
+@torch.no_grad()
+def rebuild(
+    G: torch.nn.Module, D: torch.nn.Module, img: torch.Tensor, *, res_g: int, noise_mode: str = "const"
+) -> Reconstruction:
+    """Let D read images and G rebuild them (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
+
+    Neither the other images nor labels play a part: the decoder reads the features of D's blocks, whereas minibatch
+    standard deviation and the label come in after these, on the way to the realness score.
+
+    Args:
+        G, D:       Networks in eval mode on one device.
+        img:        float32 [N, C, R, R] in about [-1, 1], on any device.
+        res_g:      What `find_res_g` gave.
+        noise_mode: Of G.
+    """
+    img = img.to(next(D.parameters()).device)
+    n, mbstd = len(img), D.b4.mbstd
+    group = 1 if mbstd is None else min(mbstd.group_size or n, n)
+    whole_groups = img[torch.arange(-(-n // group) * group) % n]  # what minibatch standard deviation asks for
+    out = D.run(whole_groups, torch.zeros(len(whole_groups), D.c_dim, device=img.device))
+    rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:n]
+    return Reconstruction(to_pixels(rebuilt), (rebuilt.double() - img).square().mean(dim=[1, 2, 3]).cpu().numpy())

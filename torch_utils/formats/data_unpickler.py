@@ -1,0 +1,426 @@
+"""Pickles read as data: by the ordinary unpickler, which finds only stand-ins of this module.
+
+Globals are known by their *names*; nothing is imported. Each allowed one stands for a function of this module: an
+object of a persistent class becomes a `ModuleRecord`, a tensor a `TensorRecord`, which is a view of bytes in the file.
+Any other global is noted as refused, and what the file does with it has no effect.
+
+The ordinary unpickler trusts the file with time and memory. So `_check` goes through all operations first, without
+carrying them out, and refuses those that would take more than the size of the file accounts for.
+"""
+
+import dataclasses
+import io
+import itertools
+import math
+import pickle
+import pickletools
+import re
+import struct
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+
+from .. import persistence
+from .module_state import ModuleRecord, TensorRecord
+
+_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, calls as they count here.
+_CALL_OPCODES = 10       # A call counts as so many.
+_MAX_REFUSED = 100       # Names that are noted.
+
+
+class Content(NamedTuple):
+    """What a pickle holds."""
+
+    value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
+    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted; if any, `value` is of no use.
+
+
+def loads(data: bytes) -> Content:
+    """Read a pickle as data.
+
+    Args:
+        data: A pickle; the tensors in the result are views of it, and must not be written to.
+
+    Returns:
+        The content, and the names of the globals that it asks for and that are not allowed. Strings of Python 2 are
+        bytes.
+
+    Raises:
+        UserError: The pickle is truncated or damaged, or does what no network pickle does.
+    """
+    unpickler = _Unpickler(data)
+    try:
+        _check(data)
+        return Content(unpickler.load(), sorted(unpickler.refused))
+    except (
+        pickle.UnpicklingError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError,
+        RuntimeError, struct.error,
+    ) as e:  # fmt: skip
+        if unpickler.refused:
+            return Content(None, sorted(unpickler.refused))
+        if isinstance(e, UserError):
+            raise
+        reason = "".join(c if c.isprintable() else " " for c in str(e)[:120]) or type(e).__name__
+        raise UserError(f"the file is truncated, damaged, or no network pickle ({reason})") from e
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the ordinary unpickler must not meet.
+
+_UNEXPECTED = frozenset("PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
+_CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
+_PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
+_GETS = frozenset("GET BINGET LONG_BINGET".split())
+_CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD".split())  # Of a value that stays on the stack.
+_NO_KEYS = _CALLS | frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split())   # Hashing nested tuples can be endless.
+_KEYS = {  # Where keys stand among what an operation takes from the stack, the mark included.
+    "SETITEM": slice(1, 2),
+    "SETITEMS": slice(2, None, 2),
+    "DICT": slice(1, None, 2),
+    "ADDITEMS": slice(2, None),
+    "FROZENSET": slice(1, None),
+}
+
+
+def _check(data: bytes) -> None:
+    """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
+
+    The stack and the memo change here as they do in the unpickler. For each value, they only say whether it may be a
+    key of a dict or a member of a set.
+    """
+    stack: list[bool | None] = []  # None = a mark.
+    memo: dict[int, bool | None] = {}
+    num_opcodes = frame_end = 0
+    for opcode, arg, position in pickletools.genops(_Views(data)):
+        name, before = opcode.name, opcode.stack_before
+        num_opcodes += _CALL_OPCODES if name in _CALLS else 1
+        if num_opcodes > _MAX_OPCODES:
+            raise ValueError("too many operations")
+        if name in _UNEXPECTED or opcode.proto > 5:
+            raise ValueError(f"unexpected operation {name}")
+        if position == frame_end:
+            frame_end = 0
+        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would read on somewhere else
+            raise ValueError("a frame that ends within an operation")
+        if name == "FRAME":
+            frame_end = position + 9 + arg
+        if name in _PUTS:
+            index = len(memo) if arg is None else arg
+            if index >= _MAX_OPCODES:  # the unpickler's memo is an array of so many
+                raise ValueError("a number of the memo out of range")
+            memo[index] = stack[-1]
+        elif name in _GETS:
+            stack.append(memo[arg])
+        else:
+            start = len(stack) - len(before)
+            if pickletools.markobject in before:
+                start = len(stack) - 1
+                while stack[start] is not None:
+                    start -= 1
+                start -= before.index(pickletools.markobject)
+            taken = stack[start:]
+            del stack[start:]
+            if name in _KEYS and not all(taken[_KEYS[name]]):
+                raise ValueError("a key that is neither a short string nor a small number")
+            if name in _CHANGES:
+                stack.append(taken[0])
+            elif opcode.stack_after:
+                stack.append(None if name == "MARK" else name not in _NO_KEYS and _is_key(arg))
+
+
+class _Views(io.BytesIO):
+    """Gives large pieces as views: only their lengths matter, and what copies of them take stays with the process."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = memoryview(data)
+
+    def read(self, size: int) -> bytes | memoryview:
+        start = self.tell()
+        if size < 1 << 16 or self._data[start - 5] == ord("T"):  # strings of Python 2 are decoded
+            return super().read(size)
+        return self._data[start:self.seek(start + size)]
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value is hashed and compared quickly, and can't be chosen to collide with many others."""
+    if isinstance(value, (str, bytes)):
+        return len(value) <= 1000
+    return value is None or isinstance(value, int) and abs(value) < 1 << 31
+
+
+class _Unpickler(pickle.Unpickler):
+    """Takes every global for a stand-in."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self.refused: set[str] = set()
+        self._stand_ins: dict[str, type] = {}
+        work_left = 2 * len(data) + (1 << 18)
+
+        def charge(args: tuple) -> None:  # no method: a cycle through `self` would keep the file's content in memory
+            nonlocal work_left
+            work_left -= sum(len(arg) for arg in args if isinstance(arg, (str, bytes, list, tuple, dict)))
+            if work_left < 0:
+                raise ValueError("it uses the same data too often")
+
+        self._charge = charge
+
+    def find_class(self, module: str, name: str) -> Any:
+        name = f"{module[:100]}.{name[:100]}"
+        if name not in _GLOBALS:
+            if len(self.refused) < _MAX_REFUSED:
+                self.refused.add(name[:100])
+            return _Refused
+        target = _GLOBALS[name]
+        if not callable(target):
+            return target
+        if name not in self._stand_ins:
+            self._stand_ins[name] = _stand_in(target, self._charge)
+        return self._stand_ins[name]
+
+
+def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
+    """A class, as NEWOBJ takes nothing else, that gives what `function` returns in place of instances.
+
+    `charge` counts the sizes of arguments: a small file could have a large string copied endlessly.
+    """
+
+    def new(_cls: type, *args: Any) -> Any:
+        charge(args)
+        return function(*args)
+
+    return type("stand_in", (), {"__new__": new, "__setstate__": None})  # None: nothing can be set in it
+
+
+class _Refused:
+    """Stands for a global that is not allowed, and for whatever comes of using it."""
+
+    __slots__ = ()
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def _ignore(self, *_args: Any, **_kwargs: Any) -> "_Refused":
+        return self
+
+    __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+class _Dict(dict):
+    """An EasyDict or OrderedDict. Python before 3.11 sets an empty state in an EasyDict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if state:
+            raise ValueError("an attribute is set where none is known")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What allowed globals do.
+
+
+def _persistent_object(meta: Any) -> ModuleRecord:
+    meta = persistence.parse_metadata(meta)
+    if not isinstance(meta.state, dict):
+        raise ValueError("a persistent object without state")
+    return ModuleRecord(class_name=meta.class_name, module_src=meta.module_src, state=meta.state)
+
+
+def _make_set(items: list[Any]) -> set:
+    if not isinstance(items, list) or not all(map(_is_key, items)):
+        raise ValueError("a set of other things than short strings and small numbers")
+    return set(items)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Protocol 2 writes bytes so."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("text in an unexpected encoding")
+    return text.encode("latin-1")
+
+
+def _make_bytes() -> bytes:
+    return b""  # the only ones that protocol 2 doesn't encode
+
+
+def _make_device(_kind: str, _index: int = 0) -> torch.device:
+    return torch.device("cpu")  # everything is read to the CPU, wherever it was
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or len(values) > 16:
+        raise ValueError("a tensor of impossible shape")
+    if any(type(value) is not int or not 0 <= value < 1 << 40 for value in values):
+        raise ValueError("a tensor of impossible shape")
+    return values
+
+
+def _size(values: Any) -> tuple[int, ...]:
+    if math.prod(max(n, 1) for n in _ints(values)) >= 1 << 40:  # NumPy and PyTorch multiply even where 0 is among them
+        raise ValueError("a tensor of impossible shape")
+    return values
+
+
+_STORAGE_DTYPES = {
+    "torch DoubleStorage": torch.float64,
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+    "torch BoolStorage": torch.bool,
+    "torch.storage UntypedStorage": torch.uint8,
+}
+_TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C   # First number in a file by torch.save in its format before zip archives.
+_TORCH_SAVE_PROTOCOL = 1001
+_MAX_HEADER = 100                            # Operations in each pickle of a storage.
+
+
+def _storage(data: bytes) -> TensorRecord:
+    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data.
+
+    The pickles are not carried out: what they hold is known from the arguments of their operations.
+    """
+    if not isinstance(data, bytes):
+        raise ValueError("a storage without bytes")
+    stream = io.BytesIO(data)
+    magic, version, _system, identity, keys = (_literals(stream) for _ in range(5))
+    if magic != [_TORCH_SAVE_MAGIC] or version != [_TORCH_SAVE_PROTOCOL] or len(keys) != 1:
+        raise ValueError("a storage in an unknown format")
+    if len(identity) != 5 or identity[0] != "storage" or identity[1] not in _STORAGE_DTYPES:
+        raise ValueError("a storage in an unknown format")
+    dtype, start = _STORAGE_DTYPES[identity[1]], stream.tell() + 8
+    (num_values,) = struct.unpack("<q", data[start - 8:start])
+    if num_values != identity[4] or num_values * dtype.itemsize != len(data) - start:
+        raise ValueError("a storage of another size than declared")
+    return TensorRecord(data, dtype, start, (num_values,), (1,))
+
+
+def _literals(stream: io.BytesIO) -> list[Any]:
+    """The arguments of the operations of the next pickle, but for those of the memo."""
+    operations = list(itertools.islice(pickletools.genops(stream), _MAX_HEADER))
+    if operations[-1][0].name != "STOP":
+        raise ValueError("a storage in an unknown format")
+    skipped = _PUTS | _GETS | {"PROTO"}
+    return [arg for opcode, arg, _ in operations if arg is not None and opcode.name not in skipped]
+
+
+def _tensor(
+    storage: TensorRecord,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool = False,
+    _hooks: Any = None,
+    _metadata: Any = None,
+) -> TensorRecord:
+    _ints((offset,))
+    if not isinstance(storage, TensorRecord) or len(_size(size)) != len(_ints(stride)):
+        raise ValueError("a tensor without a storage")
+    start = storage.start + offset * storage.dtype.itemsize
+    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    num_values = 0 if 0 in size else max(math.prod(size), last + 1)
+    if num_values > 0 and num_values * storage.dtype.itemsize > len(storage.data) - start:
+        raise ValueError("a tensor larger than its storage")
+    return TensorRecord(storage.data, storage.dtype, start, size, stride, requires_grad is True)
+
+
+def _parameter(tensor: TensorRecord, requires_grad: bool, _hooks: Any = None) -> TensorRecord:
+    if not isinstance(tensor, TensorRecord):
+        raise ValueError("a parameter without a tensor")
+    return dataclasses.replace(tensor, requires_grad=requires_grad is True)
+
+
+class _DtypeCode:
+    """NumPy's dtype under construction."""
+
+    def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
+        self.code, self.byte_order = _text(code), "="
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", self.code):
+            raise ValueError("an array of an unexpected type")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.byte_order = _text(state[1])
+        if self.byte_order not in ("<", ">", "|", "="):
+            raise ValueError("an array of an unexpected type")
+
+    def to_numpy(self) -> np.dtype:
+        return np.dtype(self.code).newbyteorder(self.byte_order)
+
+
+def _text(value: Any) -> str:
+    """A string, of Python 2 perhaps."""
+    return value.decode("latin-1") if isinstance(value, bytes) and len(value) < 8 else value
+
+
+class Array:
+    """NumPy's array under construction."""
+
+    def __init__(self, *_arguments: Any) -> None:
+        self.__setstate__((1, (0,), _DtypeCode("f4"), False, b""))
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, dtype, is_fortran, data = state
+        if not isinstance(dtype, _DtypeCode) or not isinstance(data, (bytes, bytearray)):
+            raise ValueError("an array of an unexpected type")
+        self.shape, self.dtype, self.order, self.data = _size(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
+        if math.prod(shape) * self.dtype.itemsize != len(data):
+            raise ValueError("an array of another size than declared")
+
+    def to_numpy(self) -> np.ndarray:
+        return np.ndarray(self.shape, self.dtype, self.data, order=self.order)
+
+
+class TfNetwork:
+    """What stands for a network of TensorFlow: its name, options and variables, see `tf_pickle`."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise ValueError("a network of TensorFlow whose state is no dict")
+        self.state = state
+
+
+def _array_of_buffer(data: bytes, dtype: _DtypeCode, shape: Any, order: str) -> Array:
+    """Arrays as protocol 5 has them."""
+    array = Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _make_scalar(dtype: _DtypeCode, data: bytes) -> np.generic:
+    return _array_of_buffer(data, dtype, (), "C").to_numpy()[()]
+
+
+_GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a function, or a constant.
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
+    **dict.fromkeys(("dnnlib.util.EasyDict", "dnnlib.EasyDict", "collections.OrderedDict"), _Dict),
+    "_codecs.encode": _encode,
+    **{f"{module}.{name}": _make_set for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+    **{f"{module}.bytes": _make_bytes for module in ("builtins", "__builtin__")},
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage._load_from_bytes": _storage,
+    "torch.Size": _size,
+    "torch.device": _make_device,
+    **{str(dtype): dtype for dtype in _STORAGE_DTYPES.values()},
+    **{f"torch.nn.modules.container.{name}": ModuleRecord for name in ("ModuleList", "ModuleDict", "Sequential")},
+    "numpy.dtype": _DtypeCode,
+    "numpy.ndarray": None,  # it is only referred to
+    **{f"{module}.multiarray._reconstruct": Array for module in ("numpy.core", "numpy._core")},
+    **{f"{module}.multiarray.scalar": _make_scalar for module in ("numpy.core", "numpy._core")},
+    **{f"{module}.numeric._frombuffer": _array_of_buffer for module in ("numpy.core", "numpy._core")},
+    "dnnlib.tflib.network.Network": TfNetwork,
+}

@@ -1,0 +1,157 @@
+"""Networks as plain data: class names and constructor arguments (the description), and tensors.
+
+The description is JSON:
+
+    {"format": "glead-networks", "format_version": 1,
+     "networks": {"G_ema": {"class_name": "Generator", "init_args": [], "init_kwargs": {"z_dim": 512, ...}}, ...},
+     "training_set_kwargs": {"path": "...", ...} or null}
+
+and the tensors bear the name of the network and that of the state dict: `G_ema.synthesis.b4.const`.
+"""
+
+import json
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError, to_easydict
+
+from .module_state import check_tensors, construct
+from ..persistence import find_class
+
+FORMAT = "glead-networks"
+VERSION = 1
+CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
+MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
+_MAX_LAYERS = 100
+
+
+def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of networks.
+
+    Args:
+        networks: Some of `network_pickle.KEYS`; None = not there.
+
+    Raises:
+        UserError: A constructor's argument is no plain data.
+    """
+    modules = {}
+    for key, class_name in CLASS_OF.items():
+        module = networks.get(key)
+        if module is not None:
+            modules[key] = {
+                "class_name": class_name,
+                "init_args": _plain(list(module.init_args), f"the arguments of {key}"),
+                "init_kwargs": _plain(dict(module.init_kwargs), f"the arguments of {key}"),
+            }
+    options = _plain(networks.get("training_set_kwargs"), "training_set_kwargs")
+    return {"format": FORMAT, "format_version": VERSION, "networks": modules, "training_set_kwargs": options}
+
+
+def tensors_of(networks: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Copies of all tensors, on the CPU, contiguous, none sharing memory with another."""
+    return {
+        f"{key}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key in CLASS_OF if networks.get(key) is not None
+        for name, tensor in networks[key].state_dict().items()
+    }
+
+
+def parse(text: bytes | str) -> dict[str, Any]:
+    """Check that a description is one of ours, of a version that is known.
+
+    Raises:
+        UserError: It isn't.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise UserError(f"its description of networks is longer than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError("its description of networks is damaged: no JSON") from e
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("networks"), dict):
+        raise UserError(f"its description of networks is none of format {FORMAT!r}")
+    version = found.get("format_version")
+    if version != VERSION:
+        raise UserError(f"its description of networks has version {str(version)[:20]}; this program reads {VERSION}")
+    for key, entry in found["networks"].items():
+        if key not in CLASS_OF:
+            raise UserError(f"its description holds an unknown network {key[:40]!a}; known: {', '.join(CLASS_OF)}")
+        if not isinstance(entry, dict) or entry.get("class_name") != CLASS_OF[key]:
+            raise UserError(f"its description of {key} is no {CLASS_OF[key]}")
+        if not isinstance(entry.get("init_args"), list) or not isinstance(entry.get("init_kwargs"), dict):
+            raise UserError(f"its description of {key} lacks constructor arguments")
+    if not isinstance(found.get("training_set_kwargs"), dict | None):
+        raise UserError("its training_set_kwargs are no dict")
+    return found
+
+
+def build(
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Build the networks of a description and fill them.
+
+    Args:
+        description: As `parse` returns it.
+        tensors:     By name, `G_ema.synthesis.b4.const`; names of networks that aren't described are refused.
+        only:        Build only these.
+
+    Returns:
+        The networks (frozen, in eval mode, on the CPU) and `training_set_kwargs`, where there are such.
+
+    Raises:
+        UserError: Tensors are missing, too many, or of another shape; the message names the first of them.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {key: {} for key in description["networks"]}
+    for name, tensor in tensors.items():
+        key, _, rest = name.partition(".")
+        if key not in parts:
+            raise UserError(f"holds a tensor {name[:120]!a} that belongs to no network in its description")
+        parts[key][rest] = tensor
+    wanted = [key for key in parts if only is None or key in only]
+    found: dict[str, Any] = {key: _build(key, description["networks"][key], parts[key]) for key in wanted}
+    options = description.get("training_set_kwargs")
+    if options is not None and (only is None or "training_set_kwargs" in only):
+        found["training_set_kwargs"] = to_easydict(options)
+    return found
+
+
+def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    with torch.device("meta"):  # shapes without memory: what the file declares may be far larger than what it holds
+        check_tensors(_construct(key, entry), tensors, prefix=f"{key}.")
+    module = _construct(key, entry)
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
+    args, kwargs = to_easydict(entry["init_args"]), to_easydict(entry["init_kwargs"])
+    for options in (kwargs, *args, *kwargs.values()):
+        if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
+            count = options["num_layers"]
+            raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
+    return construct(find_class(CLASS_OF[key]), {"_init_args": args, "_init_kwargs": kwargs})
+
+
+def _is_large(num_layers: Any) -> bool:
+    return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
+
+
+
+
+def _plain(value: Any, where: str) -> Any:
+    """As JSON can hold it: tuples become lists, NumPy's numbers and arrays Python's."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise UserError(f"{where} hold a dict whose keys are no strings: JSON can't hold it")
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist(), where)
+    if isinstance(value, np.generic):
+        return _plain(value.item(), where)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(f"{where} hold a {type(value).__name__}: JSON can't hold it")

@@ -1,0 +1,1 @@
+"""What a training run is: its options as dataclasses, and published settings."""

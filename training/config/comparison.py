@@ -1,0 +1,148 @@
+"""How a run differs from published ones: in one line, and in the name of its directory."""
+
+import os
+import re
+from typing import Callable, Mapping, NamedTuple
+
+from metrics.published import DATASETS
+from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
+from training.config.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
+
+NAME_LENGTH = 40            # Of a run directory's name, behind its number.
+DATASET_NAME_LENGTH = 24    # Of the part that names the data set.
+
+
+class Setting(NamedTuple):
+    """Something that a run has in common with a published one, or not."""
+
+    label: str
+    value: Callable[[TrainingConfig], str]
+    words: Mapping[str, str] = {}   # For the name of the run, by the field of `Options` that was said.
+    by_cfg: bool = False            # Compared with what --cfg gives: another --cfg is one departure, not many.
+
+
+def _augmentation(c: TrainingConfig) -> str:
+    if c.augment is None:
+        return "none"
+    strength = f"p {c.augment.p:g}" if c.augment.mode == "fixed" else f"ada to {c.augment.target:g}"
+    return f"{c.augment.pipe}, {strength}"
+
+
+def _task(task: TaskConfig | None) -> str:
+    return "none" if task is None else f"{task.weight:g} times {LEGACY_DISTANCES[task.distance]}"
+
+
+def _f(c: TrainingConfig) -> str:
+    if not c.D.heads:
+        return "none"
+    return "w alone" if c.D.res_g == 1 else f"{c.D.res_g}x{c.D.res_g}"
+
+
+def _of_decoder(field: str) -> Callable[[TrainingConfig], str]:
+    return lambda c: "none" if c.D.decoder_res is None else str(getattr(c.D, field))
+
+
+def _rebuilt(c: TrainingConfig) -> str:
+    """Without augmentation, both targets are the same image."""
+    return "what D sees" if c.augment is None or c.loss.recon_target == "input" else "the clean image"
+
+
+SETTINGS = (
+    Setting("augmentation", _augmentation, {"aug": "{}", "p": "p{:g}", "target": "target{:g}", "augpipe": "{}"}),
+    Setting("mirroring", lambda c: "yes" if c.dataset.xflip else "no"),
+    Setting("labels", lambda c: "yes" if c.dataset.use_labels else "no"),
+    Setting("images", lambda c: "all" if c.dataset.max_size is None else str(c.dataset.max_size)),
+    Setting("length", lambda c: f"{c.total_kimg:g} kimg", {"total_kimg": "kimg{:g}"}),
+    Setting("batch", lambda c: str(c.batch_size), {"batch_size": "batch{}"}),
+    Setting("minibatch deviation", lambda c: f"over {min(c.D.mbstd_group_size, c.batch_gpu)}"),
+    Setting("f", _f, {"res_g": "f{}"}),
+    Setting("resolution of D's decoder", _of_decoder("decoder_res"), {"decoder_res": "dec{}"}),
+    Setting("kernel of D's decoder", _of_decoder("decoder_kernel"), {"decoder_kernel": "kernel{}"}),
+    Setting("activation of D's decoder", _of_decoder("decoder_act"), {"decoder_act": "{}"}),
+    Setting("compared features of G", lambda c: f"at {c.loss.feature_res}", {"ggdr_res": "res{}"}),
+    Setting("task on real images", lambda c: _task(c.loss.real_task), {"lambda_real": "real{:g}"}),
+    Setting("task on generated images", lambda c: _task(c.loss.fake_task), {"lambda_fake": "fake{:g}"}),
+    Setting("perceptual net", lambda c: _stem(c.perceptual or "none"), {"perceptual": "{}"}),
+    Setting("phases with the task on real images", lambda c: "Dmain, Dreg" if c.loss.real_task_in_dreg else "Dmain"),
+    Setting("what G rebuilds", _rebuilt),
+    Setting("settings", lambda c: f"--cfg={c.preset}"),
+    Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", {"r1_gamma": "gamma{:g}"}, by_cfg=True),
+    Setting("networks", lambda c: f"{c.G.map_depth} mapping layers, cbase {c.G.channel_base}, cmax {c.G.channel_max}",
+            {"map_depth": "map{}", "channel_base": "cbase{}", "channel_max": "cmax{}"}, by_cfg=True),
+    Setting("start", lambda c: _stem(c.resume or "new networks")),
+    Setting("frozen layers of D", lambda c: str(c.D.freeze_layers)),
+    Setting("precision", lambda c: c.D.half_type if c.D.num_fp16_res else "float32"),
+)
+
+
+def departures_line(config: TrainingConfig) -> str:
+    """`As published (...)`, or what the run does otherwise than the published run that is nearest to it."""
+    run, differences = _nearest(config)
+    if not differences:
+        return f"As published ({run.source}, {run.data.name})"
+    return f"Departs from the paper in: {', '.join(differences)}"
+
+
+def _nearest(config: TrainingConfig) -> tuple[PublishedRun, list[str]]:
+    """Of the runs by the same method, on the same data set if there are any: the one with the fewest differences."""
+    data = published_data(config.dataset)
+    runs = [run for run in PUBLISHED_RUNS if run.options["method"] == config.method]
+    on_it = [run for run in runs if run.data is data]
+    by_cfg = _as_cfg_says(config)
+    compared = []
+    for run in on_it or runs:
+        reference = _configuration(run, device=config.device)
+        pairs = [(s.label, s.value(config), s.value(by_cfg if s.by_cfg else reference)) for s in SETTINGS]
+        differences = [f"{label} ({ours} instead of {theirs})" for label, ours, theirs in pairs if ours != theirs]
+        compared.append((run, differences if on_it else ["data set", *differences]))
+    return min(compared, key=lambda pair: len(pair[1]))
+
+
+def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
+    data = run.data
+    dataset = DatasetConfig(path=DATASETS[data.name].names[0], resolution=data.resolution, xflip=data.mirror)
+    return resolve(Options(**{**data.options, **run.options}), dataset, device=device)
+
+
+def _defaults(config: TrainingConfig, **said: int) -> TrainingConfig:
+    """The same method on the same data with the settings of --cfg; `said` are fields of `Options`."""
+    return resolve(Options(preset=config.preset, method=config.method, **said), config.dataset, device=config.device)
+
+
+def _as_cfg_says(config: TrainingConfig) -> TrainingConfig:
+    """As `_defaults`, in the batches of `config`."""
+    return _defaults(config, num_gpus=config.num_gpus, batch_size=config.batch_size, batch_gpu=config.batch_gpu,
+                     mbstd_group_size=config.D.mbstd_group_size)
+
+
+def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str:
+    """What the run directory is called behind its number: `<dataset>-<method>`, and what was said beyond that.
+
+    That is what differs from the published run on this data set or, on others, from the method's defaults, as far as
+    there is room for it.
+    """
+    data = published_data(config.dataset)
+    published = [run for run in PUBLISHED_RUNS if (run.options["method"], run.data) == (config.method, data)]
+    by_cfg = _as_cfg_says(config)
+    reference = _configuration(published[0], device=config.device) if published else _defaults(config)
+    words = [config.recipe] if config.recipe != "paper" else []
+    words += ["cond"] if config.dataset.use_labels else []
+    words += [f"subset{config.dataset.max_size}"] if config.dataset.max_size is not None else []
+    words += ["mirror"] if config.dataset.xflip and not (published and data.mirror) else []
+    if config.resume is not None:
+        words.append(f"resume{options.resume if options.resume in RESUME_SOURCES else 'custom'}")
+    words += [f"freezed{config.D.freeze_layers}"] if config.D.freeze_layers else []
+    words += [f"seed{config.random_seed}"] if config.random_seed else []
+    for setting in SETTINGS:
+        if setting.value(config) != setting.value(by_cfg if setting.by_cfg else reference):
+            said = [(pattern, getattr(options, field)) for field, pattern in setting.words.items()]
+            words += [pattern.format(_stem(value)) for pattern, value in said if value is not None]
+    name = f"{dataset_name[:DATASET_NAME_LENGTH]}-{config.method}"
+    for word in words:
+        name += f"-{word}" if len(name) + 1 + len(word) <= NAME_LENGTH else ""
+    return re.sub(r"[^\w.,=+-]", "_", name)
+
+
+def _stem(value: str | float) -> str | float:
+    """Of a path, its last part without suffix."""
+    return os.path.splitext(os.path.basename(value))[0] if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""Training images: datasets, reading them fast, checking them, drawing them; `prepare` makes datasets."""

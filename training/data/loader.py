@@ -1,0 +1,131 @@
+"""The order in which training sees the images, and the loader of batches."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from torch_utils.image_reader import ImageReader
+from training.data.dataset import ImageFolderDataset
+
+
+class TrainingOrder:
+    """The endless sequence of dataset indices that training sees: every epoch is a permutation of its own.
+
+    It is keyed by (seed, position) alone: no state, the same for any number of processes, and any position can be the
+    start. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
+    streams of `RandomState` never change.
+
+    Args:
+        dataset_size: Number of items, mirrored ones included.
+        seed:         Non-negative.
+    """
+
+    def __init__(self, dataset_size: int, seed: int):
+        if dataset_size < 1 or seed < 0:
+            raise ValueError(f"dataset_size {dataset_size} and seed {seed}: expected at least 1 and 0")
+        self.dataset_size = dataset_size
+        self.seed = seed
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The permutation that one epoch is: int32 or int64 [dataset_size]; do not write to it."""
+        if number not in self._epochs:
+            generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
+            small = self.dataset_size <= np.iinfo(np.int32).max
+            permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
+            generator.shuffle(permutation)
+            while len(self._epochs) > 1:  # A batch may lie across the border of two epochs: keep two.
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[number] = permutation
+        return self._epochs[number]
+
+    def __getitem__(self, k: int) -> int:
+        """The dataset index at position k = 0, 1, 2, ..."""
+        if k < 0:
+            raise IndexError(f"position {k} in the training order: expected 0 or more")
+        return int(self.epoch(k // self.dataset_size)[k % self.dataset_size])
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """The dataset indices at positions start ... start + count - 1: int64 [count]."""
+        if start < 0:
+            raise IndexError(f"position {start} in the training order: expected 0 or more")
+        parts = []
+        while count > 0:
+            number, offset = divmod(start, self.dataset_size)
+            part = self.epoch(number)[offset : offset + count]
+            parts.append(part.astype(np.int64))
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts) if parts else np.zeros([0], dtype=np.int64)
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor  # uint8 [N, C, H, W].
+    labels: torch.Tensor  # float32 [N, label_dim].
+
+
+class BatchLoader:
+    """Endless iterator of training batches; closes its workers by `close()`, `with`, or when an error is raised.
+
+    Positions k ... k + batch_size - 1 of the order form one global batch, of which each rank gets a contiguous part.
+
+    Args:
+        dataset:     What the indices of `order` refer to.
+        order:       The order of training.
+        batch_size:  Images of one global batch, a multiple of `num_ranks`.
+        start_index: Position of the first image; that of an earlier run's end goes on from there.
+        rank:        The part that this process gets.
+        num_ranks:   Number of parts.
+        num_workers: Processes that decode images, at most one for each core; 0 decodes here.
+        pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
+
+    Yields:
+        Batch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
+
+    Raises:
+        UserError: On `next`, when an image can't be read; the image is named.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageFolderDataset,
+        *,
+        order: TrainingOrder,
+        batch_size: int,
+        start_index: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        num_workers: int = 3,
+        pin_memory: bool = False,
+    ):
+        if batch_size < 1 or batch_size % num_ranks or not 0 <= rank < num_ranks:
+            raise ValueError(f"batch of {batch_size} for rank {rank} of {num_ranks}: expected a multiple of the ranks")
+        if order.dataset_size != len(dataset):
+            raise ValueError(f"an order of {order.dataset_size} items for a dataset of {len(dataset)}")
+        self._dataset, self._order, self._step = dataset, order, batch_size
+        self._count = batch_size // num_ranks
+        self._position = start_index + rank * self._count
+        self._reader = ImageReader(dataset, iter(self._next_indices, None), batch_size=self._count,
+                                   num_workers=num_workers, pin_memory=pin_memory)
+
+    def _next_indices(self) -> list[int]:
+        indices = self._order.take(self._position, self._count).tolist()
+        self._position += self._step
+        return indices
+
+    def __iter__(self) -> "BatchLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        indices, images = next(self._reader)
+        return Batch(images, torch.from_numpy(self._dataset.get_labels(indices)))
+
+    def close(self) -> None:
+        """Stop the workers; iteration is over."""
+        self._reader.close()
+
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,27 @@
+"""How published datasets are made, as one table."""
+
+from typing import Literal, NamedTuple
+
+from training.data.prepare.conversion import Transform
+
+
+class DataPreset(NamedTuple):
+    """One row of the table; options that the user gives override it."""
+
+    resolution: int
+    transform: Transform | None
+    resize_filter: Literal["box", "lanczos"]
+    split: str | None    # Only images below a folder of that name, where there is one.
+
+
+# Sources:
+#   ffhq256  Published FID at 256x256 holds for FFHQ's 1024x1024 images scaled by a box filter.
+#   lsun256  ADA paper: LSUN at 256x256, cropped to the short side; so in GGDR and GLeaD.
+#   afhq     ADA paper: AFHQ at 512x512, the training images of each kind of animal by itself.
+_ROWS = {
+    #           res   transform      filter     split
+    "ffhq256": (256,  None,          "box",     None),
+    "lsun256": (256,  "center-crop", "lanczos", None),
+    "afhq":    (512,  None,          "lanczos", "train"),
+}
+DATA_PRESETS = {name: DataPreset(*row) for name, row in _ROWS.items()}

@@ -1,0 +1,111 @@
+"""What a source of images is, and what all sources share."""
+
+import abc
+import dataclasses
+import itertools
+from collections import Counter
+from typing import Any, ClassVar, Iterator, Literal, Mapping, NamedTuple, Sequence
+
+from PIL import Image
+
+from dnnlib.util import UserError
+
+Label = int | list[float] | None
+Labels = Literal["auto", "folders", "none"]
+_MAX_CLASSES_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the user says about the source; each kind takes what concerns it."""
+
+    labels: Labels = "auto"        # "folders" insists on sub-folders as classes; "none" leaves labels out.
+    split: str | None = None       # Take only the images below a folder of that name, where there is one.
+    num_images: int | None = None  # Of images that are drawn: how many, ...
+    resolution: int | None = None  # ... how large, ...
+    seed: int = 0                  # ... and which.
+
+
+class Record(NamedTuple):
+    """One image that a source has, before it is read."""
+
+    key: Any      # What `load` takes: a position, a database key, ...; small, since it travels between processes.
+    label: Label
+
+
+class LabelSet(NamedTuple):
+    """What the labels of a source are."""
+
+    origin: str = ""              # "from sub-folders", ...
+    classes: Sequence[str] = ()   # Their names, by number.
+    width: int | None = None      # Length of labels that are vectors.
+
+    def describe(self, counts: Mapping[int, int]) -> str:
+        """In words: `2 classes from sub-folders: cat (12), dog (3)`, with the numbers of images."""
+        origin = f" {self.origin}" if self.origin else ""
+        if self.width is not None:
+            return f"vectors of {self.width}{origin}"
+        present = [number for number in range(len(self.classes)) if counts.get(number)]
+        shown = [f"{self.classes[number]} ({counts[number]})" for number in present[:_MAX_CLASSES_SHOWN]]
+        more = f" and {len(present) - len(shown)} more" if len(present) > len(shown) else ""
+        total = f"{len(self.classes)} class{'es' * (len(self.classes) != 1)}"
+        some = total if len(present) == len(self.classes) else f"{len(present)} of {total}"
+        return f"{some}{origin}: {', '.join(shown)}{more}"
+
+
+class Source(abc.ABC):
+    """Where images come from. `records` runs in the main process, `load` in any.
+
+    A new kind of source is one subclass with a line in `training.data.prepare.sources.SOURCES`.
+
+    Attributes:
+        accepts: The kind, as the list of accepted sources shows it.
+        labels:  What the labels are; None = the images have none.
+        notes:   What the user should know about what is taken and what is not, one line each.
+    """
+
+    accepts: ClassVar[str]
+    labels: LabelSet | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    @abc.abstractmethod
+    def matches(cls, path: str) -> bool:
+        """Whether `path`, by name and first bytes, is of this kind; `open` may still find it damaged."""
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, path: str, options: SourceOptions) -> "Source":
+        """Raises UserError where the source is damaged, or can't do what the options ask for."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of records."""
+
+    @abc.abstractmethod
+    def records(self) -> Iterator[Record]:
+        """All images, in the order of the dataset. Raises UserError where the source is damaged."""
+
+    @abc.abstractmethod
+    def load(self, key: Any) -> Image.Image:
+        """One image, decoded. Raises BadImage, naming it, where that fails."""
+
+    @abc.abstractmethod
+    def describe(self, key: Any) -> str:
+        """How messages name an image."""
+
+
+def count_classes(source: Source, max_images: int | None = None) -> Counter[int]:
+    """Number of images of each class among the first; empty where labels are no classes."""
+    labels = (record.label for record in itertools.islice(source.records(), max_images))
+    return Counter(label for label in labels if type(label) is int)
+
+
+def images_at_once(side: int) -> int:
+    """How many images of a size make a good portion of work: about a million pixels, at most 64 images."""
+    return min(max((1 << 20) // side**2, 1), 64)
+
+
+def refuse_folders(path: str, options: SourceOptions) -> None:
+    if options.labels == "folders":
+        raise UserError(f"--labels=folders takes classes from sub-folders, which {path} has not: leave it out")

@@ -1,0 +1,242 @@
+"""Where datasets are written: a zip, a folder, or a folder of zips; nothing appears there before it is complete."""
+
+import abc
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator
+
+from dnnlib.util import UserError, atomic_write, check_writable, made_folder
+from training.data.prepare.image_sources import BUCKET
+from training.data.prepare.processes import signals_held
+from training.data.prepare.source import Label
+from training.data.image_names import METADATA_NAME, shown
+
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
+_SHARD = re.compile(r".*-\d{5,}\.zip")
+
+
+def image_name(number: int) -> str:
+    """`00012/img00012345.png` for 12345: at most 1000 images share a folder, and sorted names are in order."""
+    digits = f"{number:08d}"
+    return f"{digits[:-3]}/img{digits}.png"
+
+
+class Writer(abc.ABC):
+    """Takes the images of a dataset in order.
+
+    Args:
+        labelled: Whether the labels are kept; False = dataset.json says that there are none.
+        first:    Number of the first image.
+    """
+
+    def __init__(self, *, labelled: bool, first: int = 0):
+        self._labelled, self._first = labelled, first
+        self._labels: list[Label] = []
+        self.num_images = 0
+
+    def add(self, png: bytes, label: Label) -> None:
+        self._write(image_name(self._first + self.num_images), png)
+        self.num_images += 1
+        if self._labelled:
+            self._labels.append(label)
+
+    def finish(self) -> None:
+        """Write dataset.json; nothing can be added any more."""
+        names = (image_name(self._first + i) for i in range(self.num_images))
+        labels = [[name, label] for name, label in zip(names, self._labels)] if self._labelled else None
+        self._write(METADATA_NAME, json.dumps({"labels": labels}).encode())
+
+    def abandon(self) -> None:
+        """Let go of open files; what was written is thrown away."""
+
+    @abc.abstractmethod
+    def _write(self, name: str, data: bytes) -> None:
+        """Write one file, by its name relative to the dataset."""
+
+
+class ZipWriter(Writer):
+    def __init__(self, f: BinaryIO, *, labelled: bool, first: int = 0):
+        super().__init__(labelled=labelled, first=first)
+        self._archive = zipfile.ZipFile(f, "w", zipfile.ZIP_STORED)
+
+    def finish(self) -> None:
+        super().finish()
+        self._archive.close()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # The disk may be full: what is wrong has been said.
+            self._archive.close()
+
+    def _write(self, name: str, data: bytes) -> None:
+        info = zipfile.ZipInfo(name, date_time=_ZIP_TIME)
+        info.external_attr = 0o644 << 16
+        self._archive.writestr(info, data)
+
+
+class FolderWriter(Writer):
+    def __init__(self, folder: Path, *, labelled: bool):
+        super().__init__(labelled=labelled)
+        self._folder = folder
+        self._made: set[Path] = set()
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._folder / name
+        if path.parent not in self._made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(path.parent)
+        path.write_bytes(data)
+
+
+class ShardWriter:
+    """Zips `NAME-00000.zip`, `NAME-00001.zip`, ... of `shard_size` images each, with their own dataset.json.
+
+    Images are numbered through, so that their names are unique. The number of digits follows from the number of images
+    that may come, so that sorted names are in order.
+    """
+
+    def __init__(self, folder: Path, *, name: str, shard_size: int, most_images: int, labelled: bool):
+        self._folder, self._name, self._shard_size, self._labelled = folder, name, shard_size, labelled
+        self._digits = max(len(str((most_images - 1) // shard_size)), 5)
+        self._file: BinaryIO | None = None
+        self._shard: ZipWriter | None = None
+        self.num_images = 0
+
+    def add(self, png: bytes, label: Label) -> None:
+        if self._shard is None:
+            number = self.num_images // self._shard_size
+            self._file = open(self._folder / f"{self._name}-{number:0{self._digits}d}.zip", "wb")
+            self._shard = ZipWriter(self._file, labelled=self._labelled, first=self.num_images)
+        self._shard.add(png, label)
+        self.num_images += 1
+        if self._shard.num_images == self._shard_size:
+            self.finish()
+
+    def finish(self) -> None:
+        """Complete the last shard."""
+        if self._shard is not None and self._file is not None:
+            self._shard.finish()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._shard = self._file = None
+
+    def abandon(self) -> None:
+        if self._shard is not None and self._file is not None:
+            self._shard.abandon()
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+@contextlib.contextmanager
+def open_writer(
+    dest: str | os.PathLike,
+    *,
+    labelled: bool,
+    most_images: int,
+    shard_size: int | None = None,
+    overwrite: bool = False,
+) -> Iterator[Writer | ShardWriter]:
+    """Write a dataset; it takes its place at `dest` when the block ends, and not at all where that raises.
+
+    Args:
+        dest:        A path that ends in .zip, or a folder.
+        labelled:    Whether images have labels.
+        most_images: No more are coming.
+        shard_size:  Write zips of so many images into the folder `dest`; None = one dataset.
+        overwrite:   Replace the dataset that is there.
+
+    Raises:
+        UserError: Something is in the way at `dest`, or it can't be written.
+    """
+    dest = Path(dest)
+    is_zip = dest.suffix.lower() == ".zip"
+    if is_zip and shard_size is not None:
+        raise UserError(f"--dest={dest} is one zip, but --shard-size writes several: give a folder")
+    check_writable(dest)
+    try:
+        with made_folder(dest.parent):
+            if is_zip:
+                with _zip(dest, labelled, overwrite) as writer:
+                    yield writer
+            else:
+                with _folder_beside(dest.resolve(), overwrite) as folder:
+                    folder_writer: Writer | ShardWriter = FolderWriter(folder, labelled=labelled)
+                    if shard_size is not None:
+                        folder_writer = ShardWriter(folder, name=dest.resolve().name, shard_size=shard_size,
+                                                    most_images=most_images, labelled=labelled)
+                    with _completed(folder_writer) as writer:
+                        yield writer
+    except OSError as e:
+        raise UserError(f"can't write {dest}: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
+def _zip(dest: Path, labelled: bool, overwrite: bool) -> Iterator[Writer]:
+    if dest.is_dir() or (dest.exists() and not overwrite):
+        raise UserError(f"{dest} exists: choose another --dest" + ("" if dest.is_dir() else " or give --overwrite"))
+    with atomic_write(dest) as f, _completed(ZipWriter(f, labelled=labelled)) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def _completed(writer: Any) -> Iterator[Any]:
+    try:
+        yield writer
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+@contextlib.contextmanager
+def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `dest` that takes its place at the end."""
+    _check_folder_dest(dest, overwrite)
+    temporary = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        with signals_held():  # Between two renames there is no dataset at `dest`.
+            _take_place(temporary, dest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(new: Path, dest: Path) -> None:
+    if not dest.exists():
+        os.replace(new, dest)
+        return
+    old = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}.", suffix=".old"))
+    os.replace(dest, old)
+    try:
+        os.replace(new, dest)
+    except OSError:
+        os.replace(old, dest)
+        raise
+    shutil.rmtree(old)
+
+
+def _check_folder_dest(dest: Path, overwrite: bool) -> None:
+    if not dest.exists():
+        return
+    if not dest.is_dir():
+        raise UserError(f"{dest} exists and is no folder: choose another --dest")
+    entries = [entry.name for entry in dest.iterdir()]
+    if entries and not overwrite:
+        raise UserError(f"{dest} exists and is not empty: choose another --dest or give --overwrite")
+    foreign = [n for n in entries if n != METADATA_NAME and not BUCKET.fullmatch(n) and not _SHARD.fullmatch(n)]
+    if foreign:
+        raise UserError(f"{dest} has {shown(foreign[0])} in it, so it was not made by this tool and is not "
+                        "overwritten: choose another --dest")
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,261 @@
+"""Which run a command goes on with, and what may change on the way."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
+
+from dnnlib.util import UserError
+
+from training.config.schema import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
+from training.config.presets import PERCEPTUAL, RESUME_SOURCES
+from .training_state import list_states, pickle_path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two programs in one run directory go unnoticed
+    fcntl = None
+
+OPTIONS_NAME = "training_options.json"
+_LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
+
+# Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
+FREE_OPTIONS = frozenset((
+    "outdir", "gpus", "snap", "tick", "metrics", "detector", "device", "dry_run", "workers", "resume", "resume_anyway",
+    "kimg", "nobench", "timeout", "keep", "outcome", "trust_net",
+))
+_FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
+                "cudnn_benchmark", "timeout_sec", "keep")
+# Fields that say of what the state consists: no state fits into a run in which one of them is another.
+_SHAPE_FIELDS = frozenset((
+    "G.z_dim", "G.w_dim", "G.map_depth", "G.channel_base", "G.channel_max", "D.architecture", "D.channel_base",
+    "D.channel_max", "D.freeze_layers", "D.decoder_res", "D.decoder_kernel", "D.heads", "D.res_g", "dataset.resolution",
+    "dataset.num_channels", "dataset.label_dim", "dataset.use_labels", "dataset.max_size", "dataset.xflip",
+    "augment.mode", "augment.p",
+))
+
+
+class Run(NamedTuple):
+    path: str
+    command: dict[str, Any]     # The options that were said when it was started, by name; paths are absolute.
+    config: TrainingConfig
+    state: str = "newest"       # From which it goes on: a path, or the newest good one.
+    relative: tuple[str, ...] = ()  # Paths that an earlier version wrote as they were said, and are taken from here.
+
+
+def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, with paths that don't depend on the current folder; names of networks and URLs stay."""
+    names = {*RESUME_SOURCES, *PERCEPTUAL.values()}
+    result = dict(command)
+    for option in ("data", "detector", "perceptual", "resume"):
+        path = result.get(option)
+        if path and path not in names and (option == "data" or os.path.isfile(path)):
+            result[option] = os.path.abspath(path)
+    return result
+
+
+def is_run(source: str) -> bool:
+    """Whether something that is there is for `open_run`, and no network pickle."""
+    return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
+
+
+def open_run(source: str) -> Run:
+    """The run in a directory, or the one that a training state belongs to, which then goes on from that.
+
+    Raises:
+        UserError: There is none, another version made it, or it has no state.
+    """
+    path, state = source, "newest"
+    if not os.path.isdir(source):
+        path, state = os.path.dirname(source) or ".", source
+        if not os.path.isfile(source):
+            raise UserError(f"there is no training state {source}")
+    run = _read_run(path)
+    if not list_states(path) and state == "newest":
+        raise UserError(f"{path} holds no training state to go on from: start a new run, perhaps from a network pickle")
+    return run._replace(state=state)
+
+
+def _read_run(path: str) -> Run:
+    file = Path(path, OPTIONS_NAME)
+    try:
+        content = json.loads(file.read_text())
+        said, config = dict(content["command"]), from_json(content["config"])
+        command = absolute_paths(said)
+        _lasting(command)
+    except OSError as e:
+        raise UserError(f"{path} is no run directory: {file.name} can't be read ({e.strerror})") from e
+    except (ValueError, KeyError, TypeError, RecursionError, UserError) as e:
+        why = f" ({e})" if isinstance(e, UserError) else ""
+        raise UserError(f"{file} is not as this version of train.py writes it, so the run can't go on{why}") from e
+    relative = tuple(option for option in command if command[option] != said[option])
+    paths = {name: absolute_paths({name: getattr(config, name)})[name] for name in ("perceptual", "detector")}
+    return Run(path, command, dataclasses.replace(config, **paths), relative=relative)
+
+
+class Found(NamedTuple):
+    """What `find_run` found."""
+
+    run: Run | None             # To go on with.
+    busy: str | None = None     # Where another program is training, if that is why there is none.
+
+
+def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
+    """The newest run in `outdir` that the same command started, that has a state, is unfinished, and is not going on."""
+    busy = None
+    try:
+        names = sorted((entry.name for entry in os.scandir(outdir) if entry.is_dir()), reverse=True)
+    except OSError:
+        return Found(None)
+    for name in names:
+        path = os.path.join(outdir, name)
+        states = list_states(path)
+        if not states:
+            continue
+        try:
+            run = _read_run(path)
+        except UserError:
+            continue
+        total_kimg = command.get("kimg", run.config.total_kimg)
+        if _lasting(run.command) != _lasting(command) or is_finished(path, total_kimg):
+            continue
+        try:
+            with locked(path):
+                return Found(run)
+        except OSError:     # not for this user to write to
+            continue
+        except UserError:
+            busy = busy or path
+    return Found(None, busy)
+
+
+def is_finished(run_dir: str, total_kimg: float) -> bool:
+    """All images shown, and the last network pickle written."""
+    states = list_states(run_dir)
+    nimg = states[0].nimg if states else -1
+    return nimg >= int(total_kimg * 1000) and any(
+        os.path.exists(pickle_path(run_dir, nimg, exact=exact)) for exact in (False, True))
+
+
+def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON would give it back, without the options that may change."""
+    kept = {name: value for name, value in absolute_paths(command).items() if name not in FREE_OPTIONS}
+    return json.loads(json.dumps(kept))
+
+
+def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> TrainingConfig:
+    """The configuration with which a run goes on.
+
+    Args:
+        run:      It keeps what follows from the number of GPUs that it was started with, such as its batch size.
+        new:      What the command says now, resolved for that number of GPUs.
+        num_gpus: How many there are now.
+        anyway:   Take over changes of what is learnt, too.
+
+    Raises:
+        UserError: Such a change was made, and not `anyway`, or one that no state fits; it lists all of them.
+    """
+    validate_gpus(num_gpus)
+    then = _share_out(new, run.config.num_gpus)     # on as many as the run has been on since
+    differences = _differences(run.config, then)
+    unfit = [text for text, fields in differences.items() if fields & _SHAPE_FIELDS]
+    if unfit and anyway:
+        raise UserError(f"no training state of {run.path} fits: {'; '.join(unfit)}. Leave these as they were, or start "
+                        "a new run, perhaps from a network pickle")
+    if differences and not anyway:
+        raise UserError(f"this command differs from the one that started {run.path}: {'; '.join(differences)}. Leave "
+                        "these as they were, or say --resume-anyway")
+    return dataclasses.replace(_share_out(new, num_gpus), resume=run.config.resume)
+
+
+def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
+    """The same training on another number of GPUs, of which none gets more images at once than before."""
+    share, group = config.batch_size // num_gpus, config.D.mbstd_group_size
+    fitting = [size for size in range(1, min(share, config.batch_gpu) + 1)
+               if share % size == 0 and size % min(group, size) == 0]
+    return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting, default=1))
+
+
+def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]]:
+    """What differs and may not: a text for each option, and the fields that it sets."""
+    before, now = _flat(to_json(old)), _flat(to_json(new))
+    free = {*_FREE_FIELDS, "num_gpus", "resume", "dataset.path"}
+    changed = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
+    texts = {}
+    for option, fields in {**OPTION_FIELDS, **{name: (name,) for name in changed}}.items():
+        found = [name for name in fields if name in changed]
+        if found:
+            name = option if found[0] == fields[0] else f"{found[0]} ({option})"
+            was, is_now = (_shown(values.get(found[0])) for values in (before, now))
+            texts[f"{name} was {was}, is {is_now}"] = set(found)
+            changed = [name for name in changed if name not in found]
+    return texts
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
+    flat = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One program at a time in a run directory.
+
+
+_held: set[BinaryIO] = set()    # Open files whose locks this process holds.
+
+
+def _close_held() -> None:
+    for f in _held:
+        f.close()
+
+
+if fcntl is not None:  # else processes that load images would keep the lock for seconds after this one was killed
+    os.register_at_fork(after_in_child=_close_held)
+
+
+@contextlib.contextmanager
+def locked(run_dir: str) -> Iterator[None]:
+    """Keep other programs from training in `run_dir`; ends with this process, however that ends.
+
+    Raises:
+        UserError: Another one does.
+    """
+    with open(os.path.join(run_dir, _LOCK_NAME), "ab") as f:
+        if fcntl is not None:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
+            except OSError:
+                pass  # a file system without locks
+        _held.add(f)
+        try:
+            yield
+        finally:
+            _held.discard(f)
+
+
+def is_busy(run_dir: str | os.PathLike) -> bool:
+    """Whether a program is training in `run_dir`; where the system can't tell, True.
+
+    Looking takes the lock for microseconds, in which a program that starts to train would be refused.
+    """
+    if fcntl is None:
+        return True
+    try:
+        with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held by another program, or a file system without locks
+        return True
+    return False

@@ -1,0 +1,189 @@
+"""What a run says about itself: the status line, `stats.jsonl`, TensorBoard."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from dnnlib.util import append_text, atomic_write, format_time
+from torch_utils import distributed
+
+from training.config.schema import TrainingConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    nimg: int = 0               # Real images shown to D.
+    iteration: int = 0
+    tick: int = 0
+
+
+class RunLog:
+    """Measures ticks and writes their records; only rank 0 writes."""
+
+    def __init__(
+        self, run_dir: Path, *, config: TrainingConfig, device: torch.device, state: dict[str, Any] | None = None
+    ):
+        """Go on from `state`, which `RunLog.state` gave; later records in `run_dir` are dropped, for they come again."""
+        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[],
+                              step_nimg=1000 if config.kimg_per_tick >= 1 else 1)
+        self.config = config
+        self.device = device
+        self._tick_start = self._tick_end = time.monotonic()
+        self.start_time = self._tick_start - state["elapsed_sec"]
+        self.tick_start_nimg = state["tick_start_nimg"]
+        self._timed_from_nimg = state["start_nimg"]     # Where the clock of this tick was started.
+        self._step_nimg = state.get("step_nimg", 1000)  # Images to a step on TensorBoard's axis.
+        self._maintenance_sec = 0.0
+        self._record: dict[str, Any] = state["record"]  # Of a tick that ended, while it waits for scores.
+        self._unwritten: list[dict[str, Any]] = state["unwritten"]  # Finished records that found no room on the disk.
+        self._path = run_dir / "stats.jsonl"
+        self._main = distributed.rank() == 0
+        if self._main:
+            _drop_records(self._path, state["tick_start_nimg"] / 1000, self._unwritten)
+            self._open_tensorboard()
+
+    def _open_tensorboard(self) -> None:
+        step = self.tick_start_nimg // self._step_nimg
+        self._tensorboard = SummaryWriter(self._path.parent, purge_step=step + 1 if step else None)
+
+    def state(self, nimg: int) -> dict[str, Any]:
+        """What going on after `nimg` images needs, plain data."""
+        return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
+                    start_nimg=nimg, record=self._record, unwritten=list(self._unwritten), step_nimg=self._step_nimg)
+
+    def next_due_nimg(self, tick: int) -> int:
+        """Where the next snapshot is due, at the earliest: a tick ends with the iteration that makes it long enough.
+
+        Args:
+            tick: That which is not over yet.
+        """
+        c, total_nimg = self.config, int(self.config.total_kimg * 1000)
+        if c.snapshot_ticks == 0:
+            return total_nimg
+        num_ticks = -tick % c.snapshot_ticks + 1 if tick > 0 else 0     # the first tick is one iteration
+        return min(self.tick_start_nimg + int(num_ticks * c.kimg_per_tick * 1000), total_nimg)
+
+    def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
+        """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
+        self._tick_end = time.monotonic()
+        fields = self._measure(progress) | {"Progress/augment": augment_p}  # strength of augmentation
+        self._record = {**stats, **_constants(fields)}
+        f = fields
+        left_sec = (self.config.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
+        distributed.print0(
+            f"tick {progress.tick:<5d} kimg {f['Progress/kimg']:<8.1f} time {format_time(f['Timing/total_sec']):<12s} "
+            f"left {format_time(max(left_sec, 0)):<12s} sec/tick {f['Timing/sec_per_tick']:<7.1f} "
+            f"sec/kimg {f['Timing/sec_per_kimg']:<7.2f} maintenance {f['Timing/maintenance_sec']:<6.1f} "
+            f"cpumem {f['Resources/cpu_mem_gb']:<6.2f} gpumem {f['Resources/peak_gpu_mem_gb']:<6.2f} "
+            f"augment {f['Progress/augment']:.3f}", flush=True,
+        )
+        bad = stats.get("Progress/nonfinite_gradients", {}).get("mean", 0)
+        if bad > 0:
+            distributed.print0(f"Warning: {bad:.3g} gradient values per iteration were not finite, and were replaced.")
+
+    def _measure(self, progress: Progress) -> dict[str, float]:
+        total_sec, tick_sec = self._tick_end - self.start_time, self._tick_end - self._tick_start
+        gpu = self.device.type == "cuda"
+        return {
+            "Progress/tick": progress.tick,
+            "Progress/kimg": progress.nimg / 1000,
+            "Timing/total_sec": total_sec,
+            "Timing/total_hours": total_sec / 3600,
+            "Timing/total_days": total_sec / 86400,
+            "Timing/sec_per_tick": tick_sec,
+            "Timing/sec_per_kimg": tick_sec / max(progress.nimg - self._timed_from_nimg, 1) * 1000,
+            "Timing/maintenance_sec": self._maintenance_sec,
+            "Resources/cpu_mem_gb": psutil.Process(os.getpid()).memory_info().rss / 2**30,
+            "Resources/peak_gpu_mem_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
+        }
+
+    def add_metrics(self, results: dict[str, float]) -> None:
+        """Scores that belong to the tick that ended last."""
+        self._record.update(_constants({f"Metrics/{name}": value for name, value in results.items()}))
+
+    def start_tick(self, progress: Progress) -> None:
+        """Maintenance is over: write the record of the last tick, and measure the next one from here."""
+        if self._main:
+            self._unwritten.append(self._record)
+            self._write_records()
+            self._show_on_tensorboard(self._record, progress)
+        self._record = {}
+        self._tick_start = time.monotonic()
+        self._maintenance_sec = self._tick_start - self._tick_end
+        self.tick_start_nimg = self._timed_from_nimg = progress.nimg
+
+    def _write_records(self) -> None:
+        try:
+            while self._unwritten:
+                record = dict(sorted(self._unwritten[0].items()), timestamp=time.time())
+                append_text(self._path, json.dumps(record) + "\n")
+                del self._unwritten[0]
+        except OSError as e:
+            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next "
+                  "tick")
+
+    def _show_on_tensorboard(self, record: dict[str, Any], progress: Progress) -> None:
+        try:
+            for name, value in record.items():
+                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // self._step_nimg)
+            self._tensorboard.flush()
+        except OSError as e:
+            print(f"Warning: TensorBoard lacks the tick at {progress.nimg / 1000:.1f} kimg: {e.strerror or e}")
+            with contextlib.suppress(OSError):  # a writer that failed once can't be used again
+                self._open_tensorboard()
+
+    def problems(self) -> list[str]:
+        """What could not be written until now."""
+        return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
+
+    def close(self) -> None:
+        if self._main:
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
+
+
+def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
+    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none without a file."""
+    try:
+        lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if line.endswith(b"\n") and isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
+    """Leave out records of later ticks, those that will be written again, and what a crash has left of a line."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    again = {record["Progress/kimg"]["mean"] for record in unwritten}
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            kimg = json.loads(line)["Progress/kimg"]["mean"]
+            if line.endswith("\n") and kimg <= after_kimg and kimg not in again:
+                kept.append(line)
+    if kept != lines:
+        with atomic_write(path) as f:
+            f.write("".join(kept).encode())
+
+
+def _constants(values: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {name: dict(num=1, mean=float(value), std=0.0) for name, value in values.items()}
