@@ -8,14 +8,14 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import softplus
 
 from torch_utils import distributed, training_stats
 from torch_utils.ops import conv2d_gradfix
 
+from .adversarial import ADVERSARIAL
 from .augment import AugmentOutput
 from .config.schema import LossConfig
-from .networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput
+from .networks import Discriminator, DiscriminatorOutput, Generator
 from .tasks import Shown, Task
 
 Tensor = torch.Tensor
@@ -52,16 +52,21 @@ class StyleGAN2Loss:
         self.fake_tasks = fake_tasks
         self.augment = augment
         self.observe_real = observe_real
+        self.adversarial = ADVERSARIAL[config.adversarial]()
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
         self._pl_means: list[Tensor] = []   # What the parts of a batch would make of it.
 
     # Phases.
 
     def g_main(self, batch: Batch) -> Iterator[Tensor]:
-        """Non-saturating logistic loss, L_G = softplus(-D(G(z))) (GLeaD, Eq. 8)."""
-        img = self._run_g(batch.gen_z, batch.gen_c).img
-        logits = self.D(self._shown(img).img, batch.gen_c)
-        loss = softplus(-logits)
+        """G's adversarial loss, L_G = softplus(-D(G(z))) (GLeaD, Eq. 8)."""
+        img = self.G.synthesis(self._map(batch.gen_z, batch.gen_c))
+        logits = self.D(self._shown(img, batch.gen_c).img, batch.gen_c)
+        real_logits = None
+        if self.adversarial.paired:
+            with torch.no_grad():
+                real_logits = self.D(self._shown(batch.real_img, batch.real_c).img, batch.real_c)
+        loss = self.adversarial.g(logits, real_logits)
         self._report_scores("fake", logits)
         training_stats.report("Loss/G/loss", loss)
         yield loss.mean()
@@ -89,37 +94,42 @@ class StyleGAN2Loss:
         self._pl_means.clear()
 
     def d_main(self, batch: Batch) -> Iterator[Tensor]:
-        """Logistic loss and the tasks, L_D + L_rec (GLeaD, Eq. 7 and 9): first the fake images, then the real ones."""
-        with torch.no_grad():
-            keep = sorted({res for task in self.fake_tasks for res in task.states})
-            shown = self._shown(*self._run_g(batch.gen_z, batch.gen_c, keep=keep))
-        out = self._run_d(shown, batch.gen_c, self.fake_tasks)
-        loss_fake = softplus(out.logits)
-        self._report_scores("fake", out.logits)
-        yield loss_fake.mean() + self._run_tasks("fake", self.fake_tasks, out, shown)
-        loss_fake = loss_fake.detach()
+        """D's adversarial loss and its tasks, L_D + L_rec (GLeaD, Eq. 7 and 9): fake images first, then real ones."""
+        shown = self._generate(batch)
+        fake = self._judge("fake", shown, self.fake_tasks)
+        if self.adversarial.paired:
+            fake_tasks = self._run_tasks("fake", self.fake_tasks, fake, shown)
+            shown = self._shown(batch.real_img, batch.real_c)
+            real = self._judge("real", shown, self.real_tasks)
+            loss = self.adversarial.d_pair(fake.logits, real.logits)
+            training_stats.report("Loss/D/loss", loss)
+            yield loss.mean() + fake_tasks + self._run_tasks("real", self.real_tasks, real, shown)
+            return
+        loss_fake = self.adversarial.d_fake(fake.logits)
+        yield loss_fake.mean() + self._run_tasks("fake", self.fake_tasks, fake, shown)
+        loss_fake, fake = loss_fake.detach(), None  # frees the graph of the fake images
 
-        shown = self._shown(batch.real_img)
-        out = self._run_d(shown, batch.real_c, self.real_tasks)
-        loss_real = softplus(-out.logits)
-        self._report_scores("real", out.logits)
+        shown = self._shown(batch.real_img, batch.real_c)
+        real = self._judge("real", shown, self.real_tasks)
+        loss_real = self.adversarial.d_real(real.logits)
         training_stats.report("Loss/D/loss", loss_fake + loss_real)
-        yield loss_real.mean() + self._run_tasks("real", self.real_tasks, out, shown)
+        yield loss_real.mean() + self._run_tasks("real", self.real_tasks, real, shown)
 
-    def d_r1(self, batch: Batch) -> Iterator[Tensor]:
-        """R1, gamma / 2 |dD(x)/dx|^2 (Mescheder et al., ICML 2018), on real images."""
-        tasks = self.real_tasks if self.config.real_task_in_dreg else ()
-        real_img = batch.real_img.detach().requires_grad_()
-        shown = self._shown(real_img)
-        with conv2d_gradfix.second_order():
-            out = self._run_d(shown, batch.real_c, tasks)
-            grads = _input_gradient(out.logits.sum(), real_img)
-        self._report_scores("real", out.logits)
-        penalty = grads.square().sum([1, 2, 3])
-        loss = penalty * (self.config.r1_gamma / 2)
-        training_stats.report("Loss/r1_penalty", penalty)
-        training_stats.report("Loss/D/reg", loss)
-        yield loss.mean() + self._run_tasks("real", tasks, out, shown)
+    def d_penalty(self, batch: Batch) -> Iterator[Tensor]:
+        """R1, gamma / 2 |dD(x)/dx|^2 (Mescheder et al., ICML 2018), on real images; R2 is the same on fake ones."""
+        for kind in self.adversarial.penalised:
+            img, c = (batch.real_img, batch.real_c) if kind == "real" else (self._generate(batch).clean, batch.gen_c)
+            tasks = self.real_tasks if kind == "real" and self.config.real_task_in_dreg else ()
+            img = img.detach().requires_grad_()
+            shown = self._shown(img, c)
+            with conv2d_gradfix.second_order():
+                out = self._judge(kind, shown, tasks)
+                grads = _input_gradient(out.logits.sum(), img)
+            penalty = grads.square().sum([1, 2, 3])
+            loss = penalty * (self.config.r1_gamma / 2)
+            training_stats.report("Loss/r1_penalty" if kind == "real" else "Loss/r2_penalty", penalty)
+            training_stats.report("Loss/D/reg", loss)
+            yield loss.mean() + self._run_tasks(kind, tasks, out, shown)
 
     # Parts.
 
@@ -132,26 +142,36 @@ class StyleGAN2Loss:
             ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
         return ws
 
-    def _run_g(self, z: Tensor, c: Tensor, keep: Sequence[int] = ()) -> SynthesisOutput:
-        return self.G.synthesis.run(self._map(z, c), keep=keep)
+    @torch.no_grad()
+    def _generate(self, batch: Batch) -> Shown:
+        """Fake images for D, with the states of G that its tasks ask for."""
+        keep = sorted({res for task in self.fake_tasks for res in task.states})
+        ws = self._map(batch.gen_z, batch.gen_c)
+        img, states = self.G.synthesis.run(ws, keep=keep)
+        return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)
 
-    def _shown(self, img: Tensor, states: dict | None = None) -> Shown:
+    def _shown(self, img: Tensor, c: Tensor, *, states: dict | None = None, **latents: Tensor) -> Shown:
         states = states or {}
         if self.augment is None:
-            return Shown(img, img, states)
+            return Shown(img, img, c, states, **latents)
         out = self.augment(img, {res: state.x for res, state in states.items()})
-        return Shown(out.images, img, {res: state._replace(x=out.maps[res]) for res, state in states.items()})
+        states = {res: state._replace(x=out.maps[res]) for res, state in states.items()}
+        return Shown(out.images, img, c, states, **latents)
 
-    def _run_d(self, shown: Shown, c: Tensor, tasks: Sequence[Task]) -> DiscriminatorOutput:
+    def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task]) -> DiscriminatorOutput:
+        """What D makes of images; its decoder and heads run only for `tasks`."""
         if tasks:
-            return self.D.run(shown.img, c)
-        return DiscriminatorOutput(self.D(shown.img, c), {}, None, None, None)
+            out = self.D.run(shown.img, shown.c)
+        else:
+            out = DiscriminatorOutput(self.D(shown.img, shown.c), {}, None, None, None)
+        self._report_scores(kind, out.logits)
+        return out
 
     def _run_tasks(self, kind: str, tasks: Sequence[Task], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
         total = 0.0
         for task in tasks:
             loss = task.loss(out, shown) * task.weight
-            training_stats.report(f"Loss/D/{kind}_{task.name}", loss)
+            training_stats.report(f"Loss/D/{kind}_{task.kind}", loss)
             total = total + loss.mean()
         return total
 

@@ -1,12 +1,15 @@
 """What D has to do besides telling real from fake: a task gives a loss for each image, from what D extracted from it.
 
-Adding a task means adding a class here. Neither the training loop nor the loss knows which tasks there are.
+A task owns all that is particular to it. Adding one means adding a class with the decorator `task`; neither the training
+loop nor the loss knows which tasks there are.
 """
 
-from typing import Collection, Literal, NamedTuple, Protocol
+from typing import Callable, ClassVar, Collection, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
+
+from dnnlib.util import UserError
 
 from .config.schema import TaskConfig, TrainingConfig
 from .networks import DiscriminatorOutput, Generator, SynthesisState
@@ -20,31 +23,71 @@ class Shown(NamedTuple):
 
     img: Tensor                         # After augmentation, as D saw them [N, C, R, R].
     clean: Tensor                       # Before augmentation.
+    c: Tensor                           # Labels [N, c_dim].
     states: dict[int, SynthesisState]   # Of G, by resolution, feature maps warped like `img`; empty for real images.
+    z: Tensor | None = None             # Of fake images, [N, z_dim].
+    ws: Tensor | None = None            # Of fake images, [N, num_ws, w_dim].
+
+
+class Context(NamedTuple):
+    """What a task is built from, beside its own settings."""
+
+    config: TrainingConfig
+    G: Generator
+    distance: Callable[[str], PerceptualLoss]   # The distance between images that `TaskConfig.distance` names.
 
 
 class Task(Protocol):
-    name: str                           # For reports: "Loss/D/<kind>_<name>".
+    kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/real_<kind>", "Loss/D/fake_<kind>".
+    distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be.
     weight: float
-    states: Collection[int]             # Resolutions at which it needs G's states.
+    states: Collection[int]                 # Resolutions at which it needs G's states.
+
+    @classmethod
+    def from_config(cls, task: TaskConfig, context: Context) -> "Task": ...
+
+    @staticmethod
+    def describe(task: TaskConfig, config: TrainingConfig) -> str:
+        """What D has to do, in a few words for the summary of a run."""
+        ...
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         """Unweighted loss [N] for D's output `out` on the images `shown`."""
         ...
 
 
+TASKS: dict[str, type[Task]] = {}
+T = TypeVar("T", bound=type)
+
+
+def task(cls: T) -> T:
+    """Class decorator: enters the class into `TASKS` under its `kind`."""
+    TASKS[cls.kind] = cls
+    return cls
+
+
+@task
 class FeatureMatching:
     """D's decoder reproduces G's features of a fake image: cosine distance over channels (GGDR, Lee et al., ECCV 2022).
 
     Where D has a feature head for G (GLeaD+GGDR), that head is compared; else the decoder's level of that resolution.
     """
 
-    name = "feature"
+    kind = "feature"
+    distances = ("cosine",)
 
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
         self.weight = weight
         self.states = (res,)
+
+    @classmethod
+    def from_config(cls, task: TaskConfig, context: Context) -> "FeatureMatching":
+        return cls(res=context.config.loss.feature_res, weight=task.weight)
+
+    @staticmethod
+    def describe(task: TaskConfig, config: TrainingConfig) -> str:
+        return f"reproduce G's features at {config.loss.feature_res}, {task.distance}, weight {task.weight:g}"
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         source = out.fmaps[self.res] if out.f is None else _resize(out.f, self.res)
@@ -52,13 +95,15 @@ class FeatureMatching:
         return 1 - F.cosine_similarity(source, target, dim=1).mean(dim=[1, 2])
 
 
+@task
 class ImageReconstruction:
     """A frozen G rebuilds the image from what D extracted (GLeaD, Bai et al., CVPR 2023, Eq. 3 to 7).
 
     Gradients pass through G to D; G's weights get none, because only D's require any while D is trained.
     """
 
-    name = "reconstruction"
+    kind = "reconstruction"
+    distances = ("perceptual", "mse")
     states = ()
 
     def __init__(
@@ -75,6 +120,18 @@ class ImageReconstruction:
         self.distance = distance
         self.weight = weight
         self.target = target
+
+    @classmethod
+    def from_config(cls, task: TaskConfig, context: Context) -> "ImageReconstruction":
+        c = context.config
+        return cls(G=context.G, res_g=c.D.res_g, distance=context.distance(task.distance), weight=task.weight,
+                   target=c.loss.recon_target)
+
+    @staticmethod
+    def describe(task: TaskConfig, config: TrainingConfig) -> str:
+        net = f" by {config.perceptual}" if task.distance == "perceptual" else ""
+        start = "w alone" if config.D.res_g == 1 else f"f at {config.D.res_g} and w"
+        return f"rebuilt by G from {start}, {task.distance}{net}, weight {task.weight:g}"
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         target = self.distance.embed_target(shown.img if self.target == "input" else shown.clean)
@@ -94,14 +151,16 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
         return distances[spec]
 
     def build(task: TaskConfig | None) -> list[Task]:
-        if task is None:
-            return []
-        if task.kind == "feature":
-            return [FeatureMatching(res=config.loss.feature_res, weight=task.weight)]
-        return [ImageReconstruction(G=G, res_g=config.D.res_g, distance=distance(task.distance), weight=task.weight,
-                                    target=config.loss.recon_target)]
+        return [] if task is None else [task_class(task.kind).from_config(task, Context(config, G, distance))]
 
     return build(config.loss.real_task), build(config.loss.fake_task)
+
+
+def task_class(kind: str) -> type[Task]:
+    """Raises UserError where there is no such task."""
+    if kind not in TASKS:
+        raise UserError(f"D has no task {kind!r}: expected one of {', '.join(sorted(TASKS))}")
+    return TASKS[kind]
 
 
 def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from training.tasks import FeatureMatching, ImageReconstruction, Shown, build_ta
 
 PLAIN = ["sg2_r16", "sg2_r16_c5"]
 GLEAD = ["glead_r32_g16_d16", "glead_r32_g8_d16_interp"]
-METHODS = dict(Gmain="g_main", Greg="g_path_length", Dmain="d_main", Dreg="d_r1")
+METHODS = dict(Gmain="g_main", Greg="g_path_length", Dmain="d_main", Dreg="d_penalty")
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def tiny_batch(n=4):
 class MeanColour:
     """A task that the project doesn't have: D's decoder tells the mean colour of what it is shown."""
 
-    name = "colour"
+    kind = "colour"
     weight = 2.0
     states = ()
 
@@ -358,7 +358,7 @@ def test_r1_of_a_linear_discriminator():
 
     G, _ = tiny()
     loss = StyleGAN2Loss(G, Linear(), config=LossConfig(r1_gamma=3))
-    (term,) = loss.d_r1(tiny_batch())
+    (term,) = loss.d_penalty(tiny_batch())
     assert term.item() == pytest.approx(1.5 * weight.square().sum().item(), rel=1e-5)
     term.backward()
     np.testing.assert_allclose(loss.D.weight.grad, 3 * weight, rtol=1e-5)
@@ -426,7 +426,7 @@ def test_no_work_is_thrown_away(method, decoded, monkeypatch):
     assert d.count == sum(passes.values())
     assert calls.count("decoder") == decoded and calls.count("target") == (2 if method == "glead" else 0)
     calls.clear()
-    gradients(loss.D, loss.d_r1(b))
+    gradients(loss.D, loss.d_penalty(b))
     gradients(loss.G, loss.g_path_length(b))
     assert not calls
 
@@ -445,7 +445,7 @@ def test_bfloat16_bounds():
     results = []
     for half in ("float16", "bfloat16"):
         loss, b = built_as_configured("glead", half=half)
-        phases = [(loss.G, loss.g_main), (loss.G, loss.g_path_length), (loss.D, loss.d_main), (loss.D, loss.d_r1)]
+        phases = [(loss.G, loss.g_main), (loss.G, loss.g_path_length), (loss.D, loss.d_main), (loss.D, loss.d_penalty)]
         results.append([torch.cat([grad.flatten() for grad in gradients(module, fn(b)).values()])
                         for module, fn in phases])
     for full, half in zip(*results):

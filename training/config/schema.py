@@ -133,6 +133,7 @@ class LossConfig:
     real_task: TaskConfig | None = None
     fake_task: TaskConfig | None = None
     feature_res: int | None = None      # Resolution of the features that a "feature" task compares.
+    adversarial: str = "logistic"       # One of `adversarial.ADVERSARIAL`.
     real_task_in_dreg: bool = False     # The released program repeats the real task in the lazy R1 phase.
     recon_target: Literal["input", "clean"] = "input"   # G rebuilds what D was shown, or the image before augmentation.
 

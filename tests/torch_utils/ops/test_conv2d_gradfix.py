@@ -98,10 +98,10 @@ def trace(loss, module, phase, batch):
     return found, {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("phase", ["d_r1", "g_path_length"])
+@pytest.mark.parametrize("phase", ["d_penalty", "g_path_length"])
 def test_regularisers_need_no_kernel_as_large_as_the_image(monkeypatch, phase):
     loss, batch = small_loss()
-    module = loss.D if phase == "d_r1" else loss.G
+    module = loss.D if phase == "d_penalty" else loss.G
     found, gradients = trace(loss, module, phase, batch)
     assert max(found.kernels) <= 4
     assert not any(all(mask) for mask in found.masks[:len(found.masks) // 3])   # of the first gradient

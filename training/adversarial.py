@@ -1,0 +1,61 @@
+"""Adversarial losses: how D's logits of real and fake images become the losses of G and D.
+
+`StyleGAN2Loss` knows no loss by name. A new one is a class with the decorator `adversarial_loss`.
+"""
+
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch.nn.functional import softplus
+
+Tensor = torch.Tensor
+
+
+class AdversarialLoss(Protocol):
+    """Functions of logits [N, 1], each giving a loss [N, 1].
+
+    Where `paired` is false, fake and real images enter separate terms, so that their graphs are never held at the same
+    time. Where it is true, `d_pair` takes both.
+    """
+
+    kind: ClassVar[str]
+    paired: ClassVar[bool]
+    penalised: ClassVar[tuple[str, ...]]    # Images that D's gradient penalty is taken on: "real" (R1), "fake" (R2).
+
+    def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
+        """G's loss; `real` carries no gradient, and is None unless `paired`."""
+        ...
+
+    def d_fake(self, fake: Tensor) -> Tensor: ...
+
+    def d_real(self, real: Tensor) -> Tensor: ...
+
+    def d_pair(self, fake: Tensor, real: Tensor) -> Tensor: ...
+
+
+ADVERSARIAL: dict[str, type[AdversarialLoss]] = {}
+T = TypeVar("T", bound=type)
+
+
+def adversarial_loss(cls: T) -> T:
+    """Class decorator: enters the class into `ADVERSARIAL` under its `kind`."""
+    ADVERSARIAL[cls.kind] = cls
+    return cls
+
+
+@adversarial_loss
+class Logistic:
+    """Non-saturating logistic loss (Goodfellow et al., NIPS 2014): L_G and L_D of GLeaD, Eq. 8 and 9."""
+
+    kind = "logistic"
+    paired = False
+    penalised = ("real",)
+
+    def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
+        return softplus(-fake)
+
+    def d_fake(self, fake: Tensor) -> Tensor:
+        return softplus(fake)
+
+    def d_real(self, real: Tensor) -> Tensor:
+        return softplus(-real)
