@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
 
 PREPARING_SEC = 3600    # Other processes wait so long for the first one, which checks the data and may download networks.
 METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
+NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
 class Arguments(NamedTuple):
@@ -299,15 +300,22 @@ def find_run(command: dict[str, Any]) -> resume.Found:
     wanted = command["resume"]
     if wanted == "noresume" or wanted in presets.RESUME_SOURCES or is_url(wanted):
         return resume.Found(None)
-    if not os.path.exists(wanted):
-        raise UserError(f"--resume: {_describe_missing(wanted)}; give the folder of a run, one of its training states, "
-                        f"a network pickle (path or URL), or one of {', '.join(presets.RESUME_SOURCES)}")
+    if os.path.splitext(wanted)[1] in NETWORK_SUFFIXES:     # it is checked with the other networks
+        return resume.Found(None)
+    _check_exists(wanted)
     if not resume.is_run(wanted):
         return resume.Found(None)
     try:
         return resume.Found(resume.open_run(wanted))
     except UserError as e:
         raise UserError(f"--resume: {e}") from e
+
+
+def _check_exists(source: str) -> None:
+    """Raise UserError where there is nothing at the path that --resume names."""
+    if not is_url(source) and not os.path.exists(source):
+        raise UserError(f"--resume: {_describe_missing(source)}; give the folder of a run, one of its training states, "
+                        f"a network pickle (path or URL), or one of {', '.join(presets.RESUME_SOURCES)}")
 
 
 def _describe_missing(path: str) -> str:
@@ -481,6 +489,7 @@ def _sizes_of_source(source: str, options: presets.Options, dataset: DatasetConf
     """Layers of the mapping network, channel base and limit of a network file; a URL is downloaded, once."""
     from legacy import load_network_pkl
 
+    _check_exists(source)
     try:
         networks = load_network_pkl(source, only=("G", "G_ema"))
     except UserError as e:
@@ -522,8 +531,10 @@ def validate(
     """
     from torch_utils.ops.build import custom_ops
     from training import launch
+    from training.tasks import validate_tasks
 
     custom_ops.chosen_routes()
+    validate_tasks(config)
     _check_metric_names(config)
     _check_keep(config)
     gpus_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.num_gpus) if _is_under_torchrun() else config.num_gpus)
@@ -659,17 +670,9 @@ def _describe_data(dataset: DatasetConfig) -> str:
 
 
 def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> str:
-    if task is None:
-        return "no task"
-    weight = f"weight {task.weight:g}"
-    if task.kind == "feature":
-        res = config.loss.feature_res
-        return f"D reproduces G's features at {res}x{res}, compared by {task.distance}, {weight}"
-    net = config.perceptual if task.distance == "perceptual" else None
-    res, data = config.D.res_g, presets.published_data(config.dataset)
-    note = f" (as published for {data.name})" if data is not None and data.res_g == res else ""
-    start = "w alone" if res == 1 else f"f at {res}x{res}{note} and w"
-    return f"rebuilt by G from {start}, compared by {net or task.distance}, {weight}"
+    from training.tasks import TASKS
+
+    return "no task" if task is None else TASKS[task.kind].describe(task, config)
 
 
 def _describe_decoder(config: TrainingConfig) -> str:

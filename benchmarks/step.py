@@ -31,13 +31,14 @@ from benchmarks.measuring import (  # noqa: E402
 )
 from torch_utils import distributed  # noqa: E402
 from torch_utils.formats.feature_nets import trust_net  # noqa: E402
-from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d  # noqa: E402
-from training import networks
+from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d  # noqa: E402
+from training import networks  # noqa: E402
 from training.config import presets  # noqa: E402
-from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
+from training.build import build_networks  # noqa: E402
+from training.config.schema import DatasetConfig, TrainingConfig  # noqa: E402
 from training.ema import ema_beta, update_ema  # noqa: E402
 from training.loss import Batch, StyleGAN2Loss  # noqa: E402
-from training.networks import Discriminator, DiscriminatorOutput, Generator, SynthesisOutput  # noqa: E402
+from training.networks import DiscriminatorOutput  # noqa: E402
 from training.perceptual import PerceptualLoss  # noqa: E402
 from training.phases import GradientGuard, Phase, build_phases  # noqa: E402
 from training.tasks import Shown, build_tasks  # noqa: E402
@@ -63,18 +64,18 @@ class Straightforward(StyleGAN2Loss):
         super().__init__(*args, **kwargs)
         self.D.forward = lambda img, c: self.D.run(img, c).logits
 
-    def _run_g(self, z: torch.Tensor, c: torch.Tensor, keep: Sequence[int] = ()) -> SynthesisOutput:
-        if torch.is_grad_enabled():
-            return super()._run_g(z, c, keep)
+    def _generate(self, batch: Batch) -> Shown:
         self.G.requires_grad_(True)
         with torch.enable_grad():
-            out = super()._run_g(z, c, keep)
+            shown = StyleGAN2Loss._generate.__wrapped__(self, batch)
         self.G.requires_grad_(False)
-        states = {res: state._replace(x=state.x.detach()) for res, state in out.states.items()}
-        return SynthesisOutput(out.img.detach(), states)
+        states = {res: state._replace(x=state.x.detach()) for res, state in shown.states.items()}
+        return shown._replace(img=shown.img.detach(), clean=shown.clean.detach(), states=states)
 
-    def _run_d(self, shown: Shown, c: torch.Tensor, tasks: Sequence[Any]) -> DiscriminatorOutput:
-        return self.D.run(shown.img, c)
+    def _judge(self, kind: str, shown: Shown, tasks: Sequence[Any]) -> DiscriminatorOutput:
+        out = self.D.run(shown.img, shown.c)
+        self._report_scores(kind, out.logits)
+        return out
 
 
 def _embed_with_graph(self: PerceptualLoss, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -101,6 +102,7 @@ def computing(path: str) -> Iterator[None]:
             patch(upfirdn2d, "upfirdn2d", fir)
             patch(conv2d_resample, "upfirdn2d", fir)
             patch(bias_act, "bias_act", _by_reference(bias_act.bias_act))
+            patch(conv2d_gradfix, "enabled", False)
             patch(networks, "modconv_epilogue", None)
             patch(networks, "precision", _plain_precision)
         if path == "straightforward":
@@ -115,8 +117,7 @@ class Step:
         c, device = config, torch.device(config.device)
         self.config, self.path = config, path
         torch.manual_seed(0)
-        self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(device)
-        self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(device)
+        self.G, self.D = (net.train().requires_grad_(False).to(device) for net in build_networks(c))
         self.G_ema = copy.deepcopy(self.G).eval()
         float32_net = dataclasses.replace(c, D=dataclasses.replace(c.D, num_fp16_res=0))  # tasks look at nothing else
         real_tasks, fake_tasks = build_tasks(float32_net if path in BASELINES else c, self.G)

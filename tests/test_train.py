@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import train
+import training.tasks  # noqa: F401
 import training.runs.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
 from training.config import comparison, presets
@@ -110,10 +111,10 @@ def parts(monkeypatch, runs):
         runs.append(job._replace(command=None))
 
     fakes = {
-        "training.dataset": {"ImageFolderDataset": FakeDataset},
+        "training.data.dataset": {"ImageFolderDataset": FakeDataset},
         "legacy": {"load_network_pkl": load_network_pkl},
         "training.perceptual": {"check_perceptual": missing},
-        "training.networks": {"Generator": FakeNet, "Discriminator": FakeNet},
+        "training.build": {"build_networks": lambda config: (FakeNet(), FakeNet())},
         "training.training_loop": {"run_training": run_training},
         "metrics.metric_main": {
             "check_metrics": check_metrics,
@@ -274,7 +275,7 @@ MISTAKES = [
     ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
-    ("--resume=http://x/missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
+    ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
                              "a network pickle (path or URL), or one of ffhq256, "),
     ("--resume=https://a.b/missing.pkl", "--resume: no network at https://a.b/missing.pkl: give another one"),
     ("--resume=no/00000-set", "--resume: there is no folder no; give the folder of a run"),
@@ -548,7 +549,7 @@ STYLEGAN2_ADA = {
                      {"--resume=noresume": (None, 0.05, 500), "--resume=net.pkl": ("net.pkl", None, 100),
                       "--resume=https://example.org/a.pkl": ("https://example.org/a.pkl", None, 100)}
                      | {f"--resume={name}": (url, None, 100) for name, url in presets.RESUME_SOURCES.items()},
-                     {"--resume=http://x/missing.pkl": "--resume: there is no missing.pkl"}),
+                     {"--resume=missing.pkl": "--resume: there is no missing.pkl"}),
     "--freezed": Case(lambda a, c: c.D.freeze_layers, 0, {"--freezed=3": 3, "--freezed=10": 10},
                       {"--freezed=-1": "--freezed is -1", "--freezed=9999": "--freezed is 9999, expected at most 10"}),
     "--fp32": Case(lambda a, c: [(net.num_fp16_res, net.conv_clamp) for net in (c.G, c.D)], [(4, 256)] * 2,
@@ -613,7 +614,7 @@ def test_images_are_read_once_all_else_is_fine(run, runs, gpus, monkeypatch):
 
     monkeypatch.setattr(FakeDataset, "check", fail)
     assert run("--gpus=8", "--device=cuda").stderr.startswith("Error: --gpus is 8")
-    assert run("--resume=http://x/missing.pkl").stderr.startswith("Error: --resume")
+    assert run("--resume=missing.pkl").stderr.startswith("Error: --resume")
     assert run("--dry-run").exit_code == 0
     assert run().stderr == "Error: image 3 is broken\n" and not runs
 
@@ -638,10 +639,11 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
 
 
 def test_all_nets_are_told_together_and_trust_is_passed_on(run, monkeypatch):
-    result = run("--resume=http://x/missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
+    result = run("--resume=missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
     assert result.exit_code == 1 and result.stderr.splitlines() == [
         "Error: 3 things are missing or wrong:",
-        "  --resume: no network at http://x/missing.pkl: give another one",
+        "  --resume: there is no missing.pkl; give the folder of a run, one of its training states, a network pickle (path "
+        f"or URL), or one of {', '.join(presets.RESUME_SOURCES)}",
         "  no network at missing-p.pt: give another one",
         "  no network at missing-d.pt: give another one; --metrics=none trains without scores",
     ]

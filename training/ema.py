@@ -15,4 +15,5 @@ def ema_beta(*, batch_size: int, cur_nimg: int, ema_kimg: float, ema_rampup: flo
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     """Parameters: `G_ema = beta * G_ema + (1 - beta) * G`, all in one go; buffers are copied, likewise."""
     torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
-    torch._foreach_copy_(list(G_ema.buffers()), list(G.buffers()))
+    if buffers := list(G_ema.buffers()):
+        torch._foreach_copy_(buffers, list(G.buffers()))

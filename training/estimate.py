@@ -4,9 +4,7 @@ import time
 from typing import Any, Callable, NamedTuple
 
 from dnnlib.util import rough_time
-from training.config.schema import (
-    DiscriminatorConfig, GeneratorConfig, TrainingConfig, discriminator_kwargs, generator_kwargs,
-)
+from training.config.schema import DiscriminatorConfig, GeneratorConfig, TrainingConfig
 
 FLOAT = 4  # Bytes.
 HALF = 2
@@ -52,10 +50,10 @@ def count_parameters(config: TrainingConfig, *, build: Callable[[TrainingConfig]
 def _build_on_meta(config: TrainingConfig) -> tuple[Any, Any]:
     import torch
 
-    from training.networks import Discriminator, Generator
+    from training.build import build_networks
 
     with torch.device("meta"):
-        return Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
+        return build_networks(config)
 
 
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
@@ -164,11 +162,10 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     """
     import torch
 
-    from training.networks import Discriminator, Generator
+    from training.build import build_networks
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    G = Generator(**generator_kwargs(config)).eval().requires_grad_(False)
-    D = Discriminator(**discriminator_kwargs(config)).eval().requires_grad_(False)
+    G, D = (net.eval().requires_grad_(False) for net in build_networks(config))
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
         img = G(z, c)

@@ -147,7 +147,7 @@ class StyleGAN2Loss:
         """Fake images for D, with the states of G that its tasks ask for."""
         keep = sorted({res for task in self.fake_tasks for res in task.states})
         ws = self._map(batch.gen_z, batch.gen_c)
-        img, states = self.G.synthesis.run(ws, keep=keep)
+        img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
         return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)
 
     def _shown(self, img: Tensor, c: Tensor, *, states: dict | None = None, **latents: Tensor) -> Shown:

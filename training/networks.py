@@ -568,6 +568,11 @@ class Generator(torch.nn.Module):
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **mapping_kwargs)
 
+    @property
+    def w_avg(self) -> Optional[Tensor]:
+        """Moving average of w, [w_dim]; None where none is kept."""
+        return self.mapping.w_avg if self.mapping.w_avg_beta is not None else None
+
     def forward(
         self,
         z: Tensor,                                  # [N, z_dim].
@@ -798,6 +803,11 @@ class Discriminator(torch.nn.Module):
             self.feat_proj2 = Conv2dLayer(channels[last], decoder_out_channel, 1)
         elif self.has_heads:
             self.final_proj = Conv2dLayer(channels[last], decoder_out_channel, 1)
+
+    @property
+    def minibatch_group(self) -> Optional[int]:
+        """How many images share a minibatch standard deviation; None = the whole batch."""
+        return 1 if self.b4.mbstd is None else self.b4.mbstd.group_size
 
     def forward(self, img: Tensor, c: Optional[Tensor] = None, **block_kwargs: Any) -> Tensor:
         """Realness logits [N, 1] of images [N, C, R, R] in about [-1, 1] with labels [N, c_dim]."""

@@ -105,7 +105,7 @@ def save_pictures(
     fakes = draw_fakes(G_ema, grid, batch_gpu=config.batch_gpu)
     kimg = pkl.stem.rpartition("-")[2]
     save(pkl.with_name(f"fakes{kimg}.png"), save_image_grid, fakes, columns=grid.columns)
-    if D.has_heads:
+    if getattr(D, "has_heads", False):
         images = draw_reconstructions(G, G_ema, D, grid, res_g=config.D.res_g)
         save(pkl.with_name(f"reconstructions{kimg}.png"), save_image_grid, images, columns=len(images) // 4)
 
@@ -124,7 +124,7 @@ def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid:
     fake = G_ema(grid.z[:n].to(device), c, noise_mode="const")
     rows = []
     for img in (real, fake):
-        group = D.b4.mbstd.group_size if D.b4.mbstd is not None else 1
+        group = D.minibatch_group
         parts = [D.run(x, y) for x, y in zip(img.split(group or n), c.split(group or n))]
         rebuilt = torch.cat([reconstruct(G, out, res_g=res_g, noise_mode="const") for out in parts])
         rows += [_quantise(img), _quantise(rebuilt)]

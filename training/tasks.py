@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from dnnlib.util import UserError
 
-from .config.schema import TaskConfig, TrainingConfig
+from .config.presets import published_data
+from .config.schema import LEGACY_DISTANCES, TaskConfig, TrainingConfig
 from .networks import DiscriminatorOutput, Generator, SynthesisState
 from .perceptual import PerceptualLoss, build_perceptual
 
@@ -39,7 +40,8 @@ class Context(NamedTuple):
 
 class Task(Protocol):
     kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/real_<kind>", "Loss/D/fake_<kind>".
-    distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be.
+    distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
+    compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
     weight: float
     states: Collection[int]                 # Resolutions at which it needs G's states.
 
@@ -75,6 +77,7 @@ class FeatureMatching:
 
     kind = "feature"
     distances = ("cosine",)
+    compared = "feature maps (gfeat)"
 
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
@@ -87,7 +90,8 @@ class FeatureMatching:
 
     @staticmethod
     def describe(task: TaskConfig, config: TrainingConfig) -> str:
-        return f"reproduce G's features at {config.loss.feature_res}, {task.distance}, weight {task.weight:g}"
+        res = config.loss.feature_res
+        return f"D reproduces G's features at {res}x{res}, compared by {task.distance}, weight {task.weight:g}"
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         source = out.fmaps[self.res] if out.f is None else _resize(out.f, self.res)
@@ -104,6 +108,7 @@ class ImageReconstruction:
 
     kind = "reconstruction"
     distances = ("perceptual", "mse")
+    compared = "images (gfwimage)"
     states = ()
 
     def __init__(
@@ -129,17 +134,38 @@ class ImageReconstruction:
 
     @staticmethod
     def describe(task: TaskConfig, config: TrainingConfig) -> str:
-        net = f" by {config.perceptual}" if task.distance == "perceptual" else ""
-        start = "w alone" if config.D.res_g == 1 else f"f at {config.D.res_g} and w"
-        return f"rebuilt by G from {start}, {task.distance}{net}, weight {task.weight:g}"
+        res, net = config.D.res_g, config.perceptual if task.distance == "perceptual" else task.distance
+        data = published_data(config.dataset)
+        note = f" (as published for {data.name})" if data is not None and data.res_g == res else ""
+        start = "w alone" if res == 1 else f"f at {res}x{res}{note} and w"
+        return f"rebuilt by G from {start}, compared by {net}, weight {task.weight:g}"
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         target = self.distance.embed_target(shown.img if self.target == "input" else shown.clean)
         return self.distance.distance(reconstruct(self.G, out, res_g=self.res_g), target)
 
 
+def validate_tasks(config: TrainingConfig) -> None:
+    """Raise UserError where D has no such task, or where a task can't compare as it is told to."""
+    for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
+        if task is None:
+            continue
+        if task.kind not in TASKS:
+            raise UserError(f"D has no task {task.kind!r} on {images} images: expected one of {', '.join(sorted(TASKS))}")
+        fits = TASKS[task.kind].distances
+        if task.distance not in (fits or (None,)):
+            names = " or ".join(LEGACY_DISTANCES[name] for name in fits) or "nothing else than the task itself"
+            came, what = LEGACY_DISTANCES.get(task.distance), TASKS[task.kind].compared
+            raise UserError(f"--reg_loss_{images} is {came}, but {what} are compared by {names}")
+
+
 def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[Task]]:
-    """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one."""
+    """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one.
+
+    Raises:
+        UserError: As `validate_tasks`.
+    """
+    validate_tasks(config)
     distances: dict[str, torch.nn.Module] = {}
 
     def distance(name: str) -> torch.nn.Module:
@@ -150,17 +176,10 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
                                                dtype=_perceptual_type(config, device))
         return distances[spec]
 
-    def build(task: TaskConfig | None) -> list[Task]:
-        return [] if task is None else [task_class(task.kind).from_config(task, Context(config, G, distance))]
-
-    return build(config.loss.real_task), build(config.loss.fake_task)
-
-
-def task_class(kind: str) -> type[Task]:
-    """Raises UserError where there is no such task."""
-    if kind not in TASKS:
-        raise UserError(f"D has no task {kind!r}: expected one of {', '.join(sorted(TASKS))}")
-    return TASKS[kind]
+    context = Context(config, G, distance)
+    real, fake = ([] if task is None else [TASKS[task.kind].from_config(task, context)]
+                  for task in (config.loss.real_task, config.loss.fake_task))
+    return real, fake
 
 
 def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:

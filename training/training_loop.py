@@ -13,8 +13,9 @@ from torch_utils import distributed, misc, training_stats
 
 from . import run_state, snapshot
 from .ada import build_augmentation, current_strength
+from .build import build_networks
 from .runs.checkpoints import Checkpoints, Keep
-from .config.schema import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
+from .config.schema import TrainingConfig, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
 from .draws import draw_part
 from .ema import ema_beta, update_ema
@@ -22,7 +23,6 @@ from .runs.evaluation import Scores, evaluate
 from .runs.interrupt import StopRequest
 from .data.loader import Batch, BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
-from .networks import Discriminator, Generator
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
 from .runs.run_log import Progress, RunLog
 from .tasks import build_tasks
@@ -95,8 +95,7 @@ class Trainer:
     def _build_networks(self, *, start_from: str | None) -> None:
         c = self.config
         torch.manual_seed(c.random_seed)
-        self.G = Generator(**generator_kwargs(c)).train().requires_grad_(False).to(self.device)
-        self.D = Discriminator(**discriminator_kwargs(c)).train().requires_grad_(False).to(self.device)
+        self.G, self.D = (net.train().requires_grad_(False).to(self.device) for net in build_networks(c))
         self.G_ema = copy.deepcopy(self.G).eval()
         if start_from is not None:
             snapshot.start_from(start_from, self.G, self.D, self.G_ema)
@@ -192,7 +191,8 @@ class Trainer:
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
-        distributed.all_reduce_mean_(self.G.mapping.w_avg)
+        if getattr(self.G, "w_avg", None) is not None:
+            distributed.all_reduce_mean_(self.G.w_avg)
         update_ema(self.G_ema, self.G, ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg,
                                                 ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup))
         training_stats.report("Progress/nonfinite_gradients", self.guard.end_iteration())

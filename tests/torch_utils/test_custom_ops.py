@@ -432,7 +432,7 @@ def test_build_command(cache, monkeypatch, capsys):
     kernels = [SCALE, SCALE._replace(macros=(("T", "float64"), ("BLOCK", 128)))]
     code = f"""
 from pathlib import Path
-from torch_utils import custom_ops
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops.build import source
 source.SOURCES = Path({str(source.SOURCES)!r})
 custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tuple(kernel) for kernel in kernels]}]

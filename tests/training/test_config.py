@@ -6,6 +6,7 @@ import math
 import pytest
 
 from dnnlib.util import UserError
+from training.tasks import validate_tasks
 from training.config import schema as configs
 from training.config.schema import DatasetConfig, from_json, to_json, validate
 from training.networks import Conv2dLayer, Discriminator
@@ -66,7 +67,7 @@ def make(resolution=32, device="cpu", data=None, **said):
 )
 def test_mistakes_name_the_option_and_what_was_expected(said, start):
     with pytest.raises(UserError) as e:
-        make(**said)
+        validate_tasks(make(**said))
     assert str(e.value).startswith(start)
     assert "\n" not in str(e.value)
 

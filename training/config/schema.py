@@ -26,7 +26,9 @@ Transform = Literal[  # Of the augmentation pipe.
     "imgfilter", "noise", "cutout",
 ]
 
-LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}  # As the released GLeaD program calls them.
+# As the released GLeaD program calls what D's tasks compare, and how.
+LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}
+LEGACY_TARGETS = {"reconstruction": "gfwimage", "feature": "gfeat"}
 
 
 # Options of train.py, and the fields that each sets: its own first, then those that follow from it.
@@ -56,6 +58,7 @@ OPTION_FIELDS = {
     "--reg_loss_real":  ("loss.real_task.distance",),
     "--reg_loss_fake":  ("loss.fake_task.distance",),
     "--perceptual":     ("perceptual",),
+    "--lpips-fp32":     ("lpips_fp32",),
     "--res-g":          ("D.res_g",),
     "--ggdr-res (--res-g for glead+ggdr)":    ("loss.feature_res",),
     "--res-decoder":    ("D.decoder_res",),
@@ -85,6 +88,7 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
+    class_name: str = "training.networks.Generator"     # A persistent class; see `training.build`.
     z_dim: int = 512
     w_dim: int = 512
     map_depth: int                  # Layers of the mapping network.
@@ -98,6 +102,7 @@ class GeneratorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
+    class_name: str = "training.networks.Discriminator"
     architecture: Literal["orig", "skip", "resnet"] = "resnet"
     channel_base: int
     channel_max: int = 512
@@ -118,9 +123,9 @@ class DiscriminatorConfig:
 class TaskConfig:
     """What D has to do with one kind of image besides telling real from fake."""
 
-    kind: Literal["reconstruction", "feature"]               # Let G rebuild the image; reproduce G's features.
-    distance: Distance
-    weight: float                                            # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
+    kind: str                           # One of `tasks.TASKS`: let G rebuild the image, reproduce G's features, ...
+    distance: Distance | None = None    # How the task compares; None where it has no choice.
+    weight: float                       # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +229,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if data is None and type(None) in args:
             return None
         (kind,) = [arg for arg in args if arg is not type(None)]  # Every union here is "something or None".
@@ -315,7 +320,6 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
     The ecosystem's keys are written for its tools; only "config" is ever read back.
     """
-    network_class = "training.networks."
     names = ("path", "use_labels", "max_size", "xflip", "resolution")
     names += () if config.dataset.max_size is None else ("random_seed",)
     dataset = {name: getattr(config.dataset, name) for name in names}
@@ -332,8 +336,8 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
         "training_set_kwargs": {"class_name": "training.dataset.ImageFolderDataset", **dataset},
         "data_loader_kwargs": _data_loader_kwargs(config),
         "reg_type": {"stylegan2": "none", "glead+ggdr": "glead"}.get(config.method, config.method),
-        "G_kwargs": {"class_name": network_class + "Generator", **G_kwargs},
-        "D_kwargs": {"class_name": network_class + "Discriminator", **D_kwargs},
+        "G_kwargs": {"class_name": config.G.class_name, **G_kwargs},
+        "D_kwargs": {"class_name": config.D.class_name, **D_kwargs},
         "G_opt_kwargs": _optimizer_kwargs(config.G_opt),
         "D_opt_kwargs": _optimizer_kwargs(config.D_opt),
         "loss_kwargs": {"class_name": "training.loss.StyleGAN2Loss", **_loss_kwargs(config)},
@@ -390,8 +394,8 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
         kwargs |= {"glead_res_d": [config.D.decoder_res], "glead_res_g": res_g}
         for images, task in (("real", loss.real_task), ("fake", loss.fake_task)):
             kwargs |= {
-                f"reg_target_{images}": {"reconstruction": "gfwimage", "feature": "gfeat"}[task.kind] if task else None,
-                f"reg_loss_{images}": LEGACY_DISTANCES[task.distance] if task else None,
+                f"reg_target_{images}": LEGACY_TARGETS.get(task.kind, task.kind) if task else None,
+                f"reg_loss_{images}": LEGACY_DISTANCES.get(task.distance) if task else None,
                 f"reg_weight_{images}": task.weight if task else 0.0,
             }
     return kwargs
@@ -509,12 +513,6 @@ def _validate_tasks(config: TrainingConfig) -> None:
             continue
         _expect(math.isfinite(task.weight), option, task.weight, "a finite number")
         _expect(task.weight > 0, option, task.weight, "at least 0")
-        fits = {"reconstruction": ("perceptual", "mse"), "feature": ("cosine",)}[task.kind]
-        if task.distance not in fits:
-            names = " or ".join(LEGACY_DISTANCES[name] for name in fits)
-            what = {"reconstruction": "images (gfwimage)", "feature": "feature maps (gfeat)"}[task.kind]
-            option = "--reg_loss" + option.removeprefix("--lambda").replace("-", "_")
-            raise UserError(f"{option} is {LEGACY_DISTANCES[task.distance]}, but {what} are compared by {names}")
     if config.method != "stylegan2" and loss.real_task is None and loss.fake_task is None:
         raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
     if config.D.res_g == 1 and config.method == "glead+ggdr":

@@ -1,0 +1,158 @@
+"""What a new task, a new adversarial loss, and new networks need: a class each, and no change in the package."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from benchmarks.soak import small_config
+from dnnlib.util import UserError
+from toy_networks import ToyDiscriminator, ToyGenerator
+from training.adversarial import ADVERSARIAL, adversarial_loss
+from training.build import build_networks
+from training.config.schema import TaskConfig, from_json, to_json
+from training.runs.training_state import list_states, read_state
+from training.tasks import TASKS, build_tasks, task, validate_tasks
+from training.training_loop import Trainer, run_training
+
+
+class LatentRegression:
+    """D tells the w of fake images."""
+
+    kind = "latent"
+    distances = ()
+    compared = "latents"
+    states = ()
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    @classmethod
+    def from_config(cls, task, context):
+        return cls(task.weight)
+
+    @staticmethod
+    def describe(task, config):
+        return f"D tells w, weight {task.weight:g}"
+
+    def loss(self, out, shown):
+        return (out.w - shown.ws[:, 0]).square().mean(1)
+
+
+class Relativistic:
+    """Each fake image is paired with a real one (Jolicoeur-Martineau, ICLR 2019), with R1 and R2 as in R3GAN."""
+
+    kind = "relativistic"
+    paired = True
+    penalised = ("real", "fake")
+
+    def g(self, fake, real):
+        return softplus(real - fake)
+
+    def d_pair(self, fake, real):
+        return softplus(fake - real)
+
+
+@pytest.fixture
+def extended(monkeypatch):
+    monkeypatch.setitem(TASKS, "latent", LatentRegression)
+    monkeypatch.setitem(ADVERSARIAL, "relativistic", Relativistic)
+
+
+def train(config, run_dir):
+    """Train for two iterations at once, and with an interruption between them; gives the last states."""
+    half = dataclasses.replace(config, total_kimg=config.total_kimg / 2)
+    states = []
+    for name, parts in (("whole", [(config, None)]), ("parts", [(half, None), (config, "newest")])):
+        (run_dir / name).mkdir()
+        for part, resume in parts:
+            run_training(part, str(run_dir / name), resume=resume)
+        states.append(read_state(list_states(run_dir / name)[0].path))
+    return states
+
+
+def assert_same(whole, parts):
+    for part in ("networks", "optimizers"):
+        torch.testing.assert_close(whole[part], parts[part], rtol=0, atol=0)
+
+
+def test_a_task_and_a_loss_are_a_class_each(extended, small_grids, tiny_dataset, tmp_path):
+    config = small_config(tiny_dataset, "--method=glead", "--kimg=0.016", "--batch=8", "--aug=noaug")
+    loss = dataclasses.replace(config.loss, adversarial="relativistic", fake_task=TaskConfig(kind="latent", weight=2.0))
+    config = dataclasses.replace(config, loss=loss)
+    assert from_json(to_json(config)) == config
+    whole, parts = train(config, tmp_path)
+    assert whole["progress"]["nimg"] == 16
+    assert_same(whole, parts)
+    statistics = (tmp_path / "whole" / "stats.jsonl").read_text()
+    for name in ("Loss/D/fake_latent", "Loss/D/real_reconstruction", "Loss/r2_penalty"):
+        assert f'"{name}": {{"num": ' in statistics
+
+
+def test_the_relativistic_terms(extended, tiny_dataset):
+    """In closed form, from the logits that D gives the same images."""
+    config = small_config(tiny_dataset, "--method=stylegan2", "--aug=noaug")
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, adversarial="relativistic",
+                                                                  style_mixing_prob=0.0))
+    from training.loss import Batch, StyleGAN2Loss
+
+    G, D = (net.requires_grad_(False) for net in build_networks(config))
+    c = torch.eye(8, config.dataset.label_dim)
+    batch = Batch(torch.rand([8, 3, 16, 16]) * 2 - 1, c, torch.randn([8, 512]), c)
+    loss = StyleGAN2Loss(G, D, config=config.loss)
+    torch.manual_seed(3)
+    (term,) = loss.d_main(batch)
+    torch.manual_seed(3)
+    fake = D(G(batch.gen_z, c, noise_mode="random"), c)
+    assert term.item() == pytest.approx(softplus(fake - D(batch.real_img, c)).mean().item(), rel=1e-4)
+
+
+def test_unknown_tasks_are_refused(tiny_dataset):
+    config = small_config(tiny_dataset)
+    config = dataclasses.replace(config, loss=dataclasses.replace(
+        config.loss, fake_task=TaskConfig(kind="poetry", weight=1.0)))
+    for check in (validate_tasks, lambda config: build_tasks(config, None)):
+        with pytest.raises(UserError, match="D has no task 'poetry' on fake images: expected one of feature, reconst"):
+            check(config)
+
+
+def test_decorators_register():
+    names = []
+    try:
+        for register, registry in ((task, TASKS), (adversarial_loss, ADVERSARIAL)):
+            cls = register(type("New", (), {"kind": "new"}))
+            names.append(registry)
+            assert registry["new"] is cls
+    finally:
+        for registry in names:
+            del registry["new"]
+
+
+def test_networks_of_another_kind_train(small_grids, tiny_dataset, tmp_path):
+    """They share nothing with StyleGAN2 but what `training.build` asks for."""
+    config = small_config(tiny_dataset, "--method=stylegan2", "--kimg=0.016", "--batch=8", "--aug=noaug")
+    config = dataclasses.replace(
+        config,
+        G=dataclasses.replace(config.G, class_name="toy_networks.ToyGenerator"),
+        D=dataclasses.replace(config.D, class_name="toy_networks.ToyDiscriminator"),
+    )
+    G, D = build_networks(config)
+    assert type(G) is ToyGenerator and type(D) is ToyDiscriminator
+    whole, parts = train(config, tmp_path)
+    assert_same(whole, parts)
+    start = Trainer(dataclasses.replace(config, total_kimg=0.008), str(_new(tmp_path / "start")))
+    try:
+        moved = [name for name, value in start.G.state_dict().items()
+                 if not torch.equal(value, whole["networks"]["G"][name])]
+    finally:
+        start.close()
+    assert "layers.weight" in moved
+    other = dataclasses.replace(config, G=dataclasses.replace(config.G, class_name="os.Generator"))
+    with pytest.raises(UserError, match="no network class os.Generator"):
+        build_networks(other)
+
+
+def _new(path):
+    path.mkdir()
+    return path
