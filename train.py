@@ -79,6 +79,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
          help="Number of GPUs, or of processes with --device=cpu; a power of two.")
 @general("--snap", type=int, metavar="TICKS", show_default="50", help="Ticks between snapshots; 0 = one at the end.")
 @general("--tick", type=float, metavar="KIMG", show_default="4", help="Length of a tick in thousands of images.")
+@general("--grid-size", type=int, metavar="PIXELS", default=4096, help="How wide and high grids of images are at most.")
 @general("--metrics", type=cli.CommaList(), metavar="NAMES", show_default="fid50k_full",
          help="Metrics of every snapshot, comma-separated, or none.")
 @general("--detector", type=cli.Path(), metavar="PATH|URL",
@@ -358,7 +359,7 @@ def parse(said: dict[str, Any]) -> Arguments:
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "decoder_act", "ggdr_res", "perceptual",
-            "map_depth", "batch_gpu", "detector", "workers", "resume", "fp32", "half", "lpips_fp32", "allow_tf32")
+            "map_depth", "batch_gpu", "grid_size", "detector", "workers", "resume", "fp32", "half", "lpips_fp32", "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},

@@ -81,7 +81,7 @@ def profile(trainer: Trainer, count: int, *, device: str, rows: int) -> dict[str
 def make_trainer(folder: Path, *, device: str, resolution: int, options: list[str]) -> Trainer:
     """As train.py has it, on drawn images; pictures, which take most of the set-up, are small."""
     data = write_containers(draw_files(64, resolution), folder)["zip"]
-    snapshot._GRID_PIXELS, snapshot._MIN_CELLS = (resolution, resolution), (1, 1)
+    snapshot._MAX_CELLS = 1
     said = train.main.make_context("train.py", [
         f"--data={data}", f"--device={device}", "--aug=noaug", "--metrics=none", "--perceptual=random-vgg",
         *options]).params

@@ -122,8 +122,7 @@ def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
 def _shrink_grids(patch: pytest.MonkeyPatch) -> None:
     from training import snapshot
 
-    patch.setattr(snapshot, "_MIN_CELLS", (2, 2))
-    patch.setattr(snapshot, "_GRID_PIXELS", (32, 32))
+    patch.setattr(snapshot, "_MAX_CELLS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Callable, Collection, NamedTuple
 
@@ -18,9 +19,9 @@ from .data.dataset import ImageFolderDataset
 from .networks import Discriminator, Generator
 from .tasks import reconstruct
 
-_GRID_PIXELS = (7680, 4320)     # Grids have about this many pixels ...
-_MIN_CELLS = (7, 4)             # ... and at least, and at most, so many columns and rows.
-_MAX_CELLS = (32, 32)
+_MAX_CELLS = 32                 # Columns and rows of a grid.
+# Packing takes a quarter of the time that it takes at Pillow's default level, for files that are 0 to 3 % larger.
+_PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _RECON_COLUMNS = 16
 
 
@@ -34,11 +35,13 @@ class Grid(NamedTuple):
     c: torch.Tensor         # [columns * rows, c_dim] on the CPU.
 
 
-def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int) -> Grid:
-    """A random selection; in a labelled dataset each row shows one label."""
-    height, width = dataset.image_shape[1:]
-    columns = int(np.clip(_GRID_PIXELS[0] // width, _MIN_CELLS[0], _MAX_CELLS[0]))
-    rows = int(np.clip(_GRID_PIXELS[1] // height, _MIN_CELLS[1], _MAX_CELLS[1]))
+def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int) -> Grid:
+    """A random selection of as many images as fit; in a labelled dataset each row shows one label.
+
+    Args:
+        size: The most pixels that the grid is wide and high.
+    """
+    columns = rows = min(max(size // dataset.resolution, 1), _MAX_CELLS)
     rng = np.random.RandomState(seed)
     if dataset.has_labels:
         indices = _rows_by_label(dataset, columns, rows, rng)
@@ -74,7 +77,7 @@ def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int
     grid = images.reshape(n // columns, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     grid = grid.reshape(n // columns * height, columns * width, channels)
     with atomic_write(path) as f:
-        PIL.Image.fromarray(grid[:, :, 0] if channels == 1 else grid).save(f, format="PNG")
+        PIL.Image.fromarray(grid[:, :, 0] if channels == 1 else grid).save(f, format="PNG", **_PNG_OPTIONS)
 
 
 @torch.no_grad()
@@ -86,9 +89,12 @@ def draw_fakes(G_ema: Generator, grid: Grid, *, batch_gpu: int) -> np.ndarray:
     return torch.cat(images).cpu().numpy()  # one copy: the host waits for the GPU once, not for every batch
 
 
-def save_fakes(path: str | os.PathLike, G_ema: Generator, grid: Grid, *, batch_gpu: int) -> None:
-    """Write what `draw_fakes` gives."""
-    save_image_grid(path, draw_fakes(G_ema, grid, batch_gpu=batch_gpu), columns=grid.columns)
+def save_first_pictures(
+    run_dir: Path, G_ema: Generator, grid: Grid, *, batch_gpu: int, save: Callable[..., None]
+) -> None:
+    """`reals.png` and `fakes_init.png`; `save` as in `save_pictures`."""
+    save(run_dir / "reals.png", save_image_grid, grid.images, columns=grid.columns)
+    save(run_dir / "fakes_init.png", save_image_grid, draw_fakes(G_ema, grid, batch_gpu=batch_gpu), columns=grid.columns)
 
 
 def save_pictures(

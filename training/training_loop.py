@@ -113,13 +113,14 @@ class Trainer:
 
     def _start_logs(self, state: dict[str, Any] | None) -> None:
         c, first = self.config, distributed.rank() == 0
-        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=c.random_seed) if first else None
-        if first and state is None:
-            snapshot.save_image_grid(self.run_dir / "reals.png", self.grid.images, columns=self.grid.columns)
-            snapshot.save_fakes(self.run_dir / "fakes_init.png", self.G_ema, self.grid, batch_gpu=c.batch_gpu)
+        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=c.random_seed,
+                                         size=c.grid_size) if first else None
         self.log = RunLog(self.run_dir, config=c, device=self.device, state=state)
         self.checkpoints = Checkpoints(self.run_dir, keep=Keep.parse(c.keep), metric=next(iter(c.metrics), None),
                                        snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1))
+        if first and state is None:
+            snapshot.save_first_pictures(self.run_dir, self.G_ema, self.grid, batch_gpu=c.batch_gpu,
+                                         save=self.checkpoints.save_file)
 
     def close(self) -> None:
         self.loader.close()

@@ -150,8 +150,8 @@ def test_starting_from_a_pickle_gives_its_images(tiny_dataset, tiny_net, tmp_pat
     args = [arg for arg in arguments(tiny_dataset, tiny_net, tmp_path / "b") if not arg.startswith(sizes)]
     result = train([*args, f"--resume={tmp_path / 'source.pkl'}", "--kimg=0.008"], tmp_path)
     assert result.returncode == 0, result.stderr
-    grid = snapshot.choose_grid(ImageFolderDataset(str(tiny_dataset)), z_dim=512, seed=0)
-    snapshot.save_fakes(tmp_path / "expected.png", G, grid, batch_gpu=8)
+    grid = snapshot.choose_grid(ImageFolderDataset(str(tiny_dataset)), z_dim=512, seed=0, size=4096)
+    snapshot.save_image_grid(tmp_path / "expected.png", snapshot.draw_fakes(G, grid, batch_gpu=8), columns=grid.columns)
     fakes = np.array(PIL.Image.open(only_run(tmp_path / "b") / "fakes_init.png"))
     assert np.array_equal(fakes, np.array(PIL.Image.open(tmp_path / "expected.png")))
     text = "; mapping network: 8 layers, from the source instead of 2; cbase 256 and cmax 16 instead of 16384 and 512\n"

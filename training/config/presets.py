@@ -198,6 +198,7 @@ class Options:
     batch_gpu: int | None = None
     kimg_per_tick: float | None = None
     snapshot_ticks: int | None = None
+    grid_size: int = 4096
     metrics: tuple[str, ...] | None = None
     detector: str | None = None
     random_seed: int = 0
@@ -306,6 +307,7 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
         kimg_per_tick=_given(options.kimg_per_tick, preset.tick),
         snapshot_ticks=_given(options.snapshot_ticks, preset.snap),
+        grid_size=options.grid_size,
         metrics=_given(options.metrics, preset.metrics),
         detector=options.detector,
         random_seed=options.random_seed,

@@ -187,6 +187,7 @@ class TrainingConfig:
     d_reg_interval: int = 16                    # R1 every so many iterations.
     kimg_per_tick: float = 4
     snapshot_ticks: int                         # Grids and pickles every so many ticks; 0 = only at the end.
+    grid_size: int = 4096                       # The most pixels that grids of images are wide and high.
     metrics: tuple[str, ...]
     detector: str | None = None                 # Feature net of the metrics; None = the standard one of each metric.
     random_seed: int = 0
@@ -445,6 +446,7 @@ def _validate_numbers(config: TrainingConfig) -> None:
         ("--kimg",       config.total_kimg,       0.001,  True),
         ("--tick",       config.kimg_per_tick,        0,  False),
         ("--snap",       config.snapshot_ticks,       0,  True),
+        ("--grid-size",  config.grid_size, config.dataset.resolution, True),
         ("--gamma",      config.loss.r1_gamma,        0,  True),
         ("--workers",    config.workers,              0,  True),
         ("--seed",       config.random_seed,          0,  True),
@@ -457,7 +459,8 @@ def _validate_numbers(config: TrainingConfig) -> None:
     )
     at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
                ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
-               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024))
+               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024),
+               ("--grid-size", config.grid_size, 1 << 15))
     for option, value, high in at_most:
         _expect(value <= high, option, value, f"at most {high}")
     for option, value, low, inclusive in at_least:

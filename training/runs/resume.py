@@ -24,10 +24,10 @@ _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writi
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset((
     "outdir", "gpus", "snap", "tick", "metrics", "detector", "device", "dry_run", "workers", "resume", "resume_anyway",
-    "kimg", "nobench", "timeout", "keep", "outcome", "trust_net",
+    "kimg", "nobench", "grid_size", "timeout", "keep", "outcome", "trust_net",
 ))
 _FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
-                "cudnn_benchmark", "timeout_sec", "keep")
+                "cudnn_benchmark", "timeout_sec", "keep", "grid_size")
 # Fields that say of what the state consists: no state fits into a run in which one of them is another.
 _SHAPE_FIELDS = frozenset((
     "G.z_dim", "G.w_dim", "G.map_depth", "G.channel_base", "G.channel_max", "D.architecture", "D.channel_base",
