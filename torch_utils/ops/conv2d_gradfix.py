@@ -135,7 +135,7 @@ def _use_functions(x: Tensor, w: Tensor) -> bool:
 
 
 def _convolve(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _convolve(x, w, bias, options)
     if options.transposed:

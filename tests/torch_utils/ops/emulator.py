@@ -15,7 +15,7 @@ import torch
 from torch_utils.ops.build import custom_ops
 from torch_utils.ops import kernels
 
-OPS = Path(custom_ops.__file__).parent / "ops"
+OPS = Path(kernels.__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
