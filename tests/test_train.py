@@ -17,7 +17,7 @@ import train
 import training.tasks  # noqa: F401
 import training.runs.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
-from training.config import comparison, presets
+from training.config import presets
 from training import launch
 from training.runs import resume
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
@@ -382,20 +382,6 @@ def test_released_commands_resolve_to_the_released_program(run, runs, command, m
     paper = resolved(run, runs, *command, "--device=cpu", "--recipe=paper", data="256")
     assert paper == resolved(run, runs, *ours, data="256") and paper.perceptual == "lpips-vgg"
     assert "released program" not in dry(run, *ours, data="256")[1]
-
-
-def test_commands_in_the_readme_are_the_published_ones():
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    commands = [line.split()[2:] for line in text.splitlines() if line.startswith("python train.py ")]
-    lines = [line for line in commands if "--gpus=8" in line]
-    assert len(lines) >= 7
-    for line in lines:
-        arguments = train.parse(train.main.make_context("train.py", list(line)).params)
-        dataset = DatasetConfig(path=arguments.data, resolution=512 if "afhq" in arguments.data else 256,
-                                xflip=arguments.mirror)
-        said = comparison.departures_line(presets.resolve(arguments.options, dataset, device="cuda"))
-        start = "Departs from the paper in: perceptual net (lpips-alex instead of lpips-vgg), phases with the task on"
-        assert said.startswith(start if "--reg_type=glead" in line else "As published ("), line
 
 
 def test_no_heads_where_g_rebuilds_nothing(run, monkeypatch):
