@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     from training import launch
 
 PREPARING_SEC = 3600    # Other processes wait so long for the first one, which checks the data and may download networks.
-METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
@@ -117,7 +116,7 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @augmentation("--recon-target", type=click.Choice(["input", "clean"]),
               show_default="input; clean for --recipe=released",
               help="What G rebuilds: what D was shown, or the image before augmentation.")
-@method("--method", type=click.Choice(METHODS), show_default="glead", help="Which tasks D has.")
+@method("--method", type=click.Choice(list(presets.METHODS)), show_default="glead", help="Which tasks D has.")
 @method("--recipe", type=click.Choice(["paper", "released"]), show_default="paper; released for --reg_type=glead",
         help="Follow GLeaD's paper, or what its released program does.")
 @method("--lambda-real", type=float, metavar="FLOAT", show_default="10", help="Weight of the task for real images.")

@@ -96,7 +96,7 @@ def make_trainer(folder: Path, *, device: str, resolution: int, options: list[st
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--resolution", default=256, show_default=True, type=click.IntRange(min=16))
 @click.option("--cfg", default="paper256", show_default=True, type=click.Choice(list(presets.PRESETS)))
-@click.option("--method", default="glead", show_default=True, type=click.Choice(train.METHODS))
+@click.option("--method", default="glead", show_default=True, type=click.Choice(list(presets.METHODS)))
 @click.option("--batch", default=8, show_default=True, help="All at once; 8 is one GPU's part of paper256.")
 @click.option("--iterations", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--option", "more", multiple=True, help="Passed to train.py, e.g. --option=--nhwc=true.")

@@ -172,7 +172,7 @@ def _expect(status: int, wanted: int) -> None:
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, type=click.IntRange(min=1))
-@click.option("--method", default="glead+ggdr", show_default=True, type=click.Choice(train.METHODS))
+@click.option("--method", default="glead+ggdr", show_default=True, type=click.Choice(list(presets.METHODS)))
 @click.option("--aug", default="ada", show_default=True, type=click.Choice(["ada", "noaug"]))
 @click.option("--kimg", default=2.4, show_default=True, type=float, help="Length of the run.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")

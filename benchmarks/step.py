@@ -45,7 +45,7 @@ from training.tasks import Shown, build_tasks  # noqa: E402
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
-METHODS = ("stylegan2", "ggdr", "glead", "glead+ggdr")
+METHODS = tuple(presets.METHODS)
 SIZES = {  # Resolution, options, images at once on one device.
     "small": (32, dict(preset="auto", channel_max=128), 16),
     "cifar": (32, dict(preset="cifar"), 32),

@@ -159,9 +159,22 @@ def published_data(dataset: DatasetConfig) -> PublishedData | None:
     return PUBLISHED_DATA.get(find_dataset(stem, dataset.resolution) or "")
 
 
-LAMBDA_REAL = 10.0          # GLeaD Eq. 7, lambda 1 (Table 2).
-LAMBDA_FAKE = 3.0           # GLeaD Eq. 7, lambda 2 (Table 2).
-LAMBDA_FEATURE = 10.0       # GGDR's weight of the cosine distance; also in GLeaD's "Ours*".
+class MethodTasks(NamedTuple):
+    """A method is what D has to do with real and with fake images; the kinds are those of `training.tasks`."""
+
+    real: TaskConfig | None
+    fake: TaskConfig | None
+
+
+_FEATURE = TaskConfig(kind="feature", distance="cosine", weight=10.0)                       # GGDR; GLeaD's "Ours*".
+_REBUILD_REAL = TaskConfig(kind="reconstruction", distance="perceptual", weight=10.0)       # GLeaD Eq. 7, lambda 1.
+_REBUILD_FAKE = TaskConfig(kind="reconstruction", distance="perceptual", weight=3.0)        # GLeaD Eq. 7, lambda 2.
+METHODS: dict[Method, MethodTasks] = {
+    "stylegan2":  MethodTasks(real=None,          fake=None),
+    "ggdr":       MethodTasks(real=None,          fake=_FEATURE),
+    "glead":      MethodTasks(real=_REBUILD_REAL, fake=_REBUILD_FAKE),
+    "glead+ggdr": MethodTasks(real=_REBUILD_REAL, fake=_FEATURE),
+}
 RECON_TARGET = {"paper": "input", "released": "clean"}
 PERCEPTUAL = {"paper": "lpips-vgg", "released": "lpips-alex"}
 
@@ -379,17 +392,9 @@ def _discriminator(
 
 
 def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfig:
-    method = options.method
-    real_task = fake_task = feature_res = None
-    if method in ("glead", "glead+ggdr"):
-        weight = _given(options.lambda_real, LAMBDA_REAL)
-        real_task = _task("reconstruction", _given(options.distance_real, "perceptual"), weight)
-    if method == "glead":
-        weight = _given(options.lambda_fake, LAMBDA_FAKE)
-        fake_task = _task("reconstruction", _given(options.distance_fake, "perceptual"), weight)
-    elif method in ("ggdr", "glead+ggdr"):
-        weight = _given(options.lambda_fake, LAMBDA_FEATURE)
-        fake_task = _task("feature", _given(options.distance_fake, "cosine"), weight)
+    method, feature_res = options.method, None
+    real_task = _task(METHODS[method].real, options.lambda_real, options.distance_real)
+    fake_task = _task(METHODS[method].fake, options.lambda_fake, options.distance_fake)
     if fake_task is not None and fake_task.kind == "feature":
         if method == "ggdr":
             feature_res = _given(options.ggdr_res, default_ggdr_res(dataset.resolution))
@@ -435,8 +440,11 @@ def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
     )
 
 
-def _task(kind: Literal["reconstruction", "feature"], distance: Distance, weight: float) -> TaskConfig | None:
-    return None if weight == 0 else TaskConfig(kind=kind, distance=distance, weight=weight)
+def _task(task: TaskConfig | None, weight: float | None, distance: Distance | None) -> TaskConfig | None:
+    """A task of the method with what was said of it; a weight of 0 drops it."""
+    if task is None or weight == 0:
+        return None
+    return dataclasses.replace(task, weight=_given(weight, task.weight), distance=_given(distance, task.distance))
 
 
 _TASK_OPTIONS = {  # Option names, by the field of Options; the second is the name in the released programs.
