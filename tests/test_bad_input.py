@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import PIL.Image
@@ -26,7 +27,6 @@ from training.config import schema as configs
 from training.config import presets
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "train --outdir=runs --device=cpu --metrics=none --perceptual=mse --data={data}/"
 
 

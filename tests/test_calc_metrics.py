@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from paths import ROOT
 
 import PIL.Image
 import pytest
@@ -24,9 +25,7 @@ from torch_utils.formats.network_pickle import save_network_pkl
 from training.data.dataset import ImageFolderDataset
 from training.networks import Generator
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "metrics"))
-from metric_fakes import random_images, save_net  # noqa: E402
+from tests.metrics.metric_fakes import random_images, save_net  # noqa: E402
 
 
 @pytest.fixture

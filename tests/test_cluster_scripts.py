@@ -7,10 +7,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "train_scripts" / "cluster"
 TRAIN = str(ROOT / "train.py")
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import click
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 
 import cli
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # each may import from itself and from what stands before it
     "dnnlib", "torch_utils", "metrics", "training.config", "training.data", "training.runs", "training", "sampling",
 ]

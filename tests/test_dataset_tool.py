@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import psutil
@@ -17,7 +18,6 @@ from PIL import Image
 from training.data.dataset import ImageFolderDataset
 from training.data.scenes import CLASS_NAMES
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import PIL.Image
@@ -20,7 +21,6 @@ from training import classifier_training
 from training.classifier_training import LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_images(path, *, labels="classes", channels=3, side=16, count=60):

@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from pathlib import Path
+from paths import ROOT
 
 import click.testing
 import numpy as np
@@ -24,7 +25,6 @@ from sampling import video
 from sampling.images import psnr
 from training.tasks import reconstruct
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,16 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import click.testing
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "torch_utils"))
 
-import tf_networks  # noqa: E402
-from pickle_makers import as_foreign, make_generator, make_networks  # noqa: E402
+from tests.torch_utils.formats import tf_networks  # noqa: E402
+from tests.torch_utils.formats.pickle_makers import as_foreign, make_generator, make_networks  # noqa: E402
 
 import legacy  # noqa: E402
 from torch_utils.formats.network_pickle import save_network_pkl  # noqa: E402

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import click.testing
 import numpy as np
@@ -17,7 +18,6 @@ import generate
 import projector
 from sampling import video
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

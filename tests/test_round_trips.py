@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import pytest
 from dataset_fakes import encoded, noise, python2_batch, save, write_idx, write_lmdb, write_tar
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(folder, program, *arguments):

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 
 # Stands in for Python: notes the command and makes the files that it would make; fails where FAIL names the program.
 RECORDER = """#!/usr/bin/env bash

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import click.testing
 import numpy as np
@@ -15,7 +16,6 @@ from small_networks import make_generator
 
 import style_mixing
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from paths import ROOT, SHARED
 from typing import Any, Callable, NamedTuple
 
 import pytest
@@ -23,8 +24,6 @@ from training.config.schema import DatasetConfig, TrainingConfig, discriminator_
 from training.launch import Job
 from training.runs.training_state import pickle_path, state_path
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 CHURCH = (  # GLeaD's published settings, in the words of its program.
     "--reg_type=glead --glead_res_g=32 --glead_res_d=64 --reg_target_real=gfwimage --reg_loss_real=lpips "
     "--reg_weight_real=10 --reg_target_fake=gfwimage --reg_loss_fake=lpips --reg_weight_fake=3 "

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT, SHARED
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,7 @@ from metrics.published import PUBLISHED
 from training.config import comparison, presets
 from training.config.schema import TrainingConfig, to_legacy_kwargs
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "train_scripts"
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 FOLDERS = ("table1", "table2", "table3", "ggdr")
 FULL = ("fid50k_full", "pr50k3_full")
 

@@ -4,8 +4,8 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = """#!/usr/bin/env bash
 echo "called: $*"
 for last; do :; done

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 
@@ -15,7 +16,6 @@ from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
 from training.config.presets import Options, resolve
 
-ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "scaling.md").read_text()
 
 

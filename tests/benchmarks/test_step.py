@@ -3,12 +3,12 @@
 import importlib
 import json
 from pathlib import Path
+from paths import ROOT
 
 import click
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "benchmarks" / "two_machines.py"
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import os
 from pathlib import Path
+from paths import SHARED
 
 import numpy as np
 import torch
 
 from small_networks import save_torchscript
 
-SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 
 
 class ArrayDataset:

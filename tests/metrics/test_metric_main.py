@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from dnnlib.util import UserError, cache_dir, cached_path
-from metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
+from tests.metrics.metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
 from metrics import detectors, kernel_inception_distance, metric_main
 from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
 from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared
 from metrics.progress import ScoreBar, Stage
 from metrics.sampling import draw, generate_uint8
-from reference_generator import random_generator
+from tests.metrics.reference_generator import random_generator
 from small_networks import save_torchscript
 from torch_utils import distributed
 from training.data.dataset import ImageFolderDataset

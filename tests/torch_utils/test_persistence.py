@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ import torch
 from dnnlib.util import EasyDict, UserError
 from torch_utils import persistence
 
-ROOT = Path(__file__).resolve().parents[2]
 
 SOURCE = '''
 import pathlib

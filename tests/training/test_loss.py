@@ -6,7 +6,7 @@ import torch
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpips_small import small_lpips
+from tests.training.lpips_small import small_lpips
 from torch_utils import training_stats
 from training.augment import AugmentOutput
 from training.config.schema import DatasetConfig, LossConfig, discriminator_kwargs, generator_kwargs

@@ -16,8 +16,7 @@ from torch_utils.formats.feature_nets import OnnxNet
 from training import perceptual
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
 
-sys.path.insert(0, str(Path(__file__).parent))
-from lpips_small import small_lpips  # noqa: E402
+from tests.training.lpips_small import small_lpips  # noqa: E402
 
 
 def assert_golden(actual, expected):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import PIL.Image
@@ -24,7 +25,6 @@ from training.data.dataset import ImageFolderDataset
 from training.runs.interrupt import StopRequest
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 
 

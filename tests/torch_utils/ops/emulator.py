@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from paths import ROOT
 import pytest
 import torch
 
 from torch_utils.ops.build import custom_ops
 from torch_utils.ops import kernels
 
-OPS = Path(custom_ops.__file__).parent / "ops"
+OPS = ROOT / "torch_utils" / "ops"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 

@@ -4,14 +4,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 from PIL import Image
 
-from tests.training.test_dataset import encode, make_folder, make_shards, make_zip, random_image, some_files
+from tests.training.data.test_dataset import encode, make_folder, make_shards, make_zip, random_image, some_files
 from training.data.check import DatasetCheck, format_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"00000/img{i:08d}.png" for i in range(20)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -10,12 +10,13 @@ import pickletools
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import pytest
 import torch
-from hostile_pickles import HOSTILE, NAMED
-from pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_generator, make_networks
+from tests.torch_utils.formats.hostile_pickles import HOSTILE, NAMED
+from tests.torch_utils.formats.pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_generator, make_networks
 
 import legacy
 from dnnlib.util import EasyDict, UserError
@@ -23,7 +24,6 @@ from torch_utils.formats import data_unpickler, network_pickle
 from torch_utils import persistence
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_same_network(actual, expected):

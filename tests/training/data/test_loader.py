@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import psutil
@@ -11,11 +12,10 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from tests.training.test_dataset import assert_user_error, make_zip, some_files
+from tests.training.data.test_dataset import assert_user_error, make_zip, some_files
 from training.data.dataset import ImageFolderDataset
 from training.data.loader import BatchLoader, TrainingOrder
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 # --- The training order.

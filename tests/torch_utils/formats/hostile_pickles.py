@@ -1,6 +1,6 @@
 """Files made to do harm, and what comes of opening them.
 
-    PYTHONPATH=. python tests/torch_utils/hostile_pickles.py
+    PYTHONPATH=. python tests/torch_utils/formats/hostile_pickles.py
 
 prints a table: attack, seconds, MiB, and the error. Each file is opened in a process of its own, with one GiB of memory
 and an audit hook that notes whatever is imported, executed, opened or started.
@@ -28,9 +28,9 @@ import zipfile
 import zlib
 
 import numpy as np
-import tf_networks
+from tests.torch_utils.formats import tf_networks
 import torch
-from pickle_makers import Call, Foreign, foreign_network, load, make_networks
+from tests.torch_utils.formats.pickle_makers import Call, Foreign, foreign_network, load, make_networks
 
 from dnnlib.util import UserError
 from torch_utils import persistence

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from paths import ROOT
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from training.data.image_files import ZipFiles
 from training.data.image_names import METADATA_NAME, why_left_out
 from training.data.zip_directory import open_directory
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
 

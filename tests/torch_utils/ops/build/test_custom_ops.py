@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from torch_utils.ops.build.disk_cache import DiskCache
 from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
 from torch_utils.ops.__main__ import main
 
-ROOT = Path(__file__).resolve().parents[2]
 SCALE = Kernel("scale", (("T", "float32"), ("BLOCK", 128)))
 HALF = Kernel("scale", (("T", "float16"), ("BLOCK", 256)))
 ARCHS = (80, 90, 100)
@@ -432,7 +432,7 @@ def test_build_command(cache, monkeypatch, capsys):
     kernels = [SCALE, SCALE._replace(macros=(("T", "float64"), ("BLOCK", 128)))]
     code = f"""
 from pathlib import Path
-from torch_utils import custom_ops
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops.build import source
 source.SOURCES = Path({str(source.SOURCES)!r})
 custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tuple(kernel) for kernel in kernels]}]

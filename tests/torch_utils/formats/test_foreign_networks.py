@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from pickle_makers import Foreign, as_foreign, load
+from tests.torch_utils.formats.pickle_makers import Foreign, as_foreign, load
 
 from dnnlib.util import UserError
 from torch_utils.formats import network_pickle

@@ -207,7 +207,7 @@ def test_the_source_network_stays(tmp_path):
 
 HOLD = """
 import os, sys, time
-from training import resume
+from training.runs import resume
 with resume.locked(sys.argv[1]):
     child = os.fork()
     if child:

@@ -6,6 +6,7 @@ import math
 import os
 import typing
 from pathlib import Path
+from paths import SHARED
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from training.config.schema import (
 )
 from training.config.presets import Options, default_res_g, resolve, warnings
 
-SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 needs_golden = pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")
 
 

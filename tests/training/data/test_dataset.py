@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from paths import ROOT, SHARED
 
 import numpy as np
 import pytest
@@ -14,8 +15,6 @@ from PIL import Image
 from dnnlib.util import UserError
 from training.data.dataset import ImageFolderDataset
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 GOLDEN = SHARED / "golden/dataset"
 golden_only = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden numbers in {GOLDEN}")
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pytest resets our filter.

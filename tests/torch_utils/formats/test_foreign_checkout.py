@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from paths import ROOT
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from torch_utils.formats import network_pickle
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = Path(__file__).with_name("foreign_checkout")
 SMALL = dict(channel_base=128, channel_max=8)
 HEADS = dict(decoder_res=[16], glead_res_g=16, decoder_out_channel=12)

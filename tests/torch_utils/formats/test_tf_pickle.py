@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-import tf_networks
+from tests.torch_utils.formats import tf_networks
 import torch
 
 import legacy
