@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-
 _ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib.util import UserError, atomic_write, open_url
-
 from training.perceptual import PerceptualLoss
+
 from .images import map_latents
 
 Tensor = torch.Tensor

@@ -75,7 +75,8 @@ def golden():
         places = [SHARED / "golden" / name, BUNDLED_GOLDEN / name]
         path = next((path for path in places if path.is_file()), None)
         if path is None:
-            pytest.skip(f"golden numbers {name} are neither in {SHARED / 'golden'} (set GLEAD_SHARED) nor in tests/golden")
+            folder = SHARED / "golden"
+            pytest.skip(f"golden numbers {name} are neither in {folder} (set GLEAD_SHARED) nor in tests/golden")
         arrays = np.load(path, allow_pickle=False)
         return Golden(arrays, json.loads(str(arrays["meta"])) if "meta" in arrays.files else {})
 

@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
-from paths import ROOT
 
 import pytest
+
+from paths import ROOT
 
 CLUSTER = ROOT / "train_scripts" / "cluster"
 TRAIN = str(ROOT / "train.py")

@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 import types
-from pathlib import Path
-from paths import ROOT
 
 import click.testing
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 import convert
 import generate
 import legacy
+from paths import ROOT
 from torch_utils.formats.network_pickle import save_network_pkl
 from training.networks import Discriminator, Generator
 

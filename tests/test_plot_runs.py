@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
-from paths import ROOT
 
 import PIL.Image
 import pytest
 
+from paths import ROOT
 from plot_runs import read_curves, smooth
 
 PRECISION_RECALL = json.dumps({"results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25},

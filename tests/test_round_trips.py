@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from paths import ROOT
 
 import numpy as np
 import pytest
-from dataset_fakes import encoded, noise, python2_batch, save, write_idx, write_lmdb, write_tar
 
+from dataset_fakes import encoded, noise, python2_batch, save, write_idx, write_lmdb, write_tar
+from paths import ROOT
 
 
 def run(folder, program, *arguments):

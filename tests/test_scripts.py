@@ -4,11 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from paths import ROOT
 
 import pytest
 
+from paths import ROOT
 
 # Stands in for Python: notes the command and makes the files that it would make; fails where FAIL names the program.
 RECORDER = """#!/usr/bin/env bash

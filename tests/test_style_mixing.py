@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
-from paths import ROOT
 
 import click.testing
 import numpy as np
 import PIL.Image
 import pytest
-import small_networks
 import torch
-from small_networks import make_generator
 
+import small_networks
 import style_mixing
-
+from paths import ROOT
+from small_networks import make_generator
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ def rank0_first(work: Callable[[], Any], *, what: str, timeout_sec: float) -> No
         return
     group.turns += 1
     first = int(os.environ.get("LOCAL_RANK", group.rank)) == 0
-    machine, machines = int(os.environ.get("GROUP_RANK", 0)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    machine, machines = int(os.environ.get("GROUP_RANK", "0")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     if first:
         group.store.set(f"first/{machine}", str(group.rank))
         work()

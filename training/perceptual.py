@@ -17,9 +17,9 @@ import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
 from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
-from torch_utils import distributed, formats as network_formats
-from torch_utils.formats import feature_nets
-from torch_utils.formats import safetensors_file
+from torch_utils import distributed
+from torch_utils import formats as network_formats
+from torch_utils.formats import feature_nets, safetensors_file
 
 _WEIGHTS_URL = "https://download.pytorch.org/models/"
 _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for images in [-1, 1].

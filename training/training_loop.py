@@ -13,20 +13,20 @@ from torch_utils import distributed, misc, training_stats
 
 from . import run_state, snapshot
 from .ada import build_augmentation, current_strength
-from .runs.checkpoints import Checkpoints, Keep
 from .config.schema import TrainingConfig, discriminator_kwargs, generator_kwargs, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
+from .data.loader import Batch, BatchLoader, TrainingOrder
 from .draws import draw_part
 from .ema import ema_beta, update_ema
-from .runs.evaluation import Scores, evaluate
-from .runs.interrupt import StopRequest
-from .data.loader import Batch, BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
 from .networks import Discriminator, Generator
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
+from .runs.checkpoints import Checkpoints, Keep
+from .runs.evaluation import Scores, evaluate
+from .runs.interrupt import StopRequest
 from .runs.run_log import Progress, RunLog
-from .tasks import build_tasks
 from .runs.training_state import PickleNames
+from .tasks import build_tasks
 
 
 def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:

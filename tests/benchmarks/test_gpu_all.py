@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from pathlib import Path
+
 from paths import ROOT
 
 FAKE_PYTHON = """#!/usr/bin/env bash

@@ -4,17 +4,16 @@ import dataclasses
 import itertools
 import json
 import math
-from pathlib import Path
-from paths import ROOT
 
 import pytest
 
 import forking
 from benchmarks import scaling
+from paths import ROOT
 from training import launch
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
-from training.config.presets import Options, resolve
 
 DOC = (ROOT / "docs" / "scaling.md").read_text()
 

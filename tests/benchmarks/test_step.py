@@ -2,13 +2,12 @@
 
 import importlib
 import json
-from pathlib import Path
-from paths import ROOT
 
 import click
 import pytest
 import torch
 
+from paths import ROOT
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
-from paths import ROOT
 
 import pytest
+
+from paths import ROOT
 
 PROGRAM = ROOT / "benchmarks" / "two_machines.py"
 

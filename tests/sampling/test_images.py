@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import make_generator
 
 from sampling import images as sampling
+from small_networks import make_generator
 
 
 def test_ws_are_those_of_the_mapping_network():

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
-from dataset_fakes import huge_png
 
+from dataset_fakes import huge_png
 from dnnlib.util import UserError
 from sampling.input_images import InputImages, fit_image, open_image
 

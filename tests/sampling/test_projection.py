@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import make_generator
 
 from dnnlib.util import UserError
 from sampling import projection
-from training.perceptual import PixelMSE
 from sampling.projection import ProjectionConfig
+from small_networks import make_generator
+from training.perceptual import PixelMSE
 
 
 def test_schedules():

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from paths import ROOT
 
 import numpy as np
 import PIL.Image
@@ -18,12 +17,13 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from paths import ROOT
 from torch_utils.formats.network_pickle import save_network_pkl
 from training import launch, snapshot, training_loop
 from training.config.schema import from_json
 from training.data.dataset import ImageFolderDataset
-from training.runs.interrupt import StopRequest
 from training.networks import Discriminator, Generator
+from training.runs.interrupt import StopRequest
 
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 

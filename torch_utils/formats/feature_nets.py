@@ -24,8 +24,8 @@ from typing import Any, Iterator, Literal, NamedTuple
 import torch
 
 from dnnlib.util import UserError, append_text, atomic_write, cache_dir, open_url
-from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats import is_onnx, is_safetensors
+from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.safetensors_file import read_header, read_tensors
 
 Output = Literal["features", "probabilities", "lpips"]

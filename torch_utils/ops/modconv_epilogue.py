@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .build import custom_ops
 from . import bias_act, kernels
+from .build import custom_ops
 
 Tensor = torch.Tensor
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .build import custom_ops
 from . import kernels
+from .build import custom_ops
 
 
 class _Spec(NamedTuple):

@@ -5,8 +5,8 @@ import re
 from typing import Callable, Mapping, NamedTuple
 
 from metrics.published import DATASETS
-from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 from training.config.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
+from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 
 NAME_LENGTH = 40            # Of a run directory's name, behind its number.
 DATASET_NAME_LENGTH = 24    # Of the part that names the data set.

@@ -8,8 +8,22 @@ from typing import Any, Literal, NamedTuple
 from dnnlib.util import UserError
 from metrics.published import DATASETS, find_dataset
 from training.config.schema import (
-    AugmentConfig, DatasetConfig, DecoderAct, DiscriminatorConfig, Distance, GeneratorConfig, HalfType, LossConfig,
-    Method, OptimizerConfig, Recipe, TaskConfig, TrainingConfig, Transform, validate, validate_gpus,
+    AugmentConfig,
+    DatasetConfig,
+    DecoderAct,
+    DiscriminatorConfig,
+    Distance,
+    GeneratorConfig,
+    HalfType,
+    LossConfig,
+    Method,
+    OptimizerConfig,
+    Recipe,
+    TaskConfig,
+    TrainingConfig,
+    Transform,
+    validate,
+    validate_gpus,
 )
 
 

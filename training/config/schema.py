@@ -263,7 +263,8 @@ def sizes_of(G: Any) -> Sizes:
     """The sizes with which `G` was built."""
     mapping, said = G.mapping, G.synthesis.init_kwargs
     widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
-    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768), said.get("channel_max", 512))
+    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768),
+                 said.get("channel_max", 512))
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
@@ -379,9 +380,9 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
     loss = config.loss
     kwargs: dict[str, Any] = {"r1_gamma": loss.r1_gamma}
     for field in dataclasses.fields(LossConfig):
-        if field.name in ("style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay"):
-            if getattr(loss, field.name) != field.default:
-                kwargs[field.name] = getattr(loss, field.name)
+        value = getattr(loss, field.name)
+        if field.name in ("style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay") and value != field.default:
+            kwargs[field.name] = value
     if config.method == "ggdr":
         kwargs["ggdr_res"] = loss.feature_res
     if config.method in ("glead", "glead+ggdr"):

@@ -15,7 +15,12 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, say_once
 from training.data.image_files import (
-    MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, load_labels, open_image_files,
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    ImageFiles,
+    ImageHeader,
+    load_labels,
+    open_image_files,
 )
 from training.data.image_names import shown
 

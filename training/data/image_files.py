@@ -25,11 +25,28 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, atomic_write, cache_dir
 from training.data.image_names import (
-    DECODING_ERRORS, FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, METADATA_NAME, UNKNOWN, UNREADABLE, LeftOut,
-    begins_like_image, scan, shown, why_left_out,
+    DECODING_ERRORS,
+    FORMATS,
+    HEAD_BYTES,
+    IMAGE_EXTENSIONS,
+    METADATA_NAME,
+    UNKNOWN,
+    UNREADABLE,
+    LeftOut,
+    begins_like_image,
+    scan,
+    shown,
+    why_left_out,
 )
 from training.data.zip_directory import (
-    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, unusual,
+    DEFLATED,
+    LOCAL_HEADER,
+    Entries,
+    NotAZip,
+    Record,
+    ZipDirectory,
+    open_directory,
+    unusual,
 )
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192

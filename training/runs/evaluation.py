@@ -13,9 +13,9 @@ from metrics import metric_main
 from metrics.options import Shared
 from metrics.progress import ScoreBar
 from torch_utils import distributed
-
 from training.config.schema import TrainingConfig
 from training.data.dataset import ImageFolderDataset
+
 from .interrupt import StopRequest
 from .run_log import RunLog, read_records
 

@@ -28,11 +28,11 @@ import zipfile
 import zlib
 
 import numpy as np
-from tests.torch_utils.formats import tf_networks
 import torch
-from tests.torch_utils.formats.pickle_makers import Call, Foreign, foreign_network, load, make_networks
 
 from dnnlib.util import UserError
+from tests.torch_utils.formats import tf_networks
+from tests.torch_utils.formats.pickle_makers import Call, Foreign, foreign_network, load, make_networks
 from torch_utils import persistence
 from torch_utils.formats import state_dict_file  # noqa: F401 - loaded on demand: no effect of a hostile file
 

@@ -58,7 +58,8 @@ def foreign_network(class_name, state_dict, **kwargs):
 
 
 def load(content, **options):
-    return legacy.load_network_pkl(io.BytesIO(content if isinstance(content, bytes) else pickle.dumps(content)), **options)
+    return legacy.load_network_pkl(io.BytesIO(content if isinstance(content, bytes) else pickle.dumps(content)),
+                                   **options)
 
 
 class Call:

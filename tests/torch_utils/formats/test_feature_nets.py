@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto, helper
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_networks import Overwriting, save_torchscript
 
 from dnnlib.util import UserError, cache_dir
+from small_networks import Overwriting, save_torchscript
 from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.feature_nets import CALL_OPTIONS, OnnxNet, open_net, origins, save_classifier, trust_net
 

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from paths import ROOT
 
 import pytest
 import torch
 
 import legacy
 from dnnlib.util import EasyDict
+from paths import ROOT
 from torch_utils.formats import network_pickle
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
@@ -21,7 +21,8 @@ CHECKOUT = Path(__file__).with_name("foreign_checkout")
 SMALL = dict(channel_base=128, channel_max=8)
 HEADS = dict(decoder_res=[16], glead_res_g=16, decoder_out_channel=12)
 TRANSFORMS = (
-    "xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation imgfilter noise cutout".split()
+    "xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation imgfilter noise "
+    "cutout".split()
 )
 METHODS = {  # (options of G, of its synthesis network, of D)
     "stylegan2": (dict(c_dim=3), dict(), dict(c_dim=3, mapping_kwargs=dict(num_layers=2))),
@@ -46,7 +47,8 @@ def make(method):
         G.mapping.w_avg.normal_()
     pipe = AugmentPipe(**dict.fromkeys(TRANSFORMS, 1), imgfilter_bands=[1, 0.5, 1, 1])
     pipe.p.fill_(0.75)
-    inputs = dict(z=torch.randn(4, 8), c=torch.eye(3)[[0, 1, 2, 0], :G.c_dim], images=torch.randn(4, G.img_channels, 32, 32))
+    inputs = dict(z=torch.randn(4, 8), c=torch.eye(3)[[0, 1, 2, 0], :G.c_dim],
+                  images=torch.randn(4, G.img_channels, 32, 32))
     return G, D, pipe, inputs
 
 
@@ -121,6 +123,7 @@ def test_embedded_source_is_for_old_pythons_too(name):
     assert used <= {
         "misc.assert_shape", "misc.profiled_function", "misc.constant", "misc.suppress_tracer_warnings",
         "persistence.persistent_class", "persistence.is_persistent", "persistence.import_hook",
-        "upfirdn2d.setup_filter", "upfirdn2d.upfirdn2d", "upfirdn2d.filter2d", "upfirdn2d.upsample2d", "upfirdn2d.downsample2d",
+        "upfirdn2d.setup_filter", "upfirdn2d.upfirdn2d", "upfirdn2d.filter2d", "upfirdn2d.upsample2d",
+        "upfirdn2d.downsample2d",
         "bias_act.activation_funcs", "bias_act.bias_act", "conv2d_resample.conv2d_resample", "fma.fma",
     }

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tests.torch_utils.formats.pickle_makers import Foreign, as_foreign, load
 
 from dnnlib.util import UserError
+from tests.torch_utils.formats.pickle_makers import Foreign, as_foreign, load
 from torch_utils.formats import network_pickle
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
@@ -17,7 +17,8 @@ COMMON = dict(z_dim=8, c_dim=0, w_dim=12, img_resolution=16, img_channels=3)
 
 
 def generator(*, mapping_kwargs=None, synthesis_kwargs=None, **options):
-    mapping_kwargs, synthesis_kwargs = {"num_layers": 2, **(mapping_kwargs or {})}, {**SMALL, **(synthesis_kwargs or {})}
+    mapping_kwargs = {"num_layers": 2, **(mapping_kwargs or {})}
+    synthesis_kwargs = {**SMALL, **(synthesis_kwargs or {})}
     kwargs = {**COMMON, **options, "mapping_kwargs": mapping_kwargs, "synthesis_kwargs": synthesis_kwargs}
     return randomized(Generator(**kwargs)), kwargs
 
@@ -103,9 +104,11 @@ def test_filters_are_for_layers_that_resample():
     taps = [{name.removesuffix("resample_filter"): len(tensor) for name, tensor in net.state_dict().items()
              if name.endswith("resample_filter")} for net in (G.synthesis, D)]
     resample = {f"b{res}.{part}": 3 for res in (8, 16) for part in ("", "skip.")}
-    assert taps[0] == resample | {"b4.": 3, "b8.conv0.": 3, "b16.conv0.": 3, "b4.conv1.": 4, "b8.conv1.": 4, "b16.conv1.": 4}
+    assert taps[0] == resample | {"b4.": 3, "b8.conv0.": 3, "b16.conv0.": 3, "b4.conv1.": 4, "b8.conv1.": 4,
+                                  "b16.conv1.": 4}
     assert taps[1] == resample | {
-        "b8.conv1.": 3, "b16.conv1.": 3, "b8.conv0.": 4, "b16.conv0.": 4, "b16.fromrgb.": 4, "b4.conv.": 4, "b8_dec.": 4}
+        "b8.conv1.": 3, "b16.conv1.": 3, "b8.conv0.": 4, "b16.conv0.": 4, "b16.fromrgb.": 4, "b4.conv.": 4,
+        "b8_dec.": 4}
 
 
 @pytest.mark.filterwarnings("ignore:the source embedded")
@@ -128,7 +131,8 @@ def test_networks_of_stylegan3_itself_are_one_line():
 
 def test_stylegan3_passes_synthesis_arguments_flat_and_has_other_defaults():
     expected, kwargs = generator(
-        mapping_kwargs=dict(w_avg_beta=0.998), synthesis_kwargs=dict(num_fp16_res=2, conv_clamp=256, architecture="resnet")
+        mapping_kwargs=dict(w_avg_beta=0.998),
+        synthesis_kwargs=dict(num_fp16_res=2, conv_clamp=256, architecture="resnet")
     )
     assert not expected.synthesis.b4.use_fp16 and expected.synthesis.b8.use_fp16
     flat = {**COMMON, "mapping_kwargs": {"num_layers": 2}, **SMALL, "architecture": "resnet"}
@@ -166,7 +170,8 @@ def test_arguments_by_position():
 
 def test_mismatches_name_the_parameter_and_both_shapes():
     for network, kwargs, change, message in [
-        (*generator(), dict(img_channels=1), r"synthesis\.b4\.torgb\.weight of shape \[3, 8, 1, 1\], expected \[1, 8, 1, 1\]"),
+        (*generator(), dict(img_channels=1),
+         r"synthesis\.b4\.torgb\.weight of shape \[3, 8, 1, 1\], expected \[1, 8, 1, 1\]"),
         (*generator(), dict(c_dim=5), r"lacks mapping\.embed\.weight \[12, 5\]"),
         (*generator(img_resolution=32), dict(img_resolution=16), r"synthesis\.b32\.[a-z0-9._]+' and \d+ others"),
         (*generator(img_resolution=16), dict(img_resolution=32), r"lacks synthesis\.b32\.[a-z0-9._]+ \["),
@@ -187,7 +192,8 @@ def test_mismatches_name_the_parameter_and_both_shapes():
 # Augmentation.
 
 
-AUGMENT = dict(xflip=1, rotate90=1, xint=1, scale=1, xfrac_std=0.25, imgfilter=1, imgfilter_bands=[1, 0.5, 1, 0], noise_std=0.2)
+AUGMENT = dict(xflip=1, rotate90=1, xint=1, scale=1, xfrac_std=0.25, imgfilter=1, imgfilter_bands=[1, 0.5, 1, 0],
+               noise_std=0.2)
 
 
 @pytest.mark.parametrize("class_name", ["AugmentPipe", "AugmentPipeGFeat"])
@@ -201,7 +207,8 @@ def test_augmentation_pipes_keep_arguments_strength_and_buffers(class_name, tmp_
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = pipe(images, debug_percentile=0.7)
     for actual in (loaded, pickle.loads(pickle.dumps(foreign))):
-        assert type(actual) is AugmentPipe and actual.init_kwargs == AUGMENT and actual.imgfilter_bands == [1, 0.5, 1, 0]
+        assert type(actual) is AugmentPipe and actual.init_kwargs == AUGMENT
+        assert actual.imgfilter_bands == [1, 0.5, 1, 0]
         assert actual.p == 0.375 and actual.p.shape == () and not actual.training
         assert torch.equal(actual(images, debug_percentile=0.7), expected)
     network_pickle.save_network_pkl(tmp_path / "a.pkl", {"D": D, "augment_pipe": loaded})

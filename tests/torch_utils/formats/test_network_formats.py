@@ -36,7 +36,7 @@ def shaken(module, seed):
     """All parameters and statistics away from their initial zeros and ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
+        for tensor in module.state_dict().values():
             if tensor.ndim < 2 and tensor.is_floating_point():
                 tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
     return module.eval().requires_grad_(False)

@@ -10,20 +10,26 @@ import pickletools
 import subprocess
 import sys
 from pathlib import Path
-from paths import ROOT
 
 import numpy as np
 import pytest
 import torch
-from tests.torch_utils.formats.hostile_pickles import HOSTILE, NAMED
-from tests.torch_utils.formats.pickle_makers import G_KWARGS, Call, Foreign, foreign_network, load, make_generator, make_networks
 
 import legacy
 from dnnlib.util import EasyDict, UserError
+from paths import ROOT
+from tests.torch_utils.formats.hostile_pickles import HOSTILE, NAMED
+from tests.torch_utils.formats.pickle_makers import (
+    G_KWARGS,
+    Call,
+    Foreign,
+    foreign_network,
+    load,
+    make_generator,
+    make_networks,
+)
 from torch_utils.formats import data_unpickler, network_pickle
-from torch_utils import persistence
 from training.networks import Discriminator, Generator
-
 
 
 def assert_same_network(actual, expected):
@@ -51,7 +57,8 @@ def test_round_trip(tmp_path, trust):
         assert not loaded[key].training and not any(p.requires_grad for p in loaded[key].parameters())
         assert loaded[key].init_kwargs == networks[key].init_kwargs and loaded[key].init_args == networks[key].init_args
     assert loaded["augment_pipe"] is None
-    assert loaded["training_set_kwargs"] == networks["training_set_kwargs"] and loaded["training_set_kwargs"].path == "a.zip"
+    assert loaded["training_set_kwargs"] == networks["training_set_kwargs"]
+    assert loaded["training_set_kwargs"].path == "a.zip"
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -75,7 +82,8 @@ def test_plain_pickle_load_in_scripts(tmp_path):
 def test_written_file_needs_only_globals_that_others_have(tmp_path):
     network_pickle.save_network_pkl(tmp_path / "a.pkl", make_networks())
     content = pickle.loads((tmp_path / "a.pkl").read_bytes())
-    used = {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(pickle.dumps(content, protocol=2)) if op.name == "GLOBAL"}
+    used = {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(pickle.dumps(content, protocol=2))
+            if op.name == "GLOBAL"}
     assert used <= {
         "torch_utils.persistence._reconstruct_persistent_obj",
         "dnnlib.util.EasyDict",
@@ -110,7 +118,8 @@ def test_force_fp16_changes_precision_and_nothing_else(tmp_path, trust):
     networks = make_networks()
     network_pickle.save_network_pkl(tmp_path / "a.pkl", networks)
     loaded = legacy.load_network_pkl(tmp_path / "a.pkl", force_fp16=True, trust=trust)
-    assert loaded["G_ema"].init_kwargs.synthesis_kwargs == {"channel_base": 64, "channel_max": 8, "num_fp16_res": 4, "conv_clamp": 256}
+    assert loaded["G_ema"].init_kwargs.synthesis_kwargs == {"channel_base": 64, "channel_max": 8, "num_fp16_res": 4,
+                                                            "conv_clamp": 256}
     assert loaded["D"].init_kwargs.num_fp16_res == 4 and loaded["D"].init_kwargs.conv_clamp == 256
     assert_same_network(loaded["G_ema"], networks["G_ema"])
     assert not loaded["G_ema"].training and not any(p.requires_grad for p in loaded["G_ema"].parameters())
@@ -145,7 +154,8 @@ def load_strictly(network, state_dict):
 
 def test_state_may_hold_what_files_hold():
     G = make_generator()
-    foreign = foreign_network("Generator", G.state_dict(), z_dim=8, c_dim=0, w_dim=np.int64(16), img_resolution=8, img_channels=3, **G_KWARGS)
+    foreign = foreign_network("Generator", G.state_dict(), z_dim=8, c_dim=0, w_dim=np.int64(16), img_resolution=8,
+                              img_channels=3, **G_KWARGS)
     foreign.meta.state.update(
         array=np.arange(6.0).reshape(2, 3),
         scalar=np.float32(2.5),
@@ -171,10 +181,12 @@ def test_tensors_are_read_exactly(tmp_path):
     G = make_generator()
     source = torch.arange(1000, dtype=torch.float32)
     state = {name: source[:tensor.numel()].flip(0).reshape(tensor.shape) for name, tensor in G.state_dict().items()}
-    state["synthesis.b8.conv0.weight"] = state["synthesis.b8.conv0.weight"].contiguous(memory_format=torch.channels_last)
+    name = "synthesis.b8.conv0.weight"
+    state[name] = state[name].contiguous(memory_format=torch.channels_last)
     state["mapping.fc0.weight"] = state["mapping.fc0.weight"].t().contiguous().t()
     state["mapping.w_avg"] = source[7:39:2]
-    foreign = foreign_network("Generator", state, z_dim=8, c_dim=0, w_dim=16, img_resolution=8, img_channels=3, **G_KWARGS)
+    foreign = foreign_network("Generator", state, z_dim=8, c_dim=0, w_dim=16, img_resolution=8, img_channels=3,
+                              **G_KWARGS)
     assert_same_network(load({"G": foreign})["G"], load_strictly(G, state))
 
 
@@ -204,11 +216,13 @@ def test_unknown_class_is_named_and_its_source_not_run():
 
 def test_trust_runs_the_source_in_the_file(tmp_path, capsys):
     source = "import torch\nprint('source runs')\nclass Odd(torch.nn.Module):\n    img_channels = 3\n"
-    content = {"G_ema": Foreign("Odd", {"training": False, "_parameters": {}, "_buffers": {}, "_modules": {}}, source=source)}
+    content = {"G_ema": Foreign("Odd", {"training": False, "_parameters": {}, "_buffers": {}, "_modules": {}},
+                                source=source)}
     assert type(load(content, trust=True)["G_ema"]).__name__ == "Odd"
     assert capsys.readouterr().out == "source runs\n"
     content = {"G_ema": Foreign("Odd", {}, source="import torch_utils.ops.odd")}
-    with pytest.raises(UserError, match="'Odd', which this project doesn't define; the source code .* can't run here$"), \
+    with pytest.raises(UserError,
+                       match="'Odd', which this project doesn't define; the source code .* can't run here$"), \
             pytest.warns(UserWarning, match="No module named 'torch_utils.ops.odd'"):
         load(content, trust=True)
 

@@ -5,11 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
-from tests.torch_utils.formats import tf_networks
 import torch
 
 import legacy
 from dnnlib.util import EasyDict, UserError
+from tests.torch_utils.formats import tf_networks
 
 
 def load(content, *, protocol=4, **options):
@@ -34,7 +34,8 @@ GENERATORS = {
     "labels of the first program": dict(label="LabelConcat", label_size=4),
     "gray 32x32": dict(resolution=32, num_channels=1, mapping_layers=1),
     "4x4": dict(resolution=4),
-    "options": dict(fmap_base=96, fmap_max=5, mapping_lrmul=0.5, resample_kernel=[1, 2, 4, 3], conv_clamp=256, num_fp16_res=2),
+    "options": dict(fmap_base=96, fmap_max=5, mapping_lrmul=0.5, resample_kernel=[1, 2, 4, 3], conv_clamp=256,
+                    num_fp16_res=2),
 }
 
 
@@ -49,7 +50,8 @@ def test_generator_renders_what_the_formulas_say(name, protocol):
     keys["kernel"] = options.get("resample_kernel", (1, 3, 3, 1))
     for noise_mode in ("const", "none"):
         expected = [
-            tf_networks.generate(variables, z[i], None if labels is None else labels[i], noise=noise_mode == "const", **keys)
+            tf_networks.generate(variables, z[i], None if labels is None else labels[i], noise=noise_mode == "const",
+                                 **keys)
             for i in range(2)
         ]
         close(G(z.float(), None if labels is None else labels.float(), noise_mode=noise_mode), torch.stack(expected))
@@ -130,7 +132,8 @@ def test_other_networks_are_one_line():
         load((tf_networks.Network([], normalize_latents=False),) * 3)
     conditional = tf_networks.make_discriminator(rng)[0]
     conditional.state["variables"] = [
-        (k, np.zeros([v.shape[0], 5], np.float32) if k == "Output/weight" else v) for k, v in conditional.state["variables"]
+        (k, np.zeros([v.shape[0], 5], np.float32) if k == "Output/weight" else v)
+        for k, v in conditional.state["variables"]
     ]
     with pytest.raises(UserError, match="one output for each class"):
         load((G, conditional, Gs))

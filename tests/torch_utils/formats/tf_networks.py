@@ -59,7 +59,8 @@ def resolutions_of(options):
 
 def make_generator(rng, *, label=None, architecture="skip", **options):
     """A G with `label` in (None, "LabelEmbed", "LabelConcat")."""
-    options = dict(dict(resolution=16, fmap_base=32, fmap_max=8, num_channels=3, mapping_layers=3, label_size=0), **options)
+    options = dict(dict(resolution=16, fmap_base=32, fmap_max=8, num_channels=3, mapping_layers=3, label_size=0),
+                   **options)
     z_dim, w_dim, width = 10, 12, 11
     mapping, synthesis = {}, {}
     lrmul = options.get("mapping_lrmul", 0.01)  # weights start at the inverse of it
@@ -103,11 +104,13 @@ def make_generator(rng, *, label=None, architecture="skip", **options):
         synthesis=Network(as_list(synthesis), function="G_synthesis_stylegan2", **options),
     )
     network = Network(as_list(own), components, function="G_main", architecture=architecture, **options)
-    flat = {**own, **{f"mapping/{k}": v for k, v in mapping.items()}, **{f"synthesis/{k}": v for k, v in synthesis.items()}}
+    flat = {**own, **{f"mapping/{k}": v for k, v in mapping.items()},
+            **{f"synthesis/{k}": v for k, v in synthesis.items()}}
     return network, as_float32(flat)
 
 
-def make_discriminator(rng, *, label_size=0, architecture="resnet", mapping_layers=0, function="D_stylegan2", **options):
+def make_discriminator(rng, *, label_size=0, architecture="resnet", mapping_layers=0, function="D_stylegan2",
+                       **options):
     options = dict(dict(resolution=16, fmap_base=32, fmap_max=8, num_channels=3, mbstd_num_features=1), **options)
     if label_size:
         options.update(label_size=label_size, mapping_fmaps=7, mapping_layers=mapping_layers)
@@ -174,7 +177,7 @@ def correlate(x, w):
 
 
 def fir(x, kernel, first, size, gain=1.0):
-    """Convolve with the kernel along both axes: output o is made of inputs o - first, o - first + 1, ...; zeros around."""
+    """Convolve with the kernel along both axes: output o is made of inputs o - first, o - first + 1, ... (0 around)."""
     f = torch.as_tensor(kernel, dtype=torch.float64)
     f = torch.outer(f, f) / f.sum() ** 2 * gain
     more = size + len(kernel) - 1 - first - x.shape[-1]

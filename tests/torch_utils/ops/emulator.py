@@ -9,12 +9,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from paths import ROOT
 import pytest
 import torch
 
-from torch_utils.ops.build import custom_ops
+from paths import ROOT
 from torch_utils.ops import kernels
+from torch_utils.ops.build import custom_ops
 
 OPS = ROOT / "torch_utils" / "ops"
 COMPILER = shutil.which("g++") or shutil.which("clang++")

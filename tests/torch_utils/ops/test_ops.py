@@ -88,12 +88,13 @@ def test_upfirdn2d_equals_its_reference(up, down, taps):
 
 
 @pytest.mark.parametrize("kwargs", [
-    dict(up=2, padding=[2, 1, 2, 1], gain=4), dict(down=2, padding=1), dict(up=[2, 1], down=[1, 3], padding=[1, 2, 3, 0]),
+    dict(up=2, padding=[2, 1, 2, 1], gain=4), dict(down=2, padding=1),
+    dict(up=[2, 1], down=[1, 3], padding=[1, 2, 3, 0]),
 ])
 def test_upfirdn2d_derivatives(kwargs):
     x = torch.randn([1, 2, 5, 6], dtype=torch.float64, requires_grad=True)
     f = upfirdn2d.setup_filter([1, 3, 2, 1])
-    fn = lambda x: upfirdn2d.upfirdn2d(x, f, **kwargs)  # noqa: E731
+    fn = lambda x: upfirdn2d.upfirdn2d(x, f, **kwargs)
     assert gradcheck(fn, [x]) and gradgradcheck(fn, [x])
 
 
@@ -102,7 +103,7 @@ def test_upfirdn2d_derivatives(kwargs):
 def test_bias_act_derivatives(act, clamp):
     x = torch.randn([3, 4, 2], dtype=torch.float64, requires_grad=True)
     b = torch.randn([4], dtype=torch.float64, requires_grad=True)
-    fn = lambda x, b: bias_act.bias_act(x, b, act=act, gain=1.7, clamp=clamp)  # noqa: E731
+    fn = lambda x, b: bias_act.bias_act(x, b, act=act, gain=1.7, clamp=clamp)
     assert gradcheck(fn, [x, b]) and gradgradcheck(fn, [x, b])
 
 

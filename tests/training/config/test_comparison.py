@@ -5,8 +5,8 @@ import pytest
 from metrics.published import DATASETS
 from training.config import comparison, presets
 from training.config.comparison import departures_line, describe
-from training.config.schema import DatasetConfig
 from training.config.presets import Options, resolve
+from training.config.schema import DatasetConfig
 
 CHURCH = dict(preset="paper256", num_gpus=8, aug="noaug", total_kimg=50000)
 FFHQ = CHURCH | dict(total_kimg=25000)
@@ -22,7 +22,8 @@ def run(said, path="church256.zip", **data):
 def test_published_runs_are_as_published(row):
     """In their table or in an earlier one: the centre of Tables 2 and 3 is Table 1's GLeaD."""
     said = row.data.options | row.options
-    _, config = run(said, f"/data/{DATASETS[row.data.name].names[0]}{row.data.resolution}.zip", resolution=row.data.resolution,
+    _, config = run(said, f"/data/{DATASETS[row.data.name].names[0]}{row.data.resolution}.zip",
+                    resolution=row.data.resolution,
                     xflip=row.data.mirror)
     line = departures_line(config)
     centre = row.options in ({"method": "glead", "lambda_real": 10, "lambda_fake": 3}, {"method": "glead", "res_g": 32})

@@ -3,20 +3,25 @@
 import dataclasses
 import json
 import math
-import os
 import typing
-from pathlib import Path
-from paths import SHARED
 
 import numpy as np
 import pytest
 
 from dnnlib.util import UserError
+from paths import SHARED
 from training.config import presets
-from training.config.schema import (
-    AugmentConfig, DatasetConfig, TaskConfig, Transform, augment_kwargs, from_json, to_json, to_legacy_kwargs,
-)
 from training.config.presets import Options, default_res_g, resolve, warnings
+from training.config.schema import (
+    AugmentConfig,
+    DatasetConfig,
+    TaskConfig,
+    Transform,
+    augment_kwargs,
+    from_json,
+    to_json,
+    to_legacy_kwargs,
+)
 
 needs_golden = pytest.mark.skipif(not (SHARED / "golden/misc").is_dir(), reason="no golden numbers: set GLEAD_SHARED")
 

@@ -7,9 +7,9 @@ import pytest
 
 from dnnlib.util import UserError
 from training.config import schema as configs
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig, from_json, to_json, validate
 from training.networks import Conv2dLayer, Discriminator
-from training.config.presets import Options, resolve
 
 
 def make(resolution=32, device="cpu", data=None, **said):

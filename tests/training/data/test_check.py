@@ -3,12 +3,11 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
-from paths import ROOT
 
 import pytest
 from PIL import Image
 
+from paths import ROOT
 from tests.training.data.test_dataset import encode, make_folder, make_shards, make_zip, random_image, some_files
 from training.data.check import DatasetCheck, format_summary
 

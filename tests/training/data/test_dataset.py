@@ -5,14 +5,13 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
-from paths import ROOT, SHARED
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dnnlib.util import UserError
+from paths import ROOT, SHARED
 from training.data.dataset import ImageFolderDataset
 
 GOLDEN = SHARED / "golden/dataset"

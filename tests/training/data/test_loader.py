@@ -3,8 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from paths import ROOT
 
 import numpy as np
 import psutil
@@ -12,11 +10,10 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from paths import ROOT
 from tests.training.data.test_dataset import assert_user_error, make_zip, some_files
 from training.data.dataset import ImageFolderDataset
 from training.data.loader import BatchLoader, TrainingOrder
-
-
 
 # --- The training order.
 

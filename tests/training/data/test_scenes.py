@@ -6,7 +6,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 from training.data.scenes import (
-    BACKGROUNDS, CLASS_NAMES, RESOLUTIONS, TEXTURES, Objects, describe_scenes, draw_scenes, render, shape_distance,
+    BACKGROUNDS,
+    CLASS_NAMES,
+    RESOLUTIONS,
+    TEXTURES,
+    Objects,
+    describe_scenes,
+    draw_scenes,
+    render,
+    shape_distance,
     uniform_draws,
 )
 

@@ -4,14 +4,13 @@ import random
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
-from paths import ROOT
 
 import numpy as np
 import pytest
 
 from benchmarks.dataset_reading import READ_ALONE, write_fake_zip
 from dnnlib.util import UserError
+from paths import ROOT
 from training.data.image_files import ZipFiles
 from training.data.image_names import METADATA_NAME, why_left_out
 from training.data.zip_directory import open_directory

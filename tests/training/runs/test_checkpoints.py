@@ -29,7 +29,7 @@ def test_other_rules_are_refused(text):
         Keep.parse(text)
 
 
-def saved(tmp_path, *, keep, count=25, metric="fid50k_full", scores={}):
+def saved(tmp_path, *, keep, count=25, metric="fid50k_full", scores=()):
     """Kimg of the pickles that are left of `count` that were saved 4 kimg apart."""
     writer = Checkpoints(tmp_path, keep=Keep.parse(keep), metric=metric, snapshot_kimg=4)
     for i in range(count):

@@ -2,9 +2,9 @@
 
 import pytest
 
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig
 from training.runs.evaluation import metric_batch
-from training.config.presets import Options, resolve
 
 
 @pytest.mark.parametrize("resolution,batch_gpu,expected", [(32, 8, 64), (256, 8, 64), (512, 8, 16), (1024, 4, 4),

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from training.networks import Discriminator, Generator
 from training.runs import model_card
 from training.runs.model_card import ModelFile, Score
-from training.networks import Discriminator, Generator
 
 FILE = ModelFile("net.onnx", 12345, "ab" * 32)
 SMALL = dict(channel_base=64, channel_max=8)

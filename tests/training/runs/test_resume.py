@@ -11,10 +11,10 @@ import pytest
 
 import forking
 from dnnlib.util import UserError
-from training.runs import resume
-from training.config.schema import OPTION_FIELDS, DatasetConfig, to_json, validate
 from training.config.presets import Options
 from training.config.presets import resolve as resolve_options
+from training.config.schema import OPTION_FIELDS, DatasetConfig, to_json, validate
+from training.runs import resume
 from training.runs.training_state import pickle_path, state_path
 
 COMMAND = {"outdir": "o", "data": "/d", "gamma": 2.0}

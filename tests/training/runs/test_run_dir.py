@@ -69,7 +69,7 @@ def test_log_has_lines_and_last_state_of_progress(tmp_path, capsys):
 
 def test_log_has_what_ended_the_run(tmp_path):
     with pytest.raises(ZeroDivisionError), tee_output(tmp_path / "bug.txt"):
-        1 / 0
+        1 / 0  # noqa: B018
     assert "ZeroDivisionError" in (tmp_path / "bug.txt").read_text()
     with pytest.raises(UserError), tee_output(tmp_path / "mistake.txt"):
         raise UserError("no such thing")

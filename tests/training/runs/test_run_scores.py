@@ -12,7 +12,7 @@ from metrics import metric_main
 from training.runs import resume, run_scores
 from training.runs.interrupt import StopRequest
 from training.runs.run_scores import RunScorer, ScoreBook, ScoreTable
-from training.runs.training_state import write_state, state_path
+from training.runs.training_state import state_path, write_state
 
 
 @pytest.fixture

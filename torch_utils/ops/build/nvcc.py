@@ -63,7 +63,8 @@ cudaError_t load(const void* kernel, int device) {
 cudaError_t launch(const void* kernel, int grid, int block, const void* params, void* stream, int device) {
     OnDevice on(device);
     void* arguments[] = {const_cast<void*>(params)};
-    if (on.error == cudaSuccess) on.error = cudaLaunchKernel(kernel, dim3(grid), dim3(block), arguments, 0, (cudaStream_t)stream);
+    if (on.error == cudaSuccess)
+        on.error = cudaLaunchKernel(kernel, dim3(grid), dim3(block), arguments, 0, (cudaStream_t)stream);
     return reported(on.error);
 }
 
@@ -243,7 +244,8 @@ def build(
     built = _find(kernels, arch, cache)
     if built is None:
         with cache.lock(seconds + _PROBE_SEC) as locked:
-            built = _find(kernels, arch, cache) or _build(kernels, arch, cache, locked, seconds)  # others may have, by now
+            # Another process may have built it meanwhile.
+            built = _find(kernels, arch, cache) or _build(kernels, arch, cache, locked, seconds)
     yield built
 
 
@@ -290,7 +292,7 @@ def _launcher(library: ctypes.CDLL, kernel: Kernel, index: int) -> Launcher:
             return
         error = start(grid, byref(params), pointer(stream(index)), index)
         if error:
-            raise RuntimeError(f"{library.error_name(error).decode()}: launching {kernel} on a grid of {grid} blocks of "
-                               f"{kernel.block} threads, cuda:{index}")
+            raise RuntimeError(f"{library.error_name(error).decode()}: launching {kernel} on a grid of {grid} blocks "
+                               f"of {kernel.block} threads, cuda:{index}")
 
     return launch

@@ -45,7 +45,8 @@ def _library() -> ctypes.CDLL:
 def _candidates(name: str) -> list[str]:
     """Where packages of NVIDIA and the toolkit have it."""
     spec = importlib.util.find_spec("nvidia")
-    folders = [] if spec is None else [f for place in spec.submodule_search_locations for f in Path(place).glob("*/lib")]
+    folders = [] if spec is None else [f for place in spec.submodule_search_locations
+                                       for f in Path(place).glob("*/lib")]
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders += [Path(toolkit, "lib64") for toolkit in toolkits if toolkit]
     return [str(folder / name) for folder in folders if (folder / name).is_file()]

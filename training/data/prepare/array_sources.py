@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
-
 from training.data.prepare.source import LabelSet, Record, Source, SourceOptions, images_at_once, refuse_folders
+from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
 
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 _MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.

@@ -3,7 +3,6 @@
 import os
 
 from dnnlib.util import UserError
-
 from training.data.prepare.array_sources import CifarSource, MnistSource, SyntheticSource
 from training.data.prepare.image_sources import FilesSource, LmdbSource
 from training.data.prepare.source import Source, SourceOptions

@@ -11,18 +11,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from paths import ROOT
 
 import pytest
 import torch
 
 from dnnlib import util
 from dnnlib.util import UserError
-from torch_utils.ops.build import custom_ops, report as kernel_report
-from torch_utils.ops.build import driver, nvcc, nvrtc, source
+from paths import ROOT
+from torch_utils.ops.__main__ import main
+from torch_utils.ops.build import custom_ops, driver, nvcc, nvrtc, source
+from torch_utils.ops.build import report as kernel_report
 from torch_utils.ops.build.disk_cache import DiskCache
 from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
-from torch_utils.ops.__main__ import main
 
 SCALE = Kernel("scale", (("T", "float32"), ("BLOCK", 128)))
 HALF = Kernel("scale", (("T", "float16"), ("BLOCK", 256)))
@@ -128,7 +128,8 @@ def test_nvcc_makes_a_library(cache, monkeypatch):
     launchers = [nvcc._launcher(library, kernel, 0) for kernel in (SCALE, HALF)]
     library.error_name.restype = ctypes.c_char_p
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match=r"cudaError\w+: launching scale\(T=float32, BLOCK=128\) on a grid of 3 "):
+        with pytest.raises(RuntimeError,
+                           match=r"cudaError\w+: launching scale\(T=float32, BLOCK=128\) on a grid of 3 "):
             launchers[0](3, Params())
         with pytest.raises(Unavailable, match="loading scale.*cudaError"):
             nvcc.launcher(SCALE, arch=90, index=0, cache=cache, standard=[SCALE, HALF])
@@ -140,7 +141,8 @@ def test_nvcc_makes_a_library(cache, monkeypatch):
 
 def test_a_program_is_ended_with_its_children_when_its_time_is_over(tmp_path):
     start = time.monotonic()
-    code, _ = nvcc.run_limited(["sh", "-c", "sleep 60 & echo $! > pid; wait"], seconds=1, cwd=tmp_path, env=dict(os.environ))
+    code, _ = nvcc.run_limited(["sh", "-c", "sleep 60 & echo $! > pid; wait"], seconds=1, cwd=tmp_path,
+                               env=dict(os.environ))
     assert code is None and time.monotonic() - start < 30
     state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # a busy system ends it when it can
@@ -149,7 +151,8 @@ def test_a_program_is_ended_with_its_children_when_its_time_is_over(tmp_path):
 
 
 def test_a_build_ends_with_a_parent_that_is_killed(tmp_path):
-    code = nvcc._END_WITH_PARENT + "open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'its-pid'); time.sleep(60)"
+    code = (nvcc._END_WITH_PARENT
+            + "open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'its-pid'); time.sleep(60)")
     parent = os.fork()
     if not parent:
         nvcc.run_limited([sys.executable, "-c", code], seconds=60, cwd=tmp_path, env=dict(os.environ))
@@ -278,13 +281,15 @@ def fake_library(folder):
     if compiler is None:
         pytest.skip("no C compiler for the fake driver")
     path = folder / "fake_driver.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", Path(__file__).with_name("fake_driver.c"), "-o", path], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", Path(__file__).with_name("fake_driver.c"), "-o", path],
+                   check=True)
     return path
 
 
 class Launched(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in ("function", "context", "stream", "extra")),
-                ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("params", ctypes.c_ubyte * 32)]
+                ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+                ("params", ctypes.c_ubyte * 32)]
 
 
 class Fake:
@@ -363,7 +368,8 @@ def test_errors_of_launch(fake):
     launch = custom_ops.load(SCALE, torch.device("cuda", 1))
     for code, name in [(1, "CUDA_ERROR_INVALID_VALUE"), (77, "CUDA error 77")]:
         fake.fail(code)
-        with pytest.raises(RuntimeError, match=rf"^{name}: launching scale\(T=float32, BLOCK=128\) on a grid of 5 .*cuda:1$"):
+        with pytest.raises(RuntimeError,
+                           match=rf"^{name}: launching scale\(T=float32, BLOCK=128\) on a grid of 5 .*cuda:1$"):
             launch(5, Params())
 
 
@@ -398,7 +404,8 @@ def test_choice_by_environment(monkeypatch, capsys):
             raise Unavailable("not today")
         monkeypatch.setattr(custom_ops.ROUTES[name], "launcher", launcher)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for i, (value, expected) in enumerate(dict(auto=["nvrtc", "nvcc"], nvrtc=["nvrtc"], nvcc=["nvcc"], native=[]).items()):
+    routes = dict(auto=["nvrtc", "nvcc"], nvrtc=["nvrtc"], nvcc=["nvcc"], native=[])
+    for i, (value, expected) in enumerate(routes.items()):
         monkeypatch.setenv("GLEAD_OPS", value)
         assert custom_ops.load(SCALE, torch.device("cuda", i)) is None
         assert called == expected

@@ -2,12 +2,21 @@ import io
 
 import numpy as np
 import pytest
-from dataset_fakes import encoded, huge_png, noise, sixteen_bit_png
 from PIL import Image
 
+from dataset_fakes import encoded, huge_png, noise, sixteen_bit_png
 from dnnlib.util import UserError
 from training.data.prepare.conversion import (
-    MAX_PIXELS, BadImage, ConversionOptions, Converter, FirstImage, TooSmall, decode, encode_png, flatten, is_gray,
+    MAX_PIXELS,
+    BadImage,
+    ConversionOptions,
+    Converter,
+    FirstImage,
+    TooSmall,
+    decode,
+    encode_png,
+    flatten,
+    is_gray,
     widest_crop,
 )
 

@@ -4,17 +4,17 @@ import signal
 
 import numpy as np
 import pytest
-from dataset_fakes import contents, encoded, huge_png, left_behind, noise, save
 from PIL import Image
 
+from dataset_fakes import contents, encoded, huge_png, left_behind, noise, save
 from dnnlib.util import UserError
+from training.data.dataset import ImageFolderDataset
 from training.data.prepare import writer
 from training.data.prepare.array_sources import SyntheticSource
 from training.data.prepare.conversion import ConversionOptions
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.source import Record, Source, images_at_once
 from training.data.prepare.sources import open_source
-from training.data.dataset import ImageFolderDataset
 
 SMALL = ConversionOptions(width=8, height=8, transform="center-crop")
 

@@ -8,20 +8,29 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from dataset_fakes import (
-    cifar10_members, contents, encoded, huge_png, noise, python2_batch, python3_batch, save, write_idx, write_lmdb,
-    write_tar,
-)
 from PIL import Image
 
+from dataset_fakes import (
+    cifar10_members,
+    contents,
+    encoded,
+    huge_png,
+    noise,
+    python2_batch,
+    python3_batch,
+    save,
+    write_idx,
+    write_lmdb,
+    write_tar,
+)
 from dnnlib.util import UserError
+from training.data.dataset import ImageFolderDataset
 from training.data.prepare.array_sources import CifarSource, MnistSource, SyntheticSource
 from training.data.prepare.conversion import BadImage, ConversionOptions
 from training.data.prepare.image_sources import FilesSource, LmdbSource
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.source import SourceOptions, count_classes
 from training.data.prepare.sources import open_source
-from training.data.dataset import ImageFolderDataset
 from training.data.scenes import CLASS_NAMES, draw_scenes
 
 
