@@ -25,7 +25,7 @@ class _Source(NamedTuple):
     name: str
     path: str
     files: ImageFiles | None    # None = `path` is the image.
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class InputImages:

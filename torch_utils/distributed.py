@@ -355,7 +355,7 @@ def _missing(group: _Group) -> tuple[list[int], list[int]]:
 
 
 def _describe_absence(group: _Group, error: RuntimeError) -> str:
-    others = range(group.world_size)
+    others = list(range(group.world_size))
     with contextlib.suppress(RuntimeError, AttributeError):  # no store was reached
         others = [other for other in others if not group.store.check([f"beat/{other}"])] or others
     absent = [other for other in others if other != group.rank]

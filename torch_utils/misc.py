@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Sequence, TypeVar, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def profiled_function(fn: Function) -> Function:
         with torch.autograd.profiler.record_function(fn.__name__):
             return fn(*args, **kwargs)
 
-    return wrapper
+    return cast(Function, wrapper)
 
 
 @contextlib.contextmanager

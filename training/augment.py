@@ -144,6 +144,9 @@ class AugmentPipe(torch.nn.Module):
         cutout:     Blank a square of `cutout_size` times the size.
     """
 
+    Hz_geom: torch.Tensor
+    Hz_fbank: torch.Tensor
+
     def __init__(
         self,
         xflip: float = 0, rotate90: float = 0, xint: float = 0, xint_max: float = 0.125,

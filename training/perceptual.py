@@ -439,7 +439,7 @@ def _min_input_size(layers: Sequential) -> int:
     size = 1
     for layer in reversed(layers):
         if isinstance(layer, (Conv2d, MaxPool2d)):
-            kernel, stride, padding = (v if isinstance(v, int) else v[0]
+            kernel, stride, padding = (int(v) if isinstance(v, (int, str)) else v[0]
                                        for v in (layer.kernel_size, layer.stride, layer.padding))
             size = max((size - 1) * stride + kernel - 2 * padding, 1)
     return size

@@ -44,7 +44,7 @@ class FeatureMatching:
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
         self.weight = weight
-        self.states = (res,)
+        self.states: Collection[int] = (res,)
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
         source = out.fmaps[self.res] if out.f is None else _resize(out.f, self.res)
@@ -59,7 +59,7 @@ class ImageReconstruction:
     """
 
     name = "reconstruction"
-    states = ()
+    states: Collection[int] = ()
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class ImageReconstruction:
 
 def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[Task]]:
     """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one."""
-    distances: dict[str, torch.nn.Module] = {}
+    distances: dict[str, PerceptualLoss] = {}
 
-    def distance(name: str) -> torch.nn.Module:
+    def distance(name: str) -> PerceptualLoss:
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
             device = next(G.parameters()).device

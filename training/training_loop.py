@@ -104,7 +104,8 @@ class Trainer:
         self.augment_pipe, self.ada = build_augmentation(c, self.device)
         self.loss = StyleGAN2Loss(
             self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks,
-            augment=getattr(self.ada or self.augment_pipe, "run", None), observe_real=self.ada and self.ada.observe,
+            augment=getattr(self.ada or self.augment_pipe, "run", None),
+            observe_real=self.ada.observe if self.ada else None,
         )
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)
@@ -192,7 +193,7 @@ class Trainer:
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
-        distributed.all_reduce_mean_(self.G.mapping.w_avg)
+        distributed.all_reduce_mean_(self.G.mapping.w_avg)  # type: ignore[arg-type]
         update_ema(self.G_ema, self.G, ema_beta(batch_size=c.batch_size, cur_nimg=self.progress.nimg,
                                                 ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup))
         training_stats.report("Progress/nonfinite_gradients", self.guard.end_iteration())

@@ -117,7 +117,7 @@ class _Options(NamedTuple):
 
 
 def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor:

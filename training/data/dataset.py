@@ -195,7 +195,7 @@ class ImageFolderDataset:
     @property
     def xflip(self) -> bool:
         """Whether mirrored copies are among the items."""
-        return self._options["xflip"]
+        return bool(self._options["xflip"])
 
     @property
     def label_shape(self) -> list[int]:

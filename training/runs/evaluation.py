@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 
@@ -42,7 +42,8 @@ def evaluate(
         KeyboardInterrupt: Requested to stop.
         LostRank:          Another process of the run is missing.
     """
-    c, kept_real = config, {}
+    c = config
+    kept_real: dict[str, Any] = {}
     shared = Shared([metric for metric in c.metrics if metric not in known])
     progress = ScoreBar() if sys.stderr.isatty() else None
     for metric in c.metrics:

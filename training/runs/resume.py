@@ -196,7 +196,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -128,7 +128,7 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
     with atomic_write(path) as f:
         signed = _SignedWriter(f)
         try:
-            torch.save(dict(content, format=FORMAT), signed)
+            torch.save(dict(content, format=FORMAT), signed)  # type: ignore[arg-type]
         except RuntimeError as e:  # PyTorch's writer hides what went wrong
             raise signed.error or e from e
         signed.finish()

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.util
-import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -128,7 +127,7 @@ def _result(program: ctypes.c_void_p, what: str) -> bytes:
 def _entry(kernel: Kernel, arch: int) -> str:
     """Name of the file in the cache."""
     to = target(arch, architectures())
-    files = itertools.chain.from_iterable(source.included([kernel]).items())
+    files: list[str | bytes] = [part for item in source.included([kernel]).items() for part in item]
     key = source.digest(version(), to, *OPTIONS, source.unit([kernel]), *files)
     return f"{kernel.symbol}-{to}-{key[:20]}.{'cubin' if to.startswith('sm_') else 'ptx'}"
 
