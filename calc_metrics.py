@@ -90,7 +90,8 @@ class Options:
               help="Keep the statistics of real images on disk.")
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
 @cli.trust_net_option
-@click.option("--table", is_flag=True, help="Print the results, of a run the best ones, above published ones on the same data set.")
+@click.option("--table", is_flag=True,
+              help="Print the results, of a run the best ones, above published ones on the same data set.")
 @click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress on stderr.")
 def main(**options: Any) -> None:
     """Calculate quality metrics of a network pickle, or of all pickles of a run.
@@ -359,8 +360,8 @@ def calculation(
 
 def warn_if_long(sec: float) -> None:
     if sec > _LONG_SEC:
-        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and metrics "
-                 "of fewer images, such as fid5k_full, give a first impression")
+        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and "
+                 "metrics of fewer images, such as fid5k_full, give a first impression")
 
 
 def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -10,12 +10,12 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError
 from training.data import check as dataset_check
+from training.data.image_files import MAX_RESOLUTION
 from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.presets import DATA_PRESETS
 from training.data.prepare.source import Labels, SourceOptions, count_classes
 from training.data.prepare.sources import SOURCES, open_source
-from training.data.image_files import MAX_RESOLUTION
 
 
 @click.command(cls=cli.Command, help=f"""

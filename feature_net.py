@@ -50,7 +50,7 @@ def main(
     Example:
       python feature_net.py --data=cifar10.zip --out=cifar10-net.safetensors
     """
-    import torch    # takes seconds, for which --help and wrong usage don't wait
+    import torch  # takes seconds, for which --help and wrong usage don't wait
 
     from torch_utils import misc
     from torch_utils.formats.feature_nets import save_classifier

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
-    from sampling.input_images import InputImages
     from sampling.images import Grid, LatentPath
+    from sampling.input_images import InputImages
 
 MAX_SHOWN = 64      # Images in reconstructions.png ...
 SHOWN_COLUMNS = 16  # ... and in each of its rows.
@@ -200,9 +200,9 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
     """The generator on its device, and the latents for it."""
     import torch
 
-    from torch_utils import misc
-    from sampling.projection import load_projected_w
     from sampling.images import seed_latents
+    from sampling.projection import load_projected_w
+    from torch_utils import misc
 
     device = misc.pick_device(opts.device)
     G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
@@ -248,7 +248,8 @@ def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tup
 
 
 def write_video(opts: Options) -> None:
-    from sampling import images as sampling, video
+    from sampling import images as sampling
+    from sampling import video
 
     path = Path(opts.video)
     if opts.outdir is not None and path.parent == Path(".") and not opts.video.startswith("."):
@@ -317,9 +318,9 @@ class Originals(NamedTuple):
 def write_reconstructions(opts: Options) -> None:
     import torch
 
-    from torch_utils import misc
-    from sampling.reconstruction import find_res_g, rebuild
     from sampling.images import psnr, save_image, to_pixels
+    from sampling.reconstruction import find_res_g, rebuild
+    from torch_utils import misc
 
     device = misc.pick_device(opts.device)
     G, D = load_pair(opts)

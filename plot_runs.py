@@ -42,7 +42,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
                 curve = curves.setdefault(name, Curve([], []))
                 curve.kimg.append(kimg)
                 curve.values.append(value["mean"])
-    from training.runs.run_scores import read_all_scores     # PyTorch takes seconds to import
+    from training.runs.run_scores import read_all_scores  # PyTorch takes seconds to import
 
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
@@ -89,7 +89,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     if any(name in c for c in curves for name in TASKS):
         title = "weighted tasks: real (solid), fake (dashed; features dotted)"
         panels.append((title, TASKS, weight))
-    import matplotlib    # takes a second, for which --help does not wait
+    import matplotlib  # takes a second, for which --help does not wait
     from matplotlib import pyplot
 
     matplotlib.use("Agg")  # draws into files, also where there is no display

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import torch
 
     from sampling.input_images import InputImages
-    from training.perceptual import PerceptualLoss
     from sampling.projection import Projection
+    from training.perceptual import PerceptualLoss
 
 VIDEO_FPS = 30
 SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
@@ -107,8 +107,8 @@ def main(**options: Any) -> None:
 
 def load_nets(opts: Options) -> torch.nn.Module:
     """The network, when the perceptual net is known to be there, too. Raises UserError: what is wrong with either."""
-    from training.perceptual import check_perceptual
     from sampling.projection import COMPARED_RES
+    from training.perceptual import check_perceptual
 
     G: torch.nn.Module | None = None
 
@@ -166,8 +166,8 @@ def project_one(
     """Project an image, tell how well it went, write the results if they are wanted."""
     import torch
 
-    from sampling.projection import ProjectionConfig, project, synthesize_with
     from sampling.images import psnr, to_pixels, to_tensor
+    from sampling.projection import ProjectionConfig, project, synthesize_with
 
     device = next(G.parameters()).device
     config = ProjectionConfig(num_steps=opts.num_steps, seed=opts.seed)
@@ -191,8 +191,8 @@ def project_one(
 
 
 def write_results(opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray) -> None:
-    from sampling.projection import ProjectedW, save_projected_w
     from sampling.images import save_image
+    from sampling.projection import ProjectedW, save_projected_w
     from sampling.video import resolve_path, write_video
 
     folder = target.folder
@@ -215,8 +215,8 @@ def video_frames(G: torch.nn.Module, target: Target, found: Projection) -> Itera
     import numpy as np
     import torch
 
-    from sampling.projection import synthesize_with
     from sampling.images import to_pixels
+    from sampling.projection import synthesize_with
 
     device = next(G.parameters()).device
     for w in found.w_steps.split(8):

@@ -58,8 +58,8 @@ def main(
     cli.check_outdir(outdir)
     cli.check_seeds("--rows", rows)
     cli.check_seeds("--cols", cols)
-    from torch_utils import misc
     from sampling.images import Grid, Truncation, check_grid, map_latents, save_image, seed_latents, synthesize
+    from torch_utils import misc
 
     target = misc.pick_device(device)
     G = cli.load_generator(network_pkl, trust=trust_pickle).to(target)

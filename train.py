@@ -13,16 +13,16 @@ import click
 
 import cli
 from dnnlib.util import UserError, check_all, check_writable, is_url
-from training.config import schema as configs
-from training.config import comparison, presets
 from training import estimate
-from training.runs import resume, run_dir
+from training.config import comparison, presets
+from training.config import schema as configs
 from training.config.schema import DatasetConfig, TrainingConfig
+from training.runs import resume, run_dir
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     from training import launch
 
-PREPARING_SEC = 3600    # Other processes wait so long for the first one, which checks the data and may download networks.
+PREPARING_SEC = 3600    # The others wait at most this long for the first process, which checks data and downloads nets.
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
@@ -89,8 +89,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @general("--seed", type=int, metavar="INT", default=0, help="Random seed.")
 @general("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @general("--keep", metavar="RULES", default="all",
-         help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best is that "
-              "by the first of --metrics.")
+         help="Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best is "
+              "that by the first of --metrics.")
 @general("--timeout", type=cli.FiniteFloat(min=0, min_open=True, max=1e6), metavar="SEC", default=600,
          help="How long processes wait for one that hangs.")
 @general("--outcome", type=cli.Path(), metavar="FILE",
@@ -140,8 +140,8 @@ BOOL = {"type": bool, "metavar": "BOOL"}
 @nets("--map-depth", type=int, metavar="INT", show_default="by --cfg", help="Layers of the mapping network.")
 @nets("--mbstd-group", type=int, metavar="INT", show_default="by --cfg", help="Images per minibatch deviation.")
 @transfer("--resume", type=cli.Path(), metavar="auto|noresume|PATH|URL|NAME", show_default="auto",
-          help="Go on with a run (its directory, or one of its training states; auto: the unfinished one in --outdir that "
-               "the same command started, if there is one), or start from a network pickle, or one of "
+          help="Go on with a run (its directory, or one of its training states; auto: the unfinished one in --outdir "
+               "that the same command started, if there is one), or start from a network pickle, or one of "
                f"{', '.join(presets.RESUME_SOURCES)}.")
 @transfer("--resume-anyway", is_flag=True, help="Go on with a run although this command changes what is learnt.")
 @transfer("--freezed", type=int, metavar="INT", default=0, help="FreezeD: leave so many of D's layers as they are.")
@@ -464,8 +464,8 @@ def size_like_source(
 ) -> presets.Options:
     """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
 
-    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. What is wrong with the source is
-    added to `problems`, to be told together with what is wrong with other nets.
+    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. What is wrong with the source
+    is added to `problems`, to be told together with what is wrong with other nets.
     """
     options = arguments.options
     source = presets.source_network(options)
@@ -746,7 +746,7 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
 
 
 def run_under_torchrun(command: dict[str, Any], said: dict[str, Any]) -> None:
-    """Train as one of the processes that torchrun started, on any number of machines; the first one prepares the run."""
+    """Train as one of the processes that torchrun started, on any number of machines; the first prepares the run."""
     import torch
 
     from torch_utils import distributed

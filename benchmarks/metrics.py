@@ -24,9 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.data import draw_files, write_containers  # noqa: E402
-from benchmarks.measuring import (  # noqa: E402
-    baseline_option, medians, print_table, ratio, save_results, take_turns,
-)
+from benchmarks.measuring import baseline_option, medians, print_table, ratio, save_results, take_turns  # noqa: E402
 from cli import Command, trust_net_option  # noqa: E402
 from metrics import metric_main  # noqa: E402
 from metrics.detectors import FeatureNet, load_feature_net  # noqa: E402

@@ -18,12 +18,10 @@ import click
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import cli  # noqa: E402
-from benchmarks.measuring import (  # noqa: E402
-    baseline_option, medians, print_table, ratio, save_results, take_turns,
-)
-from torch_utils.ops.build import custom_ops  # noqa: E402
-from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d  # noqa: E402
+import cli
+from benchmarks.measuring import baseline_option, medians, print_table, ratio, save_results, take_turns
+from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+from torch_utils.ops.build import custom_ops
 
 Tensor = torch.Tensor
 

@@ -41,7 +41,8 @@ def run_sizes(
         job.write_text(json.dumps(dict(data=data, options=options, iterations=iterations, detector=detector)))
         launch.run_together([sys.executable, "-c", WORKER, str(ROOT), str(job), str(out)], size=size)
         result = torch.load(out, weights_only=True)
-        first = result if not rows else first
+        if not rows:
+            first = result
         error = max(float((a - b).norm() / b.norm().clamp(min=1e-30))
                     for name, b in first["gradients"].items() for a in [result["gradients"][name]])
         rows.append(dict(processes=size, sec_per_iteration=result["sec_per_iteration"],

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.data import draw_files, write_containers  # noqa: E402
 from benchmarks.measuring import print_table, save_results  # noqa: E402
-from training.config import presets
 from training import snapshot  # noqa: E402
+from training.config import presets  # noqa: E402
 from training.training_loop import Trainer  # noqa: E402
 
 _NAME_LENGTH = 90   # Kernels' names are templates written out.

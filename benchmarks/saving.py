@@ -14,8 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import print_table, save_results  # noqa: E402
-from training.runs.checkpoints import Checkpoints, Keep  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
+from training.runs.checkpoints import Checkpoints, Keep  # noqa: E402
 from training.runs.training_state import pickle_path  # noqa: E402
 
 

@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,13 +42,13 @@ from benchmarks.step import BASELINES, Step  # noqa: E402
 from cli import Command, IntRanges, warn_unused  # noqa: E402
 from dnnlib.util import atomic_path  # noqa: E402
 from torch_utils import distributed  # noqa: E402
-from training import launch
+from training import launch  # noqa: E402
 from training.config import presets  # noqa: E402
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.data.dataset import ImageFolderDataset  # noqa: E402
+from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.draws import draw_part  # noqa: E402
 from training.estimate import count_parameters  # noqa: E402
-from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
 from training.phases import build_phases  # noqa: E402
@@ -108,7 +108,7 @@ class Cost(NamedTuple):
 
 
 def gradient_bytes(s: Setting) -> float:
-    """V, what an average iteration reduces: each phase the gradients of its network, regularisations every k-th time."""
+    """V, what an average iteration reduces: gradients of each phase's network, of regularisations every k-th time."""
     return FLOAT * ((1 + 1 / s.k_G) * s.n_G + (1 + 1 / s.k_D) * s.n_D)
 
 
@@ -120,7 +120,7 @@ def reduces(s: Setting) -> float:
 def all_reduce_sec(s: Setting, m: Machine, N: int) -> float:
     if N == 1:
         return 0.0
-    beta = m.beta_node if N <= m.per_node else min(m.beta_node, m.beta_net)
+    beta = m.beta_node if m.per_node >= N else min(m.beta_node, m.beta_net)
     return 2 * (N - 1) / N * gradient_bytes(s) / beta + reduces(s) * 2 * math.log2(N) * m.alpha
 
 
@@ -145,7 +145,7 @@ def cost(s: Setting, m: Machine, N: int) -> Cost:
 
 
 PAPER256 = Setting(n_G=24_767_458, n_D=24_001_089, B=64)  # StyleGAN2, FFHQ or LSUN at 256x256
-_PUBLISHED_SEC_PER_KIMG = 2.47      # Assumed: StyleGAN2 at batch 64 on 8 A100s, in the original program, without metrics.
+_PUBLISHED_SEC_PER_KIMG = 2.47  # Assumed: StyleGAN2 at batch 64 on 8 A100s, in the original program, without metrics.
 _UNCALIBRATED = Machine(
     t_img=0.0, launches=2462, t_launch=10e-6, per_node=8, beta_node=230e9, beta_net=20e9, alpha=10e-6, alpha_host=50e-6,
     workers=3, r_worker=400, t_gen=0.004, t_score=20, beta_copy=10e9,

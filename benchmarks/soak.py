@@ -31,8 +31,8 @@ import train  # noqa: E402
 from benchmarks.measuring import save_results  # noqa: E402
 from training.config import presets  # noqa: E402
 from training.config.schema import TrainingConfig  # noqa: E402
-from training.training_loop import run_training  # noqa: E402
 from training.runs.training_state import list_states, read_state  # noqa: E402
+from training.training_loop import run_training  # noqa: E402
 
 SMALL = ["--cfg=auto", "--cbase=64", "--cmax=8", "--map-depth=1", "--batch=8", "--mbstd-group=4", "--device=cpu",
          "--workers=0", "--metrics=none", "--reg_loss_real=mse", "--mirror=true", "--cond=true"]

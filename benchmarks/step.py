@@ -25,23 +25,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import cli  # noqa: E402
-from benchmarks.measuring import (  # noqa: E402
-    baseline_option, medians, print_table, ratio, save_results, take_turns,
-)
-from torch_utils import distributed  # noqa: E402
-from torch_utils.formats.feature_nets import trust_net  # noqa: E402
-from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d  # noqa: E402
-from training import networks  # noqa: E402
-from training.config import presets  # noqa: E402
-from training.build import build_networks  # noqa: E402
-from training.config.schema import DatasetConfig, TrainingConfig  # noqa: E402
-from training.ema import ema_beta, update_ema  # noqa: E402
-from training.loss import Batch, StyleGAN2Loss  # noqa: E402
-from training.networks import DiscriminatorOutput  # noqa: E402
-from training.perceptual import PerceptualLoss  # noqa: E402
-from training.phases import GradientGuard, Phase, build_phases  # noqa: E402
-from training.tasks import Shown, build_tasks  # noqa: E402
+import cli
+from benchmarks.measuring import baseline_option, medians, print_table, ratio, save_results, take_turns
+from torch_utils import distributed
+from torch_utils.formats.feature_nets import trust_net
+from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d
+from training import networks
+from training.build import build_networks
+from training.config import presets
+from training.config.schema import DatasetConfig, TrainingConfig
+from training.ema import ema_beta, update_ema
+from training.loss import Batch, StyleGAN2Loss
+from training.networks import DiscriminatorOutput
+from training.perceptual import PerceptualLoss
+from training.phases import GradientGuard, Phase, build_phases
+from training.tasks import Shown, build_tasks
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
@@ -96,7 +94,7 @@ def _plain_precision(block: Any, device: torch.device, force_fp32: bool) -> tupl
 def computing(path: str) -> Iterator[None]:
     """Compute as `path` says, one of BASELINES; anything else = as training does."""
     with contextlib.ExitStack() as stack:
-        patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
+        patch = lambda *args: stack.enter_context(mock.patch.object(*args))
         if path in BASELINES:
             fir = _by_reference(upfirdn2d.upfirdn2d)
             patch(upfirdn2d, "upfirdn2d", fir)

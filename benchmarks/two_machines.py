@@ -7,7 +7,7 @@ loopback of its own, and they share the files, as machines with a network file s
 (unshare, nsenter), iproute2 (ip), and root or the right to make user namespaces; nothing of it is left behind. Both
 run `train_scripts/cluster/several-nodes.sh` over gloo, with a tiny network. Exit status 1 if this does not hold:
 
-    after the cut    both machines end with status 1 (or 137: torchrun had to be ended) and a message, within `limit_sec`
+    after the cut    both machines end with status 1 (137: torchrun had to be ended) and a message, within `limit_sec`
     what is left     the newest training state is good
     after mending    the same commands go on from that state, and end with status 0
     in the end       the networks are, bit for bit, those of a run that was not cut (--compare)

@@ -138,7 +138,7 @@ class _ReaderContext(context.SpawnContext):
         super().__init__()
         self.started: list[_ReaderProcess] = []
 
-    def Process(self, *args: Any, **kwargs: Any) -> _ReaderProcess:  # noqa: N802: the name is multiprocessing's.
+    def Process(self, *args: Any, **kwargs: Any) -> _ReaderProcess:  # The name is multiprocessing's.
         process = _ReaderProcess(*args, **kwargs)
         self.started.append(process)
         return process

@@ -22,7 +22,7 @@ class UserError(ValueError):
         return "; ".join(map(str, self.args))
 
 
-def check_all(*checks: Callable[[], None]) -> None:
+def check_all(*checks: Callable[[], object]) -> None:
     """Make all of these checks, and raise one UserError that tells what each of them found wrong."""
     problems: dict[str, None] = {}
     for check in checks:

@@ -1,10 +1,9 @@
 """Statistics of feature vectors, gathered batch by batch and over processes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
 
 _ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
 
@@ -101,7 +100,7 @@ class FeatureStats:
             return self._sum.shape[0]
         return self._batches[0].shape[1] if self._batches else 0
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
+    def to_arrays(self) -> dict[str, Any]:
         """Plain arrays for a file."""
         self._digest()
         arrays = {"num_items": np.asarray(self.num_items)}

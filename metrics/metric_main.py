@@ -48,21 +48,23 @@ class Metric:
 def _registry() -> dict[str, Metric]:
     registry = {}
     inception = {"standard_net": detectors.INCEPTION_URL, "output": "features"}
-    for count in SIZES:
-        for suffix in ("_full", ""):
-            def add(name: str, compute: Callable[..., Any], limit: int | None = None, **entry: Any) -> None:
-                images = ImageSet("all real", limit) if suffix else ImageSet("real", count * 1000)
-                registry[name + suffix] = Metric(
-                    compute=functools.partial(compute, images=images, num_gen=count * 1000), images=images,
-                    num_gen=count * 1000, **entry)
 
-            add(f"fid{count}k", compute_fid, keeps_features=False, **inception)
-            add(f"kid{count}k", compute_kid, **inception)
-            add(f"pr{count}k3", compute_pr, MAX_REAL_FULL, standard_net=detectors.VGG16_URL, output="features",
-                higher_is_better=True)
+    def add(name: str, compute: Callable[..., Any], num_gen: int, images: ImageSet, **entry: Any) -> None:
+        registry[name] = Metric(compute=functools.partial(compute, images=images, num_gen=num_gen), images=images,
+                                num_gen=num_gen, **entry)
+
+    for count in SIZES:
+        num_gen = count * 1000
+        for suffix in ("_full", ""):
+            images = ImageSet("all real") if suffix else ImageSet("real", num_gen)
+            add(f"fid{count}k{suffix}", compute_fid, num_gen, images, keeps_features=False, **inception)
+            add(f"kid{count}k{suffix}", compute_kid, num_gen, images, **inception)
+            limited = ImageSet("all real", MAX_REAL_FULL) if suffix else images
+            add(f"pr{count}k3{suffix}", compute_pr, num_gen, limited, standard_net=detectors.VGG16_URL,
+                output="features", higher_is_better=True)
         registry[f"is{count}k"] = Metric(
-            compute=functools.partial(compute_is, num_gen=count * 1000), standard_net=detectors.INCEPTION_URL,
-            output="probabilities", num_gen=count * 1000, higher_is_better=True)
+            compute=functools.partial(compute_is, num_gen=num_gen), standard_net=detectors.INCEPTION_URL,
+            output="probabilities", num_gen=num_gen, higher_is_better=True)
     for name, space, sampling, crop in (
         ("ppl2_wend", "w", "end",  False),
         ("ppl_zfull", "z", "full", True),

@@ -9,7 +9,7 @@ comparable with them.
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Sequence
+from typing import Any, Literal, NamedTuple, Sequence, cast
 
 Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
 
@@ -43,7 +43,7 @@ def score_of(result_name: str) -> Score | None:
             return ending
     if name.endswith("_std"):
         return None
-    return re.match(r"[a-z]+", name)[0]
+    return cast(Score, re.match(r"[a-z]+", name)[0])
 
 
 def find_dataset(name: str, resolution: int) -> str | None:

@@ -11,7 +11,6 @@ import torch
 from scipy.interpolate import CubicSpline
 
 from dnnlib.util import UserError, atomic_write
-
 from training.snapshot import to_uint8
 
 GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.util import UserError
-
-from training.data.prepare.conversion import decode, flatten
 from training.data.image_files import ImageFiles, open_image_files, read_regular
 from training.data.image_names import shown
+from training.data.prepare.conversion import decode, flatten
 
 
 class InputImage(NamedTuple):
@@ -26,7 +25,7 @@ class _Source(NamedTuple):
     name: str
     path: str
     files: ImageFiles | None    # None = `path` is the image.
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class InputImages:
@@ -50,7 +49,7 @@ class InputImages:
         self.num_found = 0
         self._sources: list[_Source] = []
         taken: set[str] = set()
-        for path in (match for path in paths for match in _expand(path)):
+        for path in itertools.chain.from_iterable(map(_expand, paths)):
             is_set = os.path.isdir(path) or path.lower().endswith(".zip")
             files = open_image_files(path, by_content=True) if is_set else None
             names = [path] if files is None else files.names

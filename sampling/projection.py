@@ -2,15 +2,15 @@
 
 import os
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dnnlib.util import UserError, atomic_write, open_url
-
 from training.perceptual import PerceptualLoss
+
 from .images import map_latents
 
 Tensor = torch.Tensor
@@ -164,7 +164,7 @@ def _compared(img: Tensor) -> Tensor:
 
 class ProjectedW(NamedTuple):
     ws: np.ndarray                  # float32 [N, num_ws, w_dim].
-    noise: dict[str, np.ndarray]    # Noise maps that belong to it, by their name in G.synthesis; perhaps none.
+    noise: dict[str, Any]           # Noise maps (arrays) that belong to it, by their name in G.synthesis; perhaps none.
 
 
 def save_projected_w(path: str | os.PathLike, projected: ProjectedW) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
+from training.tasks import reconstruct
 
 from .images import to_pixels
-from training.tasks import reconstruct
 
 
 class Reconstruction(NamedTuple):

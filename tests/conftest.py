@@ -1,9 +1,7 @@
-"""What all tests share: the path, optional data, golden numbers, and the marker for tests that need a GPU."""
+"""What all tests share: optional data, golden numbers, small inputs. Tests that need a GPU are skipped without one."""
 
 import json
-import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-SHARED = Path(os.environ.get("GLEAD_SHARED") or ROOT / "../shared").resolve()
+from paths import ROOT, SHARED
+
 BUNDLED_GOLDEN = ROOT / "tests/golden"     # A part of the golden numbers, which every checkout has.
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: programs would inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,7 +75,8 @@ def golden():
         places = [SHARED / "golden" / name, BUNDLED_GOLDEN / name]
         path = next((path for path in places if path.is_file()), None)
         if path is None:
-            pytest.skip(f"golden numbers {name} are neither in {SHARED / 'golden'} (set GLEAD_SHARED) nor in tests/golden")
+            folder = SHARED / "golden"
+            pytest.skip(f"golden numbers {name} are neither in {folder} (set GLEAD_SHARED) nor in tests/golden")
         arrays = np.load(path, allow_pickle=False)
         return Golden(arrays, json.loads(str(arrays["meta"])) if "meta" in arrays.files else {})
 

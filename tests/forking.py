@@ -10,7 +10,6 @@ import time
 import traceback
 import types
 
-
 _gate = None    # Pipe whose end is what the processes of a run wait for.
 
 

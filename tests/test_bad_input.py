@@ -11,22 +11,21 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from small_networks import Overwriting, save_torchscript
 
 import train
+from paths import ROOT
+from small_networks import Overwriting, save_torchscript
 from torch_utils.formats.network_pickle import save_network_pkl
-from training.config import schema as configs
 from training.config import presets
+from training.config import schema as configs
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "train --outdir=runs --device=cpu --metrics=none --perceptual=mse --data={data}/"
 
 
@@ -127,12 +126,15 @@ MISTAKES = [
     (TRAIN + "good.zip --resume={data}/file", "--resume: {data}/file: the file is something else"),
     (TRAIN + "good.zip --resume={data}/net.pkl", "numbers, those of this run 512"),
     (TRAIN + "good.zip --trust-net --perceptual={data}/failing.pt", "failed: builtins.RuntimeError: needs 299 pixels"),
-    (TRAIN + "good.zip --metrics=fid1k --detector={data}/wrong-shape.pt --trust-net", "wrong-shape gives [2, 64, 64] for 2 images"),
+    (TRAIN + "good.zip --metrics=fid1k --detector={data}/wrong-shape.pt --trust-net",
+     "wrong-shape gives [2, 64, 64] for 2 images"),
     ("generate --outdir=out --seeds=1 --network={data}/call.pkl", "asks for os.system"),
     ("generate --outdir=out --seeds=1 --network={data}/strings.pkl --trust-pickle", "G_ema is no network"),
     ("generate --outdir=out --seeds=1 --network={data}/nan.pkl", "training has diverged"),
-    ("calc_metrics --network={data}/odd-set.pkl --metrics=fid1k --detector={data}/good.pt", "what it says of its training set is damaged"),
-    ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/failing.pt --trust-net", "needs 299 pixels"),
+    ("calc_metrics --network={data}/odd-set.pkl --metrics=fid1k --detector={data}/good.pt",
+     "what it says of its training set is damaged"),
+    ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/failing.pt --trust-net",
+     "needs 299 pixels"),
     ("calc_metrics --network={data}/net.pkl --metrics=fid1k --detector={data}/overwriting.pt", "is a program"),
 ]  # fmt: skip
 

@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+
 CLUSTER = ROOT / "train_scripts" / "cluster"
 TRAIN = str(ROOT / "train.py")
 

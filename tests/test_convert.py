@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import click.testing
 import numpy as np
@@ -19,10 +18,10 @@ import torch
 import convert
 import generate
 import legacy
+from paths import ROOT
 from torch_utils.formats.network_pickle import save_network_pkl
 from training.networks import Discriminator, Generator
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(channel_base=128, channel_max=8)
 OPTIONS = {
     "config": {"method": "glead", "preset": "cifar"}, "batch_size": 32, "loss_kwargs": {"r1_gamma": 0.01},

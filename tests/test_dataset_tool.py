@@ -4,20 +4,28 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from dataset_fakes import (
-    cifar10_members, contents, encoded, huge_png, left_behind, noise, save, write_idx, write_lmdb, write_tar,
-)
 from PIL import Image
 
+from dataset_fakes import (
+    cifar10_members,
+    contents,
+    encoded,
+    huge_png,
+    left_behind,
+    noise,
+    save,
+    write_idx,
+    write_lmdb,
+    write_tar,
+)
+from paths import ROOT
 from training.data.dataset import ImageFolderDataset
 from training.data.scenes import CLASS_NAMES
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,13 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from paths import ROOT
 from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.feature_nets import open_net
 from training import classifier_training
 from training.classifier_training import LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_images(path, *, labels="classes", channels=3, side=16, count=60):

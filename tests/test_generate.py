@@ -8,7 +8,6 @@ import subprocess
 import sys
 import types
 import zipfile
-from pathlib import Path
 
 import click.testing
 import numpy as np
@@ -16,15 +15,13 @@ import PIL.Image
 import pytest
 import torch
 
-import small_networks
-from small_networks import make_discriminator, make_generator
-
 import generate
+import small_networks
+from paths import ROOT
 from sampling import video
 from sampling.images import psnr
+from small_networks import make_discriminator, make_generator
 from training.tasks import reconstruct
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -403,11 +400,14 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--outdir=out", "--seeds=1", "--device=gpu"], 1, "--device=gpu can't be used here"),
         (["--network={classes}", "--outdir=out", "--seeds=1"], 1, "give --class, from 0 to 2"),
         (["--network={classes}", "--outdir=out", "--seeds=1", "--class=3"], 1, "--class=3 is out of range"),
-        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2"], 1, "--label has 2 numbers, the labels of"),
-        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2,3", "--class=1"], 1, "leave out one of them"),
+        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2"], 1,
+         "--label has 2 numbers, the labels of"),
+        (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,2,3", "--class=1"], 1,
+         "leave out one of them"),
         (["--network={classes}", "--outdir=out", "--seeds=1", "--label=1,,nan"], 2, "'' is not a valid float"),
         (["--network={no_ema}", "--outdir=out", "--seeds=1"], 1, "holds no G_ema"),
-        (["--network={linear}", "--outdir=out", "--seeds=1", "--trust-pickle"], 1, "of class Linear, which can't be used"),
+        (["--network={linear}", "--outdir=out", "--seeds=1", "--trust-pickle"], 1,
+         "of class Linear, which can't be used"),
         (["--network={text}", "--outdir=out", "--seeds=1"], 1, "a network pickle was expected"),
         (["--network=nothing.pkl", "--outdir=out", "--seeds=1"], 1, "can't open nothing.pkl: No such file"),
         (["--network={plain}", "--outdir=out", "--projected-w=nothing.npz"], 1, "can't open nothing.npz: No such file"),

@@ -4,21 +4,17 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import click.testing
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "torch_utils"))
-
-import tf_networks  # noqa: E402
-from pickle_makers import as_foreign, make_generator, make_networks  # noqa: E402
-
-import legacy  # noqa: E402
-from torch_utils.formats.network_pickle import save_network_pkl  # noqa: E402
+import legacy
+from paths import ROOT
+from tests.torch_utils.formats import tf_networks
+from tests.torch_utils.formats.pickle_makers import as_foreign, make_generator, make_networks
+from torch_utils.formats.network_pickle import save_network_pkl
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import PIL.Image
 import pytest
 
+from paths import ROOT
 from plot_runs import read_curves, smooth
 
-ROOT = Path(__file__).resolve().parents[1]
 PRECISION_RECALL = json.dumps({"results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25},
                                "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n"
 

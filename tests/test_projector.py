@@ -4,20 +4,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import click.testing
 import numpy as np
 import PIL.Image
 import pytest
-import small_networks
-from small_networks import make_generator
 
 import generate
 import projector
+import small_networks
+from paths import ROOT
 from sampling import video
-
-ROOT = Path(__file__).resolve().parents[1]
+from small_networks import make_generator
 
 
 @pytest.fixture(scope="module")

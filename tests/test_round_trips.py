@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_fakes import encoded, noise, python2_batch, save, write_idx, write_lmdb, write_tar
 
-ROOT = Path(__file__).resolve().parents[1]
+from dataset_fakes import encoded, noise, python2_batch, save, write_idx, write_lmdb, write_tar
+from paths import ROOT
 
 
 def run(folder, program, *arguments):

@@ -4,11 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
 
 # Stands in for Python: notes the command and makes the files that it would make; fails where FAIL names the program.
 RECORDER = """#!/usr/bin/env bash

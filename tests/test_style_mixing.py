@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import click.testing
 import numpy as np
 import PIL.Image
 import pytest
-import small_networks
 import torch
-from small_networks import make_generator
 
+import small_networks
 import style_mixing
-
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+from small_networks import make_generator
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 import train
+import training.runs.checkpoints
 import training.tasks  # noqa: F401
-import training.runs.checkpoints  # noqa: F401  (before what it imports is replaced)
 from dnnlib.util import UserError
-from training.config import presets
+from paths import ROOT, SHARED
 from training import launch
-from training.runs import resume
+from training.config import presets
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
+from training.runs import resume
 from training.runs.training_state import pickle_path, state_path
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 CHURCH = (  # GLeaD's published settings, in the words of its program.
     "--reg_type=glead --glead_res_g=32 --glead_res_d=64 --reg_target_real=gfwimage --reg_loss_real=lpips "
     "--reg_weight_real=10 --reg_target_fake=gfwimage --reg_loss_fake=lpips --reg_weight_fake=3 "
@@ -275,8 +274,8 @@ MISTAKES = [
     ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
-    ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training states, "
-                             "a network pickle (path or URL), or one of ffhq256, "),
+    ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training "
+                             "states, a network pickle (path or URL), or one of ffhq256, "),
     ("--resume=https://a.b/missing.pkl", "--resume: no network at https://a.b/missing.pkl: give another one"),
     ("--resume=no/00000-set", "--resume: there is no folder no; give the folder of a run"),
     ("--resume=", "--resume: there is no ''; give the folder of a run"),
@@ -297,7 +296,8 @@ MISTAKES = [
     ("--reg_target_real=None --reg_target_fake=None", "no weight is above 0"),
     ("--reg_loss_real=cos", "--reg_loss_real is cos, but images (gfwimage) are compared by lpips or mse"),
     ("--reg_target_fake=gfeat --reg_loss_fake=lpips", "--reg_loss_fake is lpips, but feature maps (gfeat)"),
-    ("--resume=http://x/net.pkl --map-depth=3", "--map-depth is 3, but the mapping network of http://x/net.pkl has 4 layers: leave out"),
+    ("--resume=http://x/net.pkl --map-depth=3",
+     "--map-depth is 3, but the mapping network of http://x/net.pkl has 4 layers: leave out"),
 ]
 
 
@@ -628,13 +628,14 @@ def test_all_nets_are_told_together_and_trust_is_passed_on(run, monkeypatch):
     result = run("--resume=missing.pkl", "--perceptual=missing-p.pt", "--detector=missing-d.pt")
     assert result.exit_code == 1 and result.stderr.splitlines() == [
         "Error: 3 things are missing or wrong:",
-        "  --resume: there is no missing.pkl; give the folder of a run, one of its training states, a network pickle (path "
-        f"or URL), or one of {', '.join(presets.RESUME_SOURCES)}",
+        "  --resume: there is no missing.pkl; give the folder of a run, one of its training states, a network pickle "
+        f"(path or URL), or one of {', '.join(presets.RESUME_SOURCES)}",
         "  no network at missing-p.pt: give another one",
         "  no network at missing-d.pt: give another one; --metrics=none trains without scores",
     ]
     trusted = []
-    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual", lambda *_, trust, **__: trusted.append(trust))
+    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual",
+                        lambda *_, trust, **__: trusted.append(trust))
     for options in ([], ["--trust-net"]):
         assert run("--metrics=none", *options).exit_code == 0
     assert trusted == [False, True]
@@ -759,8 +760,8 @@ def test_a_second_run_beside_one_that_is_going_on_is_said(run, runs, start, tmp_
     with resume.locked(path):
         result = run()
         assert result.exit_code == 0 and Path(runs[0].run_dir).name.startswith("00001-") and runs[0].resume is None
-        assert result.stderr == (f"Warning: {path}, which the same command started, is being trained by another program: "
-                                 "this is a second run\n")
+        assert result.stderr == (f"Warning: {path}, which the same command started, is being trained by another "
+                                 "program: this is a second run\n")
         for args in (["--resume=noresume"], ["--gamma=2"]):
             assert run(*args).stderr == ""
 
@@ -838,7 +839,8 @@ def test_other_numbers_of_gpus_and_back(run, runs, start):
         result = CliRunner().invoke(train.main, [f"--resume={path}", *args])
         assert result.exit_code == 0, result.output
         assert runs[-1].config == dataclasses.replace(first, num_gpus=num_gpus, batch_gpu=batch_gpu)
-    assert last_line(run(f"--resume={path}", "--gpus=64")).startswith("--batch is 32, expected at least 1 and divisible")
+    line = last_line(run(f"--resume={path}", "--gpus=64"))
+    assert line.startswith("--batch is 32, expected at least 1 and divisible")
     assert last_line(run(f"--resume={path}", "--gpus=0")).startswith("--gpus is 0, expected a power of two")
 
 
@@ -895,7 +897,8 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     config = resolved(run, runs, "--resume=http://x/net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)
-    message = "--resume: z, w and the mapping layers of http://x/net.pkl have 256 and 512 numbers, those of this run 512"
+    message = ("--resume: z, w and the mapping layers of http://x/net.pkl have 256 and 512 numbers, "
+               "those of this run 512")
     assert last_line(run("--resume=http://x/net.pkl")) == message
 
 

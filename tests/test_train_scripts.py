@@ -15,12 +15,11 @@ import pytest
 
 import train
 from metrics.published import PUBLISHED
+from paths import ROOT, SHARED
 from training.config import comparison, presets
 from training.config.schema import TrainingConfig, to_legacy_kwargs
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "train_scripts"
-SHARED = Path(os.environ.get("GLEAD_SHARED", ROOT / "../shared"))
 FOLDERS = ("table1", "table2", "table3", "ggdr")
 FULL = ("fid50k_full", "pr50k3_full")
 
@@ -249,15 +248,16 @@ def test_golden_networks_and_losses_of_table_1(recorded, name, program, key):
 def script_of(row):
     """The script of a published row, or None."""
     paper, _, table = row.source.partition(", ")
+    method = row.method.lower().replace("+", "-")
     if paper.startswith("GLeaD") and row.method not in ("UT", "Polarity"):
         return {
-            "Table 1": f"table1/{(row.dataset or '').removeprefix('LSUN ').lower()}-{row.method.lower().replace('+', '-')}",
+            "Table 1": f"table1/{(row.dataset or '').removeprefix('LSUN ').lower()}-{method}",
             "Table 2": "table2/lambda-" + "-".join(re.findall(r"\d+", row.method)),
             "Table 3": "table3/baseline" if row.method == "no f" else f"table3/res-g-{row.method.rpartition('x')[2]}",
         }[table]
-    if paper.startswith("GGDR") and table in ("Table 2", "Table 4") and row.method in ("ADA", "ADA+GGDR"):
-        if row.dataset != "Landscape":
-            return f"ggdr/{re.sub(r'[^a-z0-9]', '', row.dataset.lower())}-{row.method.lower().replace('+', '-')}"
+    if (paper.startswith("GGDR") and table in ("Table 2", "Table 4") and row.method in ("ADA", "ADA+GGDR")
+            and row.dataset != "Landscape"):
+        return f"ggdr/{re.sub(r'[^a-z0-9]', '', row.dataset.lower())}-{method}"
     return None
 
 

@@ -246,7 +246,7 @@ def rank0_first(work: Callable[[], Any], *, what: str, timeout_sec: float) -> No
         return
     group.turns += 1
     first = int(os.environ.get("LOCAL_RANK", group.rank)) == 0
-    machine, machines = int(os.environ.get("GROUP_RANK", 0)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    machine, machines = int(os.environ.get("GROUP_RANK", "0")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     if first:
         group.store.set(f"first/{machine}", str(group.rank))
         work()
@@ -355,7 +355,7 @@ def _missing(group: _Group) -> tuple[list[int], list[int]]:
 
 
 def _describe_absence(group: _Group, error: RuntimeError) -> str:
-    others = range(group.world_size)
+    others = list(range(group.world_size))
     with contextlib.suppress(RuntimeError, AttributeError):  # no store was reached
         others = [other for other in others if not group.store.check([f"beat/{other}"])] or others
     absent = [other for other in others if other != group.rank]

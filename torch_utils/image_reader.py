@@ -10,8 +10,8 @@ import torch
 from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images
 from dnnlib.util import UserError
 
-# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a busy
-# machine it takes longer than that until the next request comes.
+# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a
+# busy machine it takes longer than that until the next request comes.
 _AHEAD = (2, 8)
 _AHEAD_BYTES = 8 << 20
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Sequence, TypeVar, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def check_network(network: torch.nn.Module, source: str, key: str) -> None:
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`. To a GPU it goes by way of page-locked memory, so that the host doesn't wait."""
+    """A tensor of the host on `device`. To a GPU it goes through page-locked memory, so that the host doesn't wait."""
     if device.type != "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -119,7 +119,7 @@ def profiled_function(fn: Function) -> Function:
         with torch.autograd.profiler.record_function(fn.__name__):
             return fn(*args, **kwargs)
 
-    return wrapper
+    return cast(Function, wrapper)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Transforms are drawn on the host, where they are a few numbers for each image, and applied on the device. So the margins
 of the geometric ones are known without waiting for the device, and a transform that no image of a batch gets costs
-nothing. Instances are pickled together with the source of this file, under the ecosystem's names of class and arguments.
+nothing. Instances are pickled together with the source of this file; class and arguments have the ecosystem's names.
 """
 
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
@@ -144,6 +144,9 @@ class AugmentPipe(torch.nn.Module):
         cutout:     Blank a square of `cutout_size` times the size.
     """
 
+    Hz_geom: torch.Tensor
+    Hz_fbank: torch.Tensor
+
     def __init__(
         self,
         xflip: float = 0, rotate90: float = 0, xint: float = 0, xint_max: float = 0.125,
@@ -157,7 +160,8 @@ class AugmentPipe(torch.nn.Module):
         super().__init__()
         self.register_buffer("p", torch.ones([]))
         # Pixel blitting.
-        self.xflip, self.rotate90, self.xint, self.xint_max = float(xflip), float(rotate90), float(xint), float(xint_max)
+        self.xflip, self.rotate90 = float(xflip), float(rotate90)
+        self.xint, self.xint_max = float(xint), float(xint_max)
         # Other geometric transforms.
         self.scale, self.rotate, self.aniso, self.xfrac = float(scale), float(rotate), float(aniso), float(xfrac)
         self.scale_std, self.rotate_max = float(scale_std), float(rotate_max)
@@ -214,7 +218,8 @@ class AugmentPipe(torch.nn.Module):
         t = self.draw(draws, num_channels=images.shape[1])
         if t.geometry is not None:
             images = warp_images(images, t.geometry, self.Hz_geom)
-            maps = {res: warp_maps(x, t.geometry, self.Hz_geom) if res <= _MAX_MAP_RES else x for res, x in maps.items()}
+            maps = {res: warp_maps(x, t.geometry, self.Hz_geom) if res <= _MAX_MAP_RES else x
+                    for res, x in maps.items()}
         if t.color is not None:
             images = transform_colors(images, t.color)
         if t.gains is not None:
@@ -355,8 +360,8 @@ def _turns(theta: np.ndarray) -> np.ndarray:
 def filter_bank() -> np.ndarray:
     """Four zero-phase filters that split a signal into octaves and add up to it, float64 [4, 43] (appendix B).
 
-    With L and H = 1 - L the squared magnitudes of a low-pass and its high-pass wavelet filter, the bands from the lowest
-    are L(z) L(z^2) L(z^4), L(z) L(z^2) H(z^4), L(z) H(z^2) and H(z).
+    With L and H = 1 - L the squared magnitudes of a low-pass and its high-pass wavelet filter, the bands from the
+    lowest are L(z) L(z^2) L(z^4), L(z) L(z^2) H(z^4), L(z) H(z^2) and H(z).
     """
     low = np.convolve(_SYM2, _SYM2[::-1]) / 2
     signs = (-1.0) ** np.arange(len(_SYM2))
@@ -427,9 +432,9 @@ def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
 
 @misc.profiled_function
 def warp_maps(maps: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """The same for feature maps, which are up-sampled bilinearly, as in GGDR's program. That smooths those that stay."""
+    """The same for feature maps, which are up-sampled bilinearly, as in GGDR's program. That smooths unmoved ones."""
     x = maps.to(torch.float32)
-    doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # noqa: E731
+    doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     return _warp(x, geometry, wavelet, doubled).to(maps.dtype)
 
 

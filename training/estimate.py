@@ -124,7 +124,8 @@ def _perceptual_maps(config: TrainingConfig) -> int:
 def _perceptual_stages(config: TrainingConfig) -> tuple[tuple[int, int, int], ...]:
     if config.perceptual is None:
         return ()
-    return _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16  # others are taken for as large as VGG
+    # Other nets are taken for as large as VGG.
+    return _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -147,8 +148,8 @@ def describe_long_work(config: TrainingConfig, dataset: Any, *, done_kimg: float
 def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> Seconds:
     """Estimate the time of training and of its metrics on this CPU, within a factor of about 2.
 
-    G, D and convolutions like those of the perceptual net are timed on a few images. A backward pass takes as long for the
-    input as the forward pass, and as long for the weights:
+    G, D and convolutions like those of the perceptual net are timed on a few images. A backward pass takes as long for
+    the input as the forward pass, and as long for the weights:
 
         Gmain   3 G + 2 D
         Greg    6 G for each of its images

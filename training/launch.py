@@ -14,8 +14,8 @@ from typing import Any, Callable, NamedTuple
 from dnnlib.util import UserError, atomic_write, check_writable, num_cores
 
 from .config import schema as configs
-from .runs import interrupt, run_dir
 from .config.schema import TrainingConfig
+from .runs import interrupt, run_dir
 
 LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
@@ -117,8 +117,8 @@ def check_gpus(device: str, num_gpus: int) -> None:
 
 def build_kernels(device: str) -> None:
     """Have one process build the CUDA kernels for all, which call this together. Nothing is to be done on the CPU."""
-    from torch_utils.ops.build import custom_ops
     from torch_utils import distributed
+    from torch_utils.ops.build import custom_ops
 
     distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
                             what="building the CUDA kernels", timeout_sec=_BUILDING_SEC)

@@ -168,7 +168,7 @@ class StyleGAN2Loss:
         return out
 
     def _run_tasks(self, kind: str, tasks: Sequence[Task], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
-        total = 0.0
+        total: Tensor | float = 0.0
         for task in tasks:
             loss = task.loss(out, shown) * task.weight
             training_stats.report(f"Loss/D/{kind}_{task.kind}", loss)

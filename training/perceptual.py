@@ -17,9 +17,9 @@ import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
 from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
-from torch_utils import distributed, formats as network_formats
-from torch_utils.formats import feature_nets
-from torch_utils.formats import safetensors_file
+from torch_utils import distributed
+from torch_utils import formats as network_formats
+from torch_utils.formats import feature_nets, safetensors_file
 
 _WEIGHTS_URL = "https://download.pytorch.org/models/"
 _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for images in [-1, 1].
@@ -439,7 +439,7 @@ def _min_input_size(layers: Sequential) -> int:
     size = 1
     for layer in reversed(layers):
         if isinstance(layer, (Conv2d, MaxPool2d)):
-            kernel, stride, padding = (v if isinstance(v, int) else v[0]
+            kernel, stride, padding = (int(v) if isinstance(v, (int, str)) else v[0]
                                        for v in (layer.kernel_size, layer.stride, layer.padding))
             size = max((size - 1) * stride + kernel - 2 * padding, 1)
     return size

@@ -66,8 +66,8 @@ class GradientGuard:
 
     def __init__(self, device: torch.device):
         self._zero = torch.zeros([], dtype=torch.int64, device=device)
-        self._bad_now = self._streak = self._zero       # Non-finite values, this iteration; iterations in a row with any.
-        self._sent: misc.HostCopy | None = None         # The streak, as of the last check.
+        self._bad_now = self._streak = self._zero   # Non-finite values in this iteration; iterations in a row with any.
+        self._sent: misc.HostCopy | None = None     # The streak, as of the last check.
 
     @torch.no_grad()
     def process(self, module: torch.nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -106,9 +106,9 @@ def _misfit(found: Any, expected: Any, where: str = "its content") -> str | None
     elif isinstance(kind := next(iter(expected), None), type):
         if not all(isinstance(key, kind) for key in found):
             return where
-        parts = [(f"{where}.{key}", value, expected[kind]) for key, value in found.items()]
+        parts = [(f"{where}.{key}", value, expected[kind]) for key, value in cast(dict, found).items()]
     else:
-        parts = [(f"{where}.{key}", found.get(key, _MISSING), value) for key, value in expected.items()]
+        parts = [(f"{where}.{key}", cast(dict, found).get(key, _MISSING), value) for key, value in expected.items()]
     misfits = (_misfit(value, pattern, name.removeprefix("its content.")) for name, value, pattern in parts)
     return next((misfit for misfit in misfits if misfit is not None), None)
 

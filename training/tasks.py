@@ -1,7 +1,7 @@
 """What D has to do besides telling real from fake: a task gives a loss for each image, from what D extracted from it.
 
-A task owns all that is particular to it. Adding one means adding a class with the decorator `task`; neither the training
-loop nor the loss knows which tasks there are.
+A task owns all that is particular to it. Adding one means adding a class with the decorator `task`; neither the
+training loop nor the loss knows which tasks there are.
 """
 
 from typing import Callable, ClassVar, Collection, Literal, NamedTuple, Protocol, TypeVar
@@ -39,7 +39,7 @@ class Context(NamedTuple):
 
 
 class Task(Protocol):
-    kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/real_<kind>", "Loss/D/fake_<kind>".
+    kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/<real or fake>_<kind>".
     distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
     compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
     weight: float
@@ -59,7 +59,7 @@ class Task(Protocol):
 
 
 TASKS: dict[str, type[Task]] = {}
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=type[Task])
 
 
 def task(cls: T) -> T:
@@ -82,7 +82,7 @@ class FeatureMatching:
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
         self.weight = weight
-        self.states = (res,)
+        self.states: Collection[int] = (res,)
 
     @classmethod
     def from_config(cls, task: TaskConfig, context: Context) -> "FeatureMatching":
@@ -109,7 +109,7 @@ class ImageReconstruction:
     kind = "reconstruction"
     distances = ("perceptual", "mse")
     compared = "images (gfwimage)"
-    states = ()
+    states: Collection[int] = ()
 
     def __init__(
         self,
@@ -151,7 +151,8 @@ def validate_tasks(config: TrainingConfig) -> None:
         if task is None:
             continue
         if task.kind not in TASKS:
-            raise UserError(f"D has no task {task.kind!r} on {images} images: expected one of {', '.join(sorted(TASKS))}")
+            known = ", ".join(sorted(TASKS))
+            raise UserError(f"D has no task {task.kind!r} on {images} images: expected one of {known}")
         fits = TASKS[task.kind].distances
         if task.distance not in (fits or (None,)):
             names = " or ".join(LEGACY_DISTANCES[name] for name in fits) or "nothing else than the task itself"
@@ -166,9 +167,9 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
         UserError: As `validate_tasks`.
     """
     validate_tasks(config)
-    distances: dict[str, torch.nn.Module] = {}
+    distances: dict[str, PerceptualLoss] = {}
 
-    def distance(name: str) -> torch.nn.Module:
+    def distance(name: str) -> PerceptualLoss:
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
             device = next(G.parameters()).device

@@ -14,19 +14,19 @@ from torch_utils import distributed, misc, training_stats
 from . import run_state, snapshot
 from .ada import build_augmentation, current_strength
 from .build import build_networks
-from .runs.checkpoints import Checkpoints, Keep
 from .config.schema import TrainingConfig, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
+from .data.loader import Batch, BatchLoader, TrainingOrder
 from .draws import draw_part
 from .ema import ema_beta, update_ema
-from .runs.evaluation import Scores, evaluate
-from .runs.interrupt import StopRequest
-from .data.loader import Batch, BatchLoader, TrainingOrder
 from .loss import StyleGAN2Loss
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
+from .runs.checkpoints import Checkpoints, Keep
+from .runs.evaluation import Scores, evaluate
+from .runs.interrupt import StopRequest
 from .runs.run_log import Progress, RunLog
-from .tasks import build_tasks
 from .runs.training_state import PickleNames
+from .tasks import build_tasks
 
 
 def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
@@ -103,7 +103,8 @@ class Trainer:
         self.augment_pipe, self.ada = build_augmentation(c, self.device)
         self.loss = StyleGAN2Loss(
             self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks,
-            augment=getattr(self.ada or self.augment_pipe, "run", None), observe_real=self.ada and self.ada.observe,
+            augment=getattr(self.ada or self.augment_pipe, "run", None),
+            observe_real=self.ada.observe if self.ada else None,
         )
         self.phases = build_phases(c, self.loss)
         self.guard = GradientGuard(self.device)

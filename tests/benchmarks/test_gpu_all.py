@@ -3,9 +3,9 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from paths import ROOT
+
 FAKE_PYTHON = """#!/usr/bin/env bash
 echo "called: $*"
 for last; do :; done

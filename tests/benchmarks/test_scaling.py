@@ -4,18 +4,17 @@ import dataclasses
 import itertools
 import json
 import math
-from pathlib import Path
 
 import pytest
 
 import forking
 from benchmarks import scaling
+from paths import ROOT
 from training import launch
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
-from training.config.presets import Options, resolve
 
-ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "scaling.md").read_text()
 
 

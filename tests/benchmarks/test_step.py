@@ -2,13 +2,12 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import click
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from paths import ROOT
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """Stand-ins that the tests of metrics share: a data set in memory, and a small feature net in a TorchScript file."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from small_networks import save_torchscript
-
-SHARED = Path(os.environ.get("GLEAD_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 
 
 class ArrayDataset:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from metric_fakes import SHARED
 from metrics.feature_stats import FeatureStats
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import Subset, draw_subsets, kernel_distance
 from metrics.perceptual_path_length import path_lengths, slerp, trimmed_mean
 from metrics.precision_recall import _distances, _radii, precision_recall
-from reference_generator import ReferenceGenerator
+from paths import SHARED
+from tests.metrics.reference_generator import ReferenceGenerator
 
 FOLDER = SHARED / "golden" / "metrics"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden numbers at {FOLDER}")

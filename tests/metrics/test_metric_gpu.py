@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from metric_fakes import ArrayDataset, random_images, save_net
 from metrics import metric_main
 from metrics.detectors import load_feature_net
 from metrics.kernel_inception_distance import draw_subsets, kernel_distance
@@ -14,7 +13,8 @@ from metrics.options import MetricOptions, Shared
 from metrics.perceptual_path_length import compute_ppl
 from metrics.precision_recall import precision_recall
 from metrics.sampling import draw, keyed_noise
-from reference_generator import random_generator
+from tests.metrics.metric_fakes import ArrayDataset, random_images, save_net
+from tests.metrics.reference_generator import random_generator
 
 DEVICE = os.environ.get("GLEAD_TEST_DEVICE", "cuda")
 pytestmark = [pytest.mark.gpu] * (DEVICE != "cpu")

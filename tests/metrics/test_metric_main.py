@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from dnnlib.util import UserError, cache_dir, cached_path
-from metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
 from metrics import detectors, kernel_inception_distance, metric_main
 from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
 from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared
 from metrics.progress import ScoreBar, Stage
 from metrics.sampling import draw, generate_uint8
-from reference_generator import random_generator
 from small_networks import save_torchscript
+from tests.metrics.metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
+from tests.metrics.reference_generator import random_generator
 from torch_utils import distributed
 from training.data.dataset import ImageFolderDataset
 
@@ -109,7 +109,7 @@ def test_results_do_not_depend_on_batch_size(metric, G, dataset, detector):
 
 
 def test_metrics_of_one_network_look_at_images_once(G, dataset, detector, monkeypatch):
-    """FID, KID and precision share real and generated features, the file in the cache, and give the very same scores."""
+    """FID, KID and precision share real and generated features and the file in the cache; the scores are the same."""
     metrics, seen = ("fid1k_full", "kid1k_full", "pr1k3_full", "is1k"), []
     look = FeatureNet.__call__
     monkeypatch.setattr(kernel_inception_distance, "kernel_distance",   # which takes seconds
@@ -120,7 +120,8 @@ def test_metrics_of_one_network_look_at_images_once(G, dataset, detector, monkey
         seen.clear()
         results = {}
         for metric in metrics:
-            results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, workers=0, **given).results
+            results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, workers=0,
+                                               **given).results
         return sum(seen), results
 
     real, generated = 1100, 1000
@@ -129,7 +130,8 @@ def test_metrics_of_one_network_look_at_images_once(G, dataset, detector, monkey
     together = score(*metrics, shared=Shared(metrics), kept_real={}, cache=False)
     assert together == (real + 2 * generated, alone[1]), "probabilities, for the last one, are other outputs"
 
-    for metric, images in (("fid1k_full", real + generated), ("fid1k_full", generated), ("kid1k_full", real + generated),
+    for metric, images in (("fid1k_full", real + generated), ("fid1k_full", generated),
+                           ("kid1k_full", real + generated),
                            ("fid1k_full", generated), ("kid1k_full", generated), ("pr1k3_full", generated)):
         looked, results = score(metric)
         assert looked == images and results.items() <= alone[1].items(), metric
@@ -196,7 +198,8 @@ def test_full_means_all_images_without_mirroring(G, detector):
 def test_workers_give_the_same_features_in_order(G, tiny_dataset, detector):
     net, dataset = load_feature_net(detector, "features"), ImageFolderDataset(tiny_dataset, xflip=True)
     alone, helped = (
-        real_stats(options(G, dataset, workers=n, cache=False, batch_size=20), net, ImageSet("real"), keep_features=True)
+        real_stats(options(G, dataset, workers=n, cache=False, batch_size=20), net, ImageSet("real"),
+                   keep_features=True)
         for n in (0, 2))
     assert torch.equal(alone.features(), helped.features()) and len(alone.features()) == 96
 
@@ -485,7 +488,8 @@ def test_two_processes_give_what_one_gives(tmp_path, detector):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    workers = [context.Process(target=_in_process, args=(rank, 2, store.port, str(tmp_path), queue)) for rank in range(2)]
+    workers = [context.Process(target=_in_process, args=(rank, 2, store.port, str(tmp_path), queue))
+               for rank in range(2)]
     for worker in workers:
         worker.start()
     gathered = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in workers)}

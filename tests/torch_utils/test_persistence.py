@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from dnnlib.util import EasyDict, UserError
+from paths import ROOT
 from torch_utils import persistence
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SOURCE = '''
 import pathlib
@@ -78,7 +77,8 @@ def nets(tmp_path, monkeypatch, request):
 
 
 def reconstruct(class_name, state, **meta):
-    return persistence._reconstruct_persistent_obj(dict(type="class", version=6, class_name=class_name, state=state, **meta))
+    return persistence._reconstruct_persistent_obj(dict(type="class", version=6, class_name=class_name, state=state,
+                                                        **meta))
 
 
 def metadata_of(obj):
@@ -88,7 +88,8 @@ def metadata_of(obj):
 
 
 def test_the_decorated_class_stays_itself(nets):
-    assert isinstance(nets.TestNet, type) and nets.TestNet.__name__ == "TestNet" and nets.TestNet.__bases__ == (torch.nn.Module,)
+    assert isinstance(nets.TestNet, type)
+    assert nets.TestNet.__name__ == "TestNet" and nets.TestNet.__bases__ == (torch.nn.Module,)
     assert str(inspect.signature(nets.TestLayer)) == "(width, gain=1.0, *, names=('a',))"
     assert nets.TestLayer.__doc__ == "A layer."
     assert isinstance(nets.TestChild(2), nets.TestNet)
@@ -97,7 +98,8 @@ def test_the_decorated_class_stays_itself(nets):
 
 def test_is_persistent_tells_classes_and_instances(nets):
     assert persistence.is_persistent(nets.TestNet) and persistence.is_persistent(nets.TestNet(2))
-    assert not persistence.is_persistent(torch.nn.Linear(1, 1)) and not persistence.is_persistent(nets.TestUndecorated(2))
+    assert not persistence.is_persistent(torch.nn.Linear(1, 1))
+    assert not persistence.is_persistent(nets.TestUndecorated(2))
 
 
 def test_constructor_arguments_are_kept_as_copies(nets):
@@ -146,7 +148,8 @@ def test_pickles_have_the_known_format(nets):
     assert isinstance(meta, EasyDict) and set(meta) == {"type", "version", "module_src", "class_name", "state"}
     assert (meta.type, meta.version, meta.class_name, meta.module_src) == ("class", 6, "TestNet", SOURCE)
     assert {"_init_args", "_init_kwargs", "_parameters", "_buffers", "_modules", "training"} <= set(meta.state)
-    globals_used = {arg for op, arg, _ in pickletools.genops(pickle.dumps(nets.TestNet(2), protocol=2)) if op.name == "GLOBAL"}
+    globals_used = {arg for op, arg, _ in pickletools.genops(pickle.dumps(nets.TestNet(2), protocol=2))
+                    if op.name == "GLOBAL"}
     assert {"torch_utils.persistence _reconstruct_persistent_obj", "torch.storage _load_from_bytes"} <= globals_used
     assert not any(nets.__name__ in name for name in globals_used)
 
@@ -159,7 +162,8 @@ def test_source_is_that_of_the_import_not_of_a_later_edit(nets):
 def test_pickle_of_our_class_opens_in_another_process(nets, tmp_path):
     net = nets.TestNet(3)
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(net))
-    program = f"import pickle, {nets.__name__}; print(float(sum(p.detach().sum() for p in pickle.load(open('net.pkl', 'rb')).parameters())))"
+    program = (f"import pickle, {nets.__name__}; "
+               "print(float(sum(p.detach().sum() for p in pickle.load(open('net.pkl', 'rb')).parameters())))")
     result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -232,7 +236,8 @@ def test_state_of_another_version_of_the_class_is_upgraded(nets):
 
 
 def test_metadata_of_older_versions_is_completed(nets):
-    assert persistence._reconstruct_persistent_obj({"class_name": "TestUpgraded", "version": 2, "state": {"old": 1}}).new == 1
+    assert persistence._reconstruct_persistent_obj({"class_name": "TestUpgraded", "version": 2,
+                                                    "state": {"old": 1}}).new == 1
     for bad in ({"version": 7}, {"version": 1}, {"type": "function"}, {"class_name": 3}, {"module_src": b""}):
         with pytest.raises(UserError):
             persistence._reconstruct_persistent_obj({"class_name": "TestUpgraded", "state": {"new": 1}, **bad})

@@ -26,8 +26,8 @@ def note(name, text):
 
 def install(fault):
     """Have this process notice what it reads, and fail as `fault` says."""
-    from training.data import loader
     from training import snapshot
+    from training.data import loader
 
     snapshot._MAX_CELLS = 2  # pictures take most of the time of a small run
     me = int(os.environ.get("RANK", "0"))
@@ -51,8 +51,8 @@ def install(fault):
 def place(kind):
     """The function in which a fault happens."""
     from metrics import detectors
-    from training.data import loader
     from training import training_loop
+    from training.data import loader
 
     if kind == "image":
         return loader.BatchLoader, "__next__"

@@ -8,8 +8,8 @@ import torch
 
 from training.ada import AdaController, build_augmentation, current_strength
 from training.augment import AugmentPipe
-from training.config.schema import DatasetConfig
 from training.config.presets import Options, resolve
+from training.config.schema import DatasetConfig
 
 
 def controller(target=0.6, step=0.01, p=0.5):

@@ -137,7 +137,7 @@ def sampled_wave(size, dtype=torch.float32):
 
 
 def test_blitting_moves_pixels():
-    """Shifts do so exactly, but for what comes in at the border; the wavelet's asymmetry costs mirror images a little."""
+    """Shifts do so exactly, except where pixels come in; mirror images differ a little: the wavelet is asymmetric."""
     x = random_images(2, 3, 16, 16, dtype=torch.float64)
     pipe = AugmentPipe(xflip=1, rotate90=1, xint=1).double()
     out = chosen(x, pipe, xint_value=np.array([1.0, 0.5]))  # an eighth of the size to the right
@@ -211,7 +211,8 @@ def test_band_gains_act_on_their_frequencies():
     torch.testing.assert_close(augment.filter_bands(x.double(), gains, bank), 3 * x.double(), rtol=0, atol=1e-6)
     flat = torch.ones(1, 1, 32, 32, dtype=torch.float64)
     gains = np.array([[0.5, 9.0, 9.0, 9.0]])
-    torch.testing.assert_close(augment.filter_bands(flat, gains, bank), 0.25 * flat, rtol=0, atol=1e-6)  # along each axis
+    along_each_axis = augment.filter_bands(flat, gains, bank)
+    torch.testing.assert_close(along_each_axis, 0.25 * flat, rtol=0, atol=1e-6)
 
 
 def test_band_gains_keep_the_expected_power():
@@ -313,7 +314,7 @@ def test_feature_map_that_is_the_image_moves_like_it():
     coarse = random_images(n, 3, 6, 6, seed=1)
     images = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
     res = 16
-    shrink = lambda x: F.avg_pool2d(x, size // res)  # noqa: E731
+    shrink = lambda x: F.avg_pool2d(x, size // res)
     torch.manual_seed(0)
     # Whole pixels of the image are fractions of the map's, and round differently there: no integer shifts.
     pipe = AugmentPipe(xflip=1, rotate90=1, scale=1, rotate=1, aniso=1, xfrac=1)
@@ -344,7 +345,7 @@ def test_feature_maps_of_other_kinds():
 def test_gradcheck_and_gradgradcheck():
     pipe = AugmentPipe(**dict.fromkeys(GEOMETRY + COLOR + ("imgfilter", "cutout"), 1)).double()
     x = random_images(1, 3, 6, 6, dtype=torch.float64).requires_grad_()
-    fn = lambda x: pipe(x, debug_percentile=0.7)  # noqa: E731
+    fn = lambda x: pipe(x, debug_percentile=0.7)
     assert torch.autograd.gradcheck(fn, (x,))
     assert torch.autograd.gradgradcheck(lambda x: fn(x).sin(), (x,))
     maps = random_images(1, 2, 4, 4, dtype=torch.float64).requires_grad_()

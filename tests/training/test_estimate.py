@@ -8,10 +8,10 @@ import torch
 
 from dnnlib.util import rough_time
 from training import estimate
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig
 from training.data.dataset import ImageFolderDataset
 from training.estimate import Parameters, count_parameters, estimate_memory
-from training.config.presets import Options, resolve
 
 
 def make(resolution=256, device="cuda", **said):
@@ -110,7 +110,8 @@ def test_long_work_on_a_cpu_is_announced(monkeypatch, tiny_dataset, tiny_net):
     assert re.match(r"on the CPU this training will take about 2 days: a GPU is much faster", line)
     scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snapshot_ticks=1))
     line = estimate.describe_long_work(scored, dataset)
-    assert re.match(r"on the CPU this training will take about 2 days, and its metrics about \d+ (minute|hour)s? more", line)
+    assert re.match(r"on the CPU this training will take about 2 days, and its metrics about \d+ (minute|hour)s? more",
+                    line)
     assert estimate.describe_long_work(make(**said | dict(total_kimg=0.05)), dataset) is None
     assert estimate.describe_long_work(make(**said | dict(total_kimg=0.2)), dataset) is None
     assert estimate.describe_long_work(make(**said), dataset, done_kimg=99.9) is None

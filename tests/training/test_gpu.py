@@ -9,8 +9,8 @@ import torch
 from benchmarks.soak import small_config
 from torch_utils import training_stats
 from training import run_state
-from training.training_loop import Trainer
 from training.runs.training_state import list_states, read_state
+from training.training_loop import Trainer
 
 DEVICE = os.environ.get("GLEAD_TEST_DEVICE", "cuda")    # "cpu" tries out the tests themselves
 pytestmark = [pytest.mark.gpu] * (DEVICE != "cpu")

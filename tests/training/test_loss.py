@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 import torch
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpips_small import small_lpips
+from tests.training.lpips_small import small_lpips
 from torch_utils import training_stats
 from training.augment import AugmentOutput
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig, LossConfig, discriminator_kwargs, generator_kwargs
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, DiscriminatorOutput, Generator
 from training.perceptual import LPIPS, PixelMSE
-from training.config.presets import Options, resolve
 from training.tasks import FeatureMatching, ImageReconstruction, Shown, build_tasks, reconstruct
 
 PLAIN = ["sg2_r16", "sg2_r16_c5"]
@@ -53,7 +52,7 @@ def setup(g, *, real_tasks=None, fake_tasks=None, **options):
 
 def batch(g):
     real, z = g.get("in/real_img"), g.get("in/z")
-    c = lambda key: g.get(key) if g.has(key) else torch.zeros([len(z), 0])  # noqa: E731
+    c = lambda key: g.get(key) if g.has(key) else torch.zeros([len(z), 0])
     return Batch(real, c("in/real_c"), z, c("in/gen_c"))
 
 
@@ -88,7 +87,7 @@ def check(g, prefix, phase, loss, gain, *, reports=()):
     params = dict(module.named_parameters())
     # Parameters that a phase doesn't reach have no gradient here; `GradientGuard` gives them zeros, as the programs do
     # that made these numbers.
-    grad = lambda name: torch.zeros_like(params[name]) if params[name].grad is None else params[name].grad  # noqa: E731
+    grad = lambda name: torch.zeros_like(params[name]) if params[name].grad is None else params[name].grad
     names = g.meta["phases"][key]["gradnorms_names"]
     norms = torch.stack([grad(name).norm() for name in names])
     g.compare(f"out/{key}/gradnorms", norms, factor=WIDER.get((g_name(g), f"{key}/gradnorms"), 1))
@@ -228,7 +227,7 @@ def test_glead_paper_dreg_is_r1_golden(golden, fixed_noise, name):
     g = golden(f"losses/{name}.npz")
     fixed_noise(g)
     check(g, "lpips_noreal/", "Dreg", setup(g, **glead_tasks(g, "lpips")), 16,
-          reports=[r for r in REPORTS["Dreg"]])
+          reports=REPORTS["Dreg"])
 
 
 @pytest.mark.parametrize("name", GLEAD)

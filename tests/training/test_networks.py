@@ -242,11 +242,10 @@ def test_bad_arguments(call):
 def test_module_needs_only_what_other_checkouts_have():
     """The names listed in the documentation of the pickle format, and nothing else of this project."""
     allowed = {
-        misc_name for misc_name in ("misc.assert_shape", "misc.profiled_function", "misc.constant",
-                                    "misc.suppress_tracer_warnings", "persistence.persistent_class",
-                                    "upfirdn2d.setup_filter", "upfirdn2d.upfirdn2d", "upfirdn2d.upsample2d",
-                                    "upfirdn2d.downsample2d", "bias_act.activation_funcs", "bias_act.bias_act",
-                                    "conv2d_resample.conv2d_resample", "fma.fma")
+        "misc.assert_shape", "misc.profiled_function", "misc.constant", "misc.suppress_tracer_warnings",
+        "persistence.persistent_class", "upfirdn2d.setup_filter", "upfirdn2d.upfirdn2d", "upfirdn2d.upsample2d",
+        "upfirdn2d.downsample2d", "bias_act.activation_funcs", "bias_act.bias_act", "conv2d_resample.conv2d_resample",
+        "fma.fma",
     }
     source = inspect.getsource(networks)
     used = set(re.findall(r"\b((?:misc|persistence|upfirdn2d|bias_act|conv2d_resample|fma)\.\w+)", source))

@@ -1,23 +1,18 @@
 """Perceptual distances against golden numbers, the package lpips, and the bare formula."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from small_networks import save_torchscript
-
 from dnnlib import util
 from dnnlib.util import UserError
+from small_networks import save_torchscript
+from tests.training.lpips_small import small_lpips
 from torch_utils.formats.feature_nets import OnnxNet
 from training import perceptual
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
-
-sys.path.insert(0, str(Path(__file__).parent))
-from lpips_small import small_lpips  # noqa: E402
 
 
 def assert_golden(actual, expected):
@@ -228,8 +223,8 @@ def test_random_vgg_warns_once_and_is_the_same_every_time(capsys, monkeypatch):
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
     second = build_perceptual("random-vgg", device="cpu")
-    assert capsys.readouterr().err == ("Warning: random-vgg is an UNTRAINED perceptual net: for trying things out, not for "
-                                       "results\n")
+    assert capsys.readouterr().err == ("Warning: random-vgg is an UNTRAINED perceptual net: for trying things out, not "
+                                       "for results\n")
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -312,7 +307,8 @@ def test_weights_that_cannot_be_had(empty_caches, name, other):
             attempt(f"lpips-{name}")
         message = str(caught.value)
         for part in (perceptual._BACKBONES[name].filename, str(empty_caches / "torch/hub/checkpoints"),
-                     str(empty_caches / "cache/downloads"), "http://127.0.0.1:9/", other, "feature_net.py", "random-vgg"):
+                     str(empty_caches / "cache/downloads"), "http://127.0.0.1:9/", other, "feature_net.py",
+                     "random-vgg"):
             assert part in message
         assert "\n" not in message
     assert not [p for p in empty_caches.rglob("*") if p.is_file()]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig, OptimizerConfig, discriminator_kwargs, generator_kwargs
 from training.ema import ema_beta, update_ema
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, Generator
 from training.phases import CHECK_INTERVAL, GradientGuard, build_phases, lazy_optimizer
-from training.config.presets import Options, resolve
 
 
 @pytest.fixture

@@ -16,16 +16,22 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from benchmarks.soak import differences, fork_training, small_config
 from dnnlib.util import EasyDict, UserError
-from torch_utils.formats import network_pickle
 from torch_utils import training_stats
-from training.runs import checkpoints, evaluation, run_log, training_state
+from torch_utils.formats import network_pickle
 from training import run_state, snapshot, training_loop
-from training.training_loop import Trainer
 from training.launch import Job, run_rank, write_options
+from training.runs import checkpoints, evaluation, run_log, training_state
 from training.runs.run_log import Progress
 from training.runs.training_state import (
-    PickleNames, list_pickles, list_states, pickle_path, read_state, state_path, write_state,
+    PickleNames,
+    list_pickles,
+    list_states,
+    pickle_path,
+    read_state,
+    state_path,
+    write_state,
 )
+from training.training_loop import Trainer
 
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 # Where a run is killed, in this order: the module or class, its function, and in which call of that.
@@ -186,7 +192,8 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
     for where, value in (
         ("progress", None), ("progress.tick", None), ("progress", dict(nimg=-8, iteration=0, tick=0)),
         ("log.record", deep), ("stats", {"a": [1, 2]}), ("saved", "../elsewhere.pkl"), ("saved", None),
-        ("unfinished_tick", None), ("unfinished_tick", 1), ("ada_signs", None), ("networks.G", None), ("networks.D", {}),
+        ("unfinished_tick", None), ("unfinished_tick", 1), ("ada_signs", None), ("networks.G", None),
+        ("networks.D", {}),
         ("networks.G", good["networks"]["G"] | {"more": torch.zeros(1)}), ("optimizers.G", {99: {}}),
         (f"networks.G.{layer}", torch.zeros(2, 3)), (f"networks.G.{layer}", "large"), ("optimizers.D", None),
         ("optimizers.D.0.exp_avg", torch.zeros(1)), ("pl_mean", torch.zeros(3)), ("ada_signs", torch.zeros(2)),

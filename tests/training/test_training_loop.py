@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from paths import ROOT
 from torch_utils.formats.network_pickle import save_network_pkl
 from training import launch, snapshot, training_loop
 from training.config.schema import from_json
 from training.data.dataset import ImageFolderDataset
-from training.runs.interrupt import StopRequest
 from training.networks import Discriminator, Generator
+from training.runs.interrupt import StopRequest
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 
 

@@ -59,7 +59,8 @@ unseen = pytest.mark.skipif(Version(torch.__version__) < Version("2.15"), reason
 @pytest.mark.parametrize("read", [
     lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.nonzero(),
     lambda x: x.cpu(), pytest.param(lambda x: x + torch.tensor([1.0], device=x.device), marks=unseen),
-    pytest.param(lambda x: x[[0, 1]], marks=unseen), lambda x: x[torch.tensor([0])], lambda x: x + torch.ones(3).to(x.device),
+    pytest.param(lambda x: x[[0, 1]], marks=unseen), lambda x: x[torch.tensor([0])],
+    lambda x: x + torch.ones(3).to(x.device),
     lambda x: x + torch.ones(3).to(x.device, non_blocking=True), lambda x: torch.empty(4, 3).copy_(x),
 ])  # fmt: skip
 def test_what_waits_is_seen(read):
@@ -69,8 +70,8 @@ def test_what_waits_is_seen(read):
 
 @pytest.fixture
 def make_trainer(monkeypatch, tmp_path):
-    """Trainers that write nothing. Those on "meta" believe that memory can be page-locked; Adam is another one there than
-    on GPUs, and is left out."""
+    """Trainers that write nothing. Those on "meta" believe that memory can be page-locked; Adam is another one there
+    than on GPUs, and is left out."""
     def make(config):
         if config.device == "meta":
             monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -86,7 +87,8 @@ def make_trainer(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["meta", gpu])
-@pytest.mark.parametrize("method, aug", [("stylegan2", "ada"), ("ggdr", "ada"), ("glead", "ada"), ("glead+ggdr", "noaug")])
+@pytest.mark.parametrize("method, aug",
+                         [("stylegan2", "ada"), ("ggdr", "ada"), ("glead", "ada"), ("glead+ggdr", "noaug")])
 def test_no_iteration_waits(tiny_dataset, make_trainer, device, method, aug):
     config = small_config(tiny_dataset, f"--method={method}", f"--aug={aug}",
                           *["--reg_loss_real=lpips", "--perceptual=random-vgg"] * ("glead" in method))

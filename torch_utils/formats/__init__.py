@@ -72,7 +72,7 @@ def read_networks(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | 
 
 def _reader(head: bytes) -> Callable[..., dict[str, Any]] | None:
     """The function that reads a file which begins so; None = a pickle, or nothing known."""
-    if head.startswith(b"PK\x03\x04") or head.startswith(_PICKLED_TORCH_SAVE):
+    if head.startswith((b"PK\x03\x04", _PICKLED_TORCH_SAVE)):
         from . import state_dict_file
         return state_dict_file.read
     if is_safetensors(head):

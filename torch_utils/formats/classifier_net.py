@@ -1,5 +1,7 @@
 """The architecture of the feature nets that feature_net.py trains: a small classifier with the field's interfaces."""
 
+from typing import Any
+
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -10,7 +12,7 @@ class ConvBlock(torch.nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = torch.nn.BatchNorm2d(out_channels)
+        self.norm: Any = torch.nn.BatchNorm2d(out_channels)
         self.act = torch.nn.SiLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import pickle
 import pickletools
 import re
 import struct
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -344,7 +344,8 @@ class _DtypeCode:
     """NumPy's dtype under construction."""
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
-        self.code, self.byte_order = _text(code), "="
+        self.code = _text(code)
+        self.byte_order: Any = "="
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", self.code):
             raise ValueError("an array of an unexpected type")
 
@@ -372,7 +373,8 @@ class Array:
         _version, shape, dtype, is_fortran, data = state
         if not isinstance(dtype, _DtypeCode) or not isinstance(data, (bytes, bytearray)):
             raise ValueError("an array of an unexpected type")
-        self.shape, self.dtype, self.order, self.data = _size(shape), dtype.to_numpy(), "F" if is_fortran else "C", data
+        self.shape, self.dtype, self.data = _size(shape), dtype.to_numpy(), data
+        self.order: Literal["C", "F"] = "F" if is_fortran else "C"
         if math.prod(shape) * self.dtype.itemsize != len(data):
             raise ValueError("an array of another size than declared")
 
@@ -399,7 +401,7 @@ def _array_of_buffer(data: bytes, dtype: _DtypeCode, shape: Any, order: str) -> 
     return array
 
 
-def _make_scalar(dtype: _DtypeCode, data: bytes) -> np.generic:
+def _make_scalar(dtype: _DtypeCode, data: bytes) -> Any:
     return _array_of_buffer(data, dtype, (), "C").to_numpy()[()]
 
 

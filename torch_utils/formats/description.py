@@ -17,8 +17,8 @@ import torch
 
 from dnnlib.util import UserError, to_easydict
 
-from .module_state import check_tensors, construct
 from ..persistence import find_class
+from .module_state import check_tensors, construct
 
 FORMAT = "glead-networks"
 VERSION = 1

@@ -24,8 +24,8 @@ from typing import Any, Iterator, Literal, NamedTuple
 import torch
 
 from dnnlib.util import UserError, append_text, atomic_write, cache_dir, open_url
-from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats import is_onnx, is_safetensors
+from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.safetensors_file import read_header, read_tensors
 
 Output = Literal["features", "probabilities", "lpips"]
@@ -70,7 +70,7 @@ def open_net(source: str | os.PathLike, device: str | torch.device) -> OpenNet:
             raise UserError(f"{name} is a TorchScript file, which is a program and can do what you can, such as delete "
                             f"files: say --trust-net once if you trust it (SHA-256 {digest}, which is then remembered)")
         module = _load_torchscript(data, name, device)
-        arguments = {argument.name for argument in module.forward.schema.arguments}
+        arguments = {argument.name for argument in module.forward.schema.arguments}  # type: ignore[attr-defined]
         outputs = {output for output, options in CALL_OPTIONS.items() if options.keys() <= arguments}
     else:
         raise UserError(f"{name} is no feature net: neither a safetensors file by feature_net.py, nor ONNX, nor "
@@ -235,7 +235,7 @@ class OnnxNet(torch.nn.Module):
         self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False,
         resize_images: bool = False, return_lpips: bool = False,
     ) -> torch.Tensor:
-        output = "features" if return_features else "lpips" if return_lpips else "probabilities"
+        output: Output = "features" if return_features else "lpips" if return_lpips else "probabilities"
         pixels = img.detach().cpu().to(self._dtype).numpy()
         try:
             result, = self._session.run([self.output_names[output]], {self._input: pixels})

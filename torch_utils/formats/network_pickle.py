@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
-from . import data_unpickler, module_state, tf_pickle
 from .. import persistence
+from . import data_unpickler, module_state, tf_pickle
 from .module_state import ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")

@@ -265,7 +265,7 @@ def _describe(size: _Size, taps: torch.Tensor, key: str) -> dict[str, Any]:
             expected = min(channel_base // res, channel_max)
             raise UserError(f"{key} has {n} channels at {res}x{res}, expected {expected}: {channel_base} / resolution, "
                             f"at most {channel_max}")
-    synthesis = {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": None}
+    synthesis: dict[str, Any] = {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": None}
     default = torch.tensor(_DEFAULT_TAPS, dtype=torch.float32)
     if taps.shape != default.shape or not torch.allclose(taps, default / default.sum(), atol=1e-6):
         synthesis["resample_filter"] = taps.tolist()

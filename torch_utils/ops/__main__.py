@@ -18,10 +18,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parsed(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m torch_utils.ops", description="CUDA kernels of the operations.", allow_abbrev=False)
+    parser = _Parser(prog="python -m torch_utils.ops", description="CUDA kernels of the operations.",
+                     allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{build,status}")
-    command = commands.add_parser("build", help="compile all kernels that the networks usually need", allow_abbrev=False)
-    command.add_argument("--arch", metavar="LIST", help="such as 80,90,100, with or without a GPU (default: the GPUs here)")
+    command = commands.add_parser("build", help="compile all kernels that the networks usually need",
+                                  allow_abbrev=False)
+    command.add_argument("--arch", metavar="LIST",
+                         help="such as 80,90,100, with or without a GPU (default: the GPUs here)")
     command.add_argument("--route", metavar="NAME", help="auto, nvrtc or nvcc (default: GLEAD_OPS, else auto)")
     command.add_argument("--time-limit", metavar="SEC", type=float, help="of a build by nvcc (default: 300)")
     commands.add_parser("status", help="show compilers, cache and GPUs; on a GPU, test the kernels", allow_abbrev=False)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .build import custom_ops
 from . import kernels
+from .build import custom_ops
 
 Tensor = torch.Tensor
 
@@ -94,7 +94,8 @@ def bias_act(
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
     if act == "linear" and gain == 1 and clamp is None:
         return x if b is None else x + _along(b, x, dim)
-    return torch.ops.glead.bias_act(x, b, dim % max(x.ndim, 1), act, alpha, gain, -1.0 if clamp is None else float(clamp))
+    return torch.ops.glead.bias_act(x, b, dim % max(x.ndim, 1), act, alpha, gain,
+                                    -1.0 if clamp is None else float(clamp))
 
 
 def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -215,7 +216,8 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     """What the networks use: linear and leaky ReLU, with bias and without, single elements and full vectors."""
     return [
         _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
-        for dtype in (torch.float16, torch.bfloat16, torch.float32) for vec in (1, kernels.VECTOR_BYTES // dtype.itemsize)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+        for vec in (1, kernels.VECTOR_BYTES // dtype.itemsize)
         for order, bias in ((0, 0), (0, 1), (0, 2), (1, 0)) if bias < 2 or vec > 1 for act in ("linear", "lrelu")
     ]
 

@@ -1,10 +1,10 @@
 """Convolutions whose second derivative costs as much as their first one.
 
-R1 and path length regularisation differentiate a gradient. PyTorch computes the gradient of the weights through that as a
-convolution with a kernel as large as the image: 15 to 60 times slower than an ordinary backward pass on an H200, and
+R1 and path length regularisation differentiate a gradient. PyTorch computes the gradient of the weights through that as
+a convolution with a kernel as large as the image: 15 to 60 times slower than an ordinary backward pass on an H200, and
 wrong in bfloat16 on CPUs with AMX (oneDNN 3.x: the result has no correct digit).
 
-A convolution is bilinear in its input x and weight w, and so are its two gradients. For y = conv(x, w) and the gradient dy,
+A convolution is bilinear in its input x and weight w, and so are its two gradients. For y = conv(x, w) and gradient dy,
 
     dx, dw = backward(dy, x, w)
 
@@ -117,7 +117,7 @@ class _Options(NamedTuple):
 
 
 def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor:

@@ -44,7 +44,7 @@ def _differentiable(
         setup_context(ctx, args, out)
         return out
 
-    function = type(f"{op.__name__}_function", (torch.autograd.Function,),
+    function: Any = type(f"{op.__name__}_function", (torch.autograd.Function,),
                     dict(forward=staticmethod(forward), backward=staticmethod(backward)))
 
     def differentiable(*args: Any) -> Any:
@@ -66,7 +66,7 @@ def kernel(
     name: str, params: type[ctypes.Structure], *, dtype: torch.dtype, block: int = BLOCK, **macros: int | str
 ) -> custom_ops.Kernel:
     """The kernel of `name`.cu for elements of a type, with the parameters that it will be given."""
-    common = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
+    common: dict[str, int | str] = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
     return custom_ops.Kernel(name, tuple((common | macros).items()))
 
 

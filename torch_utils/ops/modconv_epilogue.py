@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .build import custom_ops
 from . import bias_act, kernels
+from .build import custom_ops
 
 Tensor = torch.Tensor
 
@@ -43,7 +43,7 @@ def modconv_epilogue(
     n, c, h, w = x.shape
     for name, tensor, shapes in [("scale", scale, [(n, c)]), ("b", b, [(c,)]), ("strength", strength, [()]),
                                  ("noise", noise, [(n, 1, h, w), (1, 1, h, w), (h, w)])]:
-        if tensor is not None and tensor.shape not in shapes:
+        if tensor is not None and tensor.shape not in shapes:  # type: ignore[operator]
             raise ValueError(f"{name} {tuple(tensor.shape)} does not fit {tuple(x.shape)}")
     if noise is not None and strength is None:
         raise ValueError("noise needs a strength")
@@ -94,9 +94,9 @@ def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
     dtype = kernels.compute_type(x.dtype)
     dx = g if scale is None else g * scale[:, :, None, None].to(g.dtype)
     if kernels.is_channels_last(g):
-        sums = _sums_over_pixels(g, noise), _sums_over_pixels(g * x, None)
-        noises = torch.zeros_like(sums[0][:, 0]) if noise is None else sums[0][:, 1]
-        return dx, torch.stack([sums[0][:, 0], sums[1][:, 0], noises])
+        of_g, of_gx = _sums_over_pixels(g, noise), _sums_over_pixels(g * x, None)
+        noises = torch.zeros_like(of_g[:, 0]) if noise is None else of_g[:, 1]
+        return dx, torch.stack([of_g[:, 0], of_gx[:, 0], noises])
     sums = [t.sum([2, 3], dtype=dtype) for t in ([g, g * x] if noise is None else [g, g * x, g * noise.to(g.dtype)])]
     return dx, torch.stack(sums if noise is not None else [*sums, torch.zeros_like(sums[0])])
 
@@ -173,8 +173,8 @@ def _noise_stride(noise: Tensor | None) -> int:
 
 def _dense_small(*tensors: Tensor | None) -> list[Tensor | None]:
     """Contiguous and aligned, as kernels read them."""
-    tensors = [None if t is None else t.contiguous() for t in tensors]
-    return [t if t is None or t.data_ptr() % kernels.VECTOR_BYTES == 0 else t.clone() for t in tensors]
+    dense = [None if t is None else t.contiguous() for t in tensors]
+    return [t if t is None or t.data_ptr() % kernels.VECTOR_BYTES == 0 else t.clone() for t in dense]
 
 
 def _cuda(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
@@ -182,7 +182,8 @@ def _cuda(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
     if x.dtype in kernels.TYPES and x.numel() > 0:
         kernels.check_devices(x, scale, noise, strength, b)
         dense = kernels.dense(x)
-        y = _launch(dense, *_dense_small(scale, noise, strength, b), act, gain, clamp)
+        small = _dense_small(scale, noise, strength, b)
+        y = _launch(dense, *small, act, gain, clamp)  # type: ignore[call-arg]
     return _native(x, scale, noise, strength, b, act, gain, clamp) if y is None else y
 
 
@@ -208,7 +209,8 @@ def _cuda_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor
         kernels.check_devices(x, dy, y, scale, noise)
         dense = kernels.dense(y)
         others = [t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t) for t in (dy, x)]
-        result = _launch_grad(others[0], dense, others[1], *_dense_small(scale, noise), act, gain, clamp)
+        small = _dense_small(scale, noise)
+        result = _launch_grad(others[0], dense, others[1], *small, act, gain, clamp)  # type: ignore[call-arg]
     return _native_grad(dy, y, x, scale, noise, act, gain, clamp) if result is None else result
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import Any, Callable, Collection, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Iterator, Literal, NamedTuple, Sequence
 
 import torch
 from tqdm import tqdm
@@ -55,7 +55,7 @@ def _cases() -> Iterator[_Case]:
     b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
     scale = 2.0 ** torch.randint(-1, 2, [2, 24], generator=generator).double()
     for act in bias_act.activation_funcs:
-        settings = dict(act=act, clamp=1.5 if act == "lrelu" else None)
+        settings: dict[str, Any] = dict(act=act, clamp=1.5 if act == "lrelu" else None)
         yield _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
 
     taps = {"4x4": [1.0, 3, 3, 1], "12": [1.0, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1], "3x2": [[1.0, 2], [3, 4], [5, 6]]}
@@ -75,7 +75,7 @@ def _cases() -> Iterator[_Case]:
 
 
 def _fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...], x: Tensor) -> _Case:
-    def fn(x: Tensor, impl: str = "cuda") -> Tensor:
+    def fn(x: Tensor, impl: Literal["cuda", "ref"] = "cuda") -> Tensor:
         return upfirdn2d.upfirdn2d(x, f.to(x.device), up, down, padding, gain=1.5, impl=impl)
 
     return _Case(f"{name} up {up} down {down}", fn, None, (x,))

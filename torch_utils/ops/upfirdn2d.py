@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .build import custom_ops
 from . import kernels
+from .build import custom_ops
 
 
 class _Spec(NamedTuple):
@@ -188,7 +188,8 @@ def _cpu(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
 
 
 def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
-    spec = _Spec(*(tuple(part) if isinstance(part, list) else part for part in spec))
+    parts: list[Any] = [tuple(part) if isinstance(part, list) else part for part in spec]
+    spec = _Spec(*parts)
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return _native(x, f, spec)
     kernels.check_devices(x, f)

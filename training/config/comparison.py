@@ -2,11 +2,11 @@
 
 import os
 import re
-from typing import Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from metrics.published import DATASETS
-from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 from training.config.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
+from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 
 NAME_LENGTH = 40            # Of a run directory's name, behind its number.
 DATASET_NAME_LENGTH = 24    # Of the part that names the data set.
@@ -104,7 +104,7 @@ def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
     return resolve(Options(**{**data.options, **run.options}), dataset, device=device)
 
 
-def _defaults(config: TrainingConfig, **said: int) -> TrainingConfig:
+def _defaults(config: TrainingConfig, **said: Any) -> TrainingConfig:
     """The same method on the same data with the settings of --cfg; `said` are fields of `Options`."""
     return resolve(Options(preset=config.preset, method=config.method, **said), config.dataset, device=config.device)
 
@@ -125,7 +125,7 @@ def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str
     published = [run for run in PUBLISHED_RUNS if (run.options["method"], run.data) == (config.method, data)]
     by_cfg = _as_cfg_says(config)
     reference = _configuration(published[0], device=config.device) if published else _defaults(config)
-    words = [config.recipe] if config.recipe != "paper" else []
+    words: list[str] = [config.recipe] if config.recipe != "paper" else []
     words += ["cond"] if config.dataset.use_labels else []
     words += [f"subset{config.dataset.max_size}"] if config.dataset.max_size is not None else []
     words += ["mirror"] if config.dataset.xflip and not (published and data.mirror) else []
@@ -143,6 +143,6 @@ def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str
     return re.sub(r"[^\w.,=+-]", "_", name)
 
 
-def _stem(value: str | float) -> str | float:
+def _stem(value: Any) -> Any:
     """Of a path, its last part without suffix."""
     return os.path.splitext(os.path.basename(value))[0] if isinstance(value, str) else value

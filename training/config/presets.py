@@ -3,13 +3,27 @@
 import dataclasses
 import os
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from dnnlib.util import UserError
 from metrics.published import DATASETS, find_dataset
 from training.config.schema import (
-    AugmentConfig, DatasetConfig, DecoderAct, DiscriminatorConfig, Distance, GeneratorConfig, HalfType, LossConfig,
-    Method, OptimizerConfig, Recipe, TaskConfig, TrainingConfig, Transform, validate, validate_gpus,
+    AugmentConfig,
+    DatasetConfig,
+    DecoderAct,
+    DiscriminatorConfig,
+    Distance,
+    GeneratorConfig,
+    HalfType,
+    LossConfig,
+    Method,
+    OptimizerConfig,
+    Recipe,
+    TaskConfig,
+    TrainingConfig,
+    Transform,
+    validate,
+    validate_gpus,
 )
 
 
@@ -49,7 +63,7 @@ A = "auto"
 #   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
 #   quickstart     Ours: 32x32 images on two CPU cores. Small networks, the shortcuts of cifar, a short EMA. Behind its
 #                  kimg stand tick, snap and metrics, which the published settings leave at the defaults above.
-_ROWS = {
+_ROWS: dict[str, tuple[Any, ...]] = {
     #                 map cbase  task   cmax D_arch    lr      gamma pl mix  batch gpu mbstd ema  ramp  kimg
     "auto":          (2,  A,     A,     512, "resnet", A,      A,    2, 0.9, A,    A,  A,    A,   0.05, 25000),
     "stylegan2":     (8,  32768, 32768, 512, "resnet", 0.0020, 10,   2, 0.9, 32,   4,  4,    10,  None, 25000),
@@ -139,7 +153,7 @@ _ADA_TABLES = {"CIFAR-10": "GGDR, Table 2", "AFHQ Cat": "GGDR, Table 4", "AFHQ D
                "AFHQ Wild": "GGDR, Table 4"}
 _LAMBDAS = ((100, 0), (10, 0), (1, 0), (0, 10), (10, 10), (10, 3), (10, 1))
 PUBLISHED_RUNS = tuple(
-    PublishedRun(source, PUBLISHED_DATA[data], options)
+    PublishedRun(source, PUBLISHED_DATA[data], options)  # type: ignore[arg-type]
     for source, data, options in (
         *(("GLeaD, Table 1", data, {"method": method})
           for data in ("FFHQ", "LSUN Church", "LSUN Bedroom")
@@ -233,7 +247,7 @@ def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
     The rules use the batch size that they give themselves: `--batch` changes neither gamma nor the EMA.
     """
     batch_size = max(min(num_gpus * min(4096 // resolution, 32), 64), num_gpus)  # keeps the activations' memory even
-    rules = {
+    rules: dict[str, Any] = {
         "cbase":      32768 if resolution >= 512 else 16384,
         "cbase_task": 32768 if resolution >= 512 else 16384,
         "lr":         0.002 if resolution >= 1024 else 0.0025,
@@ -308,15 +322,15 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
         G=_generator(options, preset),
         D=_discriminator(options, preset, dataset, loss),
         loss=loss,
-        G_opt=OptimizerConfig(lr=preset.lr),
-        D_opt=OptimizerConfig(lr=preset.lr),
+        G_opt=OptimizerConfig(lr=cast(float, preset.lr)),
+        D_opt=OptimizerConfig(lr=cast(float, preset.lr)),
         augment=_augment(options, transfer=resume is not None),
         perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
         lpips_fp32=options.lpips_fp32,
         total_kimg=_given(options.total_kimg, preset.total_kimg),
         batch_size=_given(options.batch_size, preset.batch_size),
         batch_gpu=_batch_gpu(options, preset),
-        ema_kimg=preset.ema_kimg,
+        ema_kimg=cast(float, preset.ema_kimg),
         ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
         kimg_per_tick=_given(options.kimg_per_tick, preset.tick),
         snapshot_ticks=_given(options.snapshot_ticks, preset.snap),

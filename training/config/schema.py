@@ -219,7 +219,7 @@ def from_json(data: dict[str, Any]) -> TrainingConfig:
 
 def _build(kind: Any, data: Any, where: str) -> Any:
     """Turn JSON data into `kind`: a dataclass, a Literal, a union, a tuple or a plain type."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
             raise UserError(f"{where} is {reprlib.repr(data)}, expected an object with the fields of {kind.__name__}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -270,7 +270,8 @@ def sizes_of(G: Any) -> Sizes:
     """The sizes with which `G` was built."""
     mapping, said = G.mapping, G.synthesis.init_kwargs
     widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
-    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768), said.get("channel_max", 512))
+    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768),
+                 said.get("channel_max", 512))
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
@@ -301,7 +302,7 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
     return kwargs
 
 
-def augment_kwargs(config: TrainingConfig) -> dict[str, int]:
+def augment_kwargs(config: TrainingConfig) -> dict[str, Any]:
     """Arguments of `training.augment.AugmentPipe`: the strength of each transform; empty without augmentation."""
     return {} if config.augment is None else dict.fromkeys(config.augment.transforms, 1)
 
@@ -321,7 +322,7 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
     The ecosystem's keys are written for its tools; only "config" is ever read back.
     """
-    names = ("path", "use_labels", "max_size", "xflip", "resolution")
+    names: tuple[str, ...] = ("path", "use_labels", "max_size", "xflip", "resolution")
     names += () if config.dataset.max_size is None else ("random_seed",)
     dataset = {name: getattr(config.dataset, name) for name in names}
     common = ("c_dim", "img_resolution", "img_channels")  # The dataset says these.
@@ -363,7 +364,8 @@ def _augment_options(config: TrainingConfig) -> dict[str, Any]:
     augment = config.augment
     if augment is None:
         return {}
-    options = {"augment_kwargs": {"class_name": "training.augment.AugmentPipe", **augment_kwargs(config)}}
+    pipe = {"class_name": "training.augment.AugmentPipe", **augment_kwargs(config)}
+    options: dict[str, Any] = {"augment_kwargs": pipe}
     if augment.mode == "fixed":
         return options | {"augment_p": augment.p}
     default = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}["ada_kimg"]
@@ -385,9 +387,9 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
     loss = config.loss
     kwargs: dict[str, Any] = {"r1_gamma": loss.r1_gamma}
     for field in dataclasses.fields(LossConfig):
-        if field.name in ("style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay"):
-            if getattr(loss, field.name) != field.default:
-                kwargs[field.name] = getattr(loss, field.name)
+        value = getattr(loss, field.name)
+        if field.name in ("style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay") and value != field.default:
+            kwargs[field.name] = value
     if config.method == "ggdr":
         kwargs["ggdr_res"] = loss.feature_res
     if config.method in ("glead", "glead+ggdr"):
@@ -461,8 +463,8 @@ def _validate_numbers(config: TrainingConfig) -> None:
                ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
                ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024),
                ("--grid-size", config.grid_size, 1 << 15))
-    for option, value, high in at_most:
-        _expect(value <= high, option, value, f"at most {high}")
+    for option, number, high in at_most:
+        _expect(number <= high, option, number, f"at most {high}")
     for option, value, low, inclusive in at_least:
         _expect(math.isfinite(value), option, value, "a finite number")
         ok = value >= low if inclusive else value > low

@@ -19,8 +19,21 @@ from dnnlib.reader_pool import ReaderPool
 from dnnlib.util import UserError, format_time, num_cores
 from training.data.dataset import NUM_CHANNELS
 from training.data.image_files import (
-    MAX_RESOLUTION, MIN_RESOLUTION, ChecksumError, FolderFiles, ImageFiles, ZipFiles, beside_shards, check_readable,
-    find_shards, is_label_entry, is_turned, label_problem, limit_labels, parse_labels, read_record,
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    ChecksumError,
+    FolderFiles,
+    ImageFiles,
+    ZipFiles,
+    beside_shards,
+    check_readable,
+    find_shards,
+    is_label_entry,
+    is_turned,
+    label_problem,
+    limit_labels,
+    parse_labels,
+    read_record,
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
 from training.data.zip_directory import open_directory

@@ -15,7 +15,12 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, say_once
 from training.data.image_files import (
-    MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, load_labels, open_image_files,
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    ImageFiles,
+    ImageHeader,
+    load_labels,
+    open_image_files,
 )
 from training.data.image_names import shown
 
@@ -190,7 +195,7 @@ class ImageFolderDataset:
     @property
     def xflip(self) -> bool:
         """Whether mirrored copies are among the items."""
-        return self._options["xflip"]
+        return bool(self._options["xflip"])
 
     @property
     def label_shape(self) -> list[int]:

@@ -25,11 +25,28 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, atomic_write, cache_dir
 from training.data.image_names import (
-    DECODING_ERRORS, FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, METADATA_NAME, UNKNOWN, UNREADABLE, LeftOut,
-    begins_like_image, scan, shown, why_left_out,
+    DECODING_ERRORS,
+    FORMATS,
+    HEAD_BYTES,
+    IMAGE_EXTENSIONS,
+    METADATA_NAME,
+    UNKNOWN,
+    UNREADABLE,
+    LeftOut,
+    begins_like_image,
+    scan,
+    shown,
+    why_left_out,
 )
 from training.data.zip_directory import (
-    DEFLATED, LOCAL_HEADER, Entries, NotAZip, Record, ZipDirectory, open_directory, unusual,
+    DEFLATED,
+    LOCAL_HEADER,
+    Entries,
+    NotAZip,
+    Record,
+    ZipDirectory,
+    open_directory,
+    unusual,
 )
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
@@ -145,7 +162,7 @@ class ImageFiles(abc.ABC):
         """Header of one image and whether the file ends as it should, from its first and last bytes only."""
         head, tail, size = self.read_ends(index)
         try:
-            image = Image.open(io.BytesIO(head), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(head), formats=FORMATS)
         except DECODING_ERRORS:
             image = self.open_lazily(index)  # A large header (EXIF, colour profile) goes on beyond `head`.
         complete = _looks_complete(image.format, head, tail, size)
@@ -215,7 +232,8 @@ class FolderFiles(ImageFiles):
         for name in names:
             text += name.encode(errors="surrogateescape")
             ends.append(len(text))
-        self._text, self._ends, self._identity = bytes(text), np.array(ends, dtype=np.uint64), None
+        self._text, self._ends = bytes(text), np.array(ends, dtype=np.uint64)
+        self._identity: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -236,7 +236,8 @@ class ZipDirectory(NamedTuple):
             UserError: The directory is damaged, entries lie over each other or outside of the file, or an image is
                 encrypted or packed by a method other than deflate.
         """
-        positions, others, begins, ends = [], [], [], []
+        positions: list[np.ndarray] = []
+        others, begins, ends = [], [], []
         metadata, last, is_sorted = None, None, True
         for chunk in self.chunks():
             begins.append(chunk.begins)

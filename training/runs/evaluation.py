@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 
@@ -13,9 +13,9 @@ from metrics import metric_main
 from metrics.options import Shared
 from metrics.progress import ScoreBar
 from torch_utils import distributed
-
 from training.config.schema import TrainingConfig
 from training.data.dataset import ImageFolderDataset
+
 from .interrupt import StopRequest
 from .run_log import RunLog, read_records
 
@@ -42,7 +42,8 @@ def evaluate(
         KeyboardInterrupt: Requested to stop.
         LostRank:          Another process of the run is missing.
     """
-    c, kept_real = config, {}
+    c = config
+    kept_real: dict[str, Any] = {}
     shared = Shared([metric for metric in c.metrics if metric not in known])
     progress = ScoreBar() if sys.stderr.isatty() else None
     for metric in c.metrics:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError
-
-from training.config.schema import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
+from training.config.schema import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
+
 from .training_state import list_states, pickle_path
 
 try:
@@ -103,7 +103,7 @@ class Found(NamedTuple):
 
 
 def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
-    """The newest run in `outdir` that the same command started, that has a state, is unfinished, and is not going on."""
+    """The newest run in `outdir` that the same command started, has a state, is unfinished, and isn't being trained."""
     busy = None
     try:
         names = sorted((entry.name for entry in os.scandir(outdir) if entry.is_dir()), reverse=True)
@@ -196,7 +196,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -94,7 +94,8 @@ class _Log:
     """A text file to append to; until it is opened, lines for it are kept in memory."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self._path, self._file = path, None
+        self._path = path
+        self._file: TextIO | None = None
         self._waiting: list[str] = []
 
     def open(self) -> None:

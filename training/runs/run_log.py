@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dnnlib.util import append_text, atomic_write, format_time
 from torch_utils import distributed
-
 from training.config.schema import TrainingConfig
 
 
@@ -33,7 +32,7 @@ class RunLog:
     def __init__(
         self, run_dir: Path, *, config: TrainingConfig, device: torch.device, state: dict[str, Any] | None = None
     ):
-        """Go on from `state`, which `RunLog.state` gave; later records in `run_dir` are dropped, for they come again."""
+        """Resume from `state`, which `RunLog.state` gave. Later records in `run_dir` are dropped: they come again."""
         state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[],
                               step_nimg=1000 if config.kimg_per_tick >= 1 else 1)
         self.config = config

@@ -122,13 +122,13 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
     Raises:
         OSError: It can't be written; what was there stays.
     """
-    import torch    # takes a second, for which --help does not wait
+    import torch  # takes a second, for which --help does not wait
 
     path = Path(path)
     with atomic_write(path) as f:
         signed = _SignedWriter(f)
         try:
-            torch.save(dict(content, format=FORMAT), signed)
+            torch.save(dict(content, format=FORMAT), signed)  # type: ignore[arg-type]
         except RuntimeError as e:  # PyTorch's writer hides what went wrong
             raise signed.error or e from e
         signed.finish()
@@ -199,7 +199,7 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
 
 
 def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
-    """The path of the newest state that is whole, and its content; None where there is none. Says which ones are damaged."""
+    """The path of the newest undamaged state, and its content; None if there is none. Says which ones are damaged."""
     for state in list_states(run_dir):
         try:
             return state.path, read_state(state.path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_utils.ops.build import custom_ops
 from torch_utils.ops import kernels
+from torch_utils.ops.build import custom_ops
 
 OPS = Path(kernels.__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")

@@ -1,4 +1,4 @@
-"""Convolutions with second derivatives of their own, against PyTorch's, numerical derivatives, and a trace of kernels."""
+"""Convolutions with their own second derivatives, against PyTorch's, numerical derivatives, and a trace of kernels."""
 
 import pytest
 import torch

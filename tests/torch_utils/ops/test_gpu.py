@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from torch_utils.ops.build import custom_ops
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops.self_test import self_test
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +55,7 @@ def test_kernels_take_turns_with_plain_operations(dtype, channels_last):
 
 def test_kernels_run_inside_a_graph():
     x, f = torch.randn([2, 8, 32, 32], device="cuda"), upfirdn2d.setup_filter([1, 3, 3, 1], device="cuda")
-    work = lambda: bias_act.bias_act(upfirdn2d.upsample2d(x, f), act="lrelu")  # noqa: E731
+    work = lambda: bias_act.bias_act(upfirdn2d.upsample2d(x, f), act="lrelu")
     expected = work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -35,12 +35,13 @@ def test_bias_act(emulator, act, dtype, shape, channels_last, has_bias, clamp):
         x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))  # ddx comes in another format
     b = torch.randn(shape[1], dtype=torch.float64).to(dtype) if has_bias else None
     settings = (1, act, 0.3, 1.7, -1.0 if clamp is None else clamp)
-    wide = lambda t: None if t is None else t.double()  # noqa: E731
+    wide = lambda t: None if t is None else t.double()
     y = bias_act._cuda(x, b, *settings)
     assert_close(y, bias_act._native(wide(x), wide(b), *settings), dtype)
     ref = x if act == "swish" else y
     held = settings[:-1] + ((-1.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()),)
-    assert_close(bias_act._cuda_grad(dy, ref, b, *settings), bias_act._native_grad(wide(dy), wide(ref), wide(b), *held), dtype)
+    assert_close(bias_act._cuda_grad(dy, ref, b, *settings), bias_act._native_grad(wide(dy), wide(ref), wide(b), *held),
+                 dtype)
     expected = [dy]
     if bias_act._slope(act, 0.3) is None:
         actual = bias_act._cuda_grad2(dy, ref, b, ddx, *settings)
@@ -104,8 +105,10 @@ def firs():
         ((4, 4), 2, 1, (2, 1, 2, 1), (2, 3, 8, 16), False), ((4, 4), 2, 1, (2, 1, 2, 1), (1, 8, 5, 6), True),
         ((4, 4), 1, 2, (1, 1, 1, 1), (2, 3, 32, 16), False), ((4, 4), 1, 2, (1, 1, 1, 1), (2, 24, 10, 9), True),
         ((4, 4), 1, 1, (2, 2, 2, 2), (2, 2, 17, 19), False), ((4, 4), 1, 1, (1, 1, 1, 1), (2, 2, 17, 33), False),
-        ((1, 12), (2, 1), 1, (6, 5, 0, 0), (1, 2, 8, 16), False), ((12, 1), (1, 2), 1, (0, 0, 6, 5), (1, 8, 8, 8), True),
-        ((12, 1), 1, (1, 2), (0, 0, 5, 5), (2, 2, 24, 16), False), ((1, 12), 1, (2, 1), (5, 5, 0, 0), (1, 16, 9, 20), True),
+        ((1, 12), (2, 1), 1, (6, 5, 0, 0), (1, 2, 8, 16), False),
+        ((12, 1), (1, 2), 1, (0, 0, 6, 5), (1, 8, 8, 8), True),
+        ((12, 1), 1, (1, 2), (0, 0, 5, 5), (2, 2, 24, 16), False),
+        ((1, 12), 1, (2, 1), (5, 5, 0, 0), (1, 16, 9, 20), True),
         ((2, 3), 3, 2, (4, 1, -1, 2), (2, 2, 7, 8), False), ((3, 2), (1, 3), (2, 1), (-2, 3, 1, 0), (1, 4, 7, 8), True),
         ((1, 1), 2, 1, (0, 0, 1, -1), (2, 2, 4, 4), False), ((1, 1), 1, 1, (-1, -1, -1, -1), (2, 2, 8, 8), False),
         ((9, 7), 2, 3, (5, 9, 4, 8), (1, 3, 13, 8), False), ((24, 24), 1, 5, (9, 12, 11, 12), (1, 5, 20, 20), True),
@@ -170,7 +173,7 @@ def test_modconv_epilogue(emulator, act, dtype, shape, channels_last, has_scale,
     strength = None if noise is None else torch.tensor(0.7, dtype=small)
     b = torch.randn([c], dtype=small) if has_bias else None
     settings = (act, 1.3, -1.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item())
-    wide = lambda *tensors: [None if t is None else t.double() for t in tensors]  # noqa: E731
+    wide = lambda *tensors: [None if t is None else t.double() for t in tensors]
     y = modconv_epilogue._cuda(x, scale, noise, strength, b, *settings)
     assert_close(y, modconv_epilogue._native(*wide(x, scale, noise, strength, b), *settings), dtype)
     assert y.stride() == x.stride()

@@ -53,7 +53,7 @@ def test_derivatives_of_negative_gains_and_slopes(settings):
     x = torch.randn([2, 3, 4, 4], dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x: bias_act.bias_act(x, **settings), [x])
     if "alpha" not in settings and settings["act"] != "tanh":
-        epilogue = lambda x, s: modconv_epilogue.modconv_epilogue(x, s, **settings)  # noqa: E731
+        epilogue = lambda x, s: modconv_epilogue.modconv_epilogue(x, s, **settings)
         scale = torch.rand([2, 3], dtype=torch.float64, requires_grad=True)
         assert gradcheck(epilogue, [x, scale]) and gradgradcheck(epilogue, [x, scale])
 

@@ -1,7 +1,7 @@
 """The runtime of the project's CUDA kernels: compiles them when they are first needed, keeps them, launches them.
 
-Two routes compile the same source. NVRTC is tried first: 0.05 to 0.2 s a kernel, with nothing to install. nvcc takes 6 s
-or more for the smallest library and needs a toolkit and a C++ compiler; its launches take 0.5 us instead of 1.1 us.
+Two routes compile the same source. NVRTC is tried first: 0.05 to 0.2 s a kernel, with nothing to install. nvcc takes at
+least 6 s for the smallest library and needs a toolkit and a C++ compiler; its launches take 0.5 us instead of 1.1 us.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.util import UserError, cache_dir, say_once
-
 from torch_utils import ops
+
 from . import nvcc, nvrtc
 from .disk_cache import DiskCache
 from .source import Built, CompileError, Kernel, Launcher, Unavailable

@@ -122,7 +122,8 @@ class DiskCache:
             for stale in self.folder.glob("build-*"):
                 say_once(str(stale), f"Removing {stale}, which an interrupted build left.")
                 shutil.rmtree(stale, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix="build-" if locked else "glead-build-", dir=self.folder if locked else None))
+        folder = Path(tempfile.mkdtemp(prefix="build-" if locked else "glead-build-",
+                                       dir=self.folder if locked else None))
         try:
             yield folder
         finally:

@@ -78,8 +78,8 @@ def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_vo
         _check(library, library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         symbol = kernel.symbol.encode()
         _check(library, library.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
-        # Functions may be loaded lazily, but a capture must not be what loads them. Drivers before 12.4 have no cuFuncLoad:
-        # there, cuModuleGetFunction leaves nothing for later.
+        # Functions may be loaded lazily, but a capture must not be what loads them. Drivers before 12.4 have no
+        # cuFuncLoad: there, cuModuleGetFunction leaves nothing for later.
         if hasattr(library, "cuFuncLoad"):
             _check(library, library.cuFuncLoad(function), "cuFuncLoad")
     finally:
@@ -109,12 +109,13 @@ def _launcher(
         if elsewhere:
             push(context)
         try:
-            error = start(function, grid, 1, 1, block, 1, 1, 0, pointer(stream(index)), byref(pointer(addressof(params))), None)
+            error = start(function, grid, 1, 1, block, 1, 1, 0, pointer(stream(index)),
+                          byref(pointer(addressof(params))), None)
         finally:
             if elsewhere:
                 pop(byref(current))
         if error:
-            raise RuntimeError(f"{_error_name(library, error)}: launching {kernel} on a grid of {grid} blocks of {block} "
-                               f"threads, cuda:{index}")
+            raise RuntimeError(f"{_error_name(library, error)}: launching {kernel} on a grid of {grid} blocks of "
+                               f"{block} threads, cuda:{index}")
 
     return launch

@@ -63,7 +63,8 @@ cudaError_t load(const void* kernel, int device) {
 cudaError_t launch(const void* kernel, int grid, int block, const void* params, void* stream, int device) {
     OnDevice on(device);
     void* arguments[] = {const_cast<void*>(params)};
-    if (on.error == cudaSuccess) on.error = cudaLaunchKernel(kernel, dim3(grid), dim3(block), arguments, 0, (cudaStream_t)stream);
+    if (on.error == cudaSuccess)
+        on.error = cudaLaunchKernel(kernel, dim3(grid), dim3(block), arguments, 0, (cudaStream_t)stream);
     return reported(on.error);
 }
 
@@ -161,26 +162,27 @@ EXPORTED int launch_{name}(int grid, const void* params, void* stream, int devic
     return _COMMON + source.unit(kernels, follow=follow)
 
 
-def _units(kernels: Sequence[Kernel]) -> dict[str, str]:
+def _units(kernels: Sequence[Kernel]) -> dict[str, bytes]:
     """One file for each operation, which ninja compiles at the same time."""
     by_name: dict[str, list[Kernel]] = {}
     for kernel in kernels:
         by_name.setdefault(kernel.name, []).append(kernel)
-    units = {f"launch_{name}.cu": _unit(some) for name, some in sorted(by_name.items())}
+    units = {f"launch_{name}.cu": _unit(some).encode() for name, some in sorted(by_name.items())}
     names = "EXPORTED const char* error_name(int error) { return cudaGetErrorName((cudaError_t)error); }\n"
-    return {**units, "names.cu": _COMMON + names}
+    return {**units, "names.cu": (_COMMON + names).encode()}
 
 
 def _entry(kernels: Sequence[Kernel], arch: int) -> str:
     """Name of the file in the cache."""
-    files = [part for item in (*source.included(kernels).items(), *_units(kernels).items()) for part in item]
-    key = source.digest(version(), target(arch, architectures()), torch.__version__, *files)
+    files = source.included(kernels) | _units(kernels)
+    parts: list[str | bytes] = [part for item in files.items() for part in item]
+    key = source.digest(version(), target(arch, architectures()), torch.__version__, *parts)
     return f"{kernels[0].symbol if len(kernels) == 1 else 'standard'}-sm_{arch}-{key[:20]}.so"
 
 
 def _compile(kernels: Sequence[Kernel], arch: int, folder: Path, seconds: float) -> bytes:
-    for name, text in (*source.included(kernels).items(), *_units(kernels).items()):
-        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name, text in (source.included(kernels) | _units(kernels)).items():
+        (folder / name).write_bytes(text)
     settings = dict(
         name="kernels", sources=[str(folder / name) for name in _units(kernels)], build_directory=str(folder),
         extra_include_paths=[str(folder)], extra_ldflags=[f"-Wl,-rpath,{_home() / 'lib64'}"],
@@ -243,7 +245,8 @@ def build(
     built = _find(kernels, arch, cache)
     if built is None:
         with cache.lock(seconds + _PROBE_SEC) as locked:
-            built = _find(kernels, arch, cache) or _build(kernels, arch, cache, locked, seconds)  # others may have, by now
+            # Another process may have built it meanwhile.
+            built = _find(kernels, arch, cache) or _build(kernels, arch, cache, locked, seconds)
     yield built
 
 
@@ -290,7 +293,7 @@ def _launcher(library: ctypes.CDLL, kernel: Kernel, index: int) -> Launcher:
             return
         error = start(grid, byref(params), pointer(stream(index)), index)
         if error:
-            raise RuntimeError(f"{library.error_name(error).decode()}: launching {kernel} on a grid of {grid} blocks of "
-                               f"{kernel.block} threads, cuda:{index}")
+            raise RuntimeError(f"{library.error_name(error).decode()}: launching {kernel} on a grid of {grid} blocks "
+                               f"of {kernel.block} threads, cuda:{index}")
 
     return launch

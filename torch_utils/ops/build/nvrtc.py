@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.util
-import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -45,7 +44,8 @@ def _library() -> ctypes.CDLL:
 def _candidates(name: str) -> list[str]:
     """Where packages of NVIDIA and the toolkit have it."""
     spec = importlib.util.find_spec("nvidia")
-    folders = [] if spec is None else [f for place in spec.submodule_search_locations for f in Path(place).glob("*/lib")]
+    folders = [] if spec is None else [f for place in spec.submodule_search_locations
+                                       for f in Path(place).glob("*/lib")]
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders += [Path(toolkit, "lib64") for toolkit in toolkits if toolkit]
     return [str(folder / name) for folder in folders if (folder / name).is_file()]
@@ -127,7 +127,7 @@ def _result(program: ctypes.c_void_p, what: str) -> bytes:
 def _entry(kernel: Kernel, arch: int) -> str:
     """Name of the file in the cache."""
     to = target(arch, architectures())
-    files = itertools.chain.from_iterable(source.included([kernel]).items())
+    files: list[str | bytes] = [part for item in source.included([kernel]).items() for part in item]
     key = source.digest(version(), to, *OPTIONS, source.unit([kernel]), *files)
     return f"{kernel.symbol}-{to}-{key[:20]}.{'cubin' if to.startswith('sm_') else 'ptx'}"
 

@@ -1,4 +1,4 @@
-"""What `python -m torch_utils.ops` does: compiles the kernels beforehand, shows what becomes of them here, tests them."""
+"""What `python -m torch_utils.ops` does: compiles the kernels beforehand, shows which ones work here, tests them."""
 
 import math
 import os

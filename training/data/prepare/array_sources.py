@@ -7,15 +7,14 @@ import struct
 import tarfile
 import zlib
 from pathlib import PurePosixPath
-from typing import BinaryIO, Iterator, NamedTuple
+from typing import Any, BinaryIO, Iterator, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
-
 from training.data.prepare.source import LabelSet, Record, Source, SourceOptions, images_at_once, refuse_folders
+from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
 
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 _MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
@@ -107,9 +106,9 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
     kind, members = None, {}
     try:
         with open(path, "rb") as f:
-            unpacked = gzip.open(f) if f.read(2) == b"\x1f\x8b" else f
+            unpacked: Any = gzip.open(f) if f.read(2) == b"\x1f\x8b" else f
             f.seek(0)
-            bounded = _BoundedFile(unpacked, _MAX_ARCHIVE_BYTES)
+            bounded: Any = _BoundedFile(unpacked, _MAX_ARCHIVE_BYTES)
             with tarfile.open(fileobj=bounded, mode="r|") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name)

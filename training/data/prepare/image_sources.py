@@ -13,7 +13,6 @@ from PIL import Image
 from dnnlib.util import UserError
 from training.data.image_files import MAX_FILE_BYTES, ImageFiles, has_metadata, load_labels, open_image_files
 from training.data.image_names import METADATA_NAME, shown
-
 from training.data.prepare.conversion import BadImage, decode
 from training.data.prepare.processes import from_child
 from training.data.prepare.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders

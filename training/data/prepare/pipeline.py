@@ -11,7 +11,14 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, num_cores
 from training.data.prepare.conversion import (
-    BadImage, ConversionOptions, Converter, FirstImage, Remark, TooSmall, encode_png, is_gray,
+    BadImage,
+    ConversionOptions,
+    Converter,
+    FirstImage,
+    Remark,
+    TooSmall,
+    encode_png,
+    is_gray,
 )
 from training.data.prepare.processes import WorkerPool, termination_as_interrupt
 from training.data.prepare.source import Label, Source, images_at_once

@@ -1,6 +1,6 @@
 """How published datasets are made, as one table."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from training.data.prepare.conversion import Transform
 
@@ -18,7 +18,7 @@ class DataPreset(NamedTuple):
 #   ffhq256  Published FID at 256x256 holds for FFHQ's 1024x1024 images scaled by a box filter.
 #   lsun256  ADA paper: LSUN at 256x256, cropped to the short side; so in GGDR and GLeaD.
 #   afhq     ADA paper: AFHQ at 512x512, the training images of each kind of animal by itself.
-_ROWS = {
+_ROWS: dict[str, tuple[Any, ...]] = {
     #           res   transform      filter     split
     "ffhq256": (256,  None,          "box",     None),
     "lsun256": (256,  "center-crop", "lanczos", None),

@@ -199,5 +199,5 @@ def signals_held() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for came_in in came:
+            signal.raise_signal(came_in)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Iterator
 
 from dnnlib.util import UserError, atomic_write, check_writable, made_folder
+from training.data.image_names import METADATA_NAME, shown
 from training.data.prepare.image_sources import BUCKET
 from training.data.prepare.processes import signals_held
 from training.data.prepare.source import Label
-from training.data.image_names import METADATA_NAME, shown
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
 _SHARD = re.compile(r".*-\d{5,}\.zip")
