@@ -358,7 +358,8 @@ def parse(said: dict[str, Any]) -> Arguments:
              "freeze_layers": "freezed", "channels_last": "nhwc"}
     same = ("method", "recipe", "aug", "p", "target", "augpipe", "recon_target", "lambda_real", "lambda_fake",
             "distance_real", "distance_fake", "res_g", "decoder_kernel", "decoder_act", "ggdr_res", "perceptual",
-            "map_depth", "batch_gpu", "grid_size", "detector", "workers", "resume", "fp32", "half", "lpips_fp32", "allow_tf32")
+            "map_depth", "batch_gpu", "grid_size", "detector", "workers", "resume", "fp32", "half", "lpips_fp32",
+            "allow_tf32")
     options = presets.Options(
         **{ours: said[theirs] for ours, theirs in names.items()},
         **{name: said[name] for name in same},

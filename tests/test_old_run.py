@@ -1,7 +1,7 @@
 """A run that version 0.1 left, as `fixtures/run-0.1.zip`: it resumes, and its network pickle opens.
 
-It is one of `--method=glead+ggdr` at 16x16, whose images lay at a relative path. Large tensors are zero but for their first
-numbers, to keep the file small. `images.npz` is what version 0.1 made of G_ema.
+It is one of `--method=glead+ggdr` at 16x16, whose images lay at a relative path. Large tensors are zero but for their
+first numbers, to keep the file small. `images.npz` is what version 0.1 made of G_ema.
 """
 
 import json

@@ -1,13 +1,15 @@
 """The networks of a run: the one place that builds them.
 
-Training asks a generator for `z_dim`, `c_dim`, `mapping(z, c, ...)` -> ws, `synthesis(ws)` -> images, and, if it has them,
-`synthesis.run` (features, and going on from them) and `w_avg`. It asks a discriminator for `D(img, c)` -> logits and, if it
-has tasks, for `D.run(img, c)` and `has_heads`; `minibatch_group` says how many images it looks at together. Classes must be
-persistent (`torch_utils.persistence.persistent_class`), so that pickles hold them, and take what `generator_kwargs` and
-`discriminator_kwargs` give.
+Training asks a generator for `z_dim`, `c_dim`, `mapping(z, c, ...)` -> ws and `synthesis(ws)` -> images. It also uses
+`w_avg`, and `synthesis.run`, which gives features and continues from them, if the generator has them. It asks a
+discriminator for `D(img, c)` -> logits. If D has tasks, it also asks for `D.run(img, c)`, `has_heads` and
+`minibatch_group`, the number of images that D looks at together.
+
+Classes must be persistent (`torch_utils.persistence.persistent_class`), so that pickles hold them. Their constructors
+take what `generator_kwargs` and `discriminator_kwargs` give.
 """
 
-import torch
+from typing import Any
 
 from dnnlib.util import UserError
 from torch_utils import persistence
@@ -15,8 +17,11 @@ from torch_utils import persistence
 from .config.schema import TrainingConfig, discriminator_kwargs, generator_kwargs
 
 
-def build_networks(config: TrainingConfig) -> tuple[torch.nn.Module, torch.nn.Module]:
+def build_networks(config: TrainingConfig) -> tuple[Any, Any]:
     """G and D with new weights, on the current default device, in training mode.
+
+    Returns:
+        Two modules. They are `Any` here, because networks that share no class may be trained.
 
     Raises:
         UserError: No class of that name was imported. Nothing is imported here: the name may come from a file.

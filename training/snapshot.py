@@ -94,7 +94,8 @@ def save_first_pictures(
 ) -> None:
     """`reals.png` and `fakes_init.png`; `save` as in `save_pictures`."""
     save(run_dir / "reals.png", save_image_grid, grid.images, columns=grid.columns)
-    save(run_dir / "fakes_init.png", save_image_grid, draw_fakes(G_ema, grid, batch_gpu=batch_gpu), columns=grid.columns)
+    fakes = draw_fakes(G_ema, grid, batch_gpu=batch_gpu)
+    save(run_dir / "fakes_init.png", save_image_grid, fakes, columns=grid.columns)
 
 
 def save_pictures(

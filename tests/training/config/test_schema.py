@@ -6,11 +6,11 @@ import math
 import pytest
 
 from dnnlib.util import UserError
-from training.tasks import validate_tasks
 from training.config import schema as configs
 from training.config.presets import Options, resolve
 from training.config.schema import DatasetConfig, from_json, to_json, validate
 from training.networks import Conv2dLayer, Discriminator
+from training.tasks import validate_tasks
 
 
 def make(resolution=32, device="cpu", data=None, **said):
