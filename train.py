@@ -60,7 +60,7 @@ general, data, basic, augmentation, method, nets, transfer, speed, released = ma
         "Augmentation",
         "Tasks for the discriminator",
         "Networks",
-        "Going on and transfer learning",
+        "Resuming and transfer learning",
         "Performance",
         "Names that the released GLeaD and GGDR programs use",
     ),
@@ -259,7 +259,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> "launch.Job | None
     description = comparison.describe(arguments.options, config, source.name)
     if arguments.dry_run:
         if run is not None:
-            print(f"Would go on in {run.path}{_how_not_to(command)}\n")
+            print(f"Would resume in {run.path}{_how_not_to(command)}\n")
         print_options(config, description)
         warn_of_long_work(config, source, run)
         print_verdict(config if run is None else dataclasses.replace(config, resume=None), problems)
@@ -740,7 +740,7 @@ def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> "
     passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path):
-        print(f"Going on in {run.path}{_how_not_to(command)}")
+        print(f"Resuming in {run.path}{_how_not_to(command)}")
         print(comparison.departures_line(config), flush=True)
     return launch.Job(config, run.path, resume=run.state, command=resume.absolute_paths(kept),
                       anyway="resume_anyway" in command)

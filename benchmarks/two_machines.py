@@ -237,7 +237,7 @@ def observe(
         after_mending = run.wait(limit_sec=START_SEC)
         log = run.text(0)
     _show(after_mending)
-    went_on = re.findall(r"^Going on from .*training-state-0*(\d+)\.pt$", log, re.MULTILINE)
+    went_on = re.findall(r"^Resuming from .*training-state-0*(\d+)\.pt$", log, re.MULTILINE)
     if went_on != [str(nimg)]:
         problems.append(f"went on from {went_on} images, expected {nimg}")
     problems += [f"after mending, machine {node} ended with status {end.status}"

@@ -716,7 +716,7 @@ def test_help_is_grouped_and_shows_defaults():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Going on with runs.
+# Resuming runs.
 
 
 @pytest.fixture
@@ -743,7 +743,7 @@ def test_the_same_command_goes_on(run, runs, start, tmp_path):
     result = run("--batch=16", "--workers=0", "--metrics=none")
     assert result.exit_code == 0 and result.stderr == ""
     first, *_ = result.stdout.splitlines()
-    assert first == f"Going on in {path}; --resume=noresume starts a new run"
+    assert first == f"Resuming in {path}; --resume=noresume starts a new run"
     assert result.stdout.count("\nDeparts from the paper in: data set, ") == 1
     (job,) = runs
     assert (job.run_dir, job.resume, job.config.workers, job.config.metrics) == (str(path), "newest", 0, ())
@@ -800,7 +800,7 @@ def test_a_run_directory_says_everything(run, runs, start):
     before = from_json(json.loads((path / "training_options.json").read_text()))
     result = CliRunner().invoke(train.main, [f"--resume={path}"])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == f"Going on in {path}"
+    assert result.stdout.splitlines()[0] == f"Resuming in {path}"
     assert runs == [Job(before, str(path), "newest")]
     assert CliRunner().invoke(train.main, [f"--resume={path}/", "--outdir=elsewhere"]).exit_code == 0
     assert runs[1].config == before and not Path("elsewhere").exists()
@@ -920,7 +920,7 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config has unknown fields: lr)"),
     ):  # fmt: skip
         options.write_text(text)
-        expected = f"--resume: {options} is not as this version of train.py writes it, so the run can't go on{why}"
+        expected = f"--resume: {options} is not as this version of train.py writes it, so the run can't resume{why}"
         assert last_line(run(f"--resume={path}")) == expected
     options.write_text(json.dumps(content))
     state_path(path, 1000).unlink()
@@ -1003,7 +1003,7 @@ def test_dry_run_of_going_on(run, runs, start):
     files = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     result = run("--batch=16", "--dry-run", "--snap=3")
     assert result.exit_code == 0 and not runs
-    assert result.stdout.splitlines()[0] == f"Would go on in {path}; --resume=noresume starts a new run"
+    assert result.stdout.splitlines()[0] == f"Would resume in {path}; --resume=noresume starts a new run"
     options, summary, _ = dry(run, f"--resume={path}", "--snap=3")
     assert (options["batch_size"], options["network_snapshot_ticks"]) == (16, 3) and "every 3 ticks" in summary
     assert files == {file: file.stat().st_mtime_ns for file in path.iterdir()}

@@ -171,7 +171,7 @@ def _run_processes(job: Job) -> None:
 
 def run_together(
     command: list[str], *, size: int,
-    loss: str = "so the run ended; the same command goes on from its last training state", at_once: bool = False,
+    loss: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
 ) -> None:
     """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
 
@@ -242,7 +242,7 @@ class _Processes:
         elif self._at_once:
             return  # they are being ended
         elif now - self._first_signal_sec > _INSIST_SEC:
-            raise UserError("stopped at once, as asked twice; the same command goes on from the last training state")
+            raise UserError("stopped at once, as asked twice; the same command resumes from the last training state")
         for child in self._children:
             child.send_signal(number)
 

@@ -169,7 +169,7 @@ class Trainer:
     def _end(self, *, stopping: bool) -> None:
         problems = self.checkpoints.wait() + self.log.problems()
         if stopping and not problems:
-            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.pickles.last}. To go on: "
+            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.pickles.last}. To resume: "
                                f"python train.py --resume={self.run_dir}", flush=True)
         elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")

@@ -107,7 +107,7 @@ def test_a_signal_to_any_of_them_saves_and_ends_all(tiny_dataset, tmp_path, numb
     else:
         os.kill(running.process.pid if target == "launcher" else running.pids()[1], number)
     printed = running.end(status=0)
-    (stopped,) = re.findall(r"Stopped at ([0-9.]+) kimg, saved \S+ To go on: python train.py --resume=(\S+)", printed)
+    (stopped,) = re.findall(r"Stopped at ([0-9.]+) kimg, saved \S+ To resume: python train.py --resume=(\S+)", printed)
     assert outcome.read_text() == "stopped\n"
     assert stopped[1] == str(running.run_dir) and printed.count("Stopping after this iteration") <= 1
     assert "Traceback" not in printed and "resource_tracker" not in printed and not errors(printed)
@@ -205,7 +205,7 @@ def test_torchrun_heals_a_run_that_lost_a_process(tiny_dataset, tmp_path):
     killed = running.pids()[1]
     os.kill(killed, signal.SIGKILL)
     printed = running.end(status=0)
-    assert running.pids()[1] != killed and "Going on from" in printed and "Done in" in printed
+    assert running.pids()[1] != killed and "Resuming from" in printed and "Done in" in printed
     assert list_states(running.run_dir)[0].nimg == 160 and outcome.read_text() == "finished\n"
     ROWS.append(("torchrun --max-restarts, rank 1: SIGKILL", "goes on by itself to the end", "since the last tick"))
 

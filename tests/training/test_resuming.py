@@ -1,4 +1,4 @@
-"""Going on with a run: whatever killed it, the result is the one of a run that was left alone, bit by bit."""
+"""Resuming a run: whatever killed it, the result is the one of a run that was left alone, bit by bit."""
 
 import contextlib
 import copy
@@ -174,7 +174,7 @@ def test_other_images_are_refused_and_nothing_is_changed(run, capsys):
     again = json.loads((run_dir / "training_options.json").read_text())
     assert again["command"] == {"subset": 20} and again["data_fingerprint"] != options["data_fingerprint"]
     log = (run_dir / "log.txt").read_text()
-    assert log.startswith(before["log.txt"].decode()) and "Going on from" in log and "Setting aside" in log
+    assert log.startswith(before["log.txt"].decode()) and "Resuming from" in log and "Setting aside" in log
     assert not (run_dir / ".half.pkl.tmp").exists()
 
 

@@ -89,7 +89,7 @@ def _read_run(path: str) -> Run:
         raise UserError(f"{path} is no run directory: {file.name} can't be read ({e.strerror})") from e
     except (ValueError, KeyError, TypeError, RecursionError, UserError) as e:
         why = f" ({e})" if isinstance(e, UserError) else ""
-        raise UserError(f"{file} is not as this version of train.py writes it, so the run can't go on{why}") from e
+        raise UserError(f"{file} is not as this version of train.py writes it, so the run can't resume{why}") from e
     relative = tuple(option for option in command if command[option] != said[option])
     paths = {name: absolute_paths({name: getattr(config, name)})[name] for name in ("perceptual", "detector")}
     return Run(path, command, dataclasses.replace(config, **paths), relative=relative)

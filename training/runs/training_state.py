@@ -194,7 +194,7 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     chosen = distributed.from_rank0(path and str(path))
     if chosen is None:
         raise UserError(f"{run_dir} holds no good training state: start a new run, perhaps from a network pickle")
-    distributed.print0(f"Going on from {chosen}")
+    distributed.print0(f"Resuming from {chosen}")
     return {**(content or read_state(chosen)), "path": chosen}
 
 
