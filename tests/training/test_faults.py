@@ -127,7 +127,7 @@ def test_a_signal_while_processes_start(tiny_dataset, tmp_path):
 
 
 FAULTS = {  # What is said, where it happened, and the training state that is left.
-    "1:3:kill": ("rank 1 of 2 was ended by SIGKILL, so the run ended; the same command goes on", "rank 1: SIGKILL", 24),
+    "1:3:kill": ("rank 1 of 2 was ended by SIGKILL, so the run ended; the same command resumes", "rank 1: SIGKILL", 24),
     "1:3:stop": ("rank 1 died, was stopped, or lost the network: rank 0 lost contact", "rank 1: SIGSTOP", 24),
     "0:3:sleep": (f"rank 0 did not answer within {TIMEOUT_SEC} s", "rank 0: sleeps for ever", 24),
     "1:3:bug": ("rank 1 of 2 failed with status 1, so the run ended", "rank 1: bug in the program", 24),

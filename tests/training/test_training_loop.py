@@ -292,7 +292,7 @@ def test_interrupted_runs_stay_usable(tiny_dataset, tiny_net, tmp_path, when, ex
     assert process.returncode == 0 and "Traceback" not in err, err
     run_dir = only_run(tmp_path / "runs")
     assert not list(run_dir.glob("*.tmp")) and not list(run_dir.glob(".*"))
-    stopped = re.search(r"Stopped at [0-9.]+ kimg, saved (\S+)\. To go on", out)
+    stopped = re.search(r"Stopped at [0-9.]+ kimg, saved (\S+)\. To resume", out)
     if stopped:
         weights(run_dir, Path(stopped[1]).name)
     else:
