@@ -19,6 +19,15 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionstart() -> None:
+    """Compute a gradient first, so that processes that are forked later can compute some, too.
+
+    PyTorch starts threads for devices with the first one. Once an ONNX export has made a further kind of device known,
+    it would do so on machines without GPUs as well, and refuses gradients in forked processes from then on.
+    """
+    torch.ones([1], requires_grad=True).sum().backward()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
