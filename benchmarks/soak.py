@@ -90,7 +90,7 @@ def differences(a: Path, b: Path) -> list[str]:
     states = [list_states(run)[0] for run in (a, b)]
     contents = [dict(_flatten(read_state(state.path))) for state in states]
     found += [f"state: {name}" for name in contents[0].keys() | contents[1].keys()
-              if not name.endswith("elapsed_sec") and not name.startswith(("config.", "report_sizes."))
+              if not name.endswith("elapsed_sec") and not name.startswith(("config.", "tick.report_sizes."))
               and not _same(contents[0].get(name), contents[1].get(name)) and not any(t in name for t in _TIMED)]
     for name in {p.name for run in (a, b) for p in run.glob("network-snapshot-*.pkl")}:
         networks = [_load(run / name) for run in (a, b)]

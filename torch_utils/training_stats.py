@@ -8,7 +8,7 @@ from typing import Any, Mapping
 import numpy as np
 import torch
 
-from . import distributed, misc
+from . import distributed, misc, state
 
 _reports: list[tuple[str, torch.Tensor]] = []   # Since the last flush: name, values [n].
 _counts: dict[str, float] = {}                  # Name -> number of values since the last collection.
@@ -67,7 +67,7 @@ def flush() -> None:
 
 def collect() -> dict[str, dict[str, float]]:
     """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name; starts anew."""
-    moments = pending()
+    moments = state_dict()
     restore({})
     result = {}
     for name, (num, total, squares) in moments.items():
@@ -78,8 +78,8 @@ def collect() -> dict[str, dict[str, float]]:
     return result
 
 
-def pending() -> dict[str, list[float]]:
-    """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
+def state_dict() -> dict[str, list[float]]:
+    """What all ranks have reported since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
     flush()
     distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
@@ -91,8 +91,21 @@ def pending() -> dict[str, list[float]]:
     return dict(zip(own, distributed.all_reduce_sum_(torch.stack(list(own.values()))).tolist()))
 
 
+def load_state_dict(moments: Mapping[str, list[float]]) -> None:
+    """Continue from what `state_dict` gave. Rank 0 takes the sums of all ranks.
+
+    Raises:
+        Misfit: It is nothing of the kind.
+    """
+    state.check(moments, {str: [(int, float)]})
+    for name, moment in moments.items():
+        if len(moment) != 3:
+            raise state.Misfit(name)
+    restore(moments if distributed.rank() == 0 else {name: [0.0] * 3 for name in moments})
+
+
 def restore(moments: Mapping[str, list[float]]) -> None:
-    """Go on from what `pending` gave, on this rank; what was reported before is forgotten."""
+    """Forget what this rank has reported, and continue from these moments."""
     _reports.clear()
     _counts.clear()
     _sums.clear()

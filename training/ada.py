@@ -1,8 +1,10 @@
 """Adaptive strength of augmentation (ADA: Karras et al., NeurIPS 2020, section 3)."""
 
+from typing import Any
+
 import torch
 
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, state
 
 from .augment import AugmentOutput, AugmentPipe
 from .config.schema import TrainingConfig, augment_kwargs
@@ -43,18 +45,23 @@ class AdaController:
         self._logits.append(logits.detach().flatten())
 
     def signs(self) -> torch.Tensor:
-        """float32 [2]: number and sum of signs since the last adjustment, over all ranks, which call this together.
-
-        With p, after `settle`, all the state there is.
-        """
+        """float32 [2]: number and sum of signs since the last adjustment, over all ranks, which call this together."""
         signs = torch.cat([*self._logits, self._earlier.new_empty([0])]).sign()
         num = torch.full([], float(len(signs)), device=signs.device)
         return distributed.all_reduce_sum_(self._earlier + torch.stack([num, signs.sum()]))
 
-    def restore(self, signs: torch.Tensor) -> None:
-        """Go on from what `signs` gave, of which each rank gets its part; what was observed before is forgotten."""
+    def state_dict(self) -> dict[str, Any]:
+        """The statistic. p, which is brought up to date, is a buffer of the pipe."""
+        self.settle()
+        return {"signs": self.signs()}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave; what was observed before is forgotten."""
+        state.check(states, {"signs": torch.zeros([2])})
         self._logits.clear()
-        self._earlier = signs.to(self._earlier)
+        self._earlier = torch.zeros_like(self._earlier)
+        if distributed.rank() == 0:     # takes the sum of all ranks
+            self._earlier.copy_(states["signs"])
         self._sent = None
 
     def adjust(self) -> None:

@@ -4,13 +4,14 @@ One method for each training phase. A method yields scalar terms; the caller sca
 asks for the next one, so that the graphs of fake and real images are not held at the same time.
 """
 
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
 
 from torch_utils import distributed, training_stats
 from torch_utils.ops import conv2d_gradfix
+from torch_utils.state import check
 
 from .adversarial import ADVERSARIAL
 from .augment import AugmentOutput
@@ -55,6 +56,13 @@ class StyleGAN2Loss:
         self.adversarial = ADVERSARIAL[config.adversarial]()
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
         self._pl_means: list[Tensor] = []   # What the parts of a batch would make of it.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pl_mean": self.pl_mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"pl_mean": self.pl_mean})
+        self.pl_mean = state["pl_mean"].to(self.pl_mean.device)
 
     # Phases.
 

@@ -1,12 +1,13 @@
 """Training phases: which loss updates which network, how often, and what happens to the gradients on the way."""
 
 import dataclasses
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
+from torch_utils.state import Misfit, check
 
 from .config.schema import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
@@ -58,6 +59,41 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
     return torch.optim.Adam(module.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
+class Moments:
+    """What an optimiser has to remember: the step and Adam's two moments of each parameter, by its number.
+
+    Settings, such as the learning rate, are no state: they are those of the present run and device.
+    """
+
+    def __init__(self, opt: torch.optim.Optimizer):
+        self.opt = opt
+
+    def state_dict(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Empty before the first step."""
+        return self.opt.state_dict()["state"]
+
+    def load_state_dict(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Moments come into the layout in memory of their parameters, which a fused optimiser wants; with another
+        --nhwc, those of a state have another one."""
+        params = self.opt.param_groups[0]["params"]
+        check(state, {int: dict})
+        for number, moments in state.items():
+            if not 0 <= number < len(params):
+                raise Misfit(str(number))
+            like = {"step": torch.zeros([]), "exp_avg": params[number], "exp_avg_sq": params[number]}
+            check(moments, like, str(number))
+        self.opt.load_state_dict({"state": state, "param_groups": self.opt.state_dict()["param_groups"]})
+        for param, own in self.opt.state.items():
+            for name, moment in own.items():
+                if moment.shape == param.shape and moment.stride() != param.stride():
+                    own[name] = torch.empty_like(param).copy_(moment)
+
+
+def optimizer_moments(phases: Sequence[Phase]) -> dict[str, Moments]:
+    """Of the optimisers of G and D, which phases share."""
+    return {phase.name[0]: Moments(phase.opt) for phase in phases}
+
+
 class GradientGuard:
     """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
 
@@ -95,12 +131,13 @@ class GradientGuard:
         self._streak = (self._streak + 1) * (bad > 0)
         return bad
 
-    def state(self) -> torch.Tensor:
-        """What going on needs, between iterations."""
-        return self._streak
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, between iterations. It is the same on all ranks."""
+        return {"streak": self._streak}
 
-    def restore(self, state: torch.Tensor) -> None:
-        self._streak, self._sent = state.to(self._zero), None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"streak": self._zero})
+        self._streak, self._sent = state["streak"].to(self._zero), None
 
     def check(self) -> None:
         """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.

@@ -71,9 +71,9 @@ def test_guard_replaces_and_counts():
     guard.process(net)
     assert net[0].weight.grad[0].tolist() == [0, 1e5, -1e5]
     assert (net[0].weight.grad[1:] == 1).all() and (net[2].weight.grad == 1).all() and (net[2].bias.grad == 0).all()
-    assert guard.end_iteration() == 3 and guard.state() == 1
+    assert guard.end_iteration() == 3 and guard.state_dict() == {"streak": 1}
     guard.process(net)
-    assert guard.end_iteration() == 0 and guard.state() == 0
+    assert guard.end_iteration() == 0 and guard.state_dict() == {"streak": 0}
 
 
 def test_gradients_keep_the_layout_of_their_parameters():

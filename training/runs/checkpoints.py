@@ -13,9 +13,10 @@ import torch
 from dnnlib.util import UserError, say_once
 from metrics.metric_main import higher_is_better
 from torch_utils.formats.network_pickle import save_network_pkl
+from torch_utils.state import Misfit, check
 
 from .run_log import read_records
-from .training_state import PICKLE_NAME, list_pickles, state_path, write_state
+from .training_state import PICKLE_NAME, list_pickles, pickle_kimg, pickle_path, state_path, write_state
 
 
 class Keep(NamedTuple):
@@ -41,6 +42,43 @@ class Keep(NamedTuple):
                 raise UserError(f"--keep is {text!r}, expected 'all' or a list of last:N, best and every:N")
             values |= {match[1]: int(match[2])} if match[1] else {"best": True}
         return cls(**values)
+
+
+class PickleNames:
+    """Names of the network pickles that a run saves one after the other: by kimg, unless that is another one's name."""
+
+    def __init__(self, run_dir: str | os.PathLike) -> None:
+        self.run_dir = Path(run_dir)
+        self.last: Path | None = None           # The pickle that was named last ...
+        self.last_nimg: int | None = None       # ... and its position, if it is known; there it keeps the name.
+        self.plain_kimg: int | None = None      # The kimg that was last used up as a name.
+
+    def choose(self, nimg: int, next_due_nimg: int | None = None) -> None:
+        """Let `last` be a pickle to be saved after `nimg` images.
+
+        Args:
+            next_due_nimg: Of a pickle beside the schedule, as when a run is stopped: where the next one is due, at the
+                           earliest. So due ones have the same names as in a run that was not stopped.
+        """
+        if nimg == self.last_nimg:
+            return
+        kimg, self.last_nimg = nimg // 1000, nimg
+        exact = kimg == self.plain_kimg or next_due_nimg is not None and kimg >= next_due_nimg // 1000
+        if not exact:
+            self.plain_kimg = kimg
+        self.last = pickle_path(self.run_dir, nimg, exact=exact)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": None if self.last is None else self.last.name, "last_nimg": self.last_nimg,
+                "plain_kimg": self.plain_kimg}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"last": (str, type(None)), "last_nimg": (int, type(None)), "plain_kimg": (int, type(None))})
+        name = state["last"]
+        if name is not None and pickle_kimg(name) is None:
+            raise Misfit("last")
+        self.last = None if name is None else self.run_dir / name
+        self.last_nimg, self.plain_kimg = state["last_nimg"], state["plain_kimg"]
 
 
 class Checkpoints:

@@ -5,14 +5,19 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, Callable, Iterator, TypeVar
+from typing import Any, Callable, Iterator, NamedTuple
 
 from dnnlib.util import UserError
 from torch_utils import distributed
 
-T = TypeVar("T")
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Agreed(NamedTuple):
+    """What `StopRequest.agree` gives."""
+
+    result: Any                 # Of the work; None = the run stops here.
+    problem: str | None = None  # Why it stops, unless somebody asked for it.
 
 
 class StopRequest:
@@ -40,10 +45,10 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agree(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
-        """Do what comes next if all ranks can and none was asked to stop: the result, or None, and what failed, if any.
+    def agree(self, work: Callable[[], Any]) -> Agreed:
+        """Do what comes next; there is no result if a rank cannot do it (it raised UserError) or was asked to stop.
 
-        All ranks call this together, and what they do between two calls together is whole: a state can be saved.
+        All ranks call this together. A training state can be saved after each call.
 
         Raises:
             LostRank: A process is missing.
@@ -54,8 +59,8 @@ class StopRequest:
         except UserError as e:
             problem = str(e)
         if distributed.any_rank(self.requested or problem is not None):
-            return None, distributed.first_given(problem)
-        return result, None
+            return Agreed(None, distributed.first_given(problem))
+        return Agreed(result)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

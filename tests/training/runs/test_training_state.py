@@ -76,7 +76,7 @@ def test_other_formats_and_missing_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(training_state, "FORMAT", 0)
     write_state(path, content(8))
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 0, expected 1"):
+    with pytest.raises(UserError, match="has format 0, expected 2"):
         read_state(path)
 
 
