@@ -125,6 +125,7 @@ def parts(monkeypatch, runs):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(train.estimate, "describe_long_work", lambda *args, **kwargs: None)     # takes a second
+    monkeypatch.setattr(train.estimate, "trace_activations", lambda config: {"Gmain": 1_000_000})   # likewise
     monkeypatch.setattr(launch, "_run_processes", run_processes)
     monkeypatch.setattr(launch, "build_kernels", lambda device: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

@@ -3,7 +3,8 @@
 A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
 """
 
-from typing import Any, Mapping
+import contextlib
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -51,6 +52,16 @@ def report(name: str, value: Any) -> Any:
         x = x.to(torch.float32)     # a GPU joins tensors in one operation only if all are of one type
     _reports.append((name, x.flatten()))
     return value
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """What is reported inside is forgotten."""
+    count = len(_reports)
+    try:
+        yield
+    finally:
+        del _reports[count:]
 
 
 def flush() -> None:

@@ -232,6 +232,21 @@ def build_perceptual(
     return loss.to(device).eval().requires_grad_(False)
 
 
+def build_stand_in(
+    spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32, resolution: int
+) -> PerceptualLoss:
+    """A distance that costs about as much as that of `build_perceptual`; it needs no file, and its numbers say nothing.
+
+    Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
+    """
+    backbone = _BACKBONES["alex" if spec.endswith("-alex") else "vgg"]
+    with torch.device(device):
+        layers = backbone.features()
+        weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
+        small = spec == "mse" or resolution < _min_input_size(layers)
+        return PixelMSE() if small else LPIPS(layers, backbone.taps, weights, dtype=dtype)
+
+
 def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:
     """Make sure, before long work starts, that `build_perceptual(spec)` will succeed, for images of `resolution`.
 

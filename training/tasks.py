@@ -160,8 +160,13 @@ def validate_tasks(config: TrainingConfig) -> None:
             raise UserError(f"--reg_loss_{images} is {came}, but {what} are compared by {names}")
 
 
-def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[Task]]:
+def build_tasks(
+    config: TrainingConfig, G: Generator, *, build_distance: Callable[..., PerceptualLoss] = build_perceptual
+) -> tuple[list[Task], list[Task]]:
     """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one.
+
+    Args:
+        build_distance: Called as `build_perceptual` is.
 
     Raises:
         UserError: As `validate_tasks`.
@@ -173,8 +178,8 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
             device = next(G.parameters()).device
-            distances[spec] = build_perceptual(spec, device=device, img_channels=config.dataset.num_channels,
-                                               dtype=_perceptual_type(config, device))
+            distances[spec] = build_distance(spec, device=device, img_channels=config.dataset.num_channels,
+                                             dtype=_perceptual_type(config, device))
         return distances[spec]
 
     context = Context(config, G, distance)
