@@ -270,7 +270,7 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Comparison:
     for seeds, psi in ((PROBE_SEEDS, None), (PROBE_SEEDS[:1], PROBE_PSI)):
         z = torch.cat([torch.randn([1, G.z_dim], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         c = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim] if G.c_dim > 0 else None
-        psi = psi if G.mapping.w_avg_beta is not None else None
+        psi = psi if getattr(G, "w_avg", None) is not None else None
         expected = reference(z, c, psi)
         difference = max(difference, (make(z, c, psi) - expected).abs().max().item())
         largest = max(largest, expected.abs().max().item())

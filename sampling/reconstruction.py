@@ -52,8 +52,8 @@ def rebuild(
         noise_mode: Of G.
     """
     img = img.to(next(D.parameters()).device)
-    n, mbstd = len(img), D.b4.mbstd
-    group = 1 if mbstd is None else min(mbstd.group_size or n, n)
+    n = len(img)
+    group = min(D.minibatch_group or n, n)
     whole_groups = img[torch.arange(-(-n // group) * group) % n]  # what minibatch standard deviation asks for
     out = D.run(whole_groups, torch.zeros(len(whole_groups), D.c_dim, device=img.device))
     rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:n]

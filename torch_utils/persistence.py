@@ -31,7 +31,7 @@ from .formats import foreign_networks, module_state
 T = TypeVar("T", bound=type)
 
 _VERSION = 6                                                         # Of the metadata that we write.
-_OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
+OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.
 _EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
@@ -243,14 +243,14 @@ def find_class(class_name: str, module_src: str = "") -> type:
     Raises:
         UserError: There is none, or several modules outside the project define one.
     """
-    for name in _OUR_MODULES:
+    for name in OUR_MODULES:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     candidates = _registry.get(class_name) or _registry.get(_ALIASES.get(class_name, class_name)) or {}
     for module_name, cls in candidates.items():
         if _module_source(module_name) == module_src:
             return cls
-    ours = [candidates[name] for name in _OUR_MODULES if name in candidates]
+    ours = [candidates[name] for name in OUR_MODULES if name in candidates]
     if ours or len(candidates) == 1:
         return (ours or list(candidates.values()))[0]
     if candidates:

@@ -65,8 +65,8 @@ def unrecorded() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Add up what was reported, at the end of an iteration: in a few operations, and in an order that is always the
-    same. Nothing waits for the device."""
+    """At the end of an iteration, add what was reported to the sums, in a few operations and always in the same order.
+    Nothing waits for the device."""
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
@@ -77,7 +77,7 @@ def flush() -> None:
 
 
 def collect() -> dict[str, dict[str, float]]:
-    """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name; starts anew."""
+    """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name. Resets the statistics."""
     moments = state_dict()
     restore({})
     result = {}

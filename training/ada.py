@@ -13,11 +13,12 @@ from .config.schema import TrainingConfig, augment_kwargs
 class AdaController:
     """Sets the strength p of augmentation so that r_t = E[sign(D(x))], over real images x, stays at a target (Eq. 1).
 
-    The more D overfits, the surer it is of the images that it is trained on, and the nearer r_t is to 1. p moves by
-    constant steps, up if r_t is above the target and down if it is below, but never below 0.
+    The more D overfits, the surer it is of its training images, and the nearer r_t is to 1. p moves by constant steps:
+    up if r_t is above the target, and down if it is below, but never below 0.
 
-    Transforms are drawn on the host, so p is needed there. The statistic is sent off when an iteration ends and awaited
-    where p is used next: by then the device has the next iteration's first pass of G before it, and doesn't run dry.
+    Transforms are drawn on the host, so p is needed there. The copy of the statistic starts when an iteration ends, and
+    is awaited where p is used next. By then the device has work to do, the next iteration's first pass of G, so that
+    waiting costs nothing.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class AdaController:
         self.target = target
         self.step = step
         self._logits: list[torch.Tensor] = []   # Of real images, since the last adjustment.
-        self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # What `signs` was before these.
-        self._sent: misc.HostCopy | None = None     # The statistic, while p has not followed it yet.
+        self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # `signs` of those before a resume.
+        self._sent: misc.HostCopy | None = None     # The statistic of an adjustment that has not reached p yet.
 
     def run(self, images: torch.Tensor, maps: dict[int, torch.Tensor]) -> AugmentOutput:
         """Augment with the present p; see `AugmentPipe.run`."""
@@ -41,7 +42,7 @@ class AdaController:
         return self.pipe.run(images, maps)
 
     def observe(self, logits: torch.Tensor) -> None:
-        """Take note of what D says of real images: logits of any shape. Nothing waits for the device."""
+        """Count D's logits of real images, a tensor of any shape. Nothing waits for the device."""
         self._logits.append(logits.detach().flatten())
 
     def signs(self) -> torch.Tensor:
@@ -65,7 +66,7 @@ class AdaController:
         self._sent = None
 
     def adjust(self) -> None:
-        """Have p moved by one step, the same on all ranks; the statistic starts anew. Nothing waits for the device."""
+        """Move p by one step, the same on all ranks, and reset the statistic. Nothing waits for the device."""
         self.settle()
         self._sent = misc.HostCopy(self.signs())
         self._logits.clear()
@@ -86,7 +87,7 @@ class AdaController:
 def build_augmentation(
     config: TrainingConfig, device: torch.device
 ) -> tuple[AugmentPipe | None, AdaController | None]:
-    """What `config.augment` asks for: the pipe at its initial strength, and with "ada" what adapts it."""
+    """The pipe that `config.augment` describes, at its initial strength, and with "ada" its controller."""
     c = config.augment
     if c is None:
         return None, None
@@ -99,7 +100,7 @@ def build_augmentation(
 
 
 def current_strength(pipe: AugmentPipe | None, ada: AdaController | None) -> float:
-    """The p of what `build_augmentation` gave."""
+    """The present p of what `build_augmentation` gave; 0 without augmentation."""
     if ada is not None:
         ada.settle()
     return 0.0 if pipe is None else float(pipe.p)

@@ -1,4 +1,5 @@
-"""What the generator starts from, drawn by position: the same on any number of processes, and after an interruption."""
+"""Latents and labels of generated images. They depend on the position in training alone, so that an interrupted run,
+or one on another number of processes, draws the same."""
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ def draw_part(
         key:      (seed of the run, number of images shown before the first one of this part, number of the phase).
         real_img: [N, C, H, W].
         real_c:   [N, c_dim].
-        dataset:  Gives the labels of generated images: those of random items.
+        dataset:  Generated images get the labels of random items.
     """
     n, device = len(real_img), real_img.device
     torch_seed, label_seed = np.random.SeedSequence(key).generate_state(2)

@@ -44,7 +44,7 @@ class StyleGAN2Loss:
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
         augment: Augment | None = None,                         # What happens to all images before D sees them.
-        observe_real: Callable[[Tensor], None] | None = None,   # Is told D's logits of real images.
+        observe_real: Callable[[Tensor], None] | None = None,   # Called with D's logits of real images.
     ):
         self.G = G
         self.D = D
@@ -55,7 +55,7 @@ class StyleGAN2Loss:
         self.observe_real = observe_real
         self.adversarial = ADVERSARIAL[config.adversarial]()
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
-        self._pl_means: list[Tensor] = []   # What the parts of a batch would make of it.
+        self._pl_means: list[Tensor] = []   # Its next value, as each part of the batch would have it.
 
     def state_dict(self) -> dict[str, Any]:
         return {"pl_mean": self.pl_mean}
@@ -90,14 +90,14 @@ class StyleGAN2Loss:
         lengths = grads.square().sum(2).mean(1).sqrt()
         pl_mean = self.pl_mean.lerp(lengths.mean(), self.config.pl_decay)
         self._pl_means.append(pl_mean.detach())
-        penalty = (lengths - pl_mean).square()  # the gradient goes through the mean, too, as in published results
+        penalty = (lengths - pl_mean).square()  # the gradient flows through the mean as well, as in published results
         loss = penalty * self.config.pl_weight
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", loss)
         yield loss.mean()
 
     def update_pl_mean(self) -> None:
-        """After path length regularisation of all parts of the batch: one step of the moving average, on all ranks."""
+        """One step of the moving average of path lengths, after all parts of the batch. All ranks call this."""
         self.pl_mean = distributed.all_reduce_mean_(torch.stack(self._pl_means).mean())
         self._pl_means.clear()
 
@@ -115,7 +115,7 @@ class StyleGAN2Loss:
             return
         loss_fake = self.adversarial.d_fake(fake.logits)
         yield loss_fake.mean() + self._run_tasks("fake", self.fake_tasks, fake, shown)
-        loss_fake, fake = loss_fake.detach(), None  # frees the graph of the fake images
+        loss_fake, fake = loss_fake.detach(), None  # free the graph of the fake images
 
         shown = self._shown(batch.real_img, batch.real_c)
         real = self._judge("real", shown, self.real_tasks)
@@ -142,17 +142,17 @@ class StyleGAN2Loss:
     # Parts.
 
     def _map(self, z: Tensor, c: Tensor) -> Tensor:
-        """ws [N, num_ws, w_dim]; with some probability two latents are mixed at a random layer."""
+        """ws [N, num_ws, w_dim]. With `style_mixing_prob`, a second latent takes over at a random layer."""
         ws = self.G.mapping(z, c)
         if self.config.style_mixing_prob > 0 and torch.rand([]).item() < self.config.style_mixing_prob:
-            cutoff = int(torch.randint(1, ws.shape[1], []))  # drawn on the host: nothing waits for the device
+            cutoff = int(torch.randint(1, ws.shape[1], []))  # drawn on the host, so that nothing waits for the device
             other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
             ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
         return ws
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with the states of G that its tasks ask for."""
+        """Fake images for D, with those states of G that D's tasks need."""
         keep = sorted({res for task in self.fake_tasks for res in task.states})
         ws = self._map(batch.gen_z, batch.gen_c)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
@@ -167,7 +167,7 @@ class StyleGAN2Loss:
         return Shown(out.images, img, c, states, **latents)
 
     def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task]) -> DiscriminatorOutput:
-        """What D makes of images; its decoder and heads run only for `tasks`."""
+        """D's output. Its decoder and heads run only if there are tasks for them."""
         if tasks:
             out = self.D.run(shown.img, shown.c)
         else:

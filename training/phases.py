@@ -12,8 +12,8 @@ from torch_utils.state import Misfit, check
 from .config.schema import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
 
-MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops ...
-CHECK_INTERVAL = 10         # ... at a check, of which there is one every so many iterations.
+MAX_BAD_ITERATIONS = 100    # A run stops after this many iterations in a row with non-finite gradients.
+CHECK_INTERVAL = 10         # Iterations between two checks for that.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Phase:
     module: torch.nn.Module                             # Whose weights it updates; shared with other phases.
     opt: torch.optim.Optimizer
     loss: Callable[[Batch], Iterator[torch.Tensor]]
-    interval: int                                       # Runs every so many iterations ...
-    gain: float                                         # ... with its loss scaled by this.
-    finish: Callable[[], None] | None = None            # Comes after the loss of all parts of the batch.
+    interval: int                                       # Iterations from one run of the phase to the next.
+    gain: float                                         # Scales its loss.
+    finish: Callable[[], None] | None = None            # Called after the loss of all parts of the batch.
 
 
 def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
@@ -95,9 +95,9 @@ def optimizer_moments(phases: Sequence[Phase]) -> dict[str, Moments]:
 
 
 class GradientGuard:
-    """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
+    """Averages gradients over ranks in one all-reduce, counts non-finite values, and replaces them.
 
-    Counts stay on the device. Nothing waits for it.
+    Counts stay on the device, so that the host never waits for it.
     """
 
     def __init__(self, device: torch.device):
@@ -109,13 +109,14 @@ class GradientGuard:
     def process(self, module: torch.nn.Module) -> None:
         """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5.
 
-        A parameter that the phase did not reach gets a gradient of 0, as in the published programs: Adam would skip it
-        without. Lazy regularisation (`lazy_optimizer`) counts on a step of every parameter in every phase.
+        A parameter that the phase did not reach gets a gradient of 0, as in the published programs. Adam would skip a
+        parameter without a gradient, but lazy regularisation (`lazy_optimizer`) expects a step of every parameter in
+        every phase.
         """
         params = list(module.parameters())
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        # As they lie in memory: a fused optimiser wants gradients to have the layout of the parameters.
+        # In the order of memory: a fused optimiser wants gradients to have the layout of their parameters.
         flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)
         clean = torch.nan_to_num(flat, nan=0, posinf=1e5, neginf=-1e5)
@@ -142,7 +143,7 @@ class GradientGuard:
     def check(self) -> None:
         """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.
 
-        By now that number has long been on the host.
+        That number has reached the host since then: nothing waits for it.
         """
         before, self._sent = self._sent, misc.HostCopy(self._streak)
         bad = 0 if before is None else int(before.wait())

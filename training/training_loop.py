@@ -153,7 +153,7 @@ class Trainer:
         self.checkpoints.close()
 
     def train(self, stop: StopRequest) -> None:
-        """Step until all images have been shown or a stop is requested, with maintenance after each tick."""
+        """Train tick by tick, until all images have been shown or the run is stopped."""
         distributed.print0(f"Training for {self.config.total_kimg:g} kimg ...")
         try:
             if self.tick.pending:   # the run was ended in the middle of maintenance
@@ -164,7 +164,7 @@ class Trainer:
                     self._save_within_tick()
                 else:
                     self.maintain(stop)
-        except KeyboardInterrupt:  # in the middle of something: only what was saved before it is good
+        except KeyboardInterrupt:  # in the middle of something: the last state that was saved counts
             self.stopping = True
         self._end()
 
@@ -189,19 +189,19 @@ class Trainer:
         elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")
         if self.problem is not None:
-            distributed.any_rank(False)     # a rank that fails ends the run: rank 0 has saved first
+            distributed.any_rank(False)     # Rank 0 saves before another rank fails, which would end the run.
             problems.insert(0, self.problem)
         if problems:
             raise UserError("; ".join(problems))
 
     def next_batch(self) -> Batch:
-        """What `step` takes."""
+        """The images for `step`. Raises UserError: one is unreadable, or training has diverged."""
         if self.progress.iteration % CHECK_INTERVAL == 0:
             self.guard.check()
         return next(self.loader)
 
     def step(self, batch: Batch) -> None:
-        """One iteration: every phase whose turn it is, then the moving average."""
+        """One iteration: the phases that are due in it, then the moving average of G."""
         c = self.config
         images, labels = batch
         real_img = misc.upload(images, self.device).to(torch.float32) / 127.5 - 1

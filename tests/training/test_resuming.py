@@ -390,7 +390,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(run, monkeypatch, capsys,
     with full_disk(monkeypatch, writes=4) as failed:
         training_loop.run_training(config, str(run_dir), resume="newest")
     out = capsys.readouterr().out
-    assert len(failed) == 4 and out.count("No space left on device; training goes on, and tries again") >= 4
+    assert len(failed) == 4 and out.count("No space left on device; training continues, and tries again") >= 4
     assert "stats.jsonl" in out and "training-state" in out and "network-snapshot" in out and "fakes" in out
     assert before.nimg == 8 and [s.nimg for s in list_states(run_dir)] == [64, 56]
     lost = pickle_path(straight, 24, exact=True)

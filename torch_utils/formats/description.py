@@ -17,14 +17,24 @@ import torch
 
 from dnnlib.util import UserError, to_easydict
 
-from ..persistence import find_class
+from .. import persistence
 from .module_state import check_tensors, construct
 
 FORMAT = "glead-networks"
 VERSION = 1
-CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
+CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}  # Our own.
 MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
 _MAX_LAYERS = 100
+
+
+def check_class(cls: type, key: str) -> None:
+    """Raise UserError unless a network of a persistent class can stand under `key` of a file.
+
+    Each class of this project has its place. Others may be anything that is a module.
+    """
+    ours = cls.__module__ in persistence.OUR_MODULES
+    if ours and cls.__name__ != CLASS_OF[key] or not issubclass(cls, torch.nn.Module):
+        raise UserError(f"{key} is of class {cls.__name__}, expected {CLASS_OF[key]}")
 
 
 def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +47,11 @@ def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
         UserError: A constructor's argument is no plain data.
     """
     modules = {}
-    for key, class_name in CLASS_OF.items():
+    for key in CLASS_OF:
         module = networks.get(key)
         if module is not None:
             modules[key] = {
-                "class_name": class_name,
+                "class_name": type(module).__name__,
                 "init_args": _plain(list(module.init_args), f"the arguments of {key}"),
                 "init_kwargs": _plain(dict(module.init_kwargs), f"the arguments of {key}"),
             }
@@ -78,8 +88,8 @@ def parse(text: bytes | str) -> dict[str, Any]:
     for key, entry in found["networks"].items():
         if key not in CLASS_OF:
             raise UserError(f"its description holds an unknown network {key[:40]!a}; known: {', '.join(CLASS_OF)}")
-        if not isinstance(entry, dict) or entry.get("class_name") != CLASS_OF[key]:
-            raise UserError(f"its description of {key} is no {CLASS_OF[key]}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+            raise UserError(f"its description of {key} lacks the name of a class")
         if not isinstance(entry.get("init_args"), list) or not isinstance(entry.get("init_kwargs"), dict):
             raise UserError(f"its description of {key} lacks constructor arguments")
     if not isinstance(found.get("training_set_kwargs"), dict | None):
@@ -131,13 +141,16 @@ def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
         if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
             count = options["num_layers"]
             raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
-    return construct(find_class(CLASS_OF[key]), {"_init_args": args, "_init_kwargs": kwargs})
+    try:
+        cls = persistence.find_class(entry["class_name"])
+    except UserError as e:
+        raise UserError(f"{key} is of class {entry['class_name'][:80]!a}, which this project doesn't define") from e
+    check_class(cls, key)
+    return construct(cls, {"_init_args": args, "_init_kwargs": kwargs})
 
 
 def _is_large(num_layers: Any) -> bool:
     return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
-
-
 
 
 def _plain(value: Any, where: str) -> Any:

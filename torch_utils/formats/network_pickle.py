@@ -20,10 +20,10 @@ from dnnlib.util import EasyDict, UserError, atomic_write
 
 from .. import persistence
 from . import data_unpickler, module_state, tf_pickle
+from .description import CLASS_OF, check_class
 from .module_state import ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
-_CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augment_pipe": "AugmentPipe"}
 
 # Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
 _MAX_FILE_BYTES = 8 << 30
@@ -65,7 +65,7 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
             raise UserError("no network pickle: a dict with G, D or G_ema was expected")
         wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
         found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
-        for key in found.keys() & _CLASS_OF.keys():
+        for key in found.keys() & CLASS_OF.keys():
             if not isinstance(found[key], torch.nn.Module):
                 raise UserError(f"{key} is no network")
         return dict.fromkeys(KEYS) | found
@@ -168,17 +168,16 @@ def _load_as_data(data: bytes) -> Any:
 def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
     """What goes under this key of the result; `num_bytes` is the size of the file."""
     if isinstance(value, data_unpickler.TfNetwork):
-        record = tf_pickle.rebuild(value, _CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
+        record = tf_pickle.rebuild(value, CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
         return _build(persistence.find_class(record.class_name), record.state, num_bytes, with_filters=False)
     if trust:
         return value
-    if key not in _CLASS_OF:
+    if key not in CLASS_OF:
         return _plain_copy(value)
     if not isinstance(value, ModuleRecord):
         raise UserError(f"{key} is no network")
     cls = persistence.find_class(value.class_name, value.module_src)
-    if cls.__name__ != _CLASS_OF[key]:
-        raise UserError(f"{key} is of class {cls.__name__}, expected {_CLASS_OF[key]}")
+    check_class(cls, key)
     return _build(cls, persistence.upgrade_state(cls, value.state, value.module_src), num_bytes)
 
 

@@ -46,6 +46,9 @@ def write(
     """
     onnx = _import("onnx")
     _import("onnxscript")  # what torch.onnx translates with
+    if not hasattr(getattr(networks[_KEY], "synthesis", None), "block_resolutions"):
+        raise UserError(f"{_KEY} is a {type(networks[_KEY]).__name__}: only generators of StyleGAN2 can be exported as "
+                        "ONNX files; use .safetensors")
     G = networks[_KEY] if noise_mode == "const" else without_noise(networks[_KEY])
     if sum(t.numel() * t.element_size() for t in G.state_dict().values()) > _MAX_BYTES:
         raise UserError(f"{_KEY} takes more than the 2 GB that an ONNX file can hold; use .safetensors")

@@ -93,6 +93,7 @@ def _check_expressible(G: torch.nn.Module, key: str) -> None:
         if not ok:
             raise UserError(f"{key} {what}: .pt files of this kind can't express that; use .safetensors")
 
+    expect(hasattr(getattr(G, "synthesis", None), "block_resolutions"), f"is a {type(G).__name__}, not of StyleGAN2")
     blocks = [getattr(G.synthesis, f"b{res}") for res in G.synthesis.block_resolutions]
     layers = [layer for block in blocks for layer in (getattr(block, "conv0", None), block.conv1) if layer is not None]
     dense = [getattr(G.mapping, f"fc{idx}") for idx in range(G.mapping.num_layers)]

@@ -126,6 +126,7 @@ class TaskConfig:
     kind: str                           # One of `tasks.TASKS`: let G rebuild the image, reproduce G's features, ...
     distance: Distance | None = None    # How the task compares; None where it has no choice.
     weight: float                       # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)   # The task's own; see `Task.options`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,8 +203,12 @@ class TrainingConfig:
 
 
 def to_json(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration as plain data, for `training_options.json`."""
-    return dataclasses.asdict(config)
+    """The configuration as plain data, for `training_options.json`; tasks without options of their own have none."""
+    data = dataclasses.asdict(config)
+    for task in (data["loss"]["real_task"], data["loss"]["fake_task"]):
+        if task is not None and not task["options"]:
+            del task["options"]
+    return data
 
 
 def from_json(data: dict[str, Any]) -> TrainingConfig:
@@ -223,7 +228,8 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         if not isinstance(data, dict):
             raise UserError(f"{where} is {reprlib.repr(data)}, expected an object with the fields of {kind.__name__}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
-        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        required = {name for name, field in fields.items()
+                    if field.default is field.default_factory is dataclasses.MISSING}
         for problem, names in (("unknown", data.keys() - fields.keys()), ("missing", required - data.keys())):
             if names:
                 raise UserError(f"{where} has {problem} fields: {', '.join(sorted(names))}")
@@ -238,6 +244,8 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if origin is tuple and isinstance(data, (list, tuple)):
         return tuple(_build(args[0], item, where) for item in data)
     if origin is Literal and data in args:
+        return data
+    if origin is dict and isinstance(data, dict):   # plain data, which its owner checks
         return data
     if kind is float and type(data) in (int, float) or isinstance(kind, type) and type(data) is kind:
         return data

@@ -1,4 +1,4 @@
-"""Scoring the averaged generator in the middle of a run."""
+"""Scores the averaged generator during a run."""
 
 import sys
 import traceback
@@ -20,8 +20,10 @@ from .interrupt import StopRequest
 from .run_log import RunLog, read_records
 from .training_state import pickle_kimg
 
-_BATCH = 64             # Images that metrics generate at once at up to 256x256, and fewer in proportion beyond: small
-_BATCH_SIDE = 256       # batches leave a GPU waiting for the host, and without gradients they need little memory.
+# Metrics generate up to this many images at once: small batches leave a GPU waiting for the host, and without gradients
+# images need little memory. Above this size of images, batches get smaller in proportion to the number of pixels.
+_BATCH = 64
+_BATCH_SIDE = 256
 
 
 def evaluate(
@@ -34,8 +36,8 @@ def evaluate(
 
     Args:
         tick:   Has a snapshot. Its scores that are known are not calculated again.
-        stop:   A request is followed between metrics, or, where there is one process, within one.
-        settle: Waits until the training state is written: a score that is reported before might come again.
+        stop:   With several processes, a request takes effect between two metrics; with a single one, at once.
+        settle: Waits until the training state is written. A score that is reported before could be reported twice.
 
     Raises:
         KeyboardInterrupt: Requested to stop.

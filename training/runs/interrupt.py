@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: asked once, the work in hand is finished and saved; asked twice, all stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1. The first one lets the work in hand finish and be saved; a second stops at once."""
 
 import contextlib
 import signal
@@ -21,16 +21,16 @@ class Agreed(NamedTuple):
 
 
 class StopRequest:
-    """Context manager that catches the signals; `requested` says whether one came.
+    """Context manager that catches the signals. `requested` says whether one came.
 
-    Outside the main thread no signal can be caught, and nothing is ever requested.
+    Outside the main thread no signal can be caught: `requested` stays False.
     """
 
     def __init__(self, *, interruptible: bool = True, quiet: bool = False, once: bool = False) -> None:
         self.requested = False
-        self._interruptible = interruptible     # False where other processes would wait for this one.
+        self._interruptible = interruptible     # False if other processes would wait for this one.
         self._quiet = quiet
-        self._once = once                       # True where a request may come as several signals, here and by others.
+        self._once = once                       # True if one request may arrive as several signals.
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -38,7 +38,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # processes of a run start with them blocked
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # they are blocked when a process of a run starts
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -64,7 +64,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Work that may be broken off anywhere: a request raises KeyboardInterrupt here."""
+        """Context of work that may end anywhere: a request raises KeyboardInterrupt inside."""
         if not self._interruptible:
             yield
             return

@@ -161,10 +161,11 @@ def _shape(net: torch.nn.Module) -> str:
 
 def _details(net: torch.nn.Module) -> str:
     labels = f"labels: {net.c_dim} numbers" if net.c_dim > 0 else "unconditional"
-    if hasattr(net, "mapping") and hasattr(net, "synthesis"):
-        architecture = getattr(net.synthesis, f"b{net.img_resolution}").architecture
+    architecture = getattr(getattr(getattr(net, "synthesis", net), f"b{net.img_resolution}", None), "architecture", "")
+    if not architecture:    # networks of another kind than StyleGAN2's
+        return labels
+    if hasattr(net, "synthesis"):
         return f"{architecture}, z {net.z_dim}, w {net.w_dim}, {net.mapping.num_layers} mapping layers, {labels}"
-    architecture = getattr(net, f"b{net.img_resolution}").architecture
     levels = getattr(net, "decoder_resolutions", [])
     decoder = f", decoder to {levels[-1]}x{levels[-1]}" if levels else ""
     return f"{architecture}, {labels}{decoder}{', heads for G' if getattr(net, 'has_heads', False) else ''}"

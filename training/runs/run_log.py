@@ -134,7 +134,7 @@ class RunLog:
         }
 
     def add_metrics(self, results: dict[str, float]) -> None:
-        """Scores that belong to the tick that ended last."""
+        """Add scores to the record of the tick that ended last."""
         self._record.update(_constants({f"Metrics/{name}": value for name, value in results.items()}))
 
     def start_tick(self) -> None:
@@ -155,8 +155,8 @@ class RunLog:
                 append_text(self._path, json.dumps(record) + "\n")
                 del self._unwritten[0]
         except OSError as e:
-            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next "
-                  "tick")
+            print(f"Warning: can't write {self._path}: {e.strerror}; training continues, and tries again with the "
+                  "next tick")
 
     def _show_on_tensorboard(self, record: dict[str, Any]) -> None:
         nimg = self.progress.nimg
@@ -170,7 +170,7 @@ class RunLog:
                 self._open_tensorboard()
 
     def problems(self) -> list[str]:
-        """What could not be written until now."""
+        """A line if records could not be written until now."""
         return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
 
     def close(self) -> None:
@@ -180,7 +180,7 @@ class RunLog:
 
 
 def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
-    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none without a file."""
+    """The JSON objects of a file with one object per line, from byte `start` on; none if there is no file."""
     try:
         lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, A
 
 
 def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
-    """Leave out records of later ticks, those that will be written again, and what a crash has left of a line."""
+    """Remove records of later ticks, records that will be written again, and an incomplete last line."""
     try:
         lines = path.read_text().splitlines(keepends=True)
     except FileNotFoundError:

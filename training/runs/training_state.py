@@ -18,7 +18,7 @@ FORMAT = 2                                  # Of what a state holds: 1 is transl
 _FRAME = ("format", "config", "dataset", "path")    # What it holds beside the parts of the trainer.
 PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Of network pickles: kimg, further images.
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
-_KEPT = 2                                   # States that a run keeps: the newest, and one in case it is damaged.
+_KEPT = 2                                   # States that a run keeps: the newest, and one in case that is damaged.
 _DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
 _ZIP_END = struct.Struct("<4s16sH")         # Last record of an archive without comment: mark, ..., comment length.
 _CHUNK = 1 << 22
@@ -31,7 +31,7 @@ class StateFile(NamedTuple):
 
 class PickleFile(NamedTuple):
     path: Path
-    kimg: float     # As the name says: whole kimg, unless the name has the further images, too.
+    kimg: float     # As the name says: whole kimg, unless the name is an exact one.
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
 
 
 def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a state, whole or not at all, and delete older ones in its folder but for one.
+    """Write a state, whole or not at all. Then keep one older state in its folder, and delete the others.
 
     Args:
         path:    From `state_path`.
@@ -151,7 +151,7 @@ def _from_format_1(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
-    """The content of a state and its "path", the same one on all ranks: rank 0 looks for it. Nothing is changed.
+    """The content of a state and its "path". Rank 0 looks for it, and all ranks read the same. Nothing is changed.
 
     Args:
         wanted: Path of a state, or "newest": the newest good one in `run_dir`.
@@ -210,18 +210,18 @@ def resume_from(
 
 
 def clear_way(run_dir: str | os.PathLike, nimg: int) -> None:
-    """Before a run is resumed at `nimg` images: set later states aside, delete what a killed program was writing."""
+    """Before a run resumes at `nimg` images: set later states aside, and delete half-written files of a killed run."""
     for path in Path(run_dir).glob(".*.tmp"):
         path.unlink(missing_ok=True)
     for state in list_states(run_dir):
-        if state.nimg > nimg:  # it would pass for the newest again
+        if state.nimg > nimg:  # else it would be taken for the newest one
             aside = state.path.with_suffix(".pt.unused")
             print(f"Setting aside {state.path} as {aside.name}")
             os.replace(state.path, aside)
 
 
 def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
-    """The path of the newest undamaged state, and its content; None if there is none. Says which ones are damaged."""
+    """Path and content of the newest undamaged state; None if there is none. Warns of damaged ones."""
     for state in list_states(run_dir):
         try:
             return state.path, read_state(state.path)
@@ -231,12 +231,12 @@ def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]]
 
 
 class _SignedWriter:
-    """Passes an archive on, with a checksum of all of it as its comment."""
+    """Writes an archive to a file, with the checksum of the whole archive as its comment."""
 
     def __init__(self, f: BinaryIO):
         self._file = f
         self._digest = hashlib.sha256()
-        self._held = b""                    # The last bytes so far: in the end, the record that gets the comment.
+        self._held = b""                    # The last bytes so far. In the end, they are the record with the comment.
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
