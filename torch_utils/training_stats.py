@@ -79,7 +79,7 @@ def flush() -> None:
 def collect() -> dict[str, dict[str, float]]:
     """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name. Resets the statistics."""
     moments = state_dict()
-    restore({})
+    load_state_dict({})
     result = {}
     for name, (num, total, squares) in moments.items():
         if num == 0:
@@ -103,7 +103,7 @@ def state_dict() -> dict[str, list[float]]:
 
 
 def load_state_dict(moments: Mapping[str, list[float]]) -> None:
-    """Continue from what `state_dict` gave. Rank 0 takes the sums of all ranks.
+    """Forget what this rank has reported, and continue from what `state_dict` gave; rank 0 takes the sums of all ranks.
 
     Raises:
         Misfit: It is nothing of the kind.
@@ -112,11 +112,8 @@ def load_state_dict(moments: Mapping[str, list[float]]) -> None:
     for name, moment in moments.items():
         if len(moment) != 3:
             raise state.Misfit(name)
-    restore(moments if distributed.rank() == 0 else {name: [0.0] * 3 for name in moments})
-
-
-def restore(moments: Mapping[str, list[float]]) -> None:
-    """Forget what this rank has reported, and continue from these moments."""
+    if distributed.rank() > 0:  # each rank has to know the same names
+        moments = {name: [0.0] * 3 for name in moments}
     _reports.clear()
     _counts.clear()
     _sums.clear()

@@ -76,16 +76,16 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
     if config.device == "cuda":     # bfloat16 is as large as float16, and used on every device
         c = dataclasses.replace(c, G=dataclasses.replace(c.G, half_type="bfloat16"),
                                 D=dataclasses.replace(c.D, half_type="bfloat16"))
-    n, img = c.batch_gpu, [c.dataset.num_channels, c.dataset.resolution, c.dataset.resolution]
-    with torch.device("meta"), training_stats.unrecorded():
-        nets = _build(c, "meta")
-        loss = StyleGAN2Loss(nets.G, nets.D, config=c.loss, real_tasks=nets.real_tasks, fake_tasks=nets.fake_tasks)
-        labels = torch.zeros([n, c.dataset.label_dim])
-        batch = Batch(torch.zeros([n, *img]), labels, torch.zeros([n, nets.G.z_dim]), labels)
-        found = {}
+    G, D, real_tasks, fake_tasks = _build(c, "meta")
+    loss = StyleGAN2Loss(G, D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
+    n, data = c.batch_gpu, c.dataset
+    shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
+    batch = Batch(*(torch.zeros([n, *shape], device="meta") for shape in shapes))
+    found = {}
+    with training_stats.unrecorded():
         for phase in build_phases(c, loss):
             phase.module.requires_grad_(True)
-            found[phase.name] = max(_kept_bytes(phase.loss(batch), besides=(nets.G, nets.D)))
+            found[phase.name] = max(_kept_bytes(phase.loss(batch), besides=(G, D)))
             phase.module.requires_grad_(False)
     return found
 
@@ -95,7 +95,6 @@ def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[i
     import torch
 
     weights = {t.untyped_storage()._cdata for net in besides for t in (*net.parameters(), *net.buffers())}
-    term = None
     while True:
         kept: dict[int, Any] = {}   # Storages, which stay alive so that no other one gets the same number.
 
@@ -112,15 +111,8 @@ def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[i
         yield sum(storage.nbytes() for storage in kept.values())
 
 
-class _Networks(NamedTuple):
-    G: Any
-    D: Any
-    real_tasks: list[Any]
-    fake_tasks: list[Any]
-
-
-def _build(config: TrainingConfig, device: str) -> _Networks:
-    """Networks and tasks, without gradients; untrained nets stand in for those that tasks compare images with."""
+def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, list[Any], list[Any]]:
+    """G, D, and the tasks on real and on fake images; untrained nets stand in for those that compare images."""
     import torch
 
     from training.build import build_networks
@@ -130,7 +122,7 @@ def _build(config: TrainingConfig, device: str) -> _Networks:
     with torch.device(device):
         G, D = (net.requires_grad_(False) for net in build_networks(config))
         distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
-        return _Networks(G, D, *build_tasks(config, G, build_distance=distance))
+        return G, D, *build_tasks(config, G, build_distance=distance)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -171,8 +163,8 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    nets = _build(config, "cpu")
-    G, D, tasks = nets.G.eval(), nets.D.eval(), [*nets.real_tasks, *nets.fake_tasks]
+    G, D, real_tasks, fake_tasks = _build(config, "cpu")
+    G, D, tasks = G.eval(), D.eval(), [*real_tasks, *fake_tasks]
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
         ws = G.mapping(z, c)

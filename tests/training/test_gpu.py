@@ -29,14 +29,14 @@ def same_draws(monkeypatch, small_grids):
     monkeypatch.setattr(torch, "randn_like", lambda x: randn(x.shape, dtype=x.dtype).to(x.device))
     monkeypatch.setattr(Trainer, "_write_snapshot", lambda self: None)
     yield
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 @pytest.fixture
 def make_trainer(tiny_dataset, tmp_path):
     """`make_trainer(device, "--option", ..., resume=None)`; batches of 8 images of 16x16 in two parts."""
     def make(device, *options, resume=None):
-        training_stats.restore({})
+        training_stats.load_state_dict({})
         net = ["--reg_loss_real=lpips", "--perceptual=random-vgg"] if "--method=glead" in options[0] else []
         config = small_config(tiny_dataset, "--cbase=512", "--cmax=32", "--batch-gpu=4", *net, *options)
         if config.augment is not None:

@@ -45,7 +45,7 @@ MOMENTS = [
 
 @pytest.fixture(autouse=True)
 def start_afresh(small_grids, warm):
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 def kill_in(owner, name, call):

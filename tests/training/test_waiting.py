@@ -83,7 +83,7 @@ def make_trainer(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Trainer, "_start_logs", lambda self, first_start: None)
     yield make
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 @pytest.mark.parametrize("device", ["meta", gpu])
