@@ -31,7 +31,8 @@ from .formats import foreign_networks, module_state
 T = TypeVar("T", bound=type)
 
 _VERSION = 6                                                         # Of the metadata that we write.
-OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
+# Imported by name when a class is first looked up: `pickle.load` in a script imports this module alone.
+OUR_MODULES = ("training.networks", "training.augment")
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.
 _EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.

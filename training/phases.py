@@ -138,7 +138,8 @@ class GradientGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check(state, {"streak": self._zero})
-        self._streak, self._sent = state["streak"].to(self._zero), None
+        self._streak = state["streak"].to(self._zero)
+        self._sent = None
 
     def check(self) -> None:
         """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.

@@ -175,7 +175,8 @@ class Trainer:
             while not over and not self.stopping:
                 agreed = stop.agree(self.next_batch)
                 if agreed.result is None:
-                    self.stopping, self.problem = True, agreed.problem
+                    self.stopping = True
+                    self.problem = agreed.problem
                 else:
                     self.step(agreed.result)
                     bar.update(self.config.batch_size)
@@ -184,7 +185,8 @@ class Trainer:
     def _end(self) -> None:
         problems = self.checkpoints.wait() + self.log.problems()
         if self.stopping and not problems:
-            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.pickles.last}. To resume: "
+            saved = "" if self.pickles.last is None else f", saved {self.pickles.last}"
+            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg{saved}. To resume: "
                                f"python train.py --resume={self.run_dir}", flush=True)
         elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")
@@ -279,9 +281,11 @@ class Trainer:
     def _write_snapshot(self) -> None:
         if distributed.rank() != 0:
             return
-        c, pkl, self.checkpoints.overdue = self.config, self.pickles.last, False
-        snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=c, save=self.checkpoints.save_file)
-        kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
+        pkl = self.pickles.last
+        self.checkpoints.overdue = False
+        snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=self.config,
+                               save=self.checkpoints.save_file)
+        kwargs = to_legacy_kwargs(self.config)["training_set_kwargs"]
         self.checkpoints.save_networks(pkl, networks=self.networks, training_set_kwargs=kwargs)
 
     def _save_state(self) -> None:

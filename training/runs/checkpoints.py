@@ -79,7 +79,8 @@ class PickleNames:
         if name is not None and pickle_kimg(name) is None:
             raise Misfit("last")
         self.last = None if name is None else self.run_dir / name
-        self.last_nimg, self.plain_kimg = state["last_nimg"], state["plain_kimg"]
+        self.last_nimg = state["last_nimg"]
+        self.plain_kimg = state["plain_kimg"]
 
 
 class Checkpoints:

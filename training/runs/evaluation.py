@@ -97,11 +97,13 @@ class UnfinishedTick:
 
     def begin(self, snapshot_pkl: Path | None) -> None:
         """Training of the tick is over."""
-        self.pending, self.snapshot_pkl = True, snapshot_pkl
+        self.pending = True
+        self.snapshot_pkl = snapshot_pkl
 
     def end(self) -> None:
         """All is done."""
-        self.pending, self.snapshot_pkl = False, None
+        self.pending = False
+        self.snapshot_pkl = None
         self.scores.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -66,8 +66,10 @@ class RunLog:
         check(state, {"elapsed_sec": _NUMBER, "tick_start_nimg": int, "record": _RECORD, "unwritten": [_RECORD],
                       "step_nimg": int})
         self.start_time = time.monotonic() - state["elapsed_sec"]
-        self.tick_start_nimg, self._timed_from_nimg = state["tick_start_nimg"], self.progress.nimg
-        self._record, self._unwritten, self._step_nimg = state["record"], state["unwritten"], state["step_nimg"]
+        self.tick_start_nimg = state["tick_start_nimg"]
+        self._timed_from_nimg = self.progress.nimg
+        self._record, self._unwritten = state["record"], state["unwritten"]
+        self._step_nimg = state["step_nimg"]
 
     def open(self) -> None:
         """Begin to write. Later records that are in the run directory are dropped: they come again."""
@@ -100,7 +102,8 @@ class RunLog:
 
     def end_tick(self, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
-        progress, self._tick_end = self.progress, time.monotonic()
+        progress = self.progress
+        self._tick_end = time.monotonic()
         fields = self._measure() | {"Progress/augment": augment_p}  # strength of augmentation
         self._record = {**stats, **_constants(fields)}
         f = fields
