@@ -495,7 +495,7 @@ def _validate_batch(config: TrainingConfig) -> None:
 
 def _validate_networks(config: TrainingConfig) -> None:
     res, D, glead = config.dataset.resolution, config.D, config.method in ("glead", "glead+ggdr")
-    _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
+    _expect(_is_power_of_two(res) and res >= 8, "the resolution of the images", res, "a power of two, at least 8")
     channels = config.dataset.num_channels
     _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
     for net in (config.G, D):

@@ -62,6 +62,7 @@ def make(resolution=32, device="cpu", data=None, **said):
         ({"method": "glead+ggdr", "distance_fake": "mse"}, "--reg_loss_fake is mse, but feature maps (gfeat)"),
         ({"method": "glead+ggdr", "res_g": 1}, "--res-g=1 gives no feature map"),
         ({"resolution": 24}, "the resolution of the images is 24, expected a power of two"),
+        ({"resolution": 4}, "the resolution of the images is 4, expected a power of two, at least 8"),
         ({"data": {"num_channels": 4}}, "the number of channels of the images is 4, expected 1 or 3"),
     ],
 )
