@@ -32,7 +32,7 @@ class Misfit(ValueError):
 
 def capture(parts: Parts) -> dict[str, Any]:
     """The states of all parts, by name."""
-    return {name: capture(part) if isinstance(part, Mapping) else part.state_dict()
+    return {name: capture(part) if isinstance(part, Mapping) else dict(part.state_dict())
             for name, part in parts.items() if part is not None}
 
 

@@ -119,8 +119,7 @@ class Checkpoints:
         return path
 
     def save_file(self, path: Path, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call `write(path, ...)` in the thread, before the files that are handed over later. It never waits.
-        """
+        """Call `write(path, ...)` in the thread, before the files that are handed over later. It never waits."""
         self._submit(path, write, path, *args, **kwargs)
 
     def _failed(self, path: Path, error: OSError) -> None:
@@ -220,11 +219,15 @@ def host_copy(value: Any) -> HostCopies:
     Tensors of a GPU are copied to one piece of page-locked memory. The GPU does that before the next operations that it
     is given, and the host does not wait.
     """
-    tensors = {id(tensor): tensor.detach() for tensor in _tensors(value)}
+    tensors = {id(tensor): tensor for tensor in _tensors(value)}
     on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
     memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
-    copies = {key: memory.take(tensor) if tensor.is_cuda else tensor.clone() for key, tensor in tensors.items()}
-    return HostCopies(_rebuild(value, copies), torch.cuda.current_stream().record_event() if on_gpu else None)
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        copied = memory.take(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[key] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return HostCopies(copy.deepcopy(value, memo), torch.cuda.current_stream().record_event() if on_gpu else None)
 
 
 class _HostMemory:
@@ -262,17 +265,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-
-
-def _rebuild(value: Any, copies: dict[int, torch.Tensor]) -> Any:
-    """`value`, with the copy of each tensor by its id."""
-    if isinstance(value, torch.Tensor):
-        return copies[id(value)]
-    if isinstance(value, torch.nn.Module):
-        parameters = {id(p): torch.nn.Parameter(copies[id(p)], p.requires_grad) for p in value.parameters()}
-        return copy.deepcopy(value, copies | parameters)
-    if isinstance(value, dict):
-        return {key: _rebuild(item, copies) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_rebuild(item, copies) for item in value)
-    return value
