@@ -5,11 +5,11 @@ default is one that few published settings vary.
 """
 
 import dataclasses
+import functools
+import json
 import math
 import reprlib
-import types
-import typing
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
@@ -74,8 +74,14 @@ OPTION_FIELDS = {
 }
 
 
+class _Strict:
+    """How pydantic reads the dataclasses below from JSON: no unknown fields, and no value made to fit its type."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(_Strict):
     path: str                       # Folder or zip.
     resolution: int                 # Side of the square images, a power of two.
     num_channels: int = 3           # 1 or 3.
@@ -87,7 +93,7 @@ class DatasetConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
+class GeneratorConfig(_Strict):
     class_name: str = "training.networks.Generator"     # A persistent class; see `training.build`.
     z_dim: int = 512
     w_dim: int = 512
@@ -95,19 +101,19 @@ class GeneratorConfig:
     channel_base: int               # Channels at resolution r are channel_base / r, at most channel_max.
     channel_max: int = 512
     num_fp16_res: int               # So many of the highest resolutions run in half precision.
-    conv_clamp: float | None        # Clamps the output of convolutions; needed for float16.
+    conv_clamp: int | None          # Clamps the output of convolutions; needed for float16.
     half_type: HalfType = "float16"
     channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(_Strict):
     class_name: str = "training.networks.Discriminator"
     architecture: Literal["orig", "skip", "resnet"] = "resnet"
     channel_base: int
     channel_max: int = 512
     num_fp16_res: int
-    conv_clamp: float | None
+    conv_clamp: int | None
     mbstd_group_size: int           # Images that share a minibatch standard deviation.
     freeze_layers: int = 0          # FreezeD: so many of the highest-resolution layers stay as they are.
     half_type: HalfType = "float16"
@@ -120,7 +126,7 @@ class DiscriminatorConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(_Strict):
     """What D has to do with one kind of image besides telling real from fake."""
 
     kind: str                           # One of `tasks.TASKS`: let G rebuild the image, reproduce G's features, ...
@@ -129,7 +135,7 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(_Strict):
     r1_gamma: float
     style_mixing_prob: float = 0.9
     pl_weight: float = 2.0
@@ -144,7 +150,7 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(_Strict):
     """What happens to the images before D sees them (Karras et al., NeurIPS 2020)."""
 
     pipe: str                                       # Name of the set of transforms, such as "bgc".
@@ -157,7 +163,7 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(_Strict):
     lr: float
     beta1: float = 0.0
     beta2: float = 0.99
@@ -165,7 +171,7 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_Strict):
     method: Method
     preset: str
     recipe: Recipe
@@ -209,39 +215,38 @@ def to_json(config: TrainingConfig) -> dict[str, Any]:
 def from_json(data: dict[str, Any]) -> TrainingConfig:
     """The configuration that `to_json` wrote, also when it stands under the key "config" of `training_options.json`.
 
+    A field that has a default may be missing: earlier versions had fewer of them.
+
     Raises:
-        UserError: A field is missing, unknown, or not of its type.
+        UserError: Fields are missing, unknown, or not of their type; it names all of them.
     """
+    import pydantic  # not needed for --help
+
     if isinstance(data, dict) and isinstance(data.get("config"), dict):
         data = data["config"]
-    return _build(TrainingConfig, data, "config")
+    try:
+        return _adapter().validate_json(json.dumps(data))   # of JSON, strict types include arrays for tuples
+    except pydantic.ValidationError as e:
+        raise UserError("; ".join(_describe_mistake(error) for error in e.errors(include_url=False))) from e
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """Turn JSON data into `kind`: a dataclass, a Literal, a union, a tuple or a plain type."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise UserError(f"{where} is {reprlib.repr(data)}, expected an object with the fields of {kind.__name__}")
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-        for problem, names in (("unknown", data.keys() - fields.keys()), ("missing", required - data.keys())):
-            if names:
-                raise UserError(f"{where} has {problem} fields: {', '.join(sorted(names))}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if data is None and type(None) in args:
-            return None
-        (kind,) = [arg for arg in args if arg is not type(None)]  # Every union here is "something or None".
-        return _build(kind, data, where)
-    if origin is tuple and isinstance(data, (list, tuple)):
-        return tuple(_build(args[0], item, where) for item in data)
-    if origin is Literal and data in args:
-        return data
-    if kind is float and type(data) in (int, float) or isinstance(kind, type) and type(data) is kind:
-        return data
-    raise UserError(f"{where} is {reprlib.repr(data)}, expected {kind.__name__ if isinstance(kind, type) else kind}")
+@functools.cache
+def _adapter() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(TrainingConfig)
+
+
+def _describe_mistake(error: Mapping[str, Any]) -> str:
+    """What pydantic found, such as `config.loss.r1_gamma is None, expected a valid number`."""
+    where = ".".join(["config", *map(str, error["loc"])])
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{where} is unknown"
+    if error["type"] == "json_invalid":
+        return f"{where} is no JSON that can be read: {error['ctx']['error']}"
+    return f"{where} is {reprlib.repr(error['input'])}, {error['msg'].replace('Input should be', 'expected')}"
 
 
 def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
