@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import math
 import os
 import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import click
 
@@ -61,6 +62,35 @@ class Command(click.Command):
         except BrokenPipeError:
             silence_stdout()
             sys.exit(1)
+
+
+def add_options(options: Sequence[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a command: gives it options as `training.config.options` describes them."""
+    return lambda command: functools.reduce(lambda f, option: _declare(option)(f), reversed(options), command)
+
+
+def _declare(option: Any) -> Callable[..., Any]:
+    values: dict[str, Any] = {"type": option.type, "metavar": option.metavar or option.type.__name__.upper()}
+    if option.flag:
+        values = {"is_flag": True}
+    elif option.choices is not None:
+        values = {"type": click.Choice(option.choices)}
+    elif option.path:
+        values["type"] = Path()
+    elif option.type is tuple:
+        values["type"] = CommaList()
+    elif option.early:
+        values["type"] = FiniteFloat(min=option.limits["more_than"], min_open=True, max=option.limits["at_most"])
+    if option.shown is not None:
+        values["show_default"] = option.shown
+    names = [option.short, option.flag_name] if option.short else [option.flag_name]
+    return click.option(*names, cls=Option, group=option.group, default=option.default, help=option.help, **values)
+
+
+def said_explicitly(context: click.Context) -> dict[str, Any]:
+    """The options that stand on the command line, without those at their defaults."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == source}
 
 
 def silence_stdout() -> None:

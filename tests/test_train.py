@@ -18,8 +18,10 @@ import training.runs.checkpoints
 import training.tasks  # noqa: F401
 from dnnlib.util import UserError
 from paths import ROOT, SHARED
-from training import launch
-from training.config import presets
+from training import launch, prepare_run
+from training.config import presets, released
+from training.config.options import Options
+from training.config.resolve import resolve, warnings
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
 from training.runs import resume
@@ -96,9 +98,9 @@ def parts(monkeypatch, runs):
         if set(names) - {"fid50k_full", "fid50k"}:
             raise UserError(f"unknown metric among {', '.join(names)}")
 
-    def load_network_pkl(path, only):
-        missing(path)
-        return dict.fromkeys(only, fake_generator())
+    def read_source(source):
+        missing(source)
+        return dict.fromkeys(("G", "G_ema"), fake_generator())
 
     def run_training(config, run_dir, *, resume, anyway, begin):
         begin(FINGERPRINT)
@@ -111,7 +113,6 @@ def parts(monkeypatch, runs):
 
     fakes = {
         "training.data.dataset": {"ImageFolderDataset": FakeDataset},
-        "legacy": {"load_network_pkl": load_network_pkl},
         "training.perceptual": {"check_perceptual": missing},
         "training.build": {"build_networks": lambda config: (FakeNet(), FakeNet())},
         "training.training_loop": {"run_training": run_training},
@@ -124,6 +125,7 @@ def parts(monkeypatch, runs):
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(prepare_run, "read_source", read_source)
     monkeypatch.setattr(train.estimate, "describe_long_work", lambda *args, **kwargs: None)     # takes a second
     monkeypatch.setattr(launch, "_run_processes", run_processes)
     monkeypatch.setattr(launch, "build_kernels", lambda device: None)
@@ -391,12 +393,12 @@ def test_no_heads_where_g_rebuilds_nothing(run, monkeypatch):
     monkeypatch.undo()  # the real networks
     said = ["--cfg=paper256", "--reg_type=glead", "--reg_target_real=None", "--reg_target_fake=gfeat",
             "--glead_res_g=8", "--glead_res_d=8"]  # fmt: skip
-    arguments = train.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
-    config = presets.resolve(arguments.options, DatasetConfig(path="d", resolution=32), device="cpu")
+    options, notes = released.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
+    config = resolve(options, DatasetConfig(path="d", resolution=32), device="cpu")
     assert estimate.count_parameters(config).D == 21_769_729
     kwargs = discriminator_kwargs(config)
-    ggdr = presets.resolve(presets.Options(preset="paper256", method="ggdr"), config.dataset, device="cpu")
-    assert kwargs == discriminator_kwargs(ggdr) and not presets.warnings(arguments.options, config)
+    ggdr = resolve(Options(cfg="paper256", method="ggdr"), config.dataset, device="cpu")
+    assert kwargs == discriminator_kwargs(ggdr) and not notes + warnings(options, config)
     loss = to_legacy_kwargs(config)["loss_kwargs"]
     assert (loss["glead_res_d"], loss["glead_res_g"], loss["reg_target_real"], loss["reg_target_fake"]) == (
         [8], 8, None, "gfeat")
@@ -481,7 +483,7 @@ def test_every_option_reaches_the_configuration(run, runs):
 class Case(NamedTuple):
     """An option of StyleGAN2-ADA's program: what it is without being said, what it does, what it refuses."""
 
-    read: Callable[[train.Arguments, TrainingConfig], Any]
+    read: Callable[[Options, TrainingConfig], Any]
     default: Any                            # REQUIRED, or what `read` gives.
     said: dict[str, Any]                    # What `read` gives, by arguments.
     mistakes: dict[str, str]                # Message, by arguments.
@@ -553,9 +555,9 @@ STYLEGAN2_ADA = {
 def resolve_line(arguments):
     """What a command line means, without validation against the machine."""
     context = train.main.make_context("train.py", list(arguments))
-    arguments = train.parse(context.params)
-    dataset, _ = train.inspect_dataset(arguments)
-    return arguments, presets.resolve(arguments.options, dataset, device=train.choose_device(arguments))
+    options, _ = released.parse(context.params)
+    dataset, _ = prepare_run.inspect_dataset(options)
+    return options, resolve(options, dataset, device=prepare_run.choose_device(options))
 
 
 def test_every_option_of_stylegan2_ada_is_there():
@@ -614,7 +616,7 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("looked at a network from elsewhere")
 
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", fail)
+    monkeypatch.setattr(prepare_run, "read_source", fail)
     monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual", fail)
     monkeypatch.setattr(sys.modules["metrics.metric_main"], "check_detector", fail)
     url = "https://example.org/net.pt"
@@ -873,7 +875,7 @@ def test_transfer_learning_goes_on_without_its_source(run, runs, start, tmp_path
     path = start(f"--resume={source}")
     source.unlink()
     before = from_json(json.loads((path / "training_options.json").read_text()))
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
     assert runs == [Job(before, str(path), "newest")] and before.resume == str(source)
 
@@ -881,7 +883,7 @@ def test_transfer_learning_goes_on_without_its_source(run, runs, start, tmp_path
 def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     sizes = {"map_depth": 8, "channel_base": 2048, "channel_max": 64}
     source = dict.fromkeys(("G", "G_ema"), fake_generator(**sizes))
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: source)
     path = start("--resume=http://x/net.pkl")
     before = from_json(json.loads((path / "training_options.json").read_text()))
     for net in (before.G, before.D):
@@ -890,10 +892,10 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     line = ("http://x/net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead "
             "of 16384 and 512")
     assert f"Start:             {line}\n" in (path / "log.txt").read_text()
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0     # the source is not needed again
     assert runs.pop() == Job(before, str(path), "newest")
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: source)
     config = resolved(run, runs, "--resume=http://x/net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)

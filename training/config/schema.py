@@ -1,13 +1,12 @@
-"""What one training run is: frozen dataclasses, their cross-checks, and their JSON form.
+"""What one training run is: frozen dataclasses, and their JSON form.
 
-Defaults that users may leave out are filled in by `presets.resolve`; here every field has been decided. A field with a
+Defaults that users may leave out are filled in by `resolve.resolve`; here every field has been decided. A field with a
 default is one that few published settings vary.
 """
 
 import dataclasses
 import functools
 import json
-import math
 import reprlib
 from typing import Any, Literal, Mapping, NamedTuple
 
@@ -29,49 +28,6 @@ Transform = Literal[  # Of the augmentation pipe.
 # As the released GLeaD program calls what D's tasks compare, and how.
 LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}
 LEGACY_TARGETS = {"reconstruction": "gfwimage", "feature": "gfeat"}
-
-
-# Options of train.py, and the fields that each sets: its own first, then those that follow from it.
-OPTION_FIELDS = {
-    "--method":         ("method", "D.heads", "loss.real_task.kind", "loss.fake_task.kind"),
-    "--cfg":            ("preset", "D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "G_opt.lr", "D_opt.lr",
-                         "ema_kimg", "ema_rampup"),
-    "--recipe":         ("recipe", "loss.real_task_in_dreg"),
-    "--cond":           ("dataset.use_labels", "dataset.label_dim"),
-    "--subset":         ("dataset.max_size",),
-    "--mirror":         ("dataset.xflip",),
-    "--seed":           ("random_seed", "dataset.random_seed"),
-    "--gamma":          ("loss.r1_gamma",),
-    "--batch":          ("batch_size",),
-    "--batch-gpu":      ("batch_gpu",),
-    "--mbstd-group":    ("D.mbstd_group_size",),
-    "--map-depth":      ("G.map_depth",),
-    "--cbase":          ("G.channel_base", "D.channel_base"),
-    "--cmax":           ("G.channel_max", "D.channel_max"),
-    "--aug":            ("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
-    "--p":              ("augment.p",),
-    "--target":         ("augment.target",),
-    "--augpipe":        ("augment.pipe", "augment.transforms"),
-    "--recon-target":   ("loss.recon_target",),
-    "--lambda-real":    ("loss.real_task.weight", "loss.real_task"),
-    "--lambda-fake":    ("loss.fake_task.weight", "loss.fake_task"),
-    "--reg_loss_real":  ("loss.real_task.distance",),
-    "--reg_loss_fake":  ("loss.fake_task.distance",),
-    "--perceptual":     ("perceptual",),
-    "--lpips-fp32":     ("lpips_fp32",),
-    "--res-g":          ("D.res_g",),
-    "--ggdr-res (--res-g for glead+ggdr)":    ("loss.feature_res",),
-    "--res-decoder":    ("D.decoder_res",),
-    "--decoder-kernel": ("D.decoder_kernel",),
-    "--decoder-act":    ("D.decoder_act",),
-    "--freezed":        ("D.freeze_layers",),
-    "--half":           ("G.half_type", "D.half_type"),
-    "--nhwc":           ("G.channels_last", "D.channels_last"),
-    "--allow-tf32":     ("allow_tf32",),
-    "--fp32 (resolutions in half precision)": ("G.num_fp16_res", "D.num_fp16_res", "G.conv_clamp", "D.conv_clamp"),
-    "the resolution of the images":           ("dataset.resolution",),
-    "the number of channels of the images":   ("dataset.num_channels",),
-}
 
 
 class _Strict:
@@ -407,136 +363,3 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
                 f"reg_weight_{images}": task.weight if task else 0.0,
             }
     return kwargs
-
-
-def validate(config: TrainingConfig) -> None:
-    """Check what can be checked without touching the machine: ranges, and fields against one another.
-
-    Raises:
-        UserError: Names the option, what came and what was expected.
-    """
-    _validate_numbers(config)
-    _validate_batch(config)
-    _validate_networks(config)
-    _validate_tasks(config)
-    _validate_augment(config)
-
-
-def count_freezable_layers(architecture: str, resolution: int) -> int:
-    """How many of D's layers, counted from the image on, FreezeD can leave as they are: all but those of 4x4.
-
-    Each block has two convolutions; "resnet" adds one beside them, "skip" a layer that reads the image. The others
-    read it in the first block alone.
-    """
-    blocks = resolution.bit_length() - 3  # From the image's resolution down to 8x8.
-    if blocks == 0:
-        return 0
-    return {"orig": 2 * blocks + 1, "resnet": 3 * blocks + 1, "skip": 3 * blocks}[architecture]
-
-
-def validate_gpus(num_gpus: int) -> None:
-    """Raise UserError unless `num_gpus` is a power of two."""
-    _expect(_is_power_of_two(num_gpus), "--gpus", num_gpus, "a power of two")
-
-
-def _is_power_of_two(value: int) -> bool:
-    return value >= 1 and value & (value - 1) == 0
-
-
-def _expect(ok: bool, option: str, value: Any, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{option} is {value}, expected {expected}")
-
-
-def _validate_numbers(config: TrainingConfig) -> None:
-    at_least = (
-        ("--kimg",       config.total_kimg,       0.001,  True),
-        ("--tick",       config.kimg_per_tick,        0,  False),
-        ("--snap",       config.snapshot_ticks,       0,  True),
-        ("--grid-size",  config.grid_size, config.dataset.resolution, True),
-        ("--gamma",      config.loss.r1_gamma,        0,  True),
-        ("--workers",    config.workers,              0,  True),
-        ("--seed",       config.random_seed,          0,  True),
-        ("--freezed",    config.D.freeze_layers,      0,  True),
-        ("--map-depth",  config.G.map_depth,          1,  True),
-        ("--cmax",       config.G.channel_max,        1,  True),
-        ("EMA kimg",     config.ema_kimg,             0,  True),
-        ("learning rate of G", config.G_opt.lr,       0,  False),
-        ("learning rate of D", config.D_opt.lr,       0,  False),
-    )
-    at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
-               ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
-               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024),
-               ("--grid-size", config.grid_size, 1 << 15))
-    for option, number, high in at_most:
-        _expect(number <= high, option, number, f"at most {high}")
-    for option, value, low, inclusive in at_least:
-        _expect(math.isfinite(value), option, value, "a finite number")
-        ok = value >= low if inclusive else value > low
-        _expect(ok, option, value, f"at least {low}" if inclusive else f"more than {low}")
-    _expect(config.random_seed < 2**31, "--seed", config.random_seed, "less than 2147483648")
-
-
-def _validate_batch(config: TrainingConfig) -> None:
-    gpus, batch, batch_gpu = config.num_gpus, config.batch_size, config.batch_gpu
-    validate_gpus(gpus)
-    ok = batch >= 1 and batch % gpus == 0
-    _expect(ok, "--batch", batch, f"at least 1 and divisible by --gpus={gpus}")
-    ok = batch_gpu >= 1 and batch // gpus % batch_gpu == 0
-    _expect(ok, "--batch-gpu", batch_gpu, f"a divisor of {batch // gpus}, the share of one GPU (--batch / --gpus)")
-    group = config.D.mbstd_group_size
-    _expect(group >= 1, "--mbstd-group", group, "at least 1")
-    ok = batch_gpu % min(group, batch_gpu) == 0
-    _expect(ok, "--mbstd-group", group, f"a divisor of {batch_gpu}, the images that one GPU sees at once (--batch-gpu)")
-
-
-def _validate_networks(config: TrainingConfig) -> None:
-    res, D, glead = config.dataset.resolution, config.D, config.method in ("glead", "glead+ggdr")
-    _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
-    channels = config.dataset.num_channels
-    _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
-    for net in (config.G, D):
-        _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
-    layers = count_freezable_layers(D.architecture, res)
-    _expect(D.freeze_layers <= layers, "--freezed", D.freeze_layers,
-            f"at most {layers}, the layers of D above 4x4 for images of {res}x{res}")
-    if D.decoder_res is not None:
-        ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
-        option = "--res-decoder" if glead else "--ggdr-res"
-        _expect(ok, option, D.decoder_res, f"a power of two from 8 to {res}, the resolution of the images")
-        ok = D.decoder_kernel >= 1 and D.decoder_kernel % 2 == 1
-        _expect(ok, "--decoder-kernel", D.decoder_kernel, "an odd number")
-    if D.heads:
-        ok = D.res_g == 1 or _is_power_of_two(D.res_g) and 4 <= D.res_g < res
-        expected = f"a power of two from 4 to {res // 2}, below the resolution of the images, or 1 for w alone"
-        _expect(ok, "--res-g", D.res_g, expected)
-    elif glead and config.loss.feature_res is not None:
-        ok = _is_power_of_two(config.loss.feature_res) and 8 <= config.loss.feature_res <= D.decoder_res
-        _expect(ok, "--res-g", config.loss.feature_res, f"a power of two from 8 to {D.decoder_res}, the resolution of "
-                "D's decoder, whose features are compared where D has no task on real images")
-
-
-def _validate_tasks(config: TrainingConfig) -> None:
-    loss = config.loss
-    for option, task in (("--lambda-real", loss.real_task), ("--lambda-fake", loss.fake_task)):
-        if task is None:
-            continue
-        _expect(math.isfinite(task.weight), option, task.weight, "a finite number")
-        _expect(task.weight > 0, option, task.weight, "at least 0")
-    if config.method != "stylegan2" and loss.real_task is None and loss.fake_task is None:
-        raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
-    if config.D.res_g == 1 and config.method == "glead+ggdr":
-        raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")
-
-
-def _validate_augment(config: TrainingConfig) -> None:
-    augment = config.augment
-    if augment is None:
-        return
-    _expect(0 <= augment.p <= 1, "--p", augment.p, "0 to 1")
-    _expect(math.isfinite(augment.ada_kimg) and augment.ada_kimg > 0, "ADA kimg", augment.ada_kimg, "more than 0")
-    _expect(augment.interval >= 1, "the interval of ADA", augment.interval, "at least 1")
-    if augment.mode == "ada":
-        _expect(augment.target is not None and 0 <= augment.target <= 1, "--target", augment.target, "0 to 1")
-    else:
-        _expect(augment.target is None, "--target", augment.target, "none with --aug=fixed")
