@@ -9,15 +9,16 @@ import click
 
 import cli
 from training import estimate, launch, prepare_run, summary, torchrun
+from training.adversarial import ADVERSARIAL
 from training.config import checks, comparison, released
-from training.config.options import on_command_line
+from training.config.options import ONCE, SECOND_NAMES, on_command_line
 from training.config.resolve import resolve, warnings
 from training.config.schema import TrainingConfig
 from training.runs import resume, run_dir
 
 
 @click.command(cls=cli.Command, context_settings={"show_default": True, "max_content_width": 120})
-@cli.add_options(on_command_line())
+@cli.add_options(on_command_line(adversarial=ADVERSARIAL))
 def main(**said: Any) -> None:
     """Train a GAN on a folder or zip of images; make one with dataset_tool.py.
 
@@ -29,10 +30,17 @@ def main(**said: Any) -> None:
       # The baseline with ADA, and settings that follow from the resolution and the number of GPUs.
       python train.py --outdir=runs --data=images.zip --method=stylegan2
     \b
+      # The options of another run, with another seed.
+      python train.py --config=runs/00000-images-glead/training_options.json --seed=1
+    \b
       # What would be run, without running it.
       python train.py --outdir=runs --data=images.zip --dry-run
     """
-    command = cli.said_explicitly(click.get_current_context())
+    context = click.get_current_context()
+    command = cli.said_explicitly(context)
+    if said["config"] is not None:
+        command = with_file(command, cli.read_option_file(said["config"], context, without=ONCE))
+        said |= command
     if torchrun.is_used():
         torchrun.train(prepare, command, said)
         return
@@ -40,6 +48,13 @@ def main(**said: Any) -> None:
     if job is not None:
         with resume.locked(job.run_dir):
             launch.run(job)
+
+
+def with_file(command: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any]:
+    """The options of a file as if they stood on the command line, unless that has them, by either name."""
+    said = {SECOND_NAMES.get(name, name) for name in command}
+    return {**{name: value for name, value in of_file.items() if SECOND_NAMES.get(name, name) not in said},
+            **{name: value for name, value in command.items() if name != "config"}}
 
 
 def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:

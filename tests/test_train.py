@@ -246,6 +246,8 @@ MISTAKES = [
     ("--kimg=0", "--kimg is 0.0"),
     ("--gamma=-1", "--gamma is -1.0"),
     ("--snap=-1", "--snap is -1"),
+    ("--glr=0", "--glr is 0.0, expected more than 0"),
+    ("--dlr=inf", "--dlr is inf, expected a finite number"),
     ("--tick=0", "--tick is 0.0"),
     ("--seed=-1", "--seed is -1"),
     ("--workers=-1", "--workers is -1"),
@@ -325,6 +327,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, gpus, tmp_path, monk
         ("--recipe=mine", "Invalid value for '--recipe'"),
         ("--aug=always", "Invalid value for '--aug'"),
         ("--augpipe=all", "Invalid value for '--augpipe'"),
+        ("--adversarial=hinge", "Invalid value for '--adversarial'"),
         ("--recon-target=w", "Invalid value for '--recon-target'"),
         ("--reg_type=gan", "Invalid value for '--reg"),
         ("--nonsense=1", "No such option"),
@@ -454,6 +457,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     config = resolved(
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
+        "--glr=0.01", "--dlr=0.02", "--adversarial=logistic",
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3",
         "--decoder-act=lrelu", "--perceptual=p.pt",
@@ -461,6 +465,7 @@ def test_every_option_reaches_the_configuration(run, runs):
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
     assert (config.preset, config.loss.r1_gamma, config.total_kimg) == ("cifar", 0.5, 7.5)
+    assert (config.G_opt.lr, config.D_opt.lr, config.loss.adversarial) == (0.01, 0.02, "logistic")
     assert (config.batch_size, config.batch_gpu, config.D.mbstd_group_size) == (24, 12, 6)
     assert (config.snapshot_ticks, config.kimg_per_tick, config.metrics) == (3, 2, ("fid50k", "fid50k_full"))
     assert (config.detector, config.random_seed, config.dataset.random_seed) == ("net.pt", 9, 9)
@@ -478,6 +483,69 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert config.loss.recon_target == "input"
     augment = resolved(run, runs, "--aug=fixed", "--p=0.3").augment
     assert (augment.mode, augment.p, augment.pipe) == ("fixed", 0.3, "bgc")
+
+
+def test_options_from_a_file(run, runs, start, tmp_path):
+    """In JSON or YAML, with either spelling; what stands on the command line wins, by either of two names."""
+    file = tmp_path / "options.yaml"
+    file.write_text("method: ggdr\nbatch-gpu: 8\ngamma: 5\nmetrics: [fid50k]\nmirror: yes\nlambda_fake: 4\nglr: 1e-3\n"
+                    "reg_type: ggdr\nkeep: [last:3, best]\n")
+    path = start(f"--config={file}", "--gamma=2", "--reg_weight_fake=6")
+    options = json.loads((path / "training_options.json").read_text())
+    said = {"method": "ggdr", "batch_gpu": 8, "gamma": 2, "metrics": ["fid50k"], "mirror": True, "reg_weight_fake": 6,
+            "glr": 0.001, "reg_type": "ggdr", "keep": "last:3,best"}
+    assert {name: options["command"][name] for name in options["command"].keys() & said} == said
+    assert options["command"].keys() - said == {"outdir", "data", "device", "resume"}
+    config = from_json(options)
+    assert (config.batch_gpu, config.loss.r1_gamma, config.loss.fake_task.weight) == (8, 2, 6)
+    file.write_text(json.dumps(said))
+    assert run(f"--config={file}").exit_code == 0
+    assert runs.pop() == Job(config, str(path), "newest")       # the same command, whatever it is read from
+    assert "--gamma was 2, is 3" in last_line(run(f"--config={file}", f"--resume={path}", "--gamma=3"))
+
+
+def test_options_of_another_run(run, runs, start, tmp_path, monkeypatch):
+    """Its folder and data too, but for what counts for one command: a stranger's file grants no trust."""
+    trusted = []
+    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual",
+                        lambda *_, trust, **__: trusted.append(trust))
+    path = start("--batch=16", "--cond=1", "--trust-net", "--resume-anyway", data="32-labels")
+    before = from_json(json.loads((path / "training_options.json").read_text()))
+    monkeypatch.chdir(tmp_path)
+    line = [f"--config={path / 'training_options.json'}", "--seed=1"]
+    assert CliRunner().invoke(train.main, line).exit_code == 0
+    data = dataclasses.replace(before.dataset, random_seed=1)
+    assert runs[0].config == dataclasses.replace(before, random_seed=1, dataset=data)
+    assert Path(runs[0].run_dir).parent == path.parent and runs[0].run_dir != str(path) and not runs[0].anyway
+    assert trusted == [True, False]
+    result = CliRunner().invoke(train.main, [line[0], "--resume=auto"])
+    assert result.exit_code == 0 and (runs[1].run_dir, runs[1].resume) == (str(path), "newest")
+
+
+@pytest.mark.parametrize("content, message", [
+    ("batch: many", ": batch: 'many' is not a valid integer."),
+    ("batch: 2.5", ": batch: '2.5' is not a valid integer."),
+    ("seed: true", ": seed: 'True' is not a valid integer."),
+    ("cfg: [auto, cifar]", ": cfg: 'auto,cifar' is not one of 'auto', "),
+    ("gamma:", ": gamma is None, expected a value as on the command line"),
+    ("data: {a: 1}", ": data is {'a': 1}, expected a value as on the command line"),
+    ("gama: 1", ": 'gama' is no option that a file can give"),
+    ("trust_net: true", ": 'trust_net' is no option that a file can give"),
+    ("config: a", ": 'config' is no option that a file can give"),
+    ("1: 2", ": 1 is no option that a file can give"),
+    ('{"command": {"gama": 1}}', ": 'gama' is no option that a file can give"),
+    ("[1]", " is no mapping of options to values"), ("", " is no mapping of options to values"),
+    ("a: b: c", " can't be read as JSON or YAML: mapping values are not allowed here in "),
+    ("[" * 100_000, " can't be read as JSON or YAML: "), (b"\xff", " can't be read as JSON or YAML: 'utf-8' codec"),
+    ("!!python/object/apply:os.getcwd []", " can't be read as JSON or YAML: could not determine a constructor"),
+    (None, " can't be read as JSON or YAML: [Errno 2] No such file"),
+], ids=lambda value: str(value)[:20])  # fmt: skip
+def test_files_of_options_that_cannot_be_used(run, runs, tmp_path, content, message):
+    file = tmp_path / "options.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert last_line(run(f"--config={file}")).startswith(f"{file}{message}")
+    assert not runs and not (tmp_path / "runs").exists()
 
 
 class Case(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from dnnlib.util import UserError, check_all, check_writable, is_url, open_url
 
 from . import launch, torchrun
-from .config.options import Options
+from .adversarial import ADVERSARIAL
+from .config.options import Options, expect
 from .config.presets import PERCEPTUAL
 from .config.resolve import source_network
 from .config.schema import DatasetConfig, GeneratorConfig, TrainingConfig, sizes_of
@@ -166,6 +167,8 @@ def check_machine(
 
     custom_ops.chosen_routes()
     validate_tasks(config)
+    expect(config.loss.adversarial in ADVERSARIAL, "--adversarial", config.loss.adversarial,
+           f"one of {', '.join(ADVERSARIAL)}")
     if config.metrics:
         _check_metric_names(config)
     Keep.parse(config.keep)

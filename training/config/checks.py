@@ -15,7 +15,6 @@ def validate(config: TrainingConfig) -> None:
         UserError: Names the option, what came and what was expected.
     """
     check_ranges(config)
-    _validate_learning(config)
     _validate_batch(config)
     _validate_networks(config)
     _validate_tasks(config)
@@ -41,14 +40,6 @@ def validate_gpus(num_gpus: int) -> None:
 
 def _is_power_of_two(value: int) -> bool:
     return value >= 1 and value & (value - 1) == 0
-
-
-def _validate_learning(config: TrainingConfig) -> None:
-    """Numbers that no option sets on its own."""
-    ema_kimg = config.ema_kimg
-    expect(math.isfinite(ema_kimg) and ema_kimg >= 0, "EMA kimg", ema_kimg, "at least 0")
-    for net, opt in (("G", config.G_opt), ("D", config.D_opt)):
-        expect(math.isfinite(opt.lr) and opt.lr > 0, f"learning rate of {net}", opt.lr, "more than 0")
 
 
 def _validate_batch(config: TrainingConfig) -> None:

@@ -9,12 +9,12 @@ import functools
 import math
 import operator
 import typing
-from typing import Any, Literal, Mapping, NamedTuple
+from typing import Any, Iterable, Literal, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
 from .presets import ADA_TARGET, PIPES, PRESETS, RESUME_SOURCES
-from .schema import DecoderAct, HalfType, Method, Recipe, TrainingConfig
+from .schema import DecoderAct, DiscriminatorConfig, HalfType, LossConfig, Method, Recipe, TrainingConfig
 
 GENERAL = "General options"
 DATA = "Data"
@@ -64,6 +64,7 @@ class Option(NamedTuple):
     implies: tuple[str, ...] = ()       # Fields that `resolve` fills from it; the first is the one for messages.
     shape: tuple[str, ...] = ()         # Those of its fields that say what a training state consists of.
     free: bool = False                  # May differ in a resumed run: it changes neither what is learnt nor from what.
+    once: bool = False                  # Counts for one command: a file of options can't give it.
     methods: tuple[Method, ...] = ()    # Those on which it has an effect; none = all.
     also: str | None = None             # Its name in the released programs.
     note: str = ""                      # For messages on what differs.
@@ -121,6 +122,9 @@ class Options:
     outdir: str | None = option(
         GENERAL, "Where to make the run directory.  [required, except to resume a run by its directory]",
         path=True, metavar="DIR", free=True)
+    config: str | None = option(
+        GENERAL, "Take options from this JSON or YAML file, or from the training_options.json of a run; those of the "
+        "command line win.", path=True, metavar="FILE", free=True, once=True)
     gpus: int | None = option(
         GENERAL, "Number of GPUs, or of processes with --device=cpu; a power of two.",
         shown="1, under torchrun as many as it started processes", implies="num_gpus", free=True)
@@ -131,8 +135,8 @@ class Options:
         GENERAL, "Length of a tick in thousands of images.", metavar="KIMG", shown="4",
         sets="kimg_per_tick", more_than=0, free=True)
     grid_size: int = option(
-        GENERAL, "How wide and high grids of images are at most.", metavar="PIXELS", default=4096,
-        sets="grid_size", at_most=1 << 15, free=True)
+        GENERAL, "How wide and high grids of images are at most.", metavar="PIXELS",
+        default=TrainingConfig.grid_size, sets="grid_size", at_most=1 << 15, free=True)
     metrics: tuple[str, ...] | None = option(
         GENERAL, "Metrics of every snapshot, comma-separated, or none.", metavar="NAMES", shown="fid50k_full",
         sets="metrics", free=True)
@@ -141,23 +145,24 @@ class Options:
         sets="detector", free=True)
     trust_net: bool = option(
         GENERAL, "Open --detector and --perceptual even if they are TorchScript files from elsewhere, which are "
-        "programs; remembered for each file.", flag=True, default=False, free=True)
+        "programs; remembered for each file.", flag=True, default=False, free=True, once=True)
     seed: int = option(
-        GENERAL, "Random seed.", default=0, sets="random_seed", implies="dataset.random_seed", at_least=0, below=2**31)
+        GENERAL, "Random seed.", default=TrainingConfig.random_seed, sets="random_seed", implies="dataset.random_seed",
+        at_least=0, below=2**31)
     device: Literal["auto", "cpu", "cuda"] = option(
         GENERAL, "Where to train.", default="auto", implies="device", free=True)
     keep: str = option(
         GENERAL, "Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best "
-        "is that by the first of --metrics.", metavar="RULES", default="all", sets="keep", free=True)
+        "is that by the first of --metrics.", metavar="RULES", default=TrainingConfig.keep, sets="keep", free=True)
     timeout: float = option(
-        GENERAL, "How long processes wait for one that hangs.", metavar="SEC", default=600,
+        GENERAL, "How long processes wait for one that hangs.", metavar="SEC", default=TrainingConfig.timeout_sec,
         sets="timeout_sec", more_than=0, at_most=1e6, early=True, free=True)
     outcome: str | None = option(
         GENERAL, "In the end, write the word finished or stopped to this file; what fails leaves none.", path=True,
         metavar="FILE", free=True)
     dry_run: bool = option(
         GENERAL, "Print the options, parameter counts and memory, and stop; nothing is downloaded.", flag=True,
-        default=False, short="-n", free=True)
+        default=False, short="-n", free=True, once=True)
 
     data: str | None = option(
         DATA, "Training data: folder, zip, or folder of zips.  [required, except to resume a run by its directory]",
@@ -172,16 +177,21 @@ class Options:
 
     cfg: str = option(
         BASIC, "Published settings to start from.", choices=tuple(PRESETS), default="auto", sets="preset",
-        implies=("D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "G_opt.lr", "D_opt.lr", "ema_kimg",
-                 "ema_rampup"), shape=("D.architecture",))
+        implies=("D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "ema_kimg", "ema_rampup"),
+        shape=("D.architecture",))
     gamma: float | None = option(BASIC, "Weight of R1.", shown="by --cfg", sets="loss.r1_gamma", at_least=0)
     kimg: float | None = option(
         BASIC, "Length of training in thousands of images.", metavar="KIMG", shown="by --cfg",
         sets="total_kimg", at_least=0.001, free=True)
+    glr: float | None = option(BASIC, "Learning rate of G.", shown="by --cfg", sets="G_opt.lr", more_than=0)
+    dlr: float | None = option(BASIC, "Learning rate of D.", shown="by --cfg", sets="D_opt.lr", more_than=0)
     batch: int | None = option(
         BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20)
     batch_gpu: int | None = option(
         BASIC, "Images that a GPU sees at once.", shown="by --cfg", sets="batch_gpu")
+    adversarial: str = option(
+        BASIC, "How D's scores become the losses of G and D.", metavar="NAME", default=LossConfig.adversarial,
+        sets="loss.adversarial")
 
     aug: Literal["noaug", "ada", "fixed"] | None = option(
         AUGMENTATION, "Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.",
@@ -249,9 +259,10 @@ class Options:
         f"{', '.join(RESUME_SOURCES)}.", path=True, metavar="auto|noresume|PATH|URL|NAME", shown="auto",
         implies="resume", free=True)
     resume_anyway: bool = option(
-        TRANSFER, "Go on with a run although this command changes what is learnt.", flag=True, default=False, free=True)
+        TRANSFER, "Go on with a run although this command changes what is learnt.", flag=True, default=False, free=True,
+        once=True)
     freezed: int = option(
-        TRANSFER, "FreezeD: leave so many of D's layers as they are.", default=0,
+        TRANSFER, "FreezeD: leave so many of D's layers as they are.", default=DiscriminatorConfig.freeze_layers,
         sets="D.freeze_layers", at_least=0, shape=True)
 
     fp32: bool = option(
@@ -267,7 +278,7 @@ class Options:
     nobench: bool = option(SPEED, "No cuDNN benchmarking.", default=False, implies="cudnn_benchmark", free=True)
     allow_tf32: bool = option(SPEED, "Let PyTorch use TF32.", default=False, sets="allow_tf32")
     workers: int = option(
-        SPEED, "Processes that load images; 0 = none of their own.", default=3,
+        SPEED, "Processes that load images; 0 = none of their own.", default=TrainingConfig.workers,
         sets="workers", at_least=0, at_most=1024, free=True)
 
     reg_type: Literal["none", "ggdr", "glead"] | None = option(
@@ -296,13 +307,21 @@ OPTIONS = {field.name: _described(field, _HINTS[field.name]) for field in datacl
 SECOND_NAMES = {known.also: name for name, known in OPTIONS.items() if known.also}
 
 
-def on_command_line() -> list[Option]:
-    """All options, in the order of --help; second names are options of their own."""
+ONCE = {name for name, known in OPTIONS.items() if known.once}
+
+
+def on_command_line(**choices: Iterable[str]) -> list[Option]:
+    """All options, in the order of --help; second names are options of their own.
+
+    Args:
+        choices: What options may be whose choices other rooms know.
+    """
     seconds = [
         OPTIONS[name]._replace(name=second, group=RELEASED, help=OPTIONS[name].flag_name, shown=None, also=None)
         for second, name in SECOND_NAMES.items()
     ]
-    return [*OPTIONS.values(), *seconds]
+    chosen = {name: OPTIONS[name]._replace(choices=tuple(names)) for name, names in choices.items()}
+    return [*{**OPTIONS, **chosen}.values(), *seconds]
 
 
 def get(config: TrainingConfig, path: str) -> Any:

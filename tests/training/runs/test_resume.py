@@ -46,7 +46,7 @@ def test_find_run_by_its_command(tmp_path):
     make_run(tmp_path, "00000-a")
     free = dict(outdir=str(tmp_path), gpus=8, snap=1, tick=1.0, metrics=["fid5k"], detector="n.pt", device="cuda",
                 workers=0, resume="auto", resume_anyway=True, kimg=100.0, nobench=True, timeout=5.0, keep="best",
-                dry_run=True, outcome="o.txt", trust_net=True, grid_size=512)
+                dry_run=True, config="c.yaml", outcome="o.txt", trust_net=True, grid_size=512)
     assert free.keys() == resume.FREE_OPTIONS
     assert found(tmp_path, COMMAND | free) == "00000-a"
     for other in ({"gamma": 3.0}, {"cond": True}, {"batch": 8}, {"data": "e"}, {"batch_gpu": 4}, {"seed": 1}):
@@ -141,7 +141,7 @@ def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
     listed = [name for option in OPTIONS.values() for name in option.fields] + [*OF_IMAGES.values()]
     assert len(listed) == len(set(listed)) and set(listed) <= fields
     without_option = {"G", "D", "loss", "dataset", "G_opt", "D_opt", "dataset.path", "G.z_dim", "G.w_dim",
-                      "loss.pl_batch_shrink", "loss.pl_decay", "loss.adversarial", "G.class_name", "D.class_name",
+                      "loss.pl_batch_shrink", "loss.pl_decay", "G.class_name", "D.class_name",
                       "g_reg_interval", "d_reg_interval"}  # fmt: skip
     without_option |= {f"{net}_opt.{name}" for net in "GD" for name in ("beta1", "beta2", "eps")}
     assert fields - set(listed) == without_option
