@@ -11,6 +11,7 @@ import pytest
 import train
 from metrics.metric_main import list_valid_metrics
 from training.config import comparison, presets, released
+from training.config.options import OPTIONS
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 
@@ -117,6 +118,12 @@ def test_the_reference_has_every_option_of_training():
     released = {option for param in train.main.params if "released" in getattr(param, "group", "")
                 for option in param.opts}
     assert {max(param.opts, key=len) for param in train.main.params} - released - reference == set()
+
+
+def test_the_reference_says_what_may_differ_in_a_resumed_run():
+    (text,) = re.findall(r"These options may differ: (.*?)\.", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    free = {option.flag_name for option in OPTIONS.values() if option.free}
+    assert set(re.findall(r"`(--[\w-]+)`", text)) == free - {"--resume", "--resume-anyway", "--dry-run"}
 
 
 def test_the_reference_has_every_metric_and_preset():

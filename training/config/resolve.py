@@ -5,23 +5,10 @@ from typing import Any, cast
 
 from dnnlib.util import UserError
 
+from . import presets
 from .checks import validate, validate_gpus
 from .options import GLEAD, OPTIONS, Options, apply
-from .presets import (
-    ADA_KIMG_TRANSFER,
-    ADA_TARGET,
-    METHODS,
-    PERCEPTUAL,
-    PIPES,
-    PRESETS,
-    RECON_TARGET,
-    RESUME_SOURCES,
-    Preset,
-    auto_preset,
-    default_decoder_res,
-    default_ggdr_res,
-    default_res_g,
-)
+from .presets import Preset
 from .schema import (
     LEGACY_DISTANCES,
     AugmentConfig,
@@ -41,14 +28,14 @@ def source_network(options: Options) -> str | None:
     """Path or URL of the network to start from."""
     if options.resume in ("auto", "noresume"):
         return None
-    return RESUME_SOURCES.get(options.resume or "", options.resume)
+    return presets.RESUME_SOURCES.get(options.resume or "", options.resume)
 
 
 def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
     """Fill in what was left out, from the preset, the method, the recipe and the resolution.
 
-    The rules for the resolutions of f, of the decoder and of GGDR's features are `default_res_g`,
-    `default_decoder_res` and `default_ggdr_res`. Weights of 0 drop a task (the zeros of GLeaD's Table 2).
+    `presets` has the rules for the resolutions of f, of the decoder and of GGDR's features. Weights of 0 drop a task
+    (the zeros of GLeaD's Table 2).
 
     Args:
         options: What the user said.
@@ -63,10 +50,10 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
     """
     options = dataclasses.replace(options, method=options.method or "glead", recipe=options.recipe or "paper",
                                   gpus=_given(options.gpus, 1))
-    if options.cfg not in PRESETS:
-        raise UserError(f"--cfg is {options.cfg}, expected one of {', '.join(PRESETS)}")
+    if options.cfg not in presets.PRESETS:
+        raise UserError(f"--cfg is {options.cfg}, expected one of {', '.join(presets.PRESETS)}")
     validate_gpus(options.gpus)
-    preset = auto_preset(PRESETS[options.cfg], dataset.resolution, options.gpus)
+    preset = presets.auto_preset(presets.PRESETS[options.cfg], dataset.resolution, options.gpus)
     config = apply(options, _by_preset(options, preset, dataset, device=device))
     validate(config)
     return config
@@ -89,7 +76,7 @@ def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, devi
         G_opt=OptimizerConfig(lr=cast(float, preset.lr)),
         D_opt=OptimizerConfig(lr=cast(float, preset.lr)),
         augment=_augment(options, transfer=resume is not None),
-        perceptual=_given(options.perceptual, PERCEPTUAL[options.recipe]) if needs_perceptual else None,
+        perceptual=_given(options.perceptual, presets.PERCEPTUAL[options.recipe]) if needs_perceptual else None,
         total_kimg=preset.total_kimg,
         batch_size=cast(int, preset.batch_size),
         batch_gpu=_batch_gpu(options, preset),
@@ -133,7 +120,7 @@ def _discriminator(
     heads = any(task is not None and task.kind == "reconstruction" for task in (loss.real_task, loss.fake_task))
     decoder_res = None
     if heads:
-        decoder_res = _given(options.res_decoder, default_decoder_res(dataset.resolution))
+        decoder_res = _given(options.res_decoder, presets.default_decoder_res(dataset.resolution))
     elif loss.feature_res is not None:
         said = options.ggdr_res if options.method == "ggdr" else options.res_decoder
         decoder_res = _given(said, max(loss.feature_res, 8))
@@ -144,21 +131,21 @@ def _discriminator(
         decoder_kernel=_given(options.decoder_kernel, 1) if decoder_res else 1,
         decoder_act=_given(options.decoder_act, "linear") if decoder_res else "linear",
         heads=heads,
-        res_g=_given(options.res_g, default_res_g(dataset, options.method)) if heads else None,
+        res_g=_given(options.res_g, presets.default_res_g(dataset, options.method)) if heads else None,
         **_network(options, preset),
     )
 
 
 def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfig:
     method, feature_res = options.method, None
-    real_task = _task(METHODS[method].real, options.lambda_real, options.reg_loss_real)
-    fake_task = _task(METHODS[method].fake, options.lambda_fake, options.reg_loss_fake)
+    real_task = _task(presets.METHODS[method].real, options.lambda_real, options.reg_loss_real)
+    fake_task = _task(presets.METHODS[method].fake, options.lambda_fake, options.reg_loss_fake)
     if fake_task is not None and fake_task.kind == "feature":
         if method == "ggdr":
-            feature_res = _given(options.ggdr_res, default_ggdr_res(dataset.resolution))
+            feature_res = _given(options.ggdr_res, presets.default_ggdr_res(dataset.resolution))
         else:
             lowest = 4 if real_task is not None else 8  # a level of the decoder, where D has no head for f
-            feature_res = _given(options.res_g, max(default_res_g(dataset, method), lowest))
+            feature_res = _given(options.res_g, max(presets.default_res_g(dataset, method), lowest))
     return LossConfig(
         r1_gamma=cast(float, preset.r1_gamma),
         style_mixing_prob=preset.mixing,
@@ -167,7 +154,7 @@ def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfi
         fake_task=fake_task,
         feature_res=feature_res,
         real_task_in_dreg=options.recipe == "released" and real_task is not None,
-        recon_target=RECON_TARGET[options.recipe],
+        recon_target=presets.RECON_TARGET[options.recipe],
     )
 
 
@@ -186,15 +173,15 @@ def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
     if aug == "fixed" and options.p is None:
         raise UserError("--aug=fixed needs --p, the probability of each augmentation, from 0 to 1")
     pipe = _given(options.augpipe, "bgc")
-    if pipe not in PIPES:
-        raise UserError(f"--augpipe is {pipe}, expected one of {', '.join(PIPES)}")
+    if pipe not in presets.PIPES:
+        raise UserError(f"--augpipe is {pipe}, expected one of {', '.join(presets.PIPES)}")
     return AugmentConfig(
         pipe=pipe,
-        transforms=PIPES[pipe],
+        transforms=presets.PIPES[pipe],
         mode=aug,
         p=_given(options.p, 0.0),
-        target=_given(options.target, ADA_TARGET) if aug == "ada" else None,
-        **({"ada_kimg": ADA_KIMG_TRANSFER} if transfer and aug == "ada" else {}),
+        target=_given(options.target, presets.ADA_TARGET) if aug == "ada" else None,
+        **({"ada_kimg": presets.ADA_KIMG_TRANSFER} if transfer and aug == "ada" else {}),
     )
 
 

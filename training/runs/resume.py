@@ -109,10 +109,8 @@ def find(command: Mapping[str, Any]) -> Found:
     wanted = command.get("resume", "auto")
     if wanted == "auto":
         return find_run(command["outdir"], command) if command.get("outdir") else Found(None)
-    if wanted == "noresume" or wanted in RESUME_SOURCES or is_url(wanted):
-        return Found(None)
-    if os.path.splitext(wanted)[1] in NETWORK_SUFFIXES:     # it is checked with the other networks
-        return Found(None)
+    if wanted == "noresume" or wanted in RESUME_SOURCES or is_url(wanted) or wanted.endswith(NETWORK_SUFFIXES):
+        return Found(None)  # a network is checked with the other ones
     check_exists(wanted)
     if not is_run(wanted):
         return Found(None)
