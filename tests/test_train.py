@@ -1188,6 +1188,7 @@ def command(tmp_path, *args):
     "args, code, message",
     [
         ([], 2, "Missing option '--outdir'"),
+        (["--config=none.yaml"], 1, "Error: none.yaml can't be read as JSON or YAML: [Errno 2]"),
         (["--outdir=o", "--data=d", "--method=gan"], 2, "Invalid value for '--method'"),
         (["--outdir=o", "--data=d", "--method=ggdr", "--reg_type=glead"], 1, "Error: --method=ggdr contradicts"),
         (["--outdir=o", "--data=d", "--lambda-real=1", "--reg_weight_real=2"], 1, "Error: --lambda-real and"),

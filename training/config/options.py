@@ -20,7 +20,7 @@ GENERAL = "General options"
 DATA = "Data"
 BASIC = "Training settings"
 AUGMENTATION = "Augmentation"
-TASKS = "Tasks for the discriminator"
+METHOD = "Tasks for the discriminator"
 NETS = "Networks"
 TRANSFER = "Resuming and transfer learning"
 SPEED = "Performance"
@@ -190,7 +190,7 @@ class Options:
     batch_gpu: int | None = option(
         BASIC, "Images that a GPU sees at once.", shown="by --cfg", sets="batch_gpu")
     adversarial: str = option(
-        BASIC, "How D's scores become the losses of G and D.", metavar="NAME", default=LossConfig.adversarial,
+        BASIC, "How D's scores become the losses of G and D.", default=LossConfig.adversarial,
         sets="loss.adversarial")
 
     aug: Literal["noaug", "ada", "fixed"] | None = option(
@@ -210,35 +210,35 @@ class Options:
         shown="input; clean for --recipe=released", sets="loss.recon_target", methods=GLEAD)
 
     method: Method | None = option(
-        TASKS, "Which tasks D has.", shown="glead",
+        METHOD, "Which tasks D has.", shown="glead",
         implies=("method", "D.heads", "loss.real_task.kind", "loss.fake_task.kind"), shape=("D.heads",))
     recipe: Recipe | None = option(
-        TASKS, "Follow GLeaD's paper, or what its released program does.", shown="paper; released for --reg_type=glead",
-        implies=("recipe", "loss.real_task_in_dreg"))
+        METHOD, "Follow GLeaD's paper, or what its released program does.",
+        shown="paper; released for --reg_type=glead", implies=("recipe", "loss.real_task_in_dreg"))
     lambda_real: float | None = option(
-        TASKS, "Weight of the task for real images.", shown="10", also="reg_weight_real", methods=GLEAD,
+        METHOD, "Weight of the task for real images.", shown="10", also="reg_weight_real", methods=GLEAD,
         implies=("loss.real_task.weight", "loss.real_task"), at_least=0)
     lambda_fake: float | None = option(
-        TASKS, "Weight of the task for generated images.", shown="3; 10 for feature maps", also="reg_weight_fake",
+        METHOD, "Weight of the task for generated images.", shown="3; 10 for feature maps", also="reg_weight_fake",
         methods=WITH_TASKS, implies=("loss.fake_task.weight", "loss.fake_task"), at_least=0)
     res_g: int | None = option(
-        TASKS, "Resolution at which G takes over from D; 1 = D gives w alone.", metavar="RES",
+        METHOD, "Resolution at which G takes over from D; 1 = D gives w alone.", metavar="RES",
         shown="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of the image",
         also="glead_res_g", methods=GLEAD, implies="D.res_g", shape=True)
     res_decoder: int | None = option(
-        TASKS, "Resolution of D's decoder.", metavar="RES", shown="64; at most half of the image", also="glead_res_d",
+        METHOD, "Resolution of D's decoder.", metavar="RES", shown="64; at most half of the image", also="glead_res_d",
         methods=GLEAD, implies="D.decoder_res", shape=True)
     ggdr_res: int | None = option(
-        TASKS, "Resolution of the features that GGDR compares.", metavar="RES",
+        METHOD, "Resolution of the features that GGDR compares.", metavar="RES",
         shown="64; a quarter of images below 64", methods=("ggdr",), implies="loss.feature_res",
         note="--res-g for glead+ggdr")
     decoder_kernel: int | None = option(
-        TASKS, "Side of the decoder's convolutions.", shown="1", also="decoder_conv_kernel_size", methods=WITH_TASKS,
+        METHOD, "Side of the decoder's convolutions.", shown="1", also="decoder_conv_kernel_size", methods=WITH_TASKS,
         implies="D.decoder_kernel", at_most=15, shape=True)
     decoder_act: DecoderAct | None = option(
-        TASKS, "Activation of the decoder.", shown="linear", methods=WITH_TASKS, implies="D.decoder_act")
+        METHOD, "Activation of the decoder.", shown="linear", methods=WITH_TASKS, implies="D.decoder_act")
     perceptual: str | None = option(
-        TASKS, "Perceptual net that compares images.", path=True, metavar="NAME|PATH|URL",
+        METHOD, "Perceptual net that compares images.", path=True, metavar="NAME|PATH|URL",
         shown="lpips-vgg; lpips-alex for --recipe=released", methods=GLEAD, implies="perceptual")
 
     cbase: int | None = option(
@@ -334,13 +334,14 @@ def apply(options: Options, config: TrainingConfig) -> TrainingConfig:
     for name, known in OPTIONS.items():
         value = getattr(options, name)
         for path in known.sets if value is not None else ():
-            config = _replaced(config, path.split("."), value)
+            config = replaced(config, path, value)
     return config
 
 
-def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    first, *rest = path
-    return dataclasses.replace(config, **{first: _replaced(getattr(config, first), rest, value) if rest else value})
+def replaced(config: Any, path: str, value: Any) -> Any:
+    """The configuration with another value of a field, such as `loss.r1_gamma`."""
+    first, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{first: replaced(getattr(config, first), rest, value) if rest else value})
 
 
 def check_ranges(config: TrainingConfig) -> None:

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from dnnlib.util import UserError
-from training.config.options import LIMITS, OPTIONS, Options, get, on_command_line
-from training.config.options import _replaced as replaced
+from training.config.options import LIMITS, OPTIONS, Options, get, on_command_line, replaced
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 
@@ -41,7 +40,7 @@ def test_limits_hold_wherever_a_configuration_comes_from(name):
         path = option.fields[0]
         assert get(config, path) is not None
         with pytest.raises(UserError) as e:
-            validate(replaced(config, path.split("."), value))
+            validate(replaced(config, path, value))
         words = LIMITS[limit][1].format(bound)
         assert str(e.value) == f"{option.flag_name} is {value}, expected {words}"
 
