@@ -39,7 +39,9 @@ from torch_utils.formats.feature_nets import trust_net
 from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d
 from training import networks
 from training.build import build_networks
-from training.config import presets
+from training.config.options import Options
+from training.config.presets import METHODS as TRAINED_METHODS
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, TrainingConfig
 from training.ema import ema_beta, update_ema
 from training.loss import Batch, StyleGAN2Loss
@@ -50,11 +52,11 @@ from training.tasks import Shown, build_tasks
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
-METHODS = tuple(presets.METHODS)
+METHODS = tuple(TRAINED_METHODS)
 SIZES = {  # Resolution, options, images at once on one device.
-    "small": (32, dict(preset="auto", channel_max=128), 16),
-    "cifar": (32, dict(preset="cifar"), 32),
-    "paper256": (256, dict(preset="paper256"), 8),
+    "small": (32, dict(cfg="auto", cmax=128), 16),
+    "cifar": (32, dict(cfg="cifar"), 32),
+    "paper256": (256, dict(cfg="paper256"), 8),
 }
 HALF = ("float16", "bfloat16", "float32")
 FORMATS = ("nchw", "nhwc")
@@ -173,11 +175,11 @@ def configure(method: str, half: str, memory_format: str, **said: Any) -> Traini
     resolution, options, default_batch = SIZES[said["size"]]
     batch = said["batch"] or default_batch
     net = said["perceptual"] if method.startswith("glead") else None
-    chosen = presets.Options(
-        method=method, aug="noaug", batch_size=batch, batch_gpu=batch, perceptual=net, fp32=half == "float32",
-        half=None if half == "float32" else half, channels_last=memory_format == "nhwc", **options,
+    chosen = Options(
+        method=method, aug="noaug", batch=batch, batch_gpu=batch, perceptual=net, fp32=half == "float32",
+        half=None if half == "float32" else half, nhwc=memory_format == "nhwc", **options,
     )
-    return presets.resolve(chosen, DatasetConfig(path="random", resolution=resolution), device=said["device"])
+    return resolve(chosen, DatasetConfig(path="random", resolution=resolution), device=said["device"])
 
 
 def computed_in(half: str, device: str) -> str:

@@ -15,7 +15,7 @@ from paths import ROOT
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module("benchmarks.step")
-    tiny = dict(preset="auto", channel_base=256, channel_max=32, map_depth=2)
+    tiny = dict(cfg="auto", cbase=256, cmax=32, map_depth=2)
     monkeypatch.setitem(module.SIZES, "small", (32, tiny, 4))
     monkeypatch.setitem(module.MATMUL_SIDE, "cpu", 64)
     return module

@@ -8,14 +8,15 @@ import torch
 
 from dnnlib.util import rough_time
 from training import estimate
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 from training.data.dataset import ImageFolderDataset
 from training.estimate import Parameters, count_parameters, estimate_memory
 
 
 def make(resolution=256, device="cuda", **said):
-    said = {"preset": "paper256", "num_gpus": 8 if device == "cuda" else 1, **said}
+    said = {"cfg": "paper256", "gpus": 8 if device == "cuda" else 1, **said}
     return resolve(Options(**said), DatasetConfig(path="d", resolution=resolution), device=device)
 
 
@@ -57,34 +58,34 @@ def activations(**said):
 
 def test_closed_form_of_the_smallest_case():
     """4x4 images, 8 channels, float32: G keeps 7 maps and D 4 at the only resolution; R1 takes D's graph twice."""
-    said = {"resolution": 4, "device": "cpu", "method": "stylegan2", "channel_base": 32, "batch_size": 2}
+    said = {"resolution": 4, "device": "cpu", "method": "stylegan2", "cbase": 32, "batch": 2}
     size = 8 * 4 * 4 * 4
     assert activations(**said) == 2 * (7 + 4) * size
 
 
 def test_path_length_on_the_whole_batch_takes_the_graph_of_g_twice():
-    config = make(4, device="cpu", method="stylegan2", channel_base=32, batch_size=2)
+    config = make(4, device="cpu", method="stylegan2", cbase=32, batch=2)
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, pl_batch_shrink=1))
     assert estimate_memory(config, Parameters(G=0, D=0)).activations == 2 * (7 + 7) * 8 * 4 * 4 * 4
 
 
 def test_what_activations_depend_on():
     base = activations(method="stylegan2")
-    assert activations(method="stylegan2", batch_size=128) == 2 * base
+    assert activations(method="stylegan2", batch=128) == 2 * base
     assert activations(method="stylegan2", fp32=True) > 1.8 * base
-    assert activations(method="stylegan2", device="cpu", batch_size=8, preset="paper256") > 1.8 * base
+    assert activations(method="stylegan2", device="cpu", batch=8, cfg="paper256") > 1.8 * base
     assert activations(method="glead", perceptual="lpips-vgg") > activations(method="glead", perceptual="lpips-alex")
-    assert activations(method="glead", decoder_res=128) > activations(method="glead")
+    assert activations(method="glead", res_decoder=128) > activations(method="glead")
     assert activations(method="glead", res_g=4) > activations(method="glead", res_g=32)
-    assert activations(method="glead", res_g=1) == activations(method="glead", res_g=1, decoder_res=64)
+    assert activations(method="glead", res_g=1) == activations(method="glead", res_g=1, res_decoder=64)
     assert activations(method="ggdr") >= base
 
 
 # --- Time on a CPU.
 
 
-SMALL = dict(resolution=32, device="cpu", preset="auto", batch_size=8, batch_gpu=8, channel_base=128, channel_max=8,
-             total_kimg=100, metrics=())
+SMALL = dict(resolution=32, device="cpu", cfg="auto", batch=8, batch_gpu=8, cbase=128, cmax=8,
+             kimg=100, metrics=())
 
 
 @pytest.mark.parametrize("said, tasks", [({"method": "stylegan2"}, 0), ({"method": "ggdr"}, 0), (
@@ -108,12 +109,12 @@ def test_long_work_on_a_cpu_is_announced(monkeypatch, tiny_dataset, tiny_net):
     monkeypatch.setattr(estimate, "_time", lambda work: 1.0)
     line = estimate.describe_long_work(make(**said), dataset)
     assert re.match(r"on the CPU this training will take about 2 days: a GPU is much faster", line)
-    scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snapshot_ticks=1))
+    scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snap=1))
     line = estimate.describe_long_work(scored, dataset)
     assert re.match(r"on the CPU this training will take about 2 days, and its metrics about \d+ (minute|hour)s? more",
                     line)
-    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.05)), dataset) is None
-    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.2)), dataset) is None
+    assert estimate.describe_long_work(make(**said | dict(kimg=0.05)), dataset) is None
+    assert estimate.describe_long_work(make(**said | dict(kimg=0.2)), dataset) is None
     assert estimate.describe_long_work(make(**said), dataset, done_kimg=99.9) is None
     monkeypatch.setattr(estimate, "estimate_seconds", None)     # isn't asked
     assert estimate.describe_long_work(make(method="stylegan2"), dataset) is None

@@ -5,8 +5,11 @@ import re
 from typing import Any, Callable, Mapping, NamedTuple
 
 from metrics.published import DATASETS
-from training.config.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
-from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
+
+from .options import Options
+from .presets import PUBLISHED_RUNS, RESUME_SOURCES, PublishedRun, published_data
+from .resolve import resolve
+from .schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 
 NAME_LENGTH = 40            # Of a run directory's name, behind its number.
 DATASET_NAME_LENGTH = 24    # Of the part that names the data set.
@@ -52,11 +55,11 @@ SETTINGS = (
     Setting("mirroring", lambda c: "yes" if c.dataset.xflip else "no"),
     Setting("labels", lambda c: "yes" if c.dataset.use_labels else "no"),
     Setting("images", lambda c: "all" if c.dataset.max_size is None else str(c.dataset.max_size)),
-    Setting("length", lambda c: f"{c.total_kimg:g} kimg", {"total_kimg": "kimg{:g}"}),
-    Setting("batch", lambda c: str(c.batch_size), {"batch_size": "batch{}"}),
+    Setting("length", lambda c: f"{c.total_kimg:g} kimg", {"kimg": "kimg{:g}"}),
+    Setting("batch", lambda c: str(c.batch_size), {"batch": "batch{}"}),
     Setting("minibatch deviation", lambda c: f"over {min(c.D.mbstd_group_size, c.batch_gpu)}"),
     Setting("f", _f, {"res_g": "f{}"}),
-    Setting("resolution of D's decoder", _of_decoder("decoder_res"), {"decoder_res": "dec{}"}),
+    Setting("resolution of D's decoder", _of_decoder("decoder_res"), {"res_decoder": "dec{}"}),
     Setting("kernel of D's decoder", _of_decoder("decoder_kernel"), {"decoder_kernel": "kernel{}"}),
     Setting("activation of D's decoder", _of_decoder("decoder_act"), {"decoder_act": "{}"}),
     Setting("compared features of G", lambda c: f"at {c.loss.feature_res}", {"ggdr_res": "res{}"}),
@@ -66,9 +69,12 @@ SETTINGS = (
     Setting("phases with the task on real images", lambda c: "Dmain, Dreg" if c.loss.real_task_in_dreg else "Dmain"),
     Setting("what G rebuilds", _rebuilt),
     Setting("settings", lambda c: f"--cfg={c.preset}"),
-    Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", {"r1_gamma": "gamma{:g}"}, by_cfg=True),
+    Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", {"gamma": "gamma{:g}"}, by_cfg=True),
+    Setting("learning rates", lambda c: f"{c.G_opt.lr:g} of G, {c.D_opt.lr:g} of D",
+            {"glr": "glr{:g}", "dlr": "dlr{:g}"}, by_cfg=True),
+    Setting("adversarial loss", lambda c: c.loss.adversarial, {"adversarial": "{}"}),
     Setting("networks", lambda c: f"{c.G.map_depth} mapping layers, cbase {c.G.channel_base}, cmax {c.G.channel_max}",
-            {"map_depth": "map{}", "channel_base": "cbase{}", "channel_max": "cmax{}"}, by_cfg=True),
+            {"map_depth": "map{}", "cbase": "cbase{}", "cmax": "cmax{}"}, by_cfg=True),
     Setting("start", lambda c: _stem(c.resume or "new networks")),
     Setting("frozen layers of D", lambda c: str(c.D.freeze_layers)),
     Setting("precision", lambda c: c.D.half_type if c.D.num_fp16_res else "float32"),
@@ -106,13 +112,13 @@ def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
 
 def _defaults(config: TrainingConfig, **said: Any) -> TrainingConfig:
     """The same method on the same data with the settings of --cfg; `said` are fields of `Options`."""
-    return resolve(Options(preset=config.preset, method=config.method, **said), config.dataset, device=config.device)
+    return resolve(Options(cfg=config.preset, method=config.method, **said), config.dataset, device=config.device)
 
 
 def _as_cfg_says(config: TrainingConfig) -> TrainingConfig:
     """As `_defaults`, in the batches of `config`."""
-    return _defaults(config, num_gpus=config.num_gpus, batch_size=config.batch_size, batch_gpu=config.batch_gpu,
-                     mbstd_group_size=config.D.mbstd_group_size)
+    return _defaults(config, gpus=config.num_gpus, batch=config.batch_size, batch_gpu=config.batch_gpu,
+                     mbstd_group=config.D.mbstd_group_size)
 
 
 def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str:

@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any, Callable, Iterator, TypeVar
 
 from dnnlib.util import UserError
-from torch_utils import distributed
 
 T = TypeVar("T")
 
@@ -48,6 +47,8 @@ class StopRequest:
         Raises:
             LostRank: A process is missing.
         """
+        from torch_utils import distributed  # PyTorch, for which train.py --help need not wait
+
         result = problem = None
         try:
             result = work()
