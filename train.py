@@ -93,7 +93,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
     # Trust is of this command alone: what a run's options say may come from a stranger.
     problems = prepare_run.check_machine(config, options, run=run, trust=command.get("trust_net", False),
                                          of_source=problems)
-    description = comparison.describe(options, config, source.name)
+    description = comparison.run_name(source.name, config.method)
     if options.dry_run:
         show(config, command, description, run, source, problems)
         return None

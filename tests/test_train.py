@@ -181,7 +181,7 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     result = run("--metrics=none", "--mirror=1", "--cond=true", data="32-labels")
     assert result.exit_code == 0, result.output
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name == "00000-fake-glead-cond-mirror"
+    assert run_dir.name == "00000-fake-glead"
     assert sorted(path.name for path in run_dir.iterdir()) == ["log.txt", "training_options.json"]
     options = json.loads((run_dir / "training_options.json").read_text())
     assert options["run_dir"] == str(run_dir)
@@ -1209,7 +1209,7 @@ def test_command_dry_run_on_real_data(tmp_path):
     data = f"--data={(SHARED / 'golden/dataset/rgb_int.zip').resolve()}"
     result = command(tmp_path, "--outdir=o", data, "--cond=1", "--dry-run", "--metrics=none", "--device=cpu")
     assert result.returncode == 0, result.stderr
-    assert "Parameters:" in result.stdout and "Run:               rgb_int-glead-cond\n" in result.stdout
+    assert "Parameters:" in result.stdout and "Run:               rgb_int-glead\n" in result.stdout
     assert not list(tmp_path.iterdir())
     result = command(tmp_path, "--outdir=o", data, "--subset=100000")
     assert result.returncode == 1 and "\nError: --subset is 100000, expected 1 to " in result.stderr

@@ -3,8 +3,8 @@
 import pytest
 
 from metrics.published import DATASETS
-from training.config import comparison, presets
-from training.config.comparison import departures_line, describe
+from training.config import presets
+from training.config.comparison import departures_line, run_name
 from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
@@ -89,36 +89,14 @@ def test_departures_of_transfer_learning():
 @pytest.mark.parametrize("method", ["stylegan2", "ggdr", "glead", "glead+ggdr"])
 @pytest.mark.parametrize("preset", presets.PRESETS)
 @pytest.mark.parametrize("resolution", [8, 32, 1024])
-def test_every_run_has_a_line_and_a_name(method, preset, resolution):
-    options, config = run(dict(method=method, cfg=preset, gpus=4), "images.zip", resolution=resolution)
-    line, name = departures_line(config), describe(options, config, "images")
+def test_every_run_has_a_line(method, preset, resolution):
+    line = departures_line(run(dict(method=method, cfg=preset, gpus=4), "images.zip", resolution=resolution)[1])
     assert line.startswith("Departs from the paper in: data set, ") and "\n" not in line
-    assert name == f"images-{method}"
 
 
-@pytest.mark.parametrize("said, data, name, words", [
-    (CHURCH, {}, "church256", "church256-glead"),
-    (CHURCH | dict(res_g=32, lambda_real=10.0, lambda_fake=3.0), {}, "church256", "church256-glead"),
-    (CHURCH | dict(res_g=8), {}, "church256", "church256-glead-f8"),
-    (CHURCH | dict(lambda_real=100.0, lambda_fake=0.0), {}, "church256", "church256-glead-real100-fake0"),
-    (CHURCH | dict(recipe="released", seed=3), {}, "church256", "church256-glead-released-seed3"),
-    (FFHQ, dict(path="ffhq256.zip", xflip=True), "ffhq256", "ffhq256-glead"),
-    (dict(method="stylegan2"), dict(path="d"), "d", "d-stylegan2"),
-    (dict(method="stylegan2", aug="noaug", gamma=5.0), dict(path="d"), "d", "d-stylegan2-noaug-gamma5"),
-    (dict(method="stylegan2", aug="ada", target=0.55), dict(path="d"), "d", "d-stylegan2-ada-target0.55"),
-    (dict(method="stylegan2", kimg=0.5, batch=100), dict(path="d"), "d", "d-stylegan2-kimg0.5-batch100"),
-    (dict(method="stylegan2", resume="nets/my net.pkl"), dict(path="d"), "d", "d-stylegan2-resumecustom"),
-    (dict(method="ggdr", resume="ffhq256", freezed=2), dict(path="d"), "d", "d-ggdr-resumeffhq256-freezed2"),
-    (dict(method="stylegan2", resume="noresume"), dict(path="d", xflip=True), "d", "d-stylegan2-mirror"),
-    (dict(perceptual="/nets/small.pt"), dict(path="d", max_size=9), "d", "d-glead-subset9-small"),
-    (dict(method="ggdr", decoder_act="lrelu", ggdr_res=8), dict(path="d"), "a b/c", "a_b_c-ggdr-lrelu-res8"),
+@pytest.mark.parametrize("data, name", [
+    ("church256", "church256-glead"), ("a b/c", "a_b_c-glead"),
+    ("a-data-set-with-a-name-that-goes-on-and-on", "a-data-set-with-a-name-t-glead"),
 ])  # fmt: skip
-def test_names(said, data, name, words):
-    assert describe(*run(said, **data), name) == words
-
-
-def test_names_are_short():
-    said = dict(aug="fixed", p=0.25, gamma=3.125, kimg=1234.0, batch=96, lambda_real=5.5, seed=12)
-    options, config = run(said, "d")
-    name = describe(options, config, "a-data-set-with-a-name-that-goes-on-and-on")
-    assert name.startswith("a-data-set-with-a-name-t-glead-seed12") and len(name) <= comparison.NAME_LENGTH
+def test_names(data, name):
+    assert run_name(data, "glead") == name
