@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
+import json
 import math
 import os
+import pathlib
 import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
@@ -61,6 +64,82 @@ class Command(click.Command):
         except BrokenPipeError:
             silence_stdout()
             sys.exit(1)
+
+
+def add_options(options: Sequence[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a command: gives it options as `training.config.options` describes them."""
+    return lambda command: functools.reduce(lambda f, option: _declare(option)(f), reversed(options), command)
+
+
+def _declare(option: Any) -> Callable[..., Any]:
+    values: dict[str, Any] = {"type": option.type, "metavar": option.metavar or option.type.__name__.upper()}
+    if option.flag:
+        values = {"is_flag": True}
+    elif option.choices is not None:
+        values = {"type": click.Choice(option.choices)}
+    elif option.path:
+        values["type"] = Path()
+    elif option.type is tuple:
+        values["type"] = CommaList()
+    elif option.early:
+        values["type"] = FiniteFloat(min=option.limits["more_than"], min_open=True, max=option.limits["at_most"])
+    if option.shown is not None:
+        values["show_default"] = option.shown
+    names = [option.short, option.flag_name] if option.short else [option.flag_name]
+    return click.option(*names, cls=Option, group=option.group, default=option.default, help=option.help, **values)
+
+
+def said_explicitly(context: click.Context) -> dict[str, Any]:
+    """The options that stand on the command line, without those at their defaults."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == source}
+
+
+def read_option_file(path: str, context: click.Context, *, without: Collection[str]) -> dict[str, Any]:
+    """Options of the current command, from a JSON or YAML file.
+
+    The file is a mapping: names, with `-` or `_`, to values as on the command line. A run's `training_options.json`
+    holds such a mapping under "command".
+
+    Args:
+        without: Options that a file can't give; those of a run are left out.
+
+    Raises:
+        UserError: The file can't be read, is no mapping, has an unknown name, or a value of another type.
+    """
+    content = _read_mapping(path)
+    if isinstance(content.get("command"), dict):
+        content = {name: value for name, value in content["command"].items() if name not in without}
+    params = {param.name: param for param in context.command.params}
+    values = {}
+    for name, value in content.items():
+        param = params.get(str(name).replace("-", "_"))
+        if param is None or param.name in without:
+            raise UserError(f"{path}: {name!r} is no option that a file can give")
+        if value is None or isinstance(value, dict):
+            raise UserError(f"{path}: {name} is {value!r}, expected a value as on the command line")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            values[param.name] = param.type.convert(text, param, context)
+        except click.BadParameter as e:
+            raise UserError(f"{path}: {name}: {e.message}") from e
+    return values
+
+
+def _read_mapping(path: str) -> dict[Any, Any]:
+    import yaml  # needed by few commands
+
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path} can't be read as JSON or YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no mapping of options to values")
+    return content
 
 
 def silence_stdout() -> None:

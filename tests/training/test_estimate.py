@@ -10,14 +10,15 @@ from torch_utils import training_stats
 from toy_networks import ToyGenerator
 from training import estimate
 from training.build import build_networks
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 from training.data.dataset import ImageFolderDataset
 from training.estimate import Parameters, count_parameters, estimate_memory, trace_activations
 
 
 def make(resolution=256, device="cuda", **said):
-    said = {"preset": "paper256", "num_gpus": 8 if device == "cuda" else 1, **said}
+    said = {"cfg": "paper256", "gpus": 8 if device == "cuda" else 1, **said}
     return resolve(Options(**said), DatasetConfig(path="d", resolution=resolution), device=device)
 
 
@@ -31,7 +32,7 @@ def toy(config):
 
 def test_networks_of_another_kind_are_estimated():
     """In closed form: what each layer of `toy_networks` keeps for its gradient, for two images in each phase."""
-    config = toy(make(16, device="cpu", method="stylegan2", batch_size=2))
+    config = toy(make(16, device="cpu", method="stylegan2", batch=2))
     assert type(build_networks(config)[0]) is ToyGenerator
     pixels, z = 3 * 16 * 16, 512
     G, D = (z + 1) * z + (z + 1) * pixels, (pixels + 1) * 32 + 33
@@ -65,7 +66,7 @@ def test_counts_of_the_published_networks():
 
 
 def test_weights_are_sixteen_bytes_a_parameter_and_four_for_the_average():
-    config = toy(make(16, device="cpu", method="stylegan2", batch_size=2))
+    config = toy(make(16, device="cpu", method="stylegan2", batch=2))
     assert estimate_memory(config, Parameters(G=10, D=100)).weights == 16 * 110 + 40
 
 
@@ -82,7 +83,7 @@ def test_activations_of_the_published_networks():
 
 def test_what_activations_depend_on():
     def in_dmain(**said):
-        said = dict(method="glead", perceptual="lpips-vgg", channel_base=1024, channel_max=64, batch_size=8) | said
+        said = dict(method="glead", perceptual="lpips-vgg", cbase=1024, cmax=64, batch=8) | said
         return trace_activations(make(32, **said))["Dmain"]
 
     base = in_dmain(res_g=16)
@@ -93,8 +94,8 @@ def test_what_activations_depend_on():
 # --- Time on a CPU.
 
 
-SMALL = dict(resolution=32, device="cpu", preset="auto", batch_size=8, batch_gpu=8, channel_base=128, channel_max=8,
-             total_kimg=100, metrics=())
+SMALL = dict(resolution=32, device="cpu", cfg="auto", batch=8, batch_gpu=8, cbase=128, cmax=8,
+             kimg=100, metrics=())
 
 
 @pytest.mark.parametrize("said, tasks", [({"method": "stylegan2"}, 0), ({"method": "ggdr"}, 1), (
@@ -118,12 +119,12 @@ def test_long_work_on_a_cpu_is_announced(monkeypatch, tiny_dataset, tiny_net):
     monkeypatch.setattr(estimate, "_time", lambda work: 1.0)
     line = estimate.describe_long_work(make(**said), dataset)
     assert re.match(r"on the CPU this training will take about 2 days: a GPU is much faster", line)
-    scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snapshot_ticks=1))
+    scored = make(**said | dict(metrics=("fid50k_full", "pr50k3"), detector=str(tiny_net), snap=1))
     line = estimate.describe_long_work(scored, dataset)
     assert re.match(r"on the CPU this training will take about 2 days, and its metrics about \d+ (minute|hour)s? more",
                     line)
-    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.05)), dataset) is None
-    assert estimate.describe_long_work(make(**said | dict(total_kimg=0.2)), dataset) is None
+    assert estimate.describe_long_work(make(**said | dict(kimg=0.05)), dataset) is None
+    assert estimate.describe_long_work(make(**said | dict(kimg=0.2)), dataset) is None
     assert estimate.describe_long_work(make(**said), dataset, done_kimg=99.9) is None
     monkeypatch.setattr(estimate, "estimate_seconds", None)     # isn't asked
     assert estimate.describe_long_work(make(method="stylegan2"), dataset) is None

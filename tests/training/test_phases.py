@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, OptimizerConfig, discriminator_kwargs, generator_kwargs
 from training.ema import ema_beta, update_ema
 from training.loss import Batch, StyleGAN2Loss
@@ -105,7 +106,7 @@ def test_every_parameter_takes_a_step_in_every_phase():
     With beta1 = 0 they stay where they are, and Adam's second moment decays: by the closed form after 16 steps with
     gradients of 1 and one without.
     """
-    config = resolve(Options(method="glead", channel_base=64, channel_max=8),
+    config = resolve(Options(method="glead", cbase=64, cmax=8),
                      DatasetConfig(path="d", resolution=32), device="cpu")
     G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
     phases = {phase.name: phase for phase in build_phases(config, StyleGAN2Loss(G, D, config=config.loss))}

@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any, Callable, Iterator, NamedTuple
 
 from dnnlib.util import UserError
-from torch_utils import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -53,6 +52,8 @@ class StopRequest:
         Raises:
             LostRank: A process is missing.
         """
+        from torch_utils import distributed  # PyTorch, for which train.py --help need not wait
+
         result = problem = None
         try:
             result = work()
