@@ -534,7 +534,7 @@ def validate(
     from training import launch
     from training.tasks import validate_tasks
 
-    custom_ops.chosen_routes()
+    custom_ops.kernels_wanted()
     validate_tasks(config)
     _check_metric_names(config)
     _check_keep(config)

@@ -10,8 +10,7 @@ import datetime
 import json
 import os
 import threading
-import time
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 
@@ -32,7 +31,6 @@ class _Group:
         self.store: Any = None          # Shared by all processes: small values by name.
         self.host_group: Any = None     # For tensors on the CPU.
         self.step = 0                   # How many times this process waited for the others.
-        self.turns = 0                  # How many times `rank0_first` was called.
         self.closed = threading.Event()
         self.heart: threading.Thread | None = None
 
@@ -226,70 +224,26 @@ def has_failed_elsewhere() -> bool:
         return False
 
 
-def rank0_first(work: Callable[[], Any], *, what: str, timeout_sec: float) -> None:
-    """Have the first process of each machine do some work before the others do it, which then find it in a cache.
+def rank0_first(work: Callable[[], Any]) -> None:
+    """Let the first process of each machine do some work before the others, which then find the result in a cache.
 
-    All ranks call this together. No one goes on before the first processes of all machines are done: elsewhere, others
-    would wait for them with another time limit.
-
-    Args:
-        work:        Such as building and loading extensions.
-        what:        The work, in words.
-        timeout_sec: Others wait so long for the first processes.
+    All ranks call this together. No other process starts before the first processes of all machines are done.
 
     Raises:
-        LostRank: A first process died, or hangs.
+        LostRank: A first process died, or took longer than the time limit of `join`.
     """
-    group = _group
-    if group is None:
+    is_first = _group is None or int(os.environ.get("LOCAL_RANK", _group.rank)) == 0
+    if is_first:
         work()
-        return
-    group.turns += 1
-    first = int(os.environ.get("LOCAL_RANK", group.rank)) == 0
-    machine, machines = int(os.environ.get("GROUP_RANK", "0")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    if first:
-        group.store.set(f"first/{machine}", str(group.rank))
+    any_rank(False)     # waits for all
+    if not is_first:
         work()
-        group.store.set(f"turn/{group.turns}/{machine}", "")
-    with _named_losses():
-        _wait_for_first(group, range(machines), what, timeout_sec)
-    if not first:
-        work()
-
-
-def _wait_for_first(group: _Group, machines: Iterable[int], what: str, timeout_sec: float) -> None:
-    def look() -> dict[int, tuple[int | None, str]]:
-        """The rank and the heartbeat of the first processes that are not done, by machine."""
-        busy = {}
-        for machine in machines:
-            if not group.store.check([f"turn/{group.turns}/{machine}"]):
-                known = group.store.check([f"first/{machine}"])
-                rank = int(group.store.get(f"first/{machine}")) if known else None
-                beats = known and group.store.check([f"beat/{rank}"])
-                busy[machine] = (rank, group.store.get(f"beat/{rank}").decode() if beats else "")
-        return busy
-
-    start = time.monotonic()
-    heard: dict[int, tuple[str, float]] = {}    # The last new heartbeat, and when it came.
-    while busy := _within(_SILENT_SEC, look):
-        now = time.monotonic()
-        heard = {machine: heard[machine] if machine in heard and heard[machine][0] == beat else (beat, now)
-                 for machine, (_, beat) in busy.items()}
-        silent = [machine for machine, (_, since) in heard.items() if now - since > _SILENT_SEC]
-        names = ", ".join(f"the first process of machine {machine}" if rank is None else f"rank {rank}"
-                          for machine, (rank, _) in busy.items() if machine in silent or not silent)
-        if silent:
-            raise LostRank(f"{names} died, was stopped, or lost the network, {what}")
-        if now - start > timeout_sec:
-            raise LostRank(f"{names} was not done within {timeout_sec:g} s, {what} (hanging, or much too slow)")
-        group.closed.wait(0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Who is missing: each process says how far it is, from a thread that goes on while the main one waits or hangs.
 
 _BEAT_SEC = 0.5
-_SILENT_SEC = 30    # A process whose heart is silent for so long is dead, even if it was about to load a large library.
 _ANSWER_SEC = 3     # The store that all share answers within milliseconds, or is out of reach.
 
 

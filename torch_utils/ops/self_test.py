@@ -27,11 +27,23 @@ class _Case(NamedTuple):
     inputs: tuple[Tensor, ...]                  # Double precision, on the CPU.
 
 
-def self_test(device: torch.device, dtypes: Collection[torch.dtype] = tuple(BOUNDS)) -> list[Check]:
-    """Every operation in every floating-point type and both memory formats."""
+def self_test(
+    device: torch.device, *, dtypes: Collection[torch.dtype] = tuple(BOUNDS), quick: bool = False
+) -> list[Check]:
+    """Compare operations on a device with their references, in both memory formats.
+
+    Args:
+        device: Where the operations run. References run on the CPU in double precision.
+        dtypes: Types to test, of those in `BOUNDS`.
+        quick:  Test only with kernels that networks use (`standard_kernels`). The full test makes a GPU wait for 250
+                other kernels to be compiled, 0.1 s each.
+
+    Returns:
+        A check for each operation, setting, type and memory format.
+    """
     checks = []
-    # NVRTC takes a tenth of a second for each of 250 kernels that networks don't usually need.
-    for case in tqdm(list(_cases()), desc="Testing operations", unit="case", leave=False, delay=1):
+    cases = list(_standard_cases() if quick else _all_cases())
+    for case in tqdm(cases, desc="Testing operations", unit="case", leave=False, delay=1):
         reference = case.reference or functools.partial(case.fn, impl="ref")
         expected = _derivatives(reference, case.inputs)
         for dtype, channels_last in itertools.product(dtypes, (False, True)):
@@ -44,26 +56,44 @@ def self_test(device: torch.device, dtypes: Collection[torch.dtype] = tuple(BOUN
     return checks
 
 
-def _cases() -> Iterator[_Case]:
-    generator = torch.Generator().manual_seed(0)
+def _standard_cases() -> Iterator[_Case]:
+    """What networks use, with images whose sizes suit the largest vectors."""
+    x, b, noise, scale = _draw_inputs(64, 16, 32)
+    yield _bias_act_case("lrelu", x, b)
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+    for move in [(1, 1, (2, 2, 2, 2)), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1))]:
+        yield _fir_case("upfirdn2d 4x4", f, *move, x)
+    yield _modconv_case(x, b, noise, scale)
 
-    def draw(*shape: int) -> Tensor:
-        """Multiples of 1/8, which all types hold exactly."""
-        return torch.randint(-24, 25, shape, generator=generator) / 8.0
 
-    x, b, noise = (draw(*shape).double() for shape in [(2, 24, 17, 40), (24,), (2, 1, 17, 40)])
-    b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
-    scale = 2.0 ** torch.randint(-1, 2, [2, 24], generator=generator).double()
+def _all_cases() -> Iterator[_Case]:
+    x, b, noise, scale = _draw_inputs(24, 17, 40)
     for act in bias_act.activation_funcs:
-        settings: dict[str, Any] = dict(act=act, clamp=1.5 if act == "lrelu" else None)
-        yield _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
-
+        yield _bias_act_case(act, x, b)
     taps = {"4x4": [1.0, 3, 3, 1], "12": [1.0, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1], "3x2": [[1.0, 2], [3, 4], [5, 6]]}
     moves = [(1, 1, (2, 1, 2, 1)), (2, 1, (5, 6, 7, 4)), (1, 2, (5, 6, 6, 5)), ((3, 1), (1, 2), (9, -1, 7, 8))]
     for (name, f), move in itertools.product(taps.items(), moves):
         yield _fir_case(f"upfirdn2d {name}", upfirdn2d.setup_filter(f), *move, x)
-    yield _fir_case("upfirdn2d 24x24", torch.rand([24, 24], generator=generator), 2, 5, (23, 20, 19, 25), x)
+    f = torch.rand([24, 24], generator=torch.Generator().manual_seed(1))
+    yield _fir_case("upfirdn2d 24x24", f, 2, 5, (23, 20, 19, 25), x)
+    yield _modconv_case(x, b, noise, scale)
 
+
+def _draw_inputs(c: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [2, c, h, w], b [c], noise [2, 1, h, w] and scale [2, c], of values that all types hold exactly."""
+    generator = torch.Generator().manual_seed(0)
+    x, b, noise = (torch.randint(-24, 25, shape, generator=generator).double() / 8
+                   for shape in [(2, c, h, w), (c,), (2, 1, h, w)])
+    b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
+    return x, b, noise, 2.0 ** torch.randint(-1, 2, [2, c], generator=generator).double()
+
+
+def _bias_act_case(act: str, x: Tensor, b: Tensor) -> _Case:
+    settings: dict[str, Any] = dict(act=act, clamp=1.5 if act == "lrelu" else None)
+    return _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
+
+
+def _modconv_case(x: Tensor, b: Tensor, noise: Tensor, scale: Tensor) -> _Case:
     def plain(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
         x = x * scale[:, :, None, None] + noise.to(x.device) * strength
         return bias_act.bias_act(x, b, act="lrelu", clamp=1.5, impl="ref")
@@ -71,7 +101,7 @@ def _cases() -> Iterator[_Case]:
     def fused(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
         return modconv_epilogue.modconv_epilogue(x, scale, noise.to(x.device), strength, b, clamp=1.5)
 
-    yield _Case("modconv_epilogue", fused, plain, (x, scale, torch.tensor(0.5).double(), b))
+    return _Case("modconv_epilogue", fused, plain, (x, scale, torch.tensor(0.5).double(), b))
 
 
 def _fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...], x: Tensor) -> _Case:

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
+from torch_utils.ops.build import custom_ops
 from torch_utils.ops.self_test import self_test
 from training.networks import Discriminator, Generator
 
@@ -105,8 +106,28 @@ def test_any_number_of_dimensions():
 
 def test_self_test_passes_on_plain_operations():
     """Half types apart: plain operations round more often than kernels."""
-    checks = self_test(torch.device("cpu"), [torch.float32, torch.float64])
+    checks = self_test(torch.device("cpu"), dtypes=[torch.float32, torch.float64])
     assert len(checks) > 90 and not [check for check in checks if not check.error <= check.bound]
+
+
+def test_quick_self_test_takes_standard_kernels_only(monkeypatch):
+    """So that `status` compiles few kernels on a GPU, or none. Here, each operation asks for its kernel in vain."""
+    asked = []
+    monkeypatch.setattr(custom_ops, "load", lambda kernel, device: asked.append(kernel))
+    library = torch.library.Library("glead", "IMPL")
+    try:
+        for name, fn in {"bias_act": bias_act._cuda, "bias_act_grad": bias_act._cuda_grad,
+                         "upfirdn2d": upfirdn2d._cuda, "modconv_epilogue": modconv_epilogue._cuda,
+                         "modconv_epilogue_grad": modconv_epilogue._cuda_grad}.items():
+            library.impl(name, fn, "CPU")
+        checks = self_test(torch.device("cpu"), dtypes=[torch.float16, torch.float32], quick=True)
+    finally:
+        library._destroy()
+    assert len(checks) == 20 and all(check.error < 0.05 for check in checks)
+    assert set(asked) <= set(custom_ops.standard_kernels())
+    special = {kernel for kernel in asked if kernel.name != "upfirdn2d_any"}    # the others are a second choice
+    assert {kernel.name for kernel in special} == {"bias_act", "upfirdn2d", "modconv_epilogue", "modconv_epilogue_grad"}
+    assert len(special) <= 40
 
 
 def test_modconv_epilogue_says_what_it_cannot_do():
