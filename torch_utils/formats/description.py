@@ -18,13 +18,11 @@ import torch
 from dnnlib.util import UserError, to_easydict
 
 from ..persistence import find_class
-from .module_state import check_tensors, construct
+from .module_state import CLASS_OF, build_module
 
 FORMAT = "glead-networks"
 VERSION = 1
-CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
 MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
-_MAX_LAYERS = 100
 
 
 def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,26 +116,8 @@ def build(
 
 
 def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    with torch.device("meta"):  # shapes without memory: what the file declares may be far larger than what it holds
-        check_tensors(_construct(key, entry), tensors, prefix=f"{key}.")
-    module = _construct(key, entry)
-    module.load_state_dict(tensors)
-    return module.eval().requires_grad_(False)
-
-
-def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
-    args, kwargs = to_easydict(entry["init_args"]), to_easydict(entry["init_kwargs"])
-    for options in (kwargs, *args, *kwargs.values()):
-        if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
-            count = options["num_layers"]
-            raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
-    return construct(find_class(CLASS_OF[key]), {"_init_args": args, "_init_kwargs": kwargs})
-
-
-def _is_large(num_layers: Any) -> bool:
-    return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
-
-
+    arguments = {f"_{name}": to_easydict(entry[name]) for name in ("init_args", "init_kwargs")}
+    return build_module(find_class(CLASS_OF[key]), {**arguments, "_parameters": tensors}, prefix=f"{key}.")
 
 
 def _plain(value: Any, where: str) -> Any:

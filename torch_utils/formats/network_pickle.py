@@ -7,32 +7,27 @@ holds before memory is set aside for it.
 
 import copy
 import io
-import math
 import os
 import pickle
 from typing import Any, BinaryIO, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
 from .. import persistence
 from . import data_unpickler, module_state, tf_pickle
-from .module_state import ModuleRecord
+from .module_state import CLASS_OF, ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
-_CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augment_pipe": "AugmentPipe"}
 
 # Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
 _MAX_FILE_BYTES = 8 << 30
 _READ_BYTES = 64 << 20
 _MAX_CONSTRUCTOR_INT = 1 << 17
 _MAX_PLAIN_VALUES = 2_000         # In constructor arguments and dataset options.
-_BYTES_PER_BYTE = 4               # Made by constructors, for each byte of the file; intermediate results count.
-_OPERATIONS_PER_TENSOR = 50       # Tensor operations of constructors, for each tensor in the state.
-_SLACK_BYTES = 64 << 20           # Likewise, for buffers that constructors compute and pickles leave out.
+_BYTES_PER_BYTE = 4               # Of a network's tensors, for each byte of the file: tensors may share data.
 
 _TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
@@ -65,7 +60,7 @@ def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[s
             raise UserError("no network pickle: a dict with G, D or G_ema was expected")
         wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
         found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
-        for key in found.keys() & _CLASS_OF.keys():
+        for key in found.keys() & CLASS_OF.keys():
             if not isinstance(found[key], torch.nn.Module):
                 raise UserError(f"{key} is no network")
         return dict.fromkeys(KEYS) | found
@@ -168,65 +163,29 @@ def _load_as_data(data: bytes) -> Any:
 def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
     """What goes under this key of the result; `num_bytes` is the size of the file."""
     if isinstance(value, data_unpickler.TfNetwork):
-        record = tf_pickle.rebuild(value, _CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
-        return _build(persistence.find_class(record.class_name), record.state, num_bytes, with_filters=False)
+        record = tf_pickle.rebuild(value, CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
+        return _build(persistence.find_class(record.class_name), record.state, num_bytes)
     if trust:
         return value
-    if key not in _CLASS_OF:
+    if key not in CLASS_OF:
         return _plain_copy(value)
     if not isinstance(value, ModuleRecord):
         raise UserError(f"{key} is no network")
     cls = persistence.find_class(value.class_name, value.module_src)
-    if cls.__name__ != _CLASS_OF[key]:
-        raise UserError(f"{key} is of class {cls.__name__}, expected {_CLASS_OF[key]}")
+    if cls.__name__ != CLASS_OF[key]:
+        raise UserError(f"{key} is of class {cls.__name__}, expected {CLASS_OF[key]}")
     return _build(cls, persistence.upgrade_state(cls, value.state, value.module_src), num_bytes)
 
 
-def _build(cls: type, state: Mapping[str, Any], num_bytes: int, *, with_filters: bool = True) -> torch.nn.Module:
-    """Build a module; unless the state comes with filters, they are those that the constructor makes."""
+def _build(cls: type, state: Mapping[str, Any], num_bytes: int) -> torch.nn.Module:
     state = dict(state)
     for name in ("_init_args", "_init_kwargs"):
         if name in state:
             state[name] = _plain_copy(state[name], max_int=_MAX_CONSTRUCTOR_INT)
-    num_tensors = len(module_state.flatten_state(state))
-    budget = _Budget(
-        max_bytes=_SLACK_BYTES + _BYTES_PER_BYTE * num_bytes,
-        max_operations=1000 + _OPERATIONS_PER_TENSOR * num_tensors,
-    )
-    with budget:
-        module = module_state.construct(cls, state)
-    if not with_filters:
-        state["_buffers"] = {k: v for k, v in module.state_dict().items() if k.endswith("resample_filter")}
-    return module_state.fill_module(module, state)
-
-
-class _Budget(TorchFunctionMode):
-    """Within this context, tensor operations may make `max_bytes` bytes of tensors, in `max_operations` steps."""
-
-    def __init__(self, *, max_bytes: int, max_operations: int) -> None:
-        super().__init__()
-        self.bytes_left, self.operations_left = max_bytes, max_operations
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operations_left -= 1
-        sizes = [size for size in (args, *args, *kwargs.values()) if self._is_size(size)]
-        self._check(max((math.prod(size) for size in sizes), default=0))  # before memory is set aside
-        result = func(*args, **kwargs)
-        known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
-        for tensor in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.bytes_left -= tensor.numel() * tensor.element_size()
-        self._check(0)
-        return result
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self.bytes_left or self.bytes_left < 0 or self.operations_left < 0:
-            raise UserError("a network in the pickle is declared to be larger than the file")
-
-    @staticmethod
-    def _is_size(arg: Any) -> bool:
-        return isinstance(arg, (list, tuple)) and all(type(n) is int for n in arg)
+    tensors = module_state.flatten_state(state).values()
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _BYTES_PER_BYTE * num_bytes:
+        raise UserError("a network in the pickle is declared to be larger than the file")
+    return module_state.build_module(cls, state)
 
 
 def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:

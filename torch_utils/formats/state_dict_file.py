@@ -19,7 +19,6 @@ import torch
 
 from dnnlib.util import UserError, atomic_write
 
-from ..ops import upfirdn2d
 from . import description
 
 _KEYS = {"g_ema": "G_ema", "g": "G"}    # Names there -> ours.
@@ -164,11 +163,6 @@ def from_state_dict(
     if unknown:
         raise UserError(f"{key} has {unknown[0][:120]!a}, which generators of this format lack")
     taps = _taps([_get(state, name, key) for name in _filter_names(size)], key)
-    kernel = taps if taps.numel() >= 8 else torch.outer(taps, taps)
-    for res in size.channels:
-        block = f"G_ema.synthesis.b{res}"
-        tensors |= {f"{block}.{layer}resample_filter": kernel for layer in ("", "conv0.") if res > 4 or not layer}
-        tensors[f"{block}.conv1.resample_filter"] = upfirdn2d.setup_filter(_DEFAULT_TAPS)
     no_mean = latent_avg is None
     mean = torch.zeros([size.w_dim]) if no_mean else _checked("latent_avg", latent_avg, key)
     if mean.numel() != size.w_dim:
