@@ -51,9 +51,34 @@ def loads(data: bytes) -> Content:
     Raises:
         UserError: The pickle is truncated or damaged, or does what no network pickle does.
     """
-    unpickler = _Unpickler(data)
+    return _read(_Unpickler(data), _Views(data))
+
+
+def check_torch_save(data: bytes, num_pickles: int) -> list[str]:
+    """Go through pickles of a file by torch.save before `torch.load(weights_only=True)` does.
+
+    That function runs no code from a file, but a tiny file can keep it busy without end.
+
+    Args:
+        data:        Begins with the pickles.
+        num_pickles: How many there are.
+
+    Returns:
+        The globals that are neither tensors nor plain data, as `module.name`.
+
+    Raises:
+        UserError: A pickle is truncated or damaged, or does what torch.save does not do.
+    """
+    stream, refused = _Views(data), set()
+    for _ in range(num_pickles):
+        refused.update(_read(_TorchSaveUnpickler(data, stream.tell()), stream).refused)
+    return sorted(refused)
+
+
+def _read(unpickler: "_Unpickler", stream: "_Views") -> Content:
+    """Check the pickle at the stream's position, and read it. The position is behind it then."""
     try:
-        _check(data)
+        _check(stream, persistent_ids=isinstance(unpickler, _TorchSaveUnpickler))
         return Content(unpickler.load(), sorted(unpickler.refused))
     except (
         pickle.UnpicklingError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError,
@@ -70,7 +95,7 @@ def loads(data: bytes) -> Content:
 # ----------------------------------------------------------------------------------------------------------------------
 # What the ordinary unpickler must not meet.
 
-_UNEXPECTED = frozenset("PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
+_UNEXPECTED = frozenset("PERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
 _CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
 _PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
 _GETS = frozenset("GET BINGET LONG_BINGET".split())
@@ -85,7 +110,7 @@ _KEYS = {  # Where keys stand among what an operation takes from the stack, the 
 }
 
 
-def _check(data: bytes) -> None:
+def _check(stream: "_Views", *, persistent_ids: bool) -> None:
     """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
 
     The stack and the memo change here as they do in the unpickler. For each value, they only say whether it may be a
@@ -94,12 +119,12 @@ def _check(data: bytes) -> None:
     stack: list[bool | None] = []  # None = a mark.
     memo: dict[int, bool | None] = {}
     num_opcodes = frame_end = 0
-    for opcode, arg, position in pickletools.genops(_Views(data)):
+    for opcode, arg, position in pickletools.genops(stream):
         name, before = opcode.name, opcode.stack_before
         num_opcodes += _CALL_OPCODES if name in _CALLS else 1
         if num_opcodes > _MAX_OPCODES:
             raise ValueError("too many operations")
-        if name in _UNEXPECTED or opcode.proto > 5:
+        if name in _UNEXPECTED or opcode.proto > 5 or name == "BINPERSID" and not persistent_ids:
             raise ValueError(f"unexpected operation {name}")
         if position == frame_end:
             frame_end = 0
@@ -149,14 +174,16 @@ def _is_key(value: Any) -> bool:
     """Whether a value is hashed and compared quickly, and can't be chosen to collide with many others."""
     if isinstance(value, (str, bytes)):
         return len(value) <= 1000
-    return value is None or isinstance(value, int) and abs(value) < 1 << 31
+    return value is None or isinstance(value, int) and abs(value) < 1 << 60
 
 
 class _Unpickler(pickle.Unpickler):
     """Takes every global for a stand-in."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        file = io.BytesIO(data)
+        file.seek(start)
+        super().__init__(file, encoding="bytes")
         self.refused: set[str] = set()
         self._stand_ins: dict[str, type] = {}
         work_left = 2 * len(data) + (1 << 18)
@@ -172,15 +199,31 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         name = f"{module[:100]}.{name[:100]}"
         if name not in _GLOBALS:
-            if len(self.refused) < _MAX_REFUSED:
-                self.refused.add(name[:100])
-            return _Refused
+            return self._refuse(name)
         target = _GLOBALS[name]
         if not callable(target):
             return target
         if name not in self._stand_ins:
             self._stand_ins[name] = _stand_in(target, self._charge)
         return self._stand_ins[name]
+
+    def _refuse(self, name: str) -> type:
+        if len(self.refused) < _MAX_REFUSED:
+            self.refused.add(name[:100])
+        return _Inert
+
+
+class _TorchSaveUnpickler(_Unpickler):
+    """Takes every global and every storage for something that does nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Dict  # takes no arguments: hashing keys among them could be endless
+        name = f"{module[:100]}.{name[:100]}"
+        return _Inert if name in _TORCH_SAVE_GLOBALS else self._refuse(name)
+
+    def persistent_load(self, pid: Any) -> "_Inert":
+        return _Inert()
 
 
 def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
@@ -196,15 +239,15 @@ def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
     return type("stand_in", (), {"__new__": new, "__setstate__": None})  # None: nothing can be set in it
 
 
-class _Refused:
-    """Stands for a global that is not allowed, and for whatever comes of using it."""
+class _Inert:
+    """Stands for a global that is not allowed, or of no interest, and for whatever comes of using it."""
 
     __slots__ = ()
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
-    def _ignore(self, *_args: Any, **_kwargs: Any) -> "_Refused":
+    def _ignore(self, *_args: Any, **_kwargs: Any) -> "_Inert":
         return self
 
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
@@ -426,3 +469,8 @@ _GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a
     **{f"{module}.numeric._frombuffer": _array_of_buffer for module in ("numpy.core", "numpy._core")},
     "dnnlib.tflib.network.Network": TfNetwork,
 }
+_TORCH_SAVE_GLOBALS = frozenset({
+    *(name for name in _GLOBALS if name.startswith("torch.")),
+    *(kind.replace(" ", ".") for kind in _STORAGE_DTYPES),
+    "argparse.Namespace",  # training programs save their options so
+})

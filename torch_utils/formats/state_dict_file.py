@@ -9,7 +9,6 @@ import argparse
 import io
 import math
 import os
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,14 +18,14 @@ import torch
 
 from dnnlib.util import UserError, atomic_write
 
-from . import description
+from . import data_unpickler, description
 
 _KEYS = {"g_ema": "G_ema", "g": "G"}    # Names there -> ours.
 _LR_MULTIPLIER = 0.01                   # Of the mapping network; their layers have it built in.
 _UP_GAIN = 4                            # Their filters for up-sampling by 2 contain this factor.
 _DEFAULT_TAPS = [1, 3, 3, 1]
 _NUM_LATENTS = 10_000                   # From which the mean w is computed where a file lacks it.
-_FILTER_NAME = re.compile(r"(?:convs\.\d+\.conv\.blur|to_rgbs\.\d+\.upsample)\.kernel")
+_NUM_PICKLES = 5                        # At the start of a file by torch.save before PyTorch 1.6.
 
 
 class _Entry(NamedTuple):
@@ -176,32 +175,36 @@ def from_state_dict(
 
 def _load(data: bytes) -> Any:
     """What torch.save wrote, as plain data and tensors; `UserError` for everything else."""
-    if data[:2] == b"PK":
-        _check_zip(data)
+    is_zip = data.startswith(b"PK")
+    refused = data_unpickler.check_torch_save(*((_zipped_pickle(data), 1) if is_zip else (data, _NUM_PICKLES)))
+    if refused:
+        raise UserError(f"refused, because it asks for {ascii(refused[0])[1:-1]}: only tensors and plain data are read")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training programs save their options so
+        with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises all kinds of things on damage
-        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(e))
-        if refused:
-            name = refused[1][:100]
-            raise UserError(f"refused, because it asks for {name}: only tensors and plain data are read") from e
         raise UserError(f"truncated, damaged, or not written by torch.save ({type(e).__name__})") from e
 
 
-def _check_zip(data: bytes) -> None:
+def _zipped_pickle(data: bytes) -> bytes:
+    """The pickle in a zip archive by torch.save."""
     try:
-        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        entries = {entry.filename.partition("/")[2].lower(): entry for entry in archive.infolist()}
+        if "constants.pkl" in entries:
+            raise UserError("the file is a TorchScript program: it holds code, not networks that could be read")
+        if "data.pkl" not in entries:
+            raise UserError("the file is a zip archive, but not one written by torch.save (a dataset?)")
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
+        if compressed or sum(entry.file_size for entry in entries.values()) > len(data):
+            raise UserError("damaged: a compressed zip archive, which torch.save doesn't write")
+        if len(entries) < len(archive.infolist()):
+            raise UserError("damaged: a zip archive in which a name stands twice")
+        return archive.read(entries["data.pkl"])
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
+        if isinstance(e, UserError):
+            raise
         raise UserError("the file is a zip archive that is truncated or damaged") from e
-    names = [entry.filename.partition("/")[2] for entry in entries]
-    if "constants.pkl" in names:
-        raise UserError("the file is a TorchScript program: it holds code, not networks that could be read")
-    if "data.pkl" not in names:
-        raise UserError("the file is a zip archive, but not one written by torch.save (a dataset?)")
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if compressed or sum(entry.file_size for entry in entries) > len(data):
-        raise UserError("damaged: a compressed zip archive, which torch.save doesn't write")
 
 
 def _check_amount(state: Mapping[str, Any], num_bytes: int, key: str) -> None:

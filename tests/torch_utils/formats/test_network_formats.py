@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -261,6 +262,8 @@ def test_files_as_training_programs_write_them():
     options = argparse.Namespace(size=16, path="x")
     checkpoint = {"g": state, "g_ema": state, "d": {}, "args": options, "ada_aug_p": 0.5}
     checkpoint["latent_avg"] = torch.ones(1, 12)
+    moments = {"step": 3, "exp_avg": torch.ones(2)}
+    checkpoint["g_optim"] = {"state": {140234567890123: moments}, "param_groups": [{"lr": 0.002, "betas": (0.0, 0.99)}]}
     with pytest.warns(UserWarning, match="discriminator in the file"):
         found = load(torch_saved(checkpoint))
     assert found["D"] is None and torch.equal(found["G"].mapping.w_avg, torch.ones(12))
@@ -515,7 +518,23 @@ def broken(**changes):
     return {name: tensor for name, tensor in (foreign_state_dict() | changes).items() if tensor is not None}
 
 
+DOUBLED = b"N\x85" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(45))  # 2**45 tuples, seen as a tree
+AS_A_KEY = b"\x80\x02}" + DOUBLED + b"Ns."
+IN_AN_ORDERED_DICT = b"\x80\x02ccollections\nOrderedDict\n](]" + DOUBLED + b"aNae\x85R."
+
+
+def old_save(code):
+    """A file by torch.save before its zip archives, with code in place of its content."""
+    parts = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    return b"".join([*parts, code, pickle.dumps([], 2)])
+
+
 STATE_DICT_ERRORS = {
+    "endless key": (lambda: zipped({"x/data.pkl": AS_A_KEY}), "neither a short string nor a small number"),
+    "endless key, old": (lambda: old_save(AS_A_KEY), "neither a short string nor a small number"),
+    "endless arguments": (lambda: zipped({"x/data.pkl": IN_AN_ORDERED_DICT}), "truncated, damaged"),
+    "endless arguments, old": (lambda: old_save(IN_AN_ORDERED_DICT), "truncated, damaged"),
+    "two pickles": (lambda: zipped({"x/data.pkl": b"\x80\x02}.", "x/DATA.pkl": AS_A_KEY}), "a name stands twice"),
     "code": (lambda: torch_saved({"g_ema": {}, "x": Call()}), "refused, because it asks for .*system"),
     "others": (lambda: torch_saved({"model": {}}), "without the generator"),
     "dataset": (lambda: zipped({"00000/img.png": b""}), "a dataset?"),
