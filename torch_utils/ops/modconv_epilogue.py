@@ -117,8 +117,8 @@ def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     alpha = bias_act.activation_funcs[act].def_alpha
     if scale is None:
-        return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
-    g = bias_act._native_grad(dy, y if gain > 0 else -y, None, 1, act, alpha, 1.0, clamp)
+        return _sums(bias_act._native_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
+    g = bias_act._native_grad(dy, y if gain > 0 else -y, act, alpha, 1.0, clamp)
     dx, sums = _sums(g, x, scale * gain, noise)
     return dx, sums * gain  # on small tensors, the factor costs next to nothing
 
@@ -248,7 +248,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple:
     act, gain, clamp = ctx.settings
     if torch.is_grad_enabled():  # higher derivatives are wanted: operations that have them
         alpha = bias_act.activation_funcs[act].def_alpha
-        dx, sums = _sums(torch.ops.glead.bias_act_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
+        dx, sums = _sums(torch.ops.glead.bias_act_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
     else:
         dx, sums = torch.ops.glead.modconv_epilogue_grad(dy, y, x, scale, noise, act, gain, clamp)
     need = ctx.needs_input_grad

@@ -68,7 +68,7 @@ def _standard_cases() -> Iterator[_Case]:
 
 def _all_cases() -> Iterator[_Case]:
     x, b, noise, scale = _draw_inputs(24, 17, 40)
-    for act in bias_act.activation_funcs:
+    for act in ("linear", "relu", "lrelu"):     # those that have kernels
         yield _bias_act_case(act, x, b)
     taps = {"4x4": [1.0, 3, 3, 1], "12": [1.0, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1], "3x2": [[1.0, 2], [3, 4], [5, 6]]}
     moves = [(1, 1, (2, 1, 2, 1)), (2, 1, (5, 6, 7, 4)), (1, 2, (5, 6, 6, 5)), ((3, 1), (1, 2), (9, -1, 7, 8))]
@@ -89,7 +89,7 @@ def _draw_inputs(c: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _bias_act_case(act: str, x: Tensor, b: Tensor) -> _Case:
-    settings: dict[str, Any] = dict(act=act, clamp=1.5 if act == "lrelu" else None)
+    settings: dict[str, Any] = dict(act=act, clamp=1.5)
     return _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
 
 

@@ -19,10 +19,8 @@ def test_operators_are_registered_well():
     scale, noise, strength = torch.randn([2, 4], requires_grad=True), torch.randn([2, 1, 6, 5]), torch.randn([])
     ops = torch.ops.glead
     for op, arguments in [
-        (ops.bias_act, (x, b, 1, "lrelu", 0.2, 1.4, 0.5)), (ops.bias_act, (x, None, 1, "swish", 0.0, 1.4, -1.0)),
-        (ops.bias_act_grad, (x, ref, None, 1, "lrelu", 0.2, 1.4, 0.5)),
-        (ops.bias_act_grad, (x, ref, b, 1, "swish", 0.0, 1.4, -1.0)),
-        (ops.bias_act_grad2, (x.detach(), ref.detach(), None, ref.detach(), 1, "tanh", 0.0, 1.4, 0.5)),
+        (ops.bias_act, (x, b, 1, "lrelu", 0.2, 1.4, 0.5)), (ops.bias_act, (x, None, 1, "linear", 0.0, 1.4, -1.0)),
+        (ops.bias_act_grad, (x, ref, "lrelu", 0.2, 1.4, 0.5)),
         (ops.upfirdn2d, (x, upfirdn2d.setup_filter([1, 3, 3, 1]), (2, 1), (1, 2), (1, 2, 3, 0), True, 1.5)),
         (ops.modconv_epilogue, (x, scale, noise, strength.requires_grad_(), b, "lrelu", 1.4, 0.5)),
         (ops.modconv_epilogue, (x, None, None, None, None, "linear", 1.4, -1.0)),
@@ -107,22 +105,14 @@ def test_any_number_of_dimensions():
 def test_self_test_passes_on_plain_operations():
     """Half types apart: plain operations round more often than kernels."""
     checks = self_test(torch.device("cpu"), dtypes=[torch.float32, torch.float64])
-    assert len(checks) > 90 and not [check for check in checks if not check.error <= check.bound]
+    assert len(checks) > 60 and not [check for check in checks if not check.error <= check.bound]
 
 
-def test_quick_self_test_takes_standard_kernels_only(monkeypatch):
+def test_quick_self_test_takes_standard_kernels_only(cuda_ways, monkeypatch):
     """So that `status` compiles few kernels on a GPU, or none. Here, each operation asks for its kernel in vain."""
     asked = []
     monkeypatch.setattr(custom_ops, "load", lambda kernel, device: asked.append(kernel))
-    library = torch.library.Library("glead", "IMPL")
-    try:
-        for name, fn in {"bias_act": bias_act._cuda, "bias_act_grad": bias_act._cuda_grad,
-                         "upfirdn2d": upfirdn2d._cuda, "modconv_epilogue": modconv_epilogue._cuda,
-                         "modconv_epilogue_grad": modconv_epilogue._cuda_grad}.items():
-            library.impl(name, fn, "CPU")
-        checks = self_test(torch.device("cpu"), dtypes=[torch.float16, torch.float32], quick=True)
-    finally:
-        library._destroy()
+    checks = self_test(torch.device("cpu"), dtypes=[torch.float16, torch.float32], quick=True)
     assert len(checks) == 20 and all(check.error < 0.05 for check in checks)
     assert set(asked) <= set(custom_ops.standard_kernels())
     special = {kernel for kernel in asked if kernel.name != "upfirdn2d_any"}    # the others are a second choice
@@ -155,16 +145,20 @@ def test_kernels_refuse_tensors_of_another_device():
 
 
 @pytest.fixture
-def on_kernels(emulator):
-    """Tensors of the CPU take the operators' CUDA way, with emulated kernels."""
+def cuda_ways():
+    """Tensors of the CPU take the operators' CUDA way."""
     library = torch.library.Library("glead", "IMPL")
     for name, module in [("bias_act", bias_act), ("upfirdn2d", upfirdn2d), ("modconv_epilogue", modconv_epilogue)]:
         library.impl(name, module._cuda, "CPU", allow_override=True)
-    for name, fn in [("bias_act_grad", bias_act._cuda_grad), ("bias_act_grad2", bias_act._cuda_grad2),
-                     ("modconv_epilogue_grad", modconv_epilogue._cuda_grad)]:
-        library.impl(name, fn, "CPU", allow_override=True)
-    yield emulator
+    for name, module in [("bias_act_grad", bias_act), ("modconv_epilogue_grad", modconv_epilogue)]:
+        library.impl(name, module._cuda_grad, "CPU", allow_override=True)
+    yield
     del library
+
+
+@pytest.fixture
+def on_kernels(cuda_ways, emulator):
+    return emulator
 
 
 def derivatives() -> list[torch.Tensor]:
