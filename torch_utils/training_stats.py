@@ -1,6 +1,6 @@
 """Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
 
-A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
+A report only keeps the value. `flush` adds up all values of an iteration at once.
 """
 
 from typing import Any, Mapping
@@ -54,8 +54,8 @@ def report(name: str, value: Any) -> Any:
 
 
 def flush() -> None:
-    """Add up what was reported, at the end of an iteration: in a few operations, and in an order that is always the
-    same. Nothing waits for the device."""
+    """Add up what was reported, at the end of an iteration. The order is always the same; nothing waits for the device.
+    """
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
@@ -92,7 +92,7 @@ def pending() -> dict[str, list[float]]:
 
 
 def restore(moments: Mapping[str, list[float]]) -> None:
-    """Go on from what `pending` gave, on this rank; what was reported before is forgotten."""
+    """Resume from what `pending` gave, on this rank. What was reported before is forgotten."""
     _reports.clear()
     _counts.clear()
     _sums.clear()

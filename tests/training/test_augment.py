@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from torch_utils.formats.network_pickle import read_network_pickle, save_network_pkl
 from training import augment
-from training.augment import AugmentPipe, Draws, Geometry, PercentileDraws
+from training.augment import AugmentPipe, Geometry, PercentileDraws, TransformDraws
 from training.networks import Generator
 
 GEOMETRY = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
@@ -30,7 +30,7 @@ class StoredNoise(PercentileDraws):
         return self.noise
 
 
-class StoredDraws(Draws):
+class StoredDraws(TransformDraws):
     def __init__(self, p, draws):
         super().__init__(4, p)
         self.draws = draws
@@ -104,7 +104,7 @@ def test_golden_random_path(golden):
 # What the transforms are.
 
 
-class Chosen(Draws):
+class Chosen(TransformDraws):
     """All transforms happen where the gate's name is listed; values are given by name, else neutral."""
 
     def __init__(self, n, **values):
@@ -216,9 +216,9 @@ def test_band_gains_act_on_their_frequencies():
 
 
 def test_band_gains_keep_the_expected_power():
-    gains = AugmentPipe(imgfilter=1).draw(Draws(50, 1.0), num_channels=3).gains
+    gains = AugmentPipe(imgfilter=1).draw(TransformDraws(50, 1.0), num_channels=3).gains
     # Each of the four steps keeps it for what was white before; the first one alone does so exactly.
-    one = AugmentPipe(imgfilter=1, imgfilter_bands=[0, 1, 0, 0]).draw(Draws(50, 1.0), num_channels=3).gains
+    one = AugmentPipe(imgfilter=1, imgfilter_bands=[0, 1, 0, 0]).draw(TransformDraws(50, 1.0), num_channels=3).gains
     power = (np.array([10, 1, 1, 1]) / 13 * one**2).sum(1)
     np.testing.assert_allclose(power, 1)
     assert gains.shape == (50, 4) and (gains.std(0) > 0).all()
@@ -265,7 +265,7 @@ def test_strength_zero_changes_nothing_and_draws_follow_p():
     assert torch.equal(pipe(x), x)
     pipe.p.fill_(0.3)
     n = 4000
-    t = pipe.draw(Draws(n, 0.3), num_channels=3)
+    t = pipe.draw(TransformDraws(n, 0.3), num_channels=3)
     g = t.geometry
     turned = ~(np.isclose(g.warp[:, 0, 1], 0) & np.isclose(g.warp[:, 1, 0], 0))
     rates = {

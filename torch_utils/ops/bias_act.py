@@ -126,7 +126,7 @@ def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain:
 
 @functools.lru_cache(maxsize=None)
 def _as_held(clamp: float, dtype: torch.dtype) -> float:
-    """The limit as a result of that type holds it, to tell what was clamped."""
+    """The limit, rounded to a type: results that were clamped have this very value."""
     return torch.tensor(clamp, dtype=dtype).item()
 
 
@@ -160,7 +160,7 @@ def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, in
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """What the networks use: linear and leaky ReLU, with bias and without, single elements and full vectors."""
+    """The kernels of networks: linear and leaky ReLU, with bias and without, single elements and full vectors."""
     return [
         _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
         for dtype in (torch.float16, torch.bfloat16, torch.float32)
@@ -173,7 +173,7 @@ def _launch(
     order: int, x: Tensor, b: Tensor | None, ref: Tensor | None, dim: int,
     act: str, alpha: float, gain: float, clamp: float,
 ) -> Tensor | None:
-    """Through a CUDA kernel; None where there is none."""
+    """Run a CUDA kernel; None where there is none."""
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return None
     kernels.check_devices(x, b, ref)
@@ -184,7 +184,7 @@ def _launch(
     if b is not None:
         b = b.to(x.dtype).contiguous()
     tensors = (x, out, ref)
-    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # the stride of a single one means nothing
+    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # a dimension of size 1 may have any stride
     if step == 1 and b is not None and len(b) > 1:  # the vector runs over channels
         vec = kernels.vector_size(x.dtype, len(b), (*tensors, b))
         bias = 1 if vec == 1 else 2

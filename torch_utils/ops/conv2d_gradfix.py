@@ -130,7 +130,7 @@ def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor
 def _use_functions(x: Tensor, w: Tensor) -> bool:
     wanted = _second_order if enabled is None else enabled
     if not wanted or torch.compiler.is_exporting() or torch.compiler.is_compiling():
-        return False    # other programs and compilers know PyTorch's own operations
+        return False    # exported graphs and compilers need PyTorch's own operations
     return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
 
 
@@ -167,7 +167,7 @@ class _Convolution(torch.autograd.Function):
 def _gradients(
     dy: Tensor, x: Tensor, w: Tensor, options: _Options, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and w for which `mask` is true. For one that is not, only the shape of the other counts."""
+    """Those gradients of x and w for which `mask` is true. If only one is asked for, its own values don't matter."""
     return _ConvolutionBackward.apply(dy, x, w, options, mask) if any(mask) else (None, None)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
+from .run_log import read_records
 from .training_state import pickle_kimg
 
 _UNKNOWN = "unknown"
@@ -58,7 +59,7 @@ class Score(NamedTuple):
     detector: str       # What computed the features.
 
 
-class Run(NamedTuple):
+class Origin(NamedTuple):
     """What a run directory says about one of its snapshots."""
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
@@ -66,15 +67,18 @@ class Run(NamedTuple):
     scores: list[Score]
 
 
-def read_run(network: str | os.PathLike) -> Run | None:
+def read_origin(network: str | os.PathLike) -> Origin | None:
     """What is known of the run that the file lies in; None if its folder is no run directory."""
     path = Path(network)
-    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
     options_path = path.parent / "training_options.json"
     if not options_path.is_file():
         return None
-    options = _parse(_read(options_path))
-    return Run(options, kimg, _read_scores(path))
+    try:
+        options = json.loads(options_path.read_bytes()[:_MAX_FILE_BYTES])
+    except (ValueError, RecursionError):
+        options = None
+    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
+    return Origin(options if isinstance(options, dict) else None, kimg, _read_scores(path))
 
 
 def render(
@@ -82,7 +86,7 @@ def render(
     files: Sequence[ModelFile],
     *,
     origin: ModelFile | str,
-    run: Run | None,
+    run: Origin | None,
     difference: float | None,
     noise_mode: str = "const",
 ) -> str:
@@ -92,7 +96,7 @@ def render(
         networks:   Those of `network_pickle.KEYS` that the first of `files` holds.
         files:      What was written, the networks first.
         origin:     The file that it was converted from, or its URL.
-        run:        From `read_run`.
+        run:        From `read_origin`.
         difference: Between images of origin and result; None = no generator.
         noise_mode: Of an ONNX graph.
     """
@@ -118,7 +122,7 @@ The images that they were trained on keep their own licence, which may limit wha
 used for. *(To fill in: the licence of the data, and how it was collected.)*"""
 
 
-def _training(options: Mapping[str, Any], run: Run | None) -> str:
+def _training(options: Mapping[str, Any], run: Origin | None) -> str:
     kimg = _UNKNOWN if run is None or run.kimg is None else f"{run.kimg:,.10g}"
     rows = [("method", _method(options)), ("images shown to D until this snapshot (kimg)", kimg)]
     rows += [(label, value) for label, where in _OPTIONS.items() if (value := _find(options, where)) is not None]
@@ -133,7 +137,7 @@ def _data(trained_on: Any) -> str:
     return _table(("dataset", ""), rows)
 
 
-def _scores(run: Run | None) -> str:
+def _scores(run: Origin | None) -> str:
     if run is None or not run.scores:
         return f"{_UNKNOWN.capitalize()}: none was recorded for this snapshot."
     table = _table(("metric", "value", "features"), [(s.name, f"{s.value:.5g}", s.detector) for s in run.scores])
@@ -221,7 +225,7 @@ def _in_rosinality(G: torch.nn.Module) -> str:
             f"`{channels}`.")
 
 
-def _not_known(options: Mapping[str, Any], run: Run | None, trained_on: Any) -> str:
+def _not_known(options: Mapping[str, Any], run: Origin | None, trained_on: Any) -> str:
     lines = []
     if run is None:
         lines.append("how it was trained: the source lay in no run directory")
@@ -256,9 +260,8 @@ def _read_scores(path: Path) -> list[Score]:
     """The latest value of each score that was recorded for this snapshot."""
     found: dict[str, Score] = {}
     for metric_path in sorted(path.parent.glob("metric-*.jsonl")):
-        for line in _read(metric_path).splitlines():
-            entry = _parse(line)
-            if entry is None or entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
+        for entry in read_records(metric_path):
+            if entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
                 continue
             detector = entry.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
@@ -266,20 +269,6 @@ def _read_scores(path: Path) -> list[Score]:
                 if isinstance(value, (int, float)) and abs(value) < 1e300:
                     found[name] = Score(name, value, str(detector or "not recorded"))
     return list(found.values())
-
-
-def _read(path: Path) -> str:
-    with open(path, "rb") as f:
-        return f.read(_MAX_FILE_BYTES).decode(errors="replace")
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-    """A JSON object; None if it is something else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -33,10 +33,10 @@ def _library() -> ctypes.CDLL:
         raise Unavailable("this PyTorch is built without CUDA")
     name = f"libnvrtc.so.{torch.version.cuda.split('.')[0]}"
     reason = f"{name} not found"
-    for candidate in (name, *_candidates(name)):  # the first is the one that PyTorch has loaded already
+    for candidate in (name, *_candidates(name)):  # the first one is what PyTorch has loaded
         try:
             for builtins in Path(candidate).parent.glob("libnvrtc-builtins.so.*") if "/" in candidate else ():
-                ctypes.CDLL(str(builtins))  # some releases look for it in the system's folders only
+                ctypes.CDLL(str(builtins))  # some releases search for it only in the system's folders
             return ctypes.CDLL(candidate)
         except OSError as e:
             reason = str(e)
@@ -44,7 +44,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _candidates(name: str) -> list[str]:
-    """Where packages of NVIDIA and the toolkit have it."""
+    """Files of that name in NVIDIA's Python packages and in CUDA toolkits."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else [f for place in spec.submodule_search_locations
                                        for f in Path(place).glob("*/lib")]
@@ -71,7 +71,7 @@ def version() -> str:
 
 @functools.lru_cache(maxsize=None)
 def architectures() -> tuple[int, ...]:
-    """What it compiles for: 90 is sm_90."""
+    """The architectures that NVRTC compiles for; 90 means sm_90."""
     count = ctypes.c_int()
     _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
