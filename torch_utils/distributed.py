@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import threading
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 
@@ -263,31 +263,34 @@ def _beat(group: _Group) -> None:
 @contextlib.contextmanager
 def _named_losses() -> Iterator[None]:
     """Wraps what all ranks do together: errors become a LostRank that names the missing rank."""
-    if _group is not None:
-        _group.step += 1
+    group = _group
+    assert group is not None
+    group.step += 1
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as e:
-        raise LostRank(_describe_loss(e)) from e
+        raise LostRank(_diagnose(group, e).message) from e
 
 
-def _describe_loss(error: RuntimeError) -> str:
-    group = _group
-    if group is None:
-        return _first_line(error)
+class _Diagnosis(NamedTuple):
+    is_lost: bool   # Whether a process is missing.
+    message: str
+
+
+def _diagnose(group: _Group, error: RuntimeError) -> _Diagnosis:
     what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
     try:
         dead, behind = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: _missing(group))
     except RuntimeError as silence:
-        return f"{_first_line(silence)}: {what}. {group.advice}"
+        return _Diagnosis(True, f"{_first_line(silence)}: {what}. {group.advice}")
     if dead:
-        return f"{_names(dead)} died, was stopped, or lost the network: {what}. {group.advice}"
+        return _Diagnosis(True, f"{_names(dead)} died, was stopped, or lost the network: {what}. {group.advice}")
     if behind:
-        return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
-                f"{group.advice}")
-    return f"{what} ({_first_line(error)}). {group.advice}"
+        return _Diagnosis(True, f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much "
+                                f"slower): {what}. {group.advice}")
+    return _Diagnosis(False, f"{what} ({_first_line(error)}). {group.advice}")
 
 
 def _missing(group: _Group) -> tuple[list[int], list[int]]:
@@ -323,12 +326,8 @@ def lost_rank(error: BaseException) -> LostRank | None:
         return error
     if _group is None or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
         return None
-    group = _group
-    try:
-        missing = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: any(_missing(group)))
-    except RuntimeError:  # no answer
-        missing = True
-    return LostRank(_describe_loss(error)) if missing else None
+    diagnosis = _diagnose(_group, error)
+    return LostRank(diagnosis.message) if diagnosis.is_lost else None
 
 
 def _within(limit_sec: float, question: Callable[[], Any]) -> Any:

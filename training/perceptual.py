@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
-from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
+from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once
 from torch_utils import distributed
 from torch_utils import formats as network_formats
 from torch_utils.formats import feature_nets, safetensors_file
@@ -338,26 +338,20 @@ def _linear_weights_file(name: str) -> Path:
 
 
 def _load_backbone(name: str) -> dict[str, torch.Tensor]:
-    """torchvision's weights, recognised by the SHA-256 of their convolutions, or by that of the whole file.
+    """torchvision's weights, recognised by the SHA-256 of their convolutions.
 
     Raises:
         UserError: They can't be had, or the file holds other weights.
     """
-    filename, expected = _BACKBONES[name].filename, _BACKBONES[name].sha256
     path = _backbone_file(name)
     state = read_backbone(name, path)
-    convolutions = hashlib.sha256()
-    for value in state.values():
-        convolutions.update(value.contiguous().numpy().tobytes())
-    if convolutions.hexdigest() != expected:
-        actual, start = sha256_of(path), _sha256_start(filename)
-        if not actual.startswith(start):
-            raise UserError(f"{path} has SHA-256 {actual[:16]}, expected {start}...: delete it and try again")
+    if _digest(state) != _BACKBONES[name].sha256:
+        raise UserError(f"{path} holds other weights than {_BACKBONES[name].filename}: delete it and try again")
     return state
 
 
-def _sha256_start(filename: str) -> str:
-    return Path(filename).stem.rpartition("-")[2]
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in state.values())).hexdigest()
 
 
 def _backbone_file(name: str) -> Path:
@@ -369,7 +363,7 @@ def _backbone_file(name: str) -> Path:
             return path
     url = _WEIGHTS_URL + filename
     try:
-        open_url(url, sha256=_sha256_start(filename)).close()
+        open_url(url, sha256=Path(filename).stem.rpartition("-")[2]).close()
     except UserError as e:
         others = [f"lpips-{other}" for other in _BACKBONES if other != name]
         raise UserError(

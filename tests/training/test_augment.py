@@ -10,7 +10,8 @@ import scipy.special
 import torch
 import torch.nn.functional as F
 
-from torch_utils.formats.network_pickle import read_network_pickle, save_network_pkl
+from torch_utils.formats import read_networks
+from torch_utils.formats.network_pickle import save_network_pkl
 from training import augment
 from training.augment import AugmentPipe, Geometry, PercentileDraws, TransformDraws
 from training.networks import Generator
@@ -377,7 +378,7 @@ def test_pickles_travel(tmp_path):
                   synthesis_kwargs={"channel_base": 32, "channel_max": 4})
     save_network_pkl(tmp_path / "net.pkl", dict(G_ema=G, augment_pipe=pipe))
     with open(tmp_path / "net.pkl", "rb") as f:
-        loaded = read_network_pickle(f)["augment_pipe"]
+        loaded = read_networks(f)["augment_pipe"]
     x = random_images(2, 3, 16, 16)
     assert float(loaded.p) == 0.375 and loaded.rotate_max == 0.25
     assert torch.equal(loaded(x, debug_percentile=0.7), pipe(x, debug_percentile=0.7))

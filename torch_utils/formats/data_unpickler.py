@@ -1,11 +1,11 @@
-"""Pickles read as data: by the ordinary unpickler, which finds only stand-ins of this module.
+"""Reads pickles as data, with the ordinary unpickler, which gets only functions of this module.
 
-Globals are known by their *names*; nothing is imported. Each allowed one stands for a function of this module: an
-object of a persistent class becomes a `ModuleRecord`, a tensor a `TensorRecord`, which is a view of bytes in the file.
-Any other global is noted as refused, and what the file does with it has no effect.
+Pickles ask for globals by name. Nothing is imported: an allowed name stands for a function of this module. An object of
+a persistent class becomes a `ModuleRecord`, and a tensor a `TensorRecord`, which is a view of bytes in the file. Other
+names are noted as refused, and using them has no effect.
 
-The ordinary unpickler trusts the file with time and memory. So `_check` goes through all operations first, without
-carrying them out, and refuses those that would take more than the size of the file accounts for.
+The ordinary unpickler does not limit time and memory. So `_check` goes through all operations first, without executing
+them, and refuses a pickle that would take more than its size accounts for.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ from dnnlib.util import UserError
 from .. import persistence
 from .module_state import ModuleRecord, TensorRecord
 
-_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, calls as they count here.
-_CALL_OPCODES = 10       # A call counts as so many.
-_MAX_REFUSED = 100       # Names that are noted.
+_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, with calls counted as below.
+_CALL_OPCODES = 10       # A call counts as this number of operations.
+_MAX_REFUSED = 100       # How many refused names are noted.
 
 
 class Content(NamedTuple):
     """What a pickle holds."""
 
     value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
-    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted; if any, `value` is of no use.
+    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted. If there are any, ignore `value`.
 
 
 def loads(data: bytes) -> Content:
@@ -45,8 +45,7 @@ def loads(data: bytes) -> Content:
         data: A pickle; the tensors in the result are views of it, and must not be written to.
 
     Returns:
-        The content, and the names of the globals that it asks for and that are not allowed. Strings of Python 2 are
-        bytes.
+        The content, and the globals that it asks for and that are not allowed. Strings of Python 2 are bytes.
 
     Raises:
         UserError: The pickle is truncated or damaged, or does what no network pickle does.
@@ -93,7 +92,7 @@ def _read(unpickler: "_Unpickler", stream: "_Views") -> Content:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the ordinary unpickler must not meet.
+# What the ordinary unpickler must not execute.
 
 _UNEXPECTED = frozenset("PERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
 _CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
@@ -113,7 +112,7 @@ _KEYS = {  # Where keys stand among what an operation takes from the stack, the 
 def _check(stream: "_Views", *, persistent_ids: bool) -> None:
     """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
 
-    The stack and the memo change here as they do in the unpickler. For each value, they only say whether it may be a
+    The stack and the memo change here as they do in the unpickler. Instead of a value, they hold whether it may be a
     key of a dict or a member of a set.
     """
     stack: list[bool | None] = []  # None = a mark.
@@ -128,13 +127,13 @@ def _check(stream: "_Views", *, persistent_ids: bool) -> None:
             raise ValueError(f"unexpected operation {name}")
         if position == frame_end:
             frame_end = 0
-        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would read on somewhere else
+        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would continue somewhere else
             raise ValueError("a frame that ends within an operation")
         if name == "FRAME":
             frame_end = position + 9 + arg
         if name in _PUTS:
             index = len(memo) if arg is None else arg
-            if index >= _MAX_OPCODES:  # the unpickler's memo is an array of so many
+            if index >= _MAX_OPCODES:  # the unpickler's memo is an array that reaches to this index
                 raise ValueError("a number of the memo out of range")
             memo[index] = stack[-1]
         elif name in _GETS:
@@ -157,7 +156,7 @@ def _check(stream: "_Views", *, persistent_ids: bool) -> None:
 
 
 class _Views(io.BytesIO):
-    """Gives large pieces as views: only their lengths matter, and what copies of them take stays with the process."""
+    """Gives large pieces as views instead of copies: only their lengths matter."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -178,7 +177,7 @@ def _is_key(value: Any) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Takes every global for a stand-in."""
+    """Finds a function of this module, or something inert, for every global."""
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         file = io.BytesIO(data)
@@ -227,9 +226,9 @@ class _TorchSaveUnpickler(_Unpickler):
 
 
 def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
-    """A class, as NEWOBJ takes nothing else, that gives what `function` returns in place of instances.
+    """A class that, when it is called, returns what `function` returns: the operation NEWOBJ accepts only classes.
 
-    `charge` counts the sizes of arguments: a small file could have a large string copied endlessly.
+    `charge` counts the sizes of arguments, because a small file could have a large string copied endlessly.
     """
 
     def new(_cls: type, *args: Any) -> Any:
@@ -282,7 +281,7 @@ def _make_set(items: list[Any]) -> set:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Protocol 2 writes bytes so."""
+    """Protocol 2 writes bytes as encoded text."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("text in an unexpected encoding")
     return text.encode("latin-1")
@@ -331,7 +330,7 @@ _MAX_HEADER = 100                            # Operations in each pickle of a st
 def _storage(data: bytes) -> TensorRecord:
     """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data.
 
-    The pickles are not carried out: what they hold is known from the arguments of their operations.
+    The pickles are not executed: the arguments of their operations tell what they hold.
     """
     if not isinstance(data, bytes):
         raise ValueError("a storage without bytes")
@@ -349,7 +348,7 @@ def _storage(data: bytes) -> TensorRecord:
 
 
 def _literals(stream: io.BytesIO) -> list[Any]:
-    """The arguments of the operations of the next pickle, but for those of the memo."""
+    """The arguments of the operations in the next pickle, except those of the memo."""
     operations = list(itertools.islice(pickletools.genops(stream), _MAX_HEADER))
     if operations[-1][0].name != "STOP":
         raise ValueError("a storage in an unknown format")

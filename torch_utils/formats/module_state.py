@@ -1,4 +1,4 @@
-"""The state of a module as pickles hold it, and how it becomes a module again: built, checked, filled."""
+"""The state of a module as pickles hold it, and how a module is built from it."""
 
 import dataclasses
 import types
@@ -16,14 +16,14 @@ _MAX_LAYERS = 100                                    # Of a mapping network.
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ModuleRecord:
-    """What stands for a module while a pickle is read as data (see `data_unpickler`)."""
+    """Stands for a module while a pickle is read as data (see `data_unpickler`)."""
 
     class_name: str = "container"
     module_src: str = ""
     state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What pickles of ModuleList and its like call."""
+        """Pickles of ModuleList and other containers call this."""
         if not isinstance(state, dict):
             raise ValueError("a module whose state is no dict")
         self.state = state
@@ -31,7 +31,7 @@ class ModuleRecord:
 
 @dataclasses.dataclass(eq=False)
 class TensorRecord:
-    """What stands for a tensor while a pickle is read as data: a view of bytes, checked to lie within them."""
+    """Stands for a tensor while a pickle is read as data: a view of bytes, which is checked to lie within them."""
 
     data: bytes = dataclasses.field(repr=False)
     dtype: torch.dtype

@@ -1,8 +1,8 @@
 """Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
 
-`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are
-then built by this project's constructors, and filled with the tensors. What a file declares is checked against what it
-holds before memory is set aside for it.
+`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. This
+project's constructors then build the networks, and the tensors fill them. Sizes that a file declares are compared with
+what it holds before they take memory.
 """
 
 import copy
@@ -22,7 +22,7 @@ from .module_state import CLASS_OF, ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
 
-# Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
+# Limits for files of unknown origin: far above what networks need, far below what a machine has.
 _MAX_FILE_BYTES = 8 << 30
 _READ_BYTES = 64 << 20
 _MAX_CONSTRUCTOR_INT = 1 << 17
@@ -32,40 +32,22 @@ _BYTES_PER_BYTE = 4               # Of a network's tensors, for each byte of the
 _TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Entrances.
-
-
-def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read a network pickle.
-
-    Args:
-        file:  Open in binary mode.
-        trust: Use the ordinary unpickler, and run the source code that the file carries for its classes.
-        only:  Build only these of `KEYS`; the others are None.
+def read(data: bytes, *, trust: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the networks in the bytes of a network pickle; see `formats.read_networks`.
 
     Returns:
-        A dict with the keys `KEYS`; modules are on the CPU, None stands for what the file lacks.
-
-    Raises:
-        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of
-            another architecture. The message is one line and begins with the file's name.
+        Those of `KEYS` that the file has; modules are on the CPU.
     """
-    name = getattr(file, "name", None)
-    try:
-        data = read_all(file)
-        _check_kind(data)
-        content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
-        if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
-            raise UserError("no network pickle: a dict with G, D or G_ema was expected")
-        wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
-        found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
-        for key in found.keys() & CLASS_OF.keys():
-            if not isinstance(found[key], torch.nn.Module):
-                raise UserError(f"{key} is no network")
-        return dict.fromkeys(KEYS) | found
-    except UserError as e:
-        raise UserError(f"{os.fspath(name)}: {e}" if isinstance(name, (str, os.PathLike)) else str(e)) from e
+    _check_kind(data)
+    content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
+    if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
+        raise UserError("no network pickle: a dict with G, D or G_ema was expected")
+    wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
+    found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
+    for key in found.keys() & CLASS_OF.keys():
+        if not isinstance(found[key], torch.nn.Module):
+            raise UserError(f"{key} is no network")
+    return found
 
 
 def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> None:
@@ -73,8 +55,8 @@ def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> No
 
     Args:
         path:     File to write or replace.
-        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as
-                  they are: CPU copies in eval mode whose parameters require no gradient are written.
+        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and are not
+                  changed. The file gets copies on the CPU in eval mode, whose parameters require no gradient.
 
     Raises:
         ValueError: A key is not one of `KEYS`.
@@ -126,7 +108,7 @@ def _check_kind(data: bytes) -> None:
 
 
 class _TrustedUnpickler(pickle.Unpickler):
-    """The ordinary unpickler, but tensors come to the CPU wherever they were when they were written."""
+    """The ordinary unpickler, but it reads all tensors to the CPU."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
@@ -161,7 +143,7 @@ def _load_as_data(data: bytes) -> Any:
 
 
 def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
-    """What goes under this key of the result; `num_bytes` is the size of the file."""
+    """The network or options under `key`; `num_bytes` is the size of the file."""
     if isinstance(value, data_unpickler.TfNetwork):
         record = tf_pickle.rebuild(value, CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
         return _build(persistence.find_class(record.class_name), record.state, num_bytes)
@@ -189,7 +171,7 @@ def _build(cls: type, state: Mapping[str, Any], num_bytes: int) -> torch.nn.Modu
 
 
 def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:
-    """A copy of plain data; dicts become EasyDicts. Refuses what is too large, too deep, or not plain."""
+    """A copy of plain data, in which dicts are EasyDicts. Refuses data that are too large, too deep, or not plain."""
     remaining = _MAX_PLAIN_VALUES
 
     def visit(value: Any, depth: int) -> Any:

@@ -1,10 +1,10 @@
 """G_ema as an ONNX graph, for run-time systems without PyTorch, and back.
 
-Inputs: z [N, z_dim]; c [N, c_dim], for conditional generators; truncation_psi [], 1 where it isn't given (generators
-that track the mean w only). Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
+Inputs: z [N, z_dim]; c [N, c_dim] if the generator is conditional; truncation_psi [], optional, 1 by default, if it
+tracks the mean w. Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
 
-The graph's initialisers keep the names of the state dict, and its metadata hold the description: so files written here
-are read back into a generator. Other ONNX files can't be: a graph doesn't tell what constructor it came from.
+The graph's initialisers keep the names of the state dict, and its metadata hold the description, so that the generator
+can be built again from the file. Other ONNX files can't be read: a graph doesn't tell what constructor it came from.
 """
 
 import copy
@@ -64,7 +64,7 @@ def write(
     return [Path(path)]
 
 
-def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
+def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read a generator back from the bytes of a file that `write` wrote; see `description.build`.
 
     Raises:

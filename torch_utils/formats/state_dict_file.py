@@ -1,8 +1,8 @@
 """Generators as state dicts by torch.save, under the names of rosinality's stylegan2-pytorch and its many descendants.
 
-A file is {"g_ema": state dict, "g": likewise (optional), "latent_avg": mean w [w_dim] (optional)}. Only unconditional
-RGB generators of the skip architecture have names there. The networks are the same function of the same numbers: only
-names, dimensions of size 1 and the factor of the up-sampling filters differ.
+A file is {"g_ema": state dict, "g": state dict (optional), "latent_avg": mean w [w_dim] (optional)}. It can hold only
+unconditional RGB generators of the skip architecture. These compute the same function as this project's: only names,
+dimensions of size 1 and the factor of the up-sampling filters differ.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class _Size(NamedTuple):
 
 
 def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
-    """Write `G_ema` and `G`, as far as they are there.
+    """Write those of `G_ema` and `G` that are given.
 
     Raises:
         UserError: A network can't be expressed in this format; the message says why.
@@ -112,7 +112,7 @@ def _check_expressible(G: torch.nn.Module, key: str) -> None:
 # Reading.
 
 
-def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
+def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read the generators in the bytes of a file by torch.save; see `description.build`.
 
     Raises:
@@ -208,7 +208,7 @@ def _zipped_pickle(data: bytes) -> bytes:
 
 
 def _check_amount(state: Mapping[str, Any], num_bytes: int, key: str) -> None:
-    """Views of a small storage may pretend to be large tensors, and many to be different ones."""
+    """Refuse tensors that are larger than the file: views of a small storage, or of a shared one."""
     if sum(tensor.numel() for tensor in state.values() if isinstance(tensor, torch.Tensor)) > num_bytes:
         raise UserError(f"damaged: {key} has more numbers than the file has bytes")
 
@@ -243,7 +243,7 @@ def _infer_size(state: Mapping[str, torch.Tensor], key: str) -> _Size:
 
 
 def _taps(kernels: list[torch.Tensor], key: str) -> torch.Tensor:
-    """The one filter, 1-D and of unit sum, that all up-sampling kernels are made of."""
+    """The filter, 1-D and of unit sum, from which all up-sampling kernels are made."""
     if not kernels:
         return torch.tensor(_DEFAULT_TAPS, dtype=torch.float32) / sum(_DEFAULT_TAPS)
     kernel = kernels[0] / _UP_GAIN
@@ -285,7 +285,7 @@ def _compute_mean(G: torch.nn.Module) -> None:
 
 
 def _layout(size: _Size) -> list[_Entry]:
-    """Every tensor that both sides store, but for filters and the mean w."""
+    """Every tensor that both projects store, except filters and the mean w."""
     entries = []
 
     def add(theirs: str, ours: str, *shape: int, before: int = 0, after: int = 0) -> None:

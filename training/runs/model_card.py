@@ -1,4 +1,4 @@
-"""Model cards: what a file with networks is, where it comes from, and what is not known about it, as Markdown."""
+"""Model cards in Markdown: what a file of networks is, where it comes from, and what is not known about it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _METHODS = {
     "glead": "StyleGAN2 with GLeaD (Bai et al., CVPR 2023)",
     "glead+ggdr": "StyleGAN2 with GLeaD on real and GGDR on fake images (Bai et al., CVPR 2023, \"Ours*\")",
 }
-_OPTIONS = {  # Label -> where training_options.json, of this project and of others, has it.
+_OPTIONS = {  # Label -> place in training_options.json, of this project or of others.
     "batch": "batch_size",
     "GPUs": "num_gpus",
     "length of the run (kimg)": "total_kimg",
@@ -41,7 +41,7 @@ _OPTIONS = {  # Label -> where training_options.json, of this project and of oth
     "recipe": "config.recipe",
 }
 _DATA_OPTIONS = {
-    "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most so many": "max_size",
+    "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most": "max_size",
 }
 _MAX_FILE_BYTES = 16 << 20      # Of what is read from a run directory.
 _MAX_CELL = 200
@@ -60,7 +60,7 @@ class Score(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a run directory says about one of its snapshots."""
+    """The run that a network comes from, as its run directory describes it."""
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
     kimg: float | None                  # From the name of the snapshot.
@@ -95,10 +95,10 @@ def render(
     Args:
         networks:   Those of `network_pickle.KEYS` that the first of `files` holds.
         files:      What was written, the networks first.
-        origin:     The file that it was converted from, or its URL.
+        origin:     The file or the URL that the first of `files` was converted from.
         run:        From `read_origin`.
-        difference: Between images of origin and result; None = no generator.
-        noise_mode: Of an ONNX graph.
+        difference: The largest difference between images of origin and result; None = no generator.
+        noise_mode: That of an ONNX graph.
     """
     options = (run.options if run else None) or {}
     trained_on = networks.get("training_set_kwargs") or options.get("training_set_kwargs")
@@ -215,7 +215,7 @@ def _sampling(networks: Mapping[str, Any], name: str, noise_mode: str) -> str:
 
 
 def _in_rosinality(G: torch.nn.Module) -> str:
-    """What to build there: its numbers of channels are fixed but for a multiplier at the high resolutions."""
+    """What to build in rosinality's program, whose numbers of channels follow from a multiplier."""
     size, layers = f"{G.img_resolution}, {G.w_dim}, {G.mapping.num_layers}", G.synthesis
     channels = {res: getattr(layers, f"b{res}").conv1.out_channels for res in layers.block_resolutions}
     for multiplier in (1, 2):
@@ -285,12 +285,12 @@ def _printable(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """On one line, and as text: what it may hold of Markdown and HTML is escaped, for much of it comes from files."""
+    """The value as text on one line. Markdown and HTML in it are escaped, because much of it comes from files."""
     text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     text = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", r"\\\g<0>", text)
 
 
 def _code(name: str) -> str:
-    """A name of a file as code, or as text where it holds what would end the code."""
+    """A file's name as code, or as text if it holds characters that would end the code."""
     return f"`{name}`" if re.fullmatch(r"[\w.:/?=#%@+, -]{1,200}", name) else _cell(name)

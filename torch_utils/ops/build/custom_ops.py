@@ -1,12 +1,13 @@
 """The runtime of the project's CUDA kernels: compiles them when they are first needed, keeps them, launches them."""
 
+import collections
 import contextlib
 import importlib
 import os
 import pkgutil
 import threading
 from types import ModuleType
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -109,18 +110,11 @@ def all_loaded(device: torch.device) -> bool:
     return all(launch is not None for (_, where), launch in _launchers.items() if where == device)
 
 
-class _None(dict):
-    """Holds None for every key."""
-
-    def __missing__(self, key: Any) -> None:
-        return None
-
-
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
     """Inside, PyTorch's own operations take the kernels' place in this process, for comparisons."""
     global _launchers
-    before, _launchers = _launchers, _None()
+    before, _launchers = _launchers, collections.defaultdict(lambda: None)
     try:
         yield
     finally:

@@ -83,9 +83,9 @@ def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_vo
 def _launcher(
     library: ctypes.CDLL, kernel: Kernel, function: ctypes.c_void_p, context: ctypes.c_void_p, index: int,
 ) -> Launcher:
-    # A launch should be quick, so that everything is looked up and converted beforehand. Without `argtypes`, ctypes takes
-    # half the time; it passes whole numbers as C int, so that pointers have to be c_void_p. A launch may wait for the
-    # device, and lets other threads run meanwhile. The other calls don't wait, and keep the interpreter's lock (PyDLL).
+    # A launch should be quick, so that everything is looked up and converted beforehand. Without `argtypes`, ctypes
+    # takes half the time; it passes whole numbers as C int, so that pointers have to be c_void_p. A launch may wait for
+    # the device, and lets other threads run meanwhile. Other calls don't wait, and keep the interpreter's lock (PyDLL).
     immediate = ctypes.PyDLL(library._name, handle=library._handle)
     start, current_context = library.cuLaunchKernel, immediate.cuCtxGetCurrent
     push, pop = immediate.cuCtxPushCurrent_v2, immediate.cuCtxPopCurrent_v2
