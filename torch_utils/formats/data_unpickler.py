@@ -217,7 +217,7 @@ class _TorchSaveUnpickler(_Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return _Dict  # takes no arguments: hashing keys among them could be endless
+            return _DictWithAttributes
         name = f"{module[:100]}.{name[:100]}"
         return _Inert if name in _TORCH_SAVE_GLOBALS else self._refuse(name)
 
@@ -261,6 +261,16 @@ class _Dict(dict):
     def __setstate__(self, state: Any) -> None:
         if state:
             raise ValueError("an attribute is set where none is known")
+
+
+class _DictWithAttributes(_Dict):
+    """The result of `state_dict()`, which has an attribute `_metadata`.
+
+    As `_Dict`, it takes no arguments: a key among them could take endless time to hash.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -260,7 +260,11 @@ def test_our_generators_draw_the_same_by_their_formulas(res):
 def test_files_as_training_programs_write_them():
     state = foreign_state_dict()
     options = argparse.Namespace(size=16, path="x")
-    checkpoint = {"g": state, "g_ema": state, "d": {}, "args": options, "ada_aug_p": 0.5}
+    own = torch.nn.Linear(1, 1).state_dict()    # an OrderedDict with an attribute
+    own.clear()
+    own.update(state)
+    assert own._metadata
+    checkpoint = {"g": state, "g_ema": own, "d": {}, "args": options, "ada_aug_p": 0.5}
     checkpoint["latent_avg"] = torch.ones(1, 12)
     moments = {"step": 3, "exp_avg": torch.ones(2)}
     checkpoint["g_optim"] = {"state": {140234567890123: moments}, "param_groups": [{"lr": 0.002, "betas": (0.0, 0.99)}]}
