@@ -228,19 +228,13 @@ _Params = kernels.params(
     in_w=ctypes.c_int64, in_h=ctypes.c_int64, out_w=ctypes.c_int64, out_h=ctypes.c_int64,
     first_x=ctypes.c_int64, first_y=ctypes.c_int64, gain=ctypes.c_double,
 )
-_AnyParams = kernels.params(**{name: ctypes.c_void_p for name in ("y", "x", "f")}, **{name: ctypes.c_int64 for name in (
-    "f_stride_x", "f_stride_y", "images", "channels", "in_w", "in_h", "out_w", "out_h",
-    "in_stride_n", "in_stride_c", "in_stride_y", "in_stride_x",
-    "out_stride_n", "out_stride_c", "out_stride_y", "out_stride_x",
-    "up_x", "up_y", "down_x", "down_y", "pad_x", "pad_y", "fw", "fh", "flip",
-)}, gain=ctypes.c_double)
-
-_MOST_TAPS = 32     # Of a specialised kernel, in both directions together; its code is unrolled.
+# Limits of the kernels, whose code is unrolled. Beyond them, PyTorch's own operations do the work.
+_MOST_TAPS = 32     # In both directions together.
 _MOST_FACTOR = 4
 
 
 class _Plan(NamedTuple):
-    """How a specialised kernel divides the work; see upfirdn2d.cu."""
+    """How a kernel divides the work; see upfirdn2d.cu."""
 
     kernel: custom_ops.Kernel
     step: tuple[int, int]       # Outputs of a thread: x, y.
@@ -273,7 +267,7 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
 
 def standard_kernels() -> list[custom_ops.Kernel]:
     """The kernels of networks with the filter 1, 3, 3, 1, forward and backward. Small images need a few more."""
-    found = [_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True)]
+    found = []
     for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
         most = kernels.VECTOR_BYTES // dtype.itemsize
         for up, down, pad, vec, vout in [  # beside convolutions of stride 2, images have odd sizes: no vectors there
@@ -286,22 +280,17 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     return list(dict.fromkeys(found))
 
 
-@functools.lru_cache(maxsize=None)
-def _any_kernel(dtype: torch.dtype, channels_last: bool) -> custom_ops.Kernel:
-    return kernels.kernel("upfirdn2d_any", _AnyParams, dtype=dtype, CHANNELS_LAST=int(channels_last))
-
-
 def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
-    """Through a CUDA kernel; None where there is none. `f` is 2-D."""
+    """Run a CUDA kernel; None where there is none. `f` is 2-D."""
+    fw, fh = _filter_size(f)
+    if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
+        return None
     x = kernels.dense(x)
     n, c, h, w = x.shape
     channels_last = kernels.is_channels_last(x)
     out_h, out_w = _out_size(x, f, spec)
     y = torch.empty([n, c, out_h, out_w], dtype=x.dtype, device=x.device,
                     memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    fw, fh = _filter_size(f)
-    if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
-        return _launch_any(x, f, y, spec)
     if channels_last:
         vec = vout = kernels.vector_size(x.dtype, c, (x, y))
     else:
@@ -316,25 +305,11 @@ def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | Non
         grid = -(-groups_x * groups_y * n * c // kernels.BLOCK)
     launch = custom_ops.load(plan.kernel, x.device)
     if launch is None or grid * kernels.BLOCK >= 2**32:
-        return _launch_any(x, f, y, spec)
+        return None
     address = kernels.address
     launch(grid, _Params(address(y), address(x), address(f), f.stride(1), f.stride(0),
                          n if channels_last else n * c, c if channels_last else 1, w, h, out_w, out_h, *plan.first,
                          spec.gain))
-    return y
-
-
-def _launch_any(x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
-    launch = custom_ops.load(_any_kernel(x.dtype, kernels.is_channels_last(x)), x.device)
-    grid = -(-y.numel() // kernels.BLOCK)
-    if launch is None or grid > kernels.MAX_GRID:
-        return None
-    n, c, h, w = x.shape
-    fw, fh = _filter_size(f)
-    address = kernels.address
-    launch(grid, _AnyParams(address(y), address(x), address(f), f.stride(1), f.stride(0), n, c, w, h, y.shape[3],
-                            y.shape[2], *x.stride(), *y.stride(), *spec.up, *spec.down, spec.padding[0],
-                            spec.padding[2], fw, fh, spec.flip, spec.gain))
     return y
 
 
