@@ -22,7 +22,7 @@ class LostRank(UserError):
 
 
 class _Group:
-    """What `join` sets up."""
+    """The state of this process between `join` and `leave`."""
 
     def __init__(self, timeout_sec: float, advice: str):
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -16,7 +16,7 @@ _sums: dict[torch.device, "_Sums"] = {}
 
 
 class _Sums:
-    """What has been flushed on one device since the last collection."""
+    """Sums of the values that were flushed on one device since the last collection."""
 
     def __init__(self, device: torch.device):
         self.rows: dict[str, int] = {}
@@ -79,7 +79,7 @@ def collect() -> dict[str, dict[str, float]]:
 
 
 def pending() -> dict[str, list[float]]:
-    """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
+    """Sums over all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted by name."""
     flush()
     distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}

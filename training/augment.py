@@ -24,7 +24,7 @@ _SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )
-_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Of natural images, whose spectrum falls as 1 / f (appendix B).
+_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Natural images' power: their spectrum falls as 1 / f (appendix B).
 _GRAY_AXIS = np.array([1, 1, 1]) / np.sqrt(3)   # Along which luma changes, and around which hue turns.
 _MAX_MAP_RES = 128                              # Feature maps above this stay as they are, as in GGDR's program.
 
@@ -56,7 +56,7 @@ class Geometry(NamedTuple):
 
 
 class Transforms(NamedTuple):
-    """What happens to each of N images; float64 on the host; None = nothing to any of them."""
+    """The transforms of N images, float64 on the host. None = no image has this transform."""
 
     geometry: Optional[Geometry]        # None = the pipe has no geometric transforms.
     color: Optional[np.ndarray]         # [N, 3, 4] affine, of RGB.
@@ -217,7 +217,7 @@ class AugmentPipe(torch.nn.Module):
         return self.transform(images, maps or {}, draws)
 
     def transform(self, images: Tensor, maps: Dict[int, Tensor], draws: TransformDraws) -> AugmentOutput:
-        """As `run`, with the given source of random numbers."""
+        """Do what `run` does, with the given source of random numbers."""
         t = self.draw(draws, num_channels=images.shape[1])
         if t.geometry is not None:
             images = warp_images(images, t.geometry, self.Hz_geom)
@@ -391,7 +391,7 @@ def _spread(taps: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _upload(array: np.ndarray, like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
-    """To the device and type of `like`, without waiting for the device."""
+    """Copy an array to the device and type of `like`, without waiting for the device."""
     tensor = torch.from_numpy(array).to(like.dtype if dtype is None else dtype)
     if like.device.type != "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()

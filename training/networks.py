@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 
 class SynthesisState(NamedTuple):
-    """What the block of resolution `res` gives. Synthesis can resume from it (GLeaD, Eq. 5 and 6)."""
+    """The result of the block of resolution `res`, from which synthesis can resume (GLeaD, Eq. 5 and 6)."""
 
     res: int
     x: Tensor               # Feature map [N, channels at res, res, res].

@@ -49,7 +49,7 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
 
     @torch.no_grad()
     def embed_target(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `embed`, without a graph."""
+        """Do what `embed` does, without recording a graph."""
         # TorchScript records a graph even here, once it has seen an image that requires a gradient: hence `detach`.
         return tuple(part.detach() for part in self.embed(img))
 

@@ -22,12 +22,12 @@ _PICKLED_TORCH_SAVE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save
 
 
 class Format(NamedTuple):
-    """What can be written in a format."""
+    """Properties of a format."""
 
     suffix: str
     keys: tuple[str, ...]   # Those of `network_pickle.KEYS` that it can hold.
-    lossless: bool          # Whether reading it back gives the same arguments and, bit for bit, the same tensors.
-    tolerance: float        # How much images may change on the way; times their largest value, if that is above 1.
+    lossless: bool          # Whether a file, read again, gives the same arguments and, bit for bit, the same tensors.
+    tolerance: float        # How much images may change by conversion, relative to the largest value (1 if it is less).
 
 
 FORMATS = {

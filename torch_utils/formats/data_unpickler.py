@@ -32,7 +32,7 @@ _MAX_REFUSED = 100       # How many refused names are noted.
 
 
 class Content(NamedTuple):
-    """What a pickle holds."""
+    """The content of a pickle."""
 
     value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
     refused: list[str]     # Globals that are not allowed, as `module.name`, sorted. If there are any, ignore `value`.
@@ -435,7 +435,7 @@ class Array:
 
 
 class TfNetwork:
-    """What stands for a network of TensorFlow: its name, options and variables, see `tf_pickle`."""
+    """Stands for a network of TensorFlow. Its state holds the name, options and variables; see `tf_pickle`."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}

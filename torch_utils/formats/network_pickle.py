@@ -85,7 +85,7 @@ def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
 def read_all(file: BinaryIO) -> bytes:
     """The rest of the file; `UserError` if it is larger than any networks."""
     buffer = io.BytesIO()
-    while chunk := file.read(_READ_BYTES):  # a larger read would set its memory aside at once
+    while chunk := file.read(_READ_BYTES):  # `read` allocates all that it is asked for
         buffer.write(chunk)
         if buffer.tell() > _MAX_FILE_BYTES:
             raise UserError(f"larger than {_MAX_FILE_BYTES >> 30} GiB: no networks")

@@ -117,7 +117,7 @@ class Session:
 
 
 class _Sampler(torch.nn.Module):
-    """What is exported; the attribute gives the initialisers their names."""
+    """The module that is exported. Names of initialisers begin with the name of its attribute."""
 
     def __init__(self, G: torch.nn.Module) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def _export(G: torch.nn.Module) -> Any:
     if G.mapping.w_avg_beta is not None:
         inputs["truncation_psi"], shapes["truncation_psi"] = torch.ones([]), {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parts of PyTorch about one another
+        warnings.simplefilter("ignore")  # parts of PyTorch warn of other parts
         program = torch.onnx.export(
             _Sampler(G).eval(), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
             output_names=["img"], opset_version=_OPSET, optimize=False, verbose=False,  # optimised, weights lose names

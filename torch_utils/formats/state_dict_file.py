@@ -21,7 +21,7 @@ from dnnlib.util import UserError, atomic_write
 from . import data_unpickler, description
 
 _KEYS = {"g_ema": "G_ema", "g": "G"}    # Names there -> ours.
-_LR_MULTIPLIER = 0.01                   # Of the mapping network; their layers have it built in.
+_LR_MULTIPLIER = 0.01                   # That of the mapping network, which is fixed there.
 _UP_GAIN = 4                            # Their filters for up-sampling by 2 contain this factor.
 _DEFAULT_TAPS = [1, 3, 3, 1]
 _NUM_LATENTS = 10_000                   # From which the mean w is computed where a file lacks it.
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What the shapes of a generator follow from."""
+    """The numbers from which all shapes in a generator follow."""
 
     num_layers: int             # Of the mapping network.
     w_dim: int
@@ -174,7 +174,7 @@ def from_state_dict(
 
 
 def _load(data: bytes) -> Any:
-    """What torch.save wrote, as plain data and tensors; `UserError` for everything else."""
+    """The content of a file by torch.save: plain data and tensors. Anything else raises `UserError`."""
     is_zip = data.startswith(b"PK")
     refused = data_unpickler.check_torch_save(*((_zipped_pickle(data), 1) if is_zip else (data, _NUM_PICKLES)))
     if refused:

@@ -93,7 +93,7 @@ def _reference(x, b, dim, func, alpha, gain, clamp) -> Tensor:
 
 
 def _slope(act: str, alpha: float) -> float:
-    """Of the negative side."""
+    """The slope of the negative side."""
     slope = activation_funcs[act].slope
     assert slope is not None
     return alpha if slope == -1 else slope
@@ -108,7 +108,7 @@ kernels.library.define(f"bias_act_grad(Tensor dy, Tensor y, {_SETTINGS}) -> Tens
 
 
 def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """In place on one buffer where that is possible."""
+    """The operation by PyTorch's own ones, in place where that is possible."""
     slope = _slope(act, alpha)
     early = gain if gain > 0 else 1.0  # a positive factor passes through (leaky) ReLUs
     y = x * early if b is None else torch.add(_along(b, x, dim) * early, x, alpha=early)

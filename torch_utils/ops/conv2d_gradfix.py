@@ -106,7 +106,7 @@ def conv_transpose2d(
 
 
 class _ConvOptions(NamedTuple):
-    """What `torch.convolution` takes behind the bias, in its order."""
+    """The last arguments of `torch.convolution`, in its order."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]

@@ -35,7 +35,7 @@ def self_test(
     Args:
         device: Where the operations run. References run on the CPU in double precision.
         dtypes: Types to test, of those in `BOUNDS`.
-        quick:  Test only with kernels that networks use (`standard_kernels`). The full test makes a GPU wait for 250
+        quick:  Test only with kernels that networks use (`standard_kernels`). The full test makes a GPU wait for many
                 other kernels to be compiled, 0.1 s each.
 
     Returns:
@@ -57,7 +57,7 @@ def self_test(
 
 
 def _standard_cases() -> Iterator[_Case]:
-    """What networks use, with images whose sizes suit the largest vectors."""
+    """The operations as networks use them, on images whose sizes suit the largest vectors."""
     x, b, noise, scale = _draw_inputs(64, 16, 32)
     yield _bias_act_case("lrelu", x, b)
     f = upfirdn2d.setup_filter([1, 3, 3, 1])

@@ -68,7 +68,7 @@ class Origin(NamedTuple):
 
 
 def read_origin(network: str | os.PathLike) -> Origin | None:
-    """What is known of the run that the file lies in; None if its folder is no run directory."""
+    """The run in whose directory a network lies; None if its folder is no run directory."""
     path = Path(network)
     options_path = path.parent / "training_options.json"
     if not options_path.is_file():

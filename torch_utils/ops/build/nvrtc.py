@@ -80,7 +80,7 @@ def architectures() -> tuple[int, ...]:
 
 
 def target(arch: int, known: Sequence[int]) -> str:
-    """What to compile for, such as `sm_90`.
+    """NVRTC's name of the target for a device, such as `sm_90`.
 
     A device that is newer than the compiler gets the newest code that the compiler knows, such as `compute_90`. The
     driver translates that.

@@ -95,7 +95,7 @@ def status() -> int:
 
 
 def _self_tests() -> int:
-    """On each GPU: load the kernels that are compiled, and test the operations with those that networks use most."""
+    """On each GPU, load the kernels that are compiled, and test the operations."""
     from ..self_test import self_test
 
     rows, complete, kernels = [], True, custom_ops.standard_kernels()
