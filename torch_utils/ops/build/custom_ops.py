@@ -7,7 +7,7 @@ import os
 import pkgutil
 import threading
 from types import ModuleType
-from typing import Iterable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -127,21 +127,17 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def prepare(device: torch.device, kernels: Iterable[Kernel] | None = None) -> None:
-    """Compile and load kernels, several at a time, so that nothing is compiled in the middle of training.
+def prepare(device: torch.device) -> None:
+    """Compile and load the standard kernels, several at a time, so that training doesn't wait for them later.
 
     Does nothing on the CPU. Where kernels can't be had, prints the reason as `load` does.
-
-    Args:
-        device:  Where they will run.
-        kernels: None = `standard_kernels()`.
 
     Raises:
         UserError: As `load`.
     """
     if not kernels_wanted() or device.type != "cuda":
         return
-    kernels = standard_kernels() if kernels is None else list(kernels)
+    kernels = standard_kernels()
     with contextlib.suppress(Unavailable):  # `load` prints the reason
         for _ in compile_all(kernels, arch=architecture(device)):
             pass
