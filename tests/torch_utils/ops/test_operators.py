@@ -5,9 +5,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
+from tests.torch_utils.ops.operations import all_cases
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
 from torch_utils.ops.build import custom_ops
-from torch_utils.ops.self_test import self_test
+from torch_utils.ops.self_test import compare, self_test
 from training.networks import Discriminator, Generator
 
 pytest_plugins = ["tests.torch_utils.ops.emulator"]
@@ -102,17 +103,18 @@ def test_any_number_of_dimensions():
         torch.testing.assert_close(bias_act.bias_act(x, act="lrelu"), bias_act.bias_act(x, act="lrelu", impl="ref"))
 
 
-def test_self_test_passes_on_plain_operations():
+def test_plain_operations_agree_with_their_references():
     """Half types apart: plain operations round more often than kernels."""
-    checks = self_test(torch.device("cpu"), dtypes=[torch.float32, torch.float64])
+    checks = [check for case in all_cases()
+              for check in compare(case, torch.device("cpu"), [torch.float32, torch.float64])]
     assert len(checks) > 60 and not [check for check in checks if not check.error <= check.bound]
 
 
-def test_quick_self_test_takes_standard_kernels_only(cuda_ways, monkeypatch):
+def test_self_test_takes_standard_kernels_only(cuda_ways, monkeypatch):
     """So that `status` compiles few kernels on a GPU, or none. Here, each operation asks for its kernel in vain."""
     asked = []
     monkeypatch.setattr(custom_ops, "load", lambda kernel, device: asked.append(kernel))
-    checks = self_test(torch.device("cpu"), dtypes=[torch.float16, torch.float32], quick=True)
+    checks = self_test(torch.device("cpu"))
     assert len(checks) == 20 and all(check.error < 0.05 for check in checks)
     assert set(asked) <= set(custom_ops.standard_kernels())
     assert {kernel.name for kernel in asked} == {"bias_act", "upfirdn2d", "modconv_epilogue", "modconv_epilogue_grad"}

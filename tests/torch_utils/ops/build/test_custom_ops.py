@@ -365,7 +365,7 @@ def test_mistakes(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("error, passes", [(1e-7, True), (float("nan"), False)])
 def test_self_tests_of_status(fake, monkeypatch, capsys, error, passes):
     """Kernels that are compiled are loaded; those that aren't stay so."""
-    def checks(device, **options):
+    def checks(device):
         return [("good", 0.0, 1e-6), ("other", error, 1e-6)]
 
     monkeypatch.setattr(self_test, "self_test", checks)
