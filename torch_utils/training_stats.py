@@ -1,6 +1,6 @@
 """Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
 
-A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
+A report only keeps the value. `flush` adds up all values of an iteration at once.
 """
 
 from typing import Any, Mapping
@@ -16,7 +16,7 @@ _sums: dict[torch.device, "_Sums"] = {}
 
 
 class _Sums:
-    """What has been flushed on one device since the last collection."""
+    """Sums of the values that were flushed on one device since the last collection."""
 
     def __init__(self, device: torch.device):
         self.rows: dict[str, int] = {}
@@ -54,8 +54,8 @@ def report(name: str, value: Any) -> Any:
 
 
 def flush() -> None:
-    """Add up what was reported, at the end of an iteration: in a few operations, and in an order that is always the
-    same. Nothing waits for the device."""
+    """Add up what was reported, at the end of an iteration. The order is always the same; nothing waits for the device.
+    """
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
@@ -79,7 +79,7 @@ def collect() -> dict[str, dict[str, float]]:
 
 
 def pending() -> dict[str, list[float]]:
-    """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
+    """Sums over all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted by name."""
     flush()
     distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
@@ -92,7 +92,7 @@ def pending() -> dict[str, list[float]]:
 
 
 def restore(moments: Mapping[str, list[float]]) -> None:
-    """Go on from what `pending` gave, on this rank; what was reported before is forgotten."""
+    """Resume from what `pending` gave, on this rank. What was reported before is forgotten."""
     _reports.clear()
     _counts.clear()
     _sums.clear()
