@@ -79,6 +79,8 @@ def _declare(option: Any) -> Callable[..., Any]:
         values = {"type": click.Choice(option.choices)}
     elif option.path:
         values["type"] = Path()
+    elif option.or_auto:
+        values["type"] = IntOrAuto()
     elif option.type is tuple:
         values["type"] = CommaList()
     elif option.early:
@@ -219,6 +221,15 @@ class FiniteFloat(click.FloatRange):
 
     def _describe_range(self) -> str:
         return "" if self.min is None and self.max is None else super()._describe_range()
+
+
+class IntOrAuto(click.ParamType):
+    """A whole number from 1 on, or the word auto."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
 MAX_NUMBERS = 1_000_000

@@ -286,7 +286,7 @@ def describe(
     origin, run = source, None
     if not is_url(source):
         origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256(Path(source)))
-        run = model_card.read_run(source)
+        run = model_card.read_origin(source)
     difference = None if compared is None else compared.difference
     return model_card.render(networks, files, origin=origin, run=run, difference=difference, noise_mode=noise_mode)
 

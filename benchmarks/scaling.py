@@ -48,7 +48,7 @@ from training.config.resolve import resolve  # noqa: E402
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
-from training.draws import draw_part  # noqa: E402
+from training.draws import Division, draw_part  # noqa: E402
 from training.estimate import count_parameters  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
@@ -409,7 +409,9 @@ def count_operations() -> dict[str, int]:
     counts = {}
     for phase in build_phases(config, loss):
         phase.module.requires_grad_(True)
-        batch = draw_part((0, 0, 0), torch.zeros(2, 3, 256, 256), torch.zeros(2, 0), z_dim=G.z_dim, dataset=None)
+        (rows,) = Division(2, at_once=2, unit=2, group=2, device=torch.device("cpu")).parts
+        batch = draw_part(rows, torch.zeros(2, 3, 256, 256), torch.zeros(2, 0), key=(0, 0, 0), unit=2, z_dim=G.z_dim,
+                          dataset=None)
         with _CountOps() as ops:
             for term in phase.loss(batch):
                 term.backward()

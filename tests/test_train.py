@@ -211,7 +211,7 @@ def test_dry_run_makes_nothing(run, runs, tmp_path):
 
 
 @pytest.mark.parametrize("args, text", [
-    ("--cfg=paper256 --data=256 --device=cuda", "64 images = 8 steps of 8 on 1 GPU"),
+    ("--cfg=paper256 --data=256 --device=cuda", "64 images = 8 steps of 8 on 1 GPU, as many at once as fit its memory"),
     ("--cfg=paper256 --data=256 --device=cuda --gpus=8", "64 images = 1 step of 8 on each of 8 GPUs"),
     ("--batch=16 --batch-gpu=4 --gpus=2", "16 images = 2 steps of 4 on the CPU in each of 2 processes"),
 ])  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images
 from dnnlib.util import UserError
 
-# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a
-# busy machine it takes longer than that until the next request comes.
+# How many batches each worker reads ahead: 2 to 8, of 8 MiB together. Small batches are read within milliseconds; on a
+# busy machine, the next request takes longer than that to come.
 _AHEAD = (2, 8)
 _AHEAD_BYTES = 8 << 20
 
@@ -30,7 +30,7 @@ class _Request(NamedTuple):
 
 
 class ImageReader:
-    """Iterator over batches of images; it ends its workers by `close()`, `with`, or when an error is raised.
+    """Iterator over batches of images. Its workers end at `close()`, at the end of `with`, or at an error.
 
     Args:
         dataset:     Has `image_shape` and gives `images(indices)`, as `training.dataset.ImageFolderDataset` does.

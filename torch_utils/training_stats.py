@@ -1,6 +1,6 @@
 """Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
 
-A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
+A report only keeps the value. `flush` adds up all values of an iteration at once.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _sums: dict[torch.device, "_Sums"] = {}
 
 
 class _Sums:
-    """What has been flushed on one device since the last collection."""
+    """Sums of the values that were flushed on one device since the last collection."""
 
     def __init__(self, device: torch.device):
         self.rows: dict[str, int] = {}
@@ -65,8 +65,8 @@ def unrecorded() -> Iterator[None]:
 
 
 def flush() -> None:
-    """At the end of an iteration, add what was reported to the sums, in a few operations and always in the same order.
-    Nothing waits for the device."""
+    """Add up what was reported, at the end of an iteration. The order is always the same; nothing waits for the device.
+    """
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)

@@ -13,6 +13,7 @@ from dnnlib.util import rough_time
 from training.config.schema import TrainingConfig
 
 FLOAT = 4  # Bytes.
+_MEMORY_SHARE = 0.8     # Of what is free, activations get this much; convolutions need room to work in.
 LONG_SEC = 600          # What takes longer on a CPU is announced.
 _LOOK_PIXELS = 1 << 16  # Networks are timed on images with about this many pixels.
 _SHORT_KIMG = 0.1       # Nobody needs an estimate for so few images.
@@ -61,6 +62,23 @@ def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
     )
 
 
+def images_at_once(config: TrainingConfig, device: Any) -> int:
+    """The most images that the free memory of a GPU takes: of its share of the batch, as many parts of `batch_gpu`.
+
+    Args:
+        device: A torch.device. The networks are on it, their gradients and the optimisers' moments not yet.
+    """
+    import torch
+
+    if device.type != "cuda" or not config.fill_gpu:
+        return config.batch_gpu
+    memory = estimate_memory(config, count_parameters(config))
+    free = torch.cuda.mem_get_info(device)[0] - memory.weights
+    parts = config.batch_size // config.num_gpus // config.batch_gpu
+    fitting = [n for n in range(1, parts + 1) if parts % n == 0 and n * memory.activations <= _MEMORY_SHARE * free]
+    return config.batch_gpu * max(fitting, default=1)
+
+
 def trace_activations(config: TrainingConfig) -> dict[str, int]:
     """Bytes that autograd keeps at most in each phase, by its name, for `batch_gpu` images without augmentation.
 
@@ -80,7 +98,8 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
     loss = StyleGAN2Loss(G, D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
     n, data = c.batch_gpu, c.dataset
     shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
-    batch = Batch(*(torch.zeros([n, *shape], device="meta") for shape in shapes))
+    real_img, real_c, gen_z, gen_c = (torch.zeros([n, *shape], device="meta") for shape in shapes)
+    batch = Batch(real_img, real_c, gen_z, gen_c)
     found = {}
     with training_stats.unrecorded():
         for phase in build_phases(c, loss):

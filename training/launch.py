@@ -19,7 +19,6 @@ from .runs import interrupt, run_dir
 
 LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
-_BUILDING_SEC = 900         # Others wait so long for the process that builds the CUDA kernels.
 _GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
 _INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
@@ -120,8 +119,7 @@ def build_kernels(device: str) -> None:
     from torch_utils import distributed
     from torch_utils.ops.build import custom_ops
 
-    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
-                            what="building the CUDA kernels", timeout_sec=_BUILDING_SEC)
+    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)))
 
 
 def clear_outcome(path: str | None) -> None:

@@ -1,7 +1,7 @@
 """Training phases: which loss updates which network, how often, and what happens to the gradients on the way."""
 
 import dataclasses
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -25,6 +25,12 @@ class Phase:
     interval: int                                       # Iterations from one run of the phase to the next.
     gain: float                                         # Scales its loss.
     finish: Callable[[], None] | None = None            # Called after the loss of all parts of the batch.
+
+    def backward(self, parts: Iterable[Batch], *, num: int) -> None:
+        """Accumulate the gradients of a batch, given as `num` parts."""
+        for batch in parts:
+            for term in self.loss(batch):
+                (term * (self.gain / num)).backward()
 
 
 def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:

@@ -165,7 +165,7 @@ def check_machine(
     from .runs.checkpoints import Keep
     from .tasks import validate_tasks
 
-    custom_ops.chosen_routes()
+    custom_ops.kernels_wanted()
     validate_tasks(config)
     expect(config.loss.adversarial in ADVERSARIAL, "--adversarial", config.loss.adversarial,
            f"one of {', '.join(ADVERSARIAL)}")

@@ -95,12 +95,14 @@ def _describe_start(config: TrainingConfig) -> str:
 
 
 def _describe_batch(config: TrainingConfig) -> str:
-    """Such as `64 images = 8 steps of 8 on 1 GPU`."""
+    """Such as `64 images = 8 steps of 8 on 1 GPU`. How many steps a GPU takes at once is only known when it starts."""
     steps, gpus = config.batch_size // config.num_gpus // config.batch_gpu, config.num_gpus
     where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
     if config.device == "cpu":
         where = "the CPU" if gpus == 1 else f"the CPU in each of {gpus} processes"
-    return f"{config.batch_size} images = {steps} step{'s' if steps > 1 else ''} of {config.batch_gpu} on {where}"
+    at_once = ", as many at once as fit its memory" if config.fill_gpu and steps > 1 else ""
+    shares = f"{steps} step{'s' if steps > 1 else ''} of {config.batch_gpu} on {where}"
+    return f"{config.batch_size} images = {shares}{at_once}"
 
 
 def _describe_augment(config: TrainingConfig) -> str:

@@ -17,7 +17,7 @@ from .build import build_networks
 from .config.schema import TrainingConfig, to_json, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
 from .data.loader import Batch, BatchLoader, TrainingOrder
-from .draws import draw_part
+from .draws import divide_batch
 from .ema import ema_beta, update_ema
 from .loss import StyleGAN2Loss
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases, optimizer_moments
@@ -102,6 +102,7 @@ class Trainer:
             observe_real=self.ada.observe if self.ada else None,
         )
         self.phases = build_phases(c, self.loss)
+        self.division = divide_batch(c, self.device)
         self.guard = GradientGuard(self.device)
         self.networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment_pipe}
         counts = {n: sum(p.numel() for p in self.networks[n].parameters()) / 1e6 for n in ("G", "D")}
@@ -223,21 +224,28 @@ class Trainer:
             self.ada.adjust()
 
     def _run_phase(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
-        """Accumulate the gradients of the batch, part by part, and update the phase's network."""
-        parts = list(zip(real_img.split(self.config.batch_gpu), real_c.split(self.config.batch_gpu)))
-        first_nimg = self.progress.nimg + distributed.rank() * len(real_img)
-        phase.opt.zero_grad(set_to_none=True)
+        """Accumulate the gradients of the batch, and update the phase's network."""
         phase.module.requires_grad_(True)
-        for number, (img, c) in enumerate(parts):
-            # Keyed by position, so that an interrupted run, or one on another number of GPUs, draws the same.
-            key = (self.config.random_seed, first_nimg + number * self.config.batch_gpu, index)
-            for term in phase.loss(draw_part(key, img, c, z_dim=self.G.z_dim, dataset=self.dataset)):
-                (term * (phase.gain / len(parts))).backward()
+        while not self._accumulate(index, phase, real_img, real_c):
+            self.loss.forget_parts()    # they are computed again, in smaller ones
         phase.module.requires_grad_(False)
         if phase.finish is not None:
             phase.finish()
         self.guard.process(phase.module)
         phase.opt.step()
+
+    def _accumulate(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> bool:
+        """Compute the gradients of the batch part by part; False if the memory of the GPU does not suffice."""
+        phase.opt.zero_grad(set_to_none=True)
+        key = (self.config.random_seed, self.progress.nimg + distributed.rank() * len(real_img), index)
+        batches = self.division.draw(real_img, real_c, key=key, z_dim=self.G.z_dim, dataset=self.dataset)
+        try:
+            phase.backward(batches, num=len(self.division.parts))
+        except torch.OutOfMemoryError:
+            if not self.config.fill_gpu or not self.division.halve():
+                raise
+            return False
+        return True
 
     def maintain(self, stop: StopRequest) -> None:
         """End a tick: status line, grids, pickle, training state, metrics, statistics."""

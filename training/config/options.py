@@ -57,6 +57,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] | None = None
     path: bool = False                  # A file or folder, or what may stand for one.
     flag: bool = False                  # Takes no value.
+    or_auto: bool = False               # A whole number, or "auto".
     short: str | None = None            # Another spelling, such as "-n".
     early: bool = False                 # Limits are checked as the command line is read, not in the configuration.
     limits: Mapping[str, Any] = {}      # Of the number, by key of LIMITS.
@@ -187,8 +188,9 @@ class Options:
     dlr: float | None = option(BASIC, "Learning rate of D.", shown="by --cfg", sets="D_opt.lr", more_than=0)
     batch: int | None = option(
         BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20)
-    batch_gpu: int | None = option(
-        BASIC, "Images that a GPU sees at once.", shown="by --cfg", sets="batch_gpu")
+    batch_gpu: int | str | None = option(
+        BASIC, "Images that a GPU computes at once; auto: parts as by --cfg, as many at once as fit its memory.",
+        metavar="INT|auto", shown="auto", or_auto=True, implies=("batch_gpu", "fill_gpu"))
     adversarial: str = option(
         BASIC, "How D's scores become the losses of G and D.", default=LossConfig.adversarial,
         sets="loss.adversarial")

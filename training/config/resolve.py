@@ -80,6 +80,7 @@ def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, devi
         total_kimg=preset.total_kimg,
         batch_size=cast(int, preset.batch_size),
         batch_gpu=_batch_gpu(options, preset),
+        fill_gpu=options.batch_gpu in (None, "auto") and device == "cuda",
         ema_kimg=cast(float, preset.ema_kimg),
         ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
         kimg_per_tick=preset.tick,
@@ -98,6 +99,8 @@ def _given(value: Any, default: Any) -> Any:
 
 def _batch_gpu(options: Options, preset: Preset) -> int:
     """A published batch is seen in its published parts on fewer GPUs too, which minibatch deviation depends on."""
+    if isinstance(options.batch_gpu, int):
+        return options.batch_gpu
     share = _given(options.batch, preset.batch_size) // options.gpus
     return share if options.batch is not None else min(preset.batch_gpu, share)
 

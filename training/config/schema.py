@@ -143,7 +143,8 @@ class TrainingConfig(_Strict):
     lpips_fp32: bool = False                    # LPIPS computes in float32, even where D computes in half precision.
     total_kimg: float
     batch_size: int                             # Images per iteration, over all GPUs.
-    batch_gpu: int                              # Images in one forward pass on one GPU.
+    batch_gpu: int                              # Images in one forward pass on one GPU; see `training.draws`.
+    fill_gpu: bool = False                      # Compute as many such parts at once as fit the memory of a GPU.
     ema_kimg: float                             # Half-life of the weights of G_ema.
     ema_rampup: float | None                    # The half-life is at most this share of the images seen so far.
     g_reg_interval: int = 4                     # Path length regularisation every so many iterations.

@@ -26,7 +26,7 @@ _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writi
 
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.free)
-_FREE_FIELDS = {"dataset.path"}.union(*(option.fields for option in OPTIONS.values() if option.free))
+_FREE_FIELDS = {"dataset.path", "fill_gpu"}.union(*(option.fields for option in OPTIONS.values() if option.free))
 # Fields that say of what the state consists: no state fits into a run in which one of them is another.
 _SHAPE_FIELDS = {"G.z_dim", "G.w_dim", *OF_IMAGES.values()}.union(*(option.shape for option in OPTIONS.values()))
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
