@@ -192,7 +192,9 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
         shown = Shown(img, img, c, states, z, ws)
         G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: D(img, c))
         out = D.run(img, c) if tasks else None
-        task_sec = sum(_time(lambda task=task: task.loss(out, shown)) for task in tasks)    # type: ignore[misc]
+        of_kind = {kind: _time(functools.partial(task.loss, out, shown))
+                   for kind, task in {task.kind: task for task in tasks}.items()}
+    task_sec = sum(of_kind[task.kind] for task in tasks)
     sec = 4 * G_sec + 8 * D_sec + 2 * task_sec + 6 * D_sec / config.d_reg_interval
     if config.loss.pl_weight:
         sec += 6 * G_sec / config.loss.pl_batch_shrink / config.g_reg_interval
