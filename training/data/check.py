@@ -7,16 +7,15 @@ import os
 import sys
 import time
 from array import array
-from collections import Counter, deque
-from concurrent.futures import Future
+from collections import Counter
 from typing import Any, Callable, Iterator, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dnnlib.reader_pool import ReaderPool
 from dnnlib.util import UserError, format_time, num_cores
+from dnnlib.worker_pool import WorkerPool
 from training.data.dataset import NUM_CHANNELS
 from training.data.image_files import (
     MAX_RESOLUTION,
@@ -40,7 +39,6 @@ from training.data.zip_directory import open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
-_AHEAD = 4                      # Groups that each process is given in advance.
 
 Kind = Literal["archive", "name", "duplicate", "unreadable", "checksum", "huge", "size", "mode", "label", "turned"]
 
@@ -87,7 +85,7 @@ class _Archive(NamedTuple):
     read_metadata: Callable[[], bytes | None]
 
 
-def look_at_images(files: ImageFiles) -> list[_Look]:
+def look_at_images(_state: None, _number: int, files: ImageFiles) -> list[_Look]:
     """Read and decode images; runs in reader processes."""
     return [_look(files, index) for index in range(len(files))]
 
@@ -140,7 +138,7 @@ class DatasetCheck:
         progress: bool = True,
     ):
         self._path, self._report = str(path), report
-        self._workers, self._progress = workers or num_cores(), progress
+        self._workers, self._progress = min(workers or num_cores(), num_cores()), progress
         self._problems: Counter[str] = Counter()
         self._num_bytes = 0
         self._left_out = LeftOut.none()
@@ -320,15 +318,9 @@ class DatasetCheck:
             (number, archive.files.select(range(first, min(first + _GROUP, len(archive.files)))))
             for number, archive in enumerate(archives) for first in range(0, len(archive.files), _GROUP)
         )
-        waiting: deque[tuple[int, Future]] = deque()
-        with ReaderPool(self._workers) as pool:
-            for number, files in groups:
-                waiting.append((number, pool.submit(look_at_images, files)))
-                if len(waiting) >= _AHEAD * pool.num_workers:
-                    first, future = waiting.popleft()
-                    yield first, pool.result(future)
-            for number, future in waiting:
-                yield number, pool.result(future)
+        with WorkerPool(self._workers) as pool:
+            for (number, _), looks in pool.map(look_at_images, groups):
+                yield number, looks
 
 
 def _is_usable(width: int, height: int, mode: str) -> bool:

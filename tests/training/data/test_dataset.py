@@ -602,6 +602,6 @@ def test_folder_is_sorted_as_plain_strings(tmp_path):
 
 
 def test_import_is_small():
-    script = "import sys, training.dataset, dnnlib.reader_pool, training.data.check; print('torch' in sys.modules)"
+    script = "import sys, training.dataset, dnnlib.worker_pool, training.data.check; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

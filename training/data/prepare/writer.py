@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 import zipfile
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, BinaryIO, Iterator
 from dnnlib.util import UserError, atomic_write, check_writable, made_folder
 from training.data.image_names import METADATA_NAME, shown
 from training.data.prepare.image_sources import BUCKET
-from training.data.prepare.processes import signals_held
 from training.data.prepare.source import Label
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
@@ -202,10 +202,25 @@ def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        with signals_held():  # Between two renames there is no dataset at `dest`.
+        with _signals_held():  # Between two renames there is no dataset at `dest`.
             _take_place(temporary, dest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _take_place(new: Path, dest: Path) -> None:
