@@ -52,7 +52,7 @@ class InputImages:
         for path in itertools.chain.from_iterable(map(_expand, paths)):
             is_set = os.path.isdir(path) or path.lower().endswith(".zip")
             files = open_image_files(path, by_content=True) if is_set else None
-            names = [path] if files is None else files.names
+            names = [path] if files is None else files.names()
             self.num_found += len(names)
             room = None if max_images is None else max_images - len(self)
             for index, name in enumerate(itertools.islice(names, room)):

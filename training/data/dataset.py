@@ -14,15 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dnnlib.util import UserError, say_once
-from training.data.image_files import (
-    MAX_RESOLUTION,
-    MIN_RESOLUTION,
-    ImageFiles,
-    ImageHeader,
-    load_labels,
-    open_image_files,
-)
+from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, open_image_files
 from training.data.image_names import shown
+from training.data.labels import load_labels
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
 _MAX_NAMED = 5                     # A report of bad images names at most so many.

@@ -11,8 +11,9 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from dnnlib.worker_pool import WorkerPool
-from training.data.image_files import MAX_FILE_BYTES, ImageFiles, has_metadata, load_labels, open_image_files
+from training.data.image_files import MAX_FILE_BYTES, ImageFiles, open_image_files
 from training.data.image_names import METADATA_NAME, shown
+from training.data.labels import has_metadata, load_labels
 from training.data.prepare.conversion import BadImage, decode
 from training.data.prepare.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders
 
@@ -35,7 +36,7 @@ class FilesSource(Source):
         self._files = files
         self._indices: range | list[int] = range(len(files))
         self.labels, self._item_labels = _find_labels(files, labels, split)
-        inside = [i for i, name in enumerate(files.names) if _after(name, split) is not None] if split else []
+        inside = [i for i, name in enumerate(files.names()) if _after(name, split) is not None] if split else []
         if inside:
             self._indices = inside
             left = len(files) - len(inside)
@@ -80,7 +81,7 @@ def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[
         is_class = array.ndim == 1
         return LabelSet(f"from {METADATA_NAME}", [str(number) for number in range(array.max() + 1)] if is_class else (),
                         None if is_class else array.shape[1]), array.tolist()
-    names: Sequence[str | None] = files.names
+    names: Sequence[str | None] = files.names()
     if split and any(_after(name, split) is not None for name in names):
         names = [_after(name, split) for name in names]
     names = _below_outer_folders(names)
