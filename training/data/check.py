@@ -28,7 +28,7 @@ from training.data.image_files import (
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
 from training.data.labels import label_width, match_labels, read_entries, stray_metadata
-from training.data.zip_directory import ChecksumError, open_directory
+from training.data.zip_directory import ChecksumError, Entry, open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
@@ -188,7 +188,7 @@ class DatasetCheck:
                 self._found("name", f"{shown(name)} in {path} leads out of the folder that it is unpacked to")
             seen.add(name)
             if name == METADATA_NAME:
-                metadata = rows[i]
+                metadata = Entry(*rows[i].item())
             elif reason := why_left_out(name):
                 left_out.add(reason, name)
             else:

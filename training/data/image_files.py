@@ -40,7 +40,7 @@ from training.data.image_names import (
     shown,
     why_left_out,
 )
-from training.data.zip_directory import NotAZip, ZipDirectory, is_packed, open_directory, readable, unusual
+from training.data.zip_directory import Entry, NotAZip, ZipDirectory, open_directory, unusual
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_FILE_BYTES = 1 << 30       # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
@@ -83,22 +83,18 @@ class Container(abc.ABC):
 
     def __init__(self, path: str, names: Iterable[str], left_out: LeftOut):
         self.path, self.left_out = path, left_out
-        self._set_names(names)
+        self._set_lines([name.encode(errors="surrogateescape") + b"\n" for name in names])
 
-    def _set_names(self, names: Iterable[str]) -> None:
-        text, ends = bytearray(), array.array("Q")
-        for name in names:
-            text += name.encode(errors="surrogateescape") + b"\n"
-            ends.append(len(text))
-        self._text, self._ends = bytes(text[:-1]), np.array(ends, dtype=np.uint64)
+    def _set_lines(self, lines: list[bytes]) -> None:
+        self._text = b"".join(lines)
+        self._ends = array.array("Q", itertools.accumulate(map(len, lines), initial=0))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends) - 1
 
     def get_name(self, index: int) -> str:
         """The name of one file relative to the path, with forward slashes."""
-        begin = int(self._ends[index - 1]) if index else 0
-        return self._text[begin : int(self._ends[index]) - 1].decode(errors="surrogateescape")
+        return self._text[self._ends[index] : self._ends[index + 1] - 1].decode(errors="surrogateescape")
 
     def names(self) -> list[str]:
         return [self.get_name(index) for index in range(len(self))]
@@ -111,7 +107,7 @@ class Container(abc.ABC):
         """Some of the files, in the order given."""
         other = copy.copy(self)
         other.left_out = LeftOut.none()
-        other._set_names(map(self.get_name, indices))
+        other._set_lines([self._text[self._ends[i] : self._ends[i + 1]] for i in indices])
         return other
 
     @abc.abstractmethod
@@ -131,8 +127,8 @@ class Container(abc.ABC):
         """Sizes and CRC-32 of all files, int64 [N]; a CRC is -1 where the file was not read."""
 
     def update(self, digest: "hashlib._Hash") -> None:
-        """Feed a digest with all names."""
-        digest.update(self._text)
+        """Feed a digest with all names, one in a line."""
+        digest.update(memoryview(self._text)[:-1])
 
 
 class ImageFolder(Container):
@@ -215,11 +211,11 @@ class ImageZip(Container):
         directory: Of the zip.
         names:     Of the images.
         rows:      What the directory says about them, dtype `zip_directory.ENTRY` [N].
-        metadata:  The same for dataset.json; None where there is none.
+        metadata:  What it says about dataset.json; None where there is none.
         left_out:  The other files.
     """
 
-    def __init__(self, directory: ZipDirectory, names: Iterable[str], rows: np.ndarray, metadata: np.void | None,
+    def __init__(self, directory: ZipDirectory, names: Iterable[str], rows: np.ndarray, metadata: Entry | None,
                  left_out: LeftOut):
         super().__init__(directory.path, names, left_out)
         self._directory, self._rows, self._metadata = directory, rows, metadata
@@ -244,17 +240,19 @@ class ImageZip(Container):
             for i, name in enumerate(names):
                 reason = why_left_out(name) if name[-1:] != "/" else ""
                 if name == METADATA_NAME:
-                    metadata = rows[i]
+                    metadata = Entry(*rows[i].item())
                 elif reason is None or reason == UNKNOWN and by_content and begins_like_image(
-                        name, directory.read_head(name, rows[i], HEAD_BYTES)):
+                        name, directory.read_head(name, Entry(*rows[i].item()), HEAD_BYTES)):
                     chosen[name] = i
                 elif reason:
                     left_out.add(reason, name)
         order = sorted(chosen)
         rows = rows[[chosen[name] for name in order]]
-        if not readable(rows).all():
-            raise unusual(f"image {shown(order[int(readable(rows).argmin())])} in {path}")
-        return cls(directory, order, rows, metadata, left_out)
+        files = cls(directory, order, rows, metadata, left_out)
+        for i in np.flatnonzero((rows["flags"] & 1) | (rows["method"] != 0)).tolist():
+            if not files._entry(i).readable:
+                raise unusual(files.describe(i))
+        return files
 
     def select(self, indices: Sequence[int]) -> "ImageZip":
         other = super().select(indices)
@@ -262,34 +260,37 @@ class ImageZip(Container):
         other._rows = self._rows[np.asarray(indices, dtype=np.int64)]
         return other
 
-    def _row(self, index: int) -> tuple[str, np.void, str]:
-        """Name and row of one image, and how messages name it. Raises UserError where it would fill the memory."""
-        name, row, what = self.get_name(index), self._rows[index], self.describe(index)
-        _limit_size(what, max(int(row["size"]), int(row["packed_size"])))
-        if is_packed(row) and row["size"] > max(_BOMB_BYTES, _BOMB_RATIO * int(row["packed_size"])):
-            raise UserError(f"{what} would unpack from {row['packed_size']} to {row['size']} bytes, as no image does: "
-                            "remove it")
-        return name, row, what
+    def _entry(self, index: int) -> Entry:
+        return Entry(*self._rows[index].item())
+
+    def _limited_entry(self, index: int) -> Entry:
+        """Raises UserError where the image would fill the memory."""
+        entry = self._entry(index)
+        _limit_size(self.describe(index), max(entry.size, entry.packed_size))
+        if entry.packed and entry.size > max(_BOMB_BYTES, _BOMB_RATIO * entry.packed_size):
+            raise UserError(f"{self.describe(index)} would unpack from {entry.packed_size} to {entry.size} bytes, as "
+                            "no image does: remove it")
+        return entry
 
     def read(self, index: int) -> bytes:
-        name, row, what = self._row(index)
+        what, entry = self.describe(index), self._limited_entry(index)
         with _reading(what):
-            return self._directory.read(name, row, what)
+            return self._directory.read(self.get_name(index), entry, what)
 
     def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        name, row, what = self._row(index)
-        size = int(row["size"])
+        what, entry = self.describe(index), self._limited_entry(index)
+        if entry.packed or entry.size <= _PROBE_BYTES:
+            data = self.read(index)
+            return data, data, entry.size
         with _reading(what):
-            if is_packed(row) or size <= _PROBE_BYTES:
-                data = self._directory.read(name, row, what)
-                return data, data, size
-            return *self._directory.read_ends(name, row, _PROBE_BYTES, _TAIL_BYTES, what), size
+            head, tail = self._directory.read_ends(self.get_name(index), entry, _PROBE_BYTES, _TAIL_BYTES, what)
+        return head, tail, entry.size
 
     def read_metadata(self) -> bytes | None:
         if self._metadata is None:
             return None
         what = f"{METADATA_NAME} of {self.path}"
-        _limit_labels(what, int(self._metadata["size"]), len(self))
+        _limit_labels(what, self._metadata.size, len(self))
         with _reading(what):
             return self._directory.read(METADATA_NAME, self._metadata, what)
 
@@ -352,15 +353,18 @@ class ImageFiles:
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
         """Some of the files, in the order given: an object whose size doesn't depend on how many there are in all."""
-        groups: dict[int, list[int]] = {}
-        selected = []
-        for number, index in map(self._locate, map(int, indices)):
-            group = groups.setdefault(number, [])
-            selected.append((list(groups).index(number), len(group)))
-            group.append(index)
         other = copy.copy(self)
-        other.containers = [self.containers[number].select(group) for number, group in groups.items()]
-        other.left_out, other._ends, other._selected, other._identity = LeftOut.none(), [], selected, None
+        other.left_out, other._identity = LeftOut.none(), None
+        if len(self.containers) == 1:
+            other.containers, other._ends, other._selected = [self.containers[0].select(indices)], [len(indices)], None
+            return other
+        groups: dict[int, tuple[int, list[int]]] = {}   # By number: the number of the container in the result.
+        other._selected = []
+        for number, index in map(self._locate, map(int, indices)):
+            new_number, group = groups.setdefault(number, (len(groups), []))
+            other._selected.append((new_number, len(group)))
+            group.append(index)
+        other.containers = [self.containers[number].select(group) for number, (_, group) in groups.items()]
         return other
 
     def read(self, index: int) -> bytes:

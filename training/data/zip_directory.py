@@ -34,7 +34,7 @@ _RECORD = np.dtype({                        # Of the directory; name, extra fiel
     "itemsize": 46,
 })
 ENTRY = np.dtype([("offset", "u8"), ("packed_size", "u8"), ("size", "u8"), ("crc", "u4"), ("flags", "u2"),
-                  ("method", "u2")])
+                  ("method", "u2")])    # An array of these is an `Entry` for each file.
 
 
 class NotAZip(UserError):
@@ -43,6 +43,26 @@ class NotAZip(UserError):
 
 class ChecksumError(UserError):
     """A file in a zip is not what it was when the zip was made."""
+
+
+class Entry(NamedTuple):
+    """What the directory says about one file: a row of dtype `ENTRY`."""
+
+    offset: int
+    packed_size: int
+    size: int
+    crc: int
+    flags: int
+    method: int
+
+    @property
+    def readable(self) -> bool:
+        """Whether it is neither encrypted nor packed by a method that is not known here."""
+        return not self.flags & _ENCRYPTED and self.method in (_STORED, _DEFLATED)
+
+    @property
+    def packed(self) -> bool:
+        return self.method != _STORED
 
 
 class ZipDirectory(NamedTuple):
@@ -126,45 +146,45 @@ class ZipDirectory(NamedTuple):
 
     # --- Files.
 
-    def read(self, name: str, row: np.void, what: str) -> bytes:
+    def read(self, name: str, entry: Entry, what: str) -> bytes:
         """The bytes of one file, whose checksum is right. Raises UserError, OSError; `what` names the file."""
-        if not readable(row):
+        if not entry.readable:
             raise unusual(what)
-        begin, chunk = self._open_file(name, row, int(row["packed_size"]), what)
-        data = chunk if len(chunk) == row["packed_size"] else self._pread(int(row["packed_size"]), begin)
-        if row["method"] == _DEFLATED:
+        begin, data = self._open_file(name, entry, entry.packed_size, what)
+        if len(data) < entry.packed_size:
+            data = self._pread(entry.packed_size, begin)
+        if entry.packed:
             try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(row["size"]) + 1)  # Never more.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)  # Never much more.
             except zlib.error as e:
                 raise ChecksumError(f"{what} can't be unpacked ({e}): the zip is damaged") from e
-        if len(data) != row["size"] or zlib.crc32(data) != row["crc"]:
+        if len(data) != entry.size or zlib.crc32(data) != entry.crc:
             raise ChecksumError(f"{what} is damaged: its checksum is not the one in the zip's directory; copy or "
                                 "download the zip again")
         return data
 
-    def read_head(self, name: str, row: np.void, count: int) -> bytes:
+    def read_head(self, name: str, entry: Entry, count: int) -> bytes:
         """The first bytes of one file; none where it can't be unpacked. Raises OSError."""
         try:
-            _, data = self._open_file(name, row, min(int(row["packed_size"]), count), shown(name))
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, count) if is_packed(row) else data
+            _, data = self._open_file(name, entry, min(entry.packed_size, count), shown(name))
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, count) if entry.packed else data
         except (UserError, zlib.error):
             return b""
 
-    def read_ends(self, name: str, row: np.void, head: int, tail: int, what: str) -> tuple[bytes, bytes]:
+    def read_ends(self, name: str, entry: Entry, head: int, tail: int, what: str) -> tuple[bytes, bytes]:
         """First and last bytes of a stored file. Raises UserError, OSError; `what` names the file."""
-        begin, chunk = self._open_file(name, row, head, what)
-        return chunk, self._pread(tail, begin + int(row["size"]) - tail)
+        begin, chunk = self._open_file(name, entry, head, what)
+        return chunk, self._pread(tail, begin + entry.size - tail)
 
-    def _open_file(self, name: str, row: np.void, count: int, what: str) -> tuple[int, bytes]:
+    def _open_file(self, name: str, entry: Entry, count: int, what: str) -> tuple[int, bytes]:
         """Where the data of a file begin, and up to `count` bytes of them; fewer where its extra field is long."""
-        offset, flags = int(row["offset"]), int(row["flags"])
-        # Header and data in one system call. Names of code page 437 may be shorter here than in UTF-8, never longer.
-        chunk = self._pread(_LOCAL_HEADER.size + len(name.encode(errors="surrogateescape")) + 64 + count, offset)
+        # Header and data in one system call, unless the extra field is long.
+        chunk = self._pread(_LOCAL_HEADER.size + len(name) + 64 + count, entry.offset)
         if chunk.startswith(b"PK\3\4") and len(chunk) >= _LOCAL_HEADER.size:
             _, name_length, extra_length = _LOCAL_HEADER.unpack_from(chunk)
-            if _decode(chunk[_LOCAL_HEADER.size : _LOCAL_HEADER.size + name_length], flags) == name:
+            if _decode(chunk[_LOCAL_HEADER.size : _LOCAL_HEADER.size + name_length], entry.flags) == name:
                 begin = _LOCAL_HEADER.size + name_length + extra_length
-                return offset + begin, chunk[begin : begin + count]
+                return entry.offset + begin, chunk[begin : begin + count]
         raise UserError(f"{what} is not where the zip's directory says: the zip is damaged or has been replaced "
                         "meanwhile")
 
@@ -218,15 +238,6 @@ def _damaged(path: str, reason: str) -> UserError:
     return UserError(f"{path} is a damaged zip ({reason}): copy or download it again")
 
 
-def readable(rows: np.ndarray | np.void) -> np.ndarray:
-    """bool [N]: neither encrypted nor packed by a method that is not known here."""
-    return (rows["flags"] & _ENCRYPTED == 0) & np.isin(rows["method"], (_STORED, _DEFLATED))
-
-
-def is_packed(row: np.void) -> bool:
-    return row["method"] != _STORED
-
-
 def unusual(what: str) -> UserError:
     return UserError(f"{what} is encrypted or packed by an unusual method: make a zip that stores its files (zip -0)")
 
@@ -234,7 +245,9 @@ def unusual(what: str) -> UserError:
 def _decode(raw_name: bytes, flags: int) -> str:
     """As zipfile: UTF-8 or code page 437 by the flag, and nothing after a zero byte."""
     raw_name = raw_name.partition(b"\0")[0]
-    return raw_name.decode(errors="surrogateescape") if flags & _UTF8 else raw_name.decode("cp437")
+    if flags & _UTF8 or raw_name.isascii():
+        return raw_name.decode(errors="surrogateescape")
+    return raw_name.decode("cp437")
 
 
 class _Handle:
