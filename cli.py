@@ -210,18 +210,20 @@ trust_net_option = click.option("--trust-net", is_flag=True,
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {_one_line(message)}", err=True)
+    """Write a line to stderr, above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"Warning: {_one_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show what is warned of inside as lines for users."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Show each UserWarning that is raised inside as a line for users; other warnings are for programmers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, category, *_: category is UserWarning and warn(str(message))
         yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            warn(str(warning.message))
 
 
 def warn_unused(names: Sequence[str], *, because: str) -> None:

@@ -11,7 +11,7 @@ import cli
 from dnnlib.util import UserError
 from training.data import check as dataset_check
 from training.data.image_files import MAX_RESOLUTION
-from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
+from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, CropTransform
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.presets import DATA_PRESETS
 from training.data.prepare.source import Labels, SourceOptions, count_classes
@@ -45,7 +45,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--width", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT", help="Width to scale to.")
 @click.option("--height", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
               help="Height to scale to; less than the width only with the transforms that give a black margin.")
-@click.option("--transform", type=click.Choice(get_args(Transform)),
+@click.option("--transform", type=click.Choice(get_args(CropTransform)),
               help="center-crop: cut to the short side; center-crop-letterbox: cut to the shape WIDTH:HEIGHT, scale, "
                    "and lay on a black square, leaving smaller images out; center-crop-wide: as StyleGAN2-ADA does "
                    "that, which squeezes images that are wider than WIDTH. Without it, images that are not "
@@ -71,7 +71,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset at --dest once the new one is complete.")
 def main(
     source: str, dest: str, preset: str | None, resolution: int | None, width: int | None, height: int | None,
-    transform: Transform | None, resize_filter: str | None, max_images: int | None, labels: Labels, color: Color,
+    transform: CropTransform | None, resize_filter: str | None, max_images: int | None, labels: Labels, color: Color,
     skip_bad: bool, shard_size: int | None, workers: int | None, seed: int, overwrite: bool,
 ) -> None:
     if not dest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
@@ -18,11 +19,13 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
-    from sampling.images import Grid, LatentPath
+    from sampling.images import ImageGrid, LatentPath
     from sampling.input_images import InputImages
 
 MAX_SHOWN = 64      # Images in reconstructions.png ...
 SHOWN_COLUMNS = 16  # ... and in each of its rows.
+
+Options = types.SimpleNamespace  # What was asked for: an attribute for each option below.
 
 
 class GridSize(click.ParamType):
@@ -39,35 +42,8 @@ class GridSize(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class Options(NamedTuple):
-    """What was asked for; see `--help`."""
-
-    network_pkl: str
-    seeds: list[int] | None
-    projected_w: str | None
-    reconstruct: tuple[str, ...]
-    fakes: int | None
-    max_images: int
-    truncation_psi: float
-    trunc_cutoff: int | None
-    class_idx: int | None
-    label: list[float] | None
-    noise_mode: str
-    outdir: str | None
-    image_format: str
-    grid: tuple[int, int] | str | None
-    video: str | None
-    interpolate: str
-    frames_per_key: int
-    fps: float
-    lossless: bool
-    batch: int
-    device: str | None
-    trust_pickle: bool
-
-    @property
-    def rebuilds(self) -> bool:
-        return bool(self.reconstruct) or self.fakes is not None
+def rebuilds(opts: Options) -> bool:
+    return bool(opts.reconstruct) or opts.fakes is not None
 
 
 @click.command(cls=cli.Command)
@@ -121,7 +97,7 @@ def main(**options: Any) -> None:
     """
     opts = Options(**options)
     check_usage(opts)
-    if opts.rebuilds:
+    if rebuilds(opts):
         write_reconstructions(opts)
     elif opts.video is not None:
         write_video(opts)
@@ -133,7 +109,7 @@ def check_usage(opts: Options) -> None:
     """Find contradictions before PyTorch is imported, and warn of options that have no effect."""
     if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
         raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
-    if opts.outdir is None and (opts.video is None or opts.rebuilds):
+    if opts.outdir is None and (opts.video is None or rebuilds(opts)):
         raise click.UsageError("Missing option '--outdir'.")
     if opts.outdir is not None:
         cli.check_outdir(opts.outdir)
@@ -147,7 +123,7 @@ def check_usage(opts: Options) -> None:
         cli.warn_unused(["max_images"], because="without --reconstruct")
     if opts.projected_w is not None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
-    if opts.rebuilds:
+    if rebuilds(opts):
         cli.warn_unused([*video_options, "image_format", "grid", "video"], because="on reconstructions")
     else:
         if opts.video is None:
@@ -161,11 +137,11 @@ def check_usage(opts: Options) -> None:
 
 
 def write_images(opts: Options) -> None:
-    from sampling.images import Grid, save_image, synthesize
+    from sampling.images import ImageGrid, save_image, synthesize
 
     G, latents = load_latents(opts)
     rows_cols = grid_size(opts.grid, len(latents), side=G.img_resolution) if opts.grid is not None else None
-    grid: Grid | None = None
+    grid: ImageGrid | None = None
     check_writable(Path(opts.outdir, "image"))
     with made_folder(opts.outdir), tqdm(total=len(latents), unit="img", file=sys.stderr) as progress:
         for begin in range(0, len(latents), opts.batch):
@@ -173,7 +149,7 @@ def write_images(opts: Options) -> None:
             images = synthesize(G, latents.ws(part), noise_mode=opts.noise_mode,
                                 noise_seeds=latents.noise_seeds[part], batch=opts.batch)
             if rows_cols is not None and grid is None:
-                grid = Grid(*rows_cols, shape=images.shape[1:])
+                grid = ImageGrid(*rows_cols, shape=images.shape[1:])
             for index, image in enumerate(images, start=begin):
                 save_image(image, Path(opts.outdir, f"{latents.names[index]}.{opts.image_format}"))
                 if grid is not None:
@@ -407,12 +383,12 @@ def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
     return networks["G"] or networks["G_ema"], networks["D"]
 
 
-def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Grid:
+def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageGrid:
     """Rows of images, each above a row of what became of them."""
-    from sampling.images import Grid
+    from sampling.images import ImageGrid
 
     cols = min(len(pairs), SHOWN_COLUMNS)
-    grid = Grid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
+    grid = ImageGrid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
     for index, (image, rebuilt) in enumerate(pairs):
         row, col = divmod(index, cols)
         grid.place(2 * row, col, image)

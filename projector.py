@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
@@ -24,22 +25,7 @@ VIDEO_FPS = 30
 SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
 
 
-class Options(NamedTuple):
-    """What was asked for; see `--help`."""
-
-    network_pkl: str
-    target: tuple[str, ...]
-    self_test: bool
-    outdir: str | None
-    num_steps: int
-    seed: int
-    save_video: bool
-    perceptual: str
-    class_idx: int | None
-    label: list[float] | None
-    device: str | None
-    trust_pickle: bool
-    trust_net: bool
+Options = types.SimpleNamespace     # What was asked for: an attribute for each option below.
 
 
 class Target(NamedTuple):

@@ -186,7 +186,7 @@ def check_grid(rows: int, cols: int, *, side: int, what: str) -> None:
                         "that one file may have: make several grids")
 
 
-class Grid:
+class ImageGrid:
     """Images side by side on white, row by row; places left over stay white."""
 
     def __init__(self, rows: int, cols: int, *, shape: tuple[int, int, int]) -> None:

@@ -16,7 +16,7 @@ from .ada import build_augmentation, current_strength
 from .build import build_networks
 from .config.schema import TrainingConfig, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
-from .data.loader import Batch, BatchLoader, TrainingOrder
+from .data.loader import BatchLoader, ImageBatch, TrainingOrder
 from .draws import draw_part
 from .ema import ema_beta, update_ema
 from .loss import StyleGAN2Loss
@@ -160,7 +160,7 @@ class Trainer:
             bar.close()
         self._end(stopping=stopping)
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> ImageBatch:
         """What `step` takes."""
         if self.progress.iteration % CHECK_INTERVAL == 0:
             self.guard.check()
@@ -184,7 +184,7 @@ class Trainer:
         return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
                     leave=False, disable=None if distributed.rank() == 0 else True)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: ImageBatch) -> None:
         """One iteration: every phase whose turn it is, then the moving average."""
         c = self.config
         images, labels = batch

@@ -49,7 +49,7 @@ class LabelSummary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
+class CheckSummary:
     path: str
     num_images: int
     num_bytes: int                  # Of the image files that could be read.
@@ -127,7 +127,7 @@ class DatasetCheck:
         self._problems: Counter[str] = Counter()
         self._num_bytes = 0
 
-    def run(self) -> Summary:
+    def run(self) -> CheckSummary:
         """Look at everything.
 
         Raises:
@@ -139,7 +139,7 @@ class DatasetCheck:
         shape = self._check_images(files)
         if not len(files):
             self._found("archive", f"no images in {shown(self._path)}")
-        return Summary(
+        return CheckSummary(
             path=self._path, num_images=len(files), num_bytes=self._num_bytes,
             resolution=shape[0] if shape else None, num_channels=NUM_CHANNELS[shape[2]] if shape else None,
             labels=labels, left_out=dict(files.left_out.counts), problems=dict(self._problems),
@@ -279,7 +279,7 @@ def _describe_odd(
 # --- What people and programs see.
 
 
-def format_summary(summary: Summary) -> str:
+def format_summary(summary: CheckSummary) -> str:
     """The last lines of the report."""
     channels = {None: "", 1: ", 1 channel (grayscale)", 3: ", 3 channels (RGB)"}[summary.num_channels]
     side = summary.resolution
@@ -305,7 +305,7 @@ def _format_labels(labels: LabelSummary | None) -> str:
     return f"{labels.width} classes, images per class: min {least}, median {median:g}, max {most}"
 
 
-def to_json(summary: Summary, problems: list[Problem]) -> str:
+def to_json(summary: CheckSummary, problems: list[Problem]) -> str:
     """The whole report as one JSON object."""
     found = [problem._asdict() for problem in problems]
     return json.dumps({**dataclasses.asdict(summary), "seconds": round(summary.seconds, 3), "found": found}, indent=1)

@@ -59,7 +59,7 @@ class TrainingOrder:
         return np.concatenate(parts) if parts else np.zeros([0], dtype=np.int64)
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     images: torch.Tensor  # uint8 [N, C, H, W].
     labels: torch.Tensor  # float32 [N, label_dim].
 
@@ -80,7 +80,7 @@ class BatchLoader:
         pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
 
     Yields:
-        Batch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
+        ImageBatch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
 
     Raises:
         UserError: On `next`, when an image can't be read; the image is named.
@@ -116,9 +116,9 @@ class BatchLoader:
     def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> ImageBatch:
         indices, images = next(self._reader)
-        return Batch(images, torch.from_numpy(self._dataset.get_labels(indices)))
+        return ImageBatch(images, torch.from_numpy(self._dataset.get_labels(indices)))
 
     def close(self) -> None:
         """Stop the workers; iteration is over."""

@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION
 from training.data.image_names import DECODING_ERRORS, source_formats
 
-Transform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
+CropTransform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
 Remark = Literal["squeezed", "recolored", "dark"]
 Color = Literal["auto", "rgb", "gray"]
 
@@ -129,7 +129,7 @@ class ConversionOptions:
 
     width: int | None = None           # None = all images have the size of the first; `height` then is None, too.
     height: int | None = None
-    transform: Transform | None = None
+    transform: CropTransform | None = None
     resize_filter: Literal["box", "lanczos"] = "lanczos"
     color: Color = "auto"              # "auto" = RGB or grayscale, like the first image.
 

@@ -2,14 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
-from training.data.prepare.conversion import Transform
+from training.data.prepare.conversion import CropTransform
 
 
 class DataPreset(NamedTuple):
     """One row of the table; options that the user gives override it."""
 
     resolution: int
-    transform: Transform | None
+    transform: CropTransform | None
     resize_filter: Literal["box", "lanczos"]
     split: str | None    # Only images below a folder of that name, where there is one.
 
