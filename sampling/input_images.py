@@ -12,7 +12,7 @@ from PIL import Image
 from dnnlib.util import UserError
 from training.data.image_files import ImageFiles, open_image_files, read_regular
 from training.data.image_names import shown
-from training.data.prepare.conversion import decode, flatten
+from training.data.prepare.conversion import center_crop, decode, flatten
 
 
 class InputImage(NamedTuple):
@@ -132,8 +132,7 @@ def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np
     width, height = image.size
     side = min(width, height)
     if width != height:
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+        image = center_crop(image, side, side)
         changes.append("cropped")
     if side != resolution:
         wanted = Image.Resampling.BOX if side > resolution else Image.Resampling.BICUBIC

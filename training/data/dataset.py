@@ -211,11 +211,7 @@ class ImageFolderDataset:
     @property
     def labels(self) -> np.ndarray:
         """Labels of all files, whatever the subset: float32 [number of files, label_dim]."""
-        if not self.has_onehot_labels:
-            return self._raw_labels.copy()
-        labels = np.zeros([len(self._files), self.label_dim], dtype=np.float32)
-        labels[np.arange(len(labels)), self._raw_labels] = 1
-        return labels
+        return self._as_vectors(self._raw_labels)
 
     @property
     def fingerprint(self) -> str:
@@ -258,9 +254,12 @@ class ImageFolderDataset:
 
     def get_labels(self, indices: Sequence[int]) -> np.ndarray:
         """Labels of some items: float32 [N, label_dim]."""
-        raw_labels = self._raw_labels[[self._locate(index)[0] for index in indices]]
+        return self._as_vectors(self._raw_labels[[self._locate(index)[0] for index in indices]])
+
+    def _as_vectors(self, raw_labels: np.ndarray) -> np.ndarray:
+        """A copy of vectors, or classes as one-hot vectors: float32 [N, label_dim]."""
         if not self.has_onehot_labels:
-            return raw_labels
+            return raw_labels.copy()
         labels = np.zeros([len(raw_labels), self.label_dim], dtype=np.float32)
         labels[np.arange(len(labels)), raw_labels] = 1
         return labels
@@ -272,29 +271,20 @@ class ImageFolderDataset:
             UserError: The image, which is named, can't be read or is not like the first one.
         """
         raw_idx, flip = self._locate(index)
-        return self._all_images().decode(raw_idx, flip=flip), self._label(raw_idx)
+        return self._all_images().decode(raw_idx, flip=flip), self.get_label(index)
 
     def get_label(self, index: int) -> np.ndarray:
         """The label of one item, float32 [label_dim]."""
-        return self._label(self._locate(index)[0])
+        return self.get_labels([index])[0]
 
     def get_details(self, index: int) -> ItemDetails:
         raw_idx, flip = self._locate(index)
-        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=self._raw_label(raw_idx))
+        raw_label = np.array(self._raw_labels[raw_idx], dtype=np.int64 if self.has_onehot_labels else np.float32)
+        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=raw_label)
 
     def get_name(self, index: int) -> str:
         """The file name of one item, relative to the path of the dataset."""
         return self._files.get_name(self._locate(index)[0])
-
-    def _raw_label(self, raw_idx: int) -> np.ndarray:
-        return np.array(self._raw_labels[raw_idx], dtype=np.int64 if self.has_onehot_labels else np.float32)
-
-    def _label(self, raw_idx: int) -> np.ndarray:
-        if not self.has_onehot_labels:
-            return self._raw_labels[raw_idx].copy()
-        label = np.zeros(self.label_dim, dtype=np.float32)
-        label[self._raw_labels[raw_idx]] = 1
-        return label
 
     # --- Checks before training.
 

@@ -1,5 +1,6 @@
 """Sources that hold or draw pixels: the CIFAR archives, MNIST, synthetic scenes."""
 
+import abc
 import gzip
 import lzma
 import os
@@ -63,27 +64,18 @@ class _BoundedFile:
         return data
 
 
-class CifarSource(Source):
-    """The training images of CIFAR-10 or CIFAR-100, in the order of the batches."""
+class _ArraySource(Source):
+    """Images that are in memory."""
 
-    accepts = "cifar-10-python.tar.gz or cifar-100-python.tar.gz"
+    _path: str
+    _images: np.ndarray             # uint8 [N, H, W] or [N, H, W, 3].
+    _classes: list[int] | None      # None = the images have no labels, or none are wanted.
 
-    def __init__(self, path: str, *, use_labels: bool = True):
-        self._path = path
-        kind, members = _read_cifar(path)
-        batches = [_parse_batch(members[name], kind, f"{name} in {path}") for name in kind.batches]
-        self._images = np.concatenate([images for images, _ in batches])
-        self._classes = sum((labels for _, labels in batches), [])
-        self._use_labels = use_labels
-        if use_labels:
-            self.labels = LabelSet(classes=kind.classes)
+    @abc.abstractmethod
+    def __init__(self, path: str, *, use_labels: bool) -> None: ...
 
     @classmethod
-    def matches(cls, path: str) -> bool:
-        return path.lower().endswith((".tar.gz", ".tgz", ".tar")) or _unpacked_head(path, 262)[257:] == b"ustar"
-
-    @classmethod
-    def open(cls, path: str, options: SourceOptions) -> "CifarSource":
+    def open(cls, path: str, options: SourceOptions) -> Source:
         refuse_folders(path, options)
         return cls(path, use_labels=options.labels != "none")
 
@@ -91,14 +83,32 @@ class CifarSource(Source):
         return len(self._images)
 
     def records(self) -> Iterator[Record]:
-        for index, label in enumerate(self._classes):
-            yield Record(index, label if self._use_labels else None)
+        for index in range(len(self._images)):
+            yield Record(index, None if self._classes is None else self._classes[index])
 
     def load(self, key: int) -> Image.Image:
-        return Image.fromarray(self._images[key].reshape(3, 32, 32).transpose(1, 2, 0))
+        return Image.fromarray(self._images[key])
 
     def describe(self, key: int) -> str:
         return f"training image {key} of {self._path}"
+
+
+class CifarSource(_ArraySource):
+    """The training images of CIFAR-10 or CIFAR-100, in the order of the batches."""
+
+    accepts = "cifar-10-python.tar.gz or cifar-100-python.tar.gz"
+
+    def __init__(self, path: str, *, use_labels: bool):
+        self._path = path
+        kind, members = _read_cifar(path)
+        batches = [_parse_batch(members[name], kind, f"{name} in {path}") for name in kind.batches]
+        self._images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self._classes = sum((labels for _, labels in batches), []) if use_labels else None
+        self.labels = LabelSet(classes=kind.classes) if use_labels else None
+
+    @classmethod
+    def matches(cls, path: str) -> bool:
+        return path.lower().endswith((".tar.gz", ".tgz", ".tar")) or _unpacked_head(path, 262)[257:] == b"ustar"
 
 
 def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
@@ -158,15 +168,14 @@ def _parse_batch(data: bytes, kind: _Cifar, what: str) -> tuple[np.ndarray, list
     return images, labels
 
 
-class MnistSource(Source):
+class MnistSource(_ArraySource):
     """MNIST and sets in its format (Fashion-MNIST, ...): 28x28, padded with black to 32x32, grayscale."""
 
     accepts = "MNIST's train-images-idx3-ubyte.gz (with train-labels-idx1-ubyte.gz beside it)"
 
-    def __init__(self, path: str, *, use_labels: bool = True):
-        self._path = path
-        self._images = _read_idx(path, magic=0x803, record_shape=(28, 28))
-        self._classes: list[int] | None = None
+    def __init__(self, path: str, *, use_labels: bool):
+        self._path, self._classes = path, None
+        self._images = np.pad(_read_idx(path, magic=0x803, record_shape=(28, 28)), [(0, 0), (2, 2), (2, 2)])
         if use_labels:
             folder, name = os.path.split(path)
             labels_path = os.path.join(folder, name.replace("images-idx3", "labels-idx1"))
@@ -182,24 +191,6 @@ class MnistSource(Source):
     @classmethod
     def matches(cls, path: str) -> bool:
         return "images-idx3-ubyte" in os.path.basename(path) or _unpacked_head(path, 4) == b"\0\0\x08\x03"
-
-    @classmethod
-    def open(cls, path: str, options: SourceOptions) -> "MnistSource":
-        refuse_folders(path, options)
-        return cls(path, use_labels=options.labels != "none")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def records(self) -> Iterator[Record]:
-        for index in range(len(self._images)):
-            yield Record(index, None if self._classes is None else self._classes[index])
-
-    def load(self, key: int) -> Image.Image:
-        return Image.fromarray(np.pad(self._images[key], 2))
-
-    def describe(self, key: int) -> str:
-        return f"image {key} of {self._path}"
 
 
 def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.ndarray:
