@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import sys
 import tempfile
@@ -124,15 +125,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             yield Path(name)
             with open(name, "rb+") as f:
                 os.fsync(f.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+            make_public(name)
             os.replace(name, path)
             _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def make_public(path: str | os.PathLike) -> None:
+    """Give a temporary file or folder, which is private, the permissions that others have here."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
 
 
 def _sync_folder(path: Path) -> None:
@@ -272,47 +278,36 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
+    """Write what the server sends to `file`, piece by piece. Raises UserError where all of it doesn't come."""
     import requests  # here, so that programs that only read local files start faster
+    from tqdm import tqdm
 
+    size, answered = 0, False
     try:
         # Compressed, the announced length would not be that of the file.
         headers = {"Accept-Encoding": "identity"}
         with requests.get(url, timeout=timeout_sec, stream=True, headers=headers) as response:
             response.raise_for_status()
-            _save_body(url, response, file)
-    except requests.Timeout as e:
-        raise UserError(f"can't download {url}: no answer in {timeout_sec:g} s") from e
-    except requests.HTTPError as e:
-        raise UserError(f"can't download {url}: the server says {e.response.status_code} {e.response.reason}") from e
-    except requests.ConnectionError as e:
-        raise UserError(f"can't download {url}: no connection to {urlparse(url).netloc}") from e
+            answered = True
+            announced = response.headers.get("Content-Length", "")
+            total = int(announced) if announced.isdecimal() and len(announced) < 20 else None
+            with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+                for chunk in itertools.chain([b""], response.iter_content(1 << 20)):
+                    size += len(chunk)
+                    if max(size, total or 0) > MAX_DOWNLOAD_BYTES:
+                        raise UserError(f"can't download {url}: it is larger than {MAX_DOWNLOAD_BYTES / 2**30:g} GiB")
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total not in (None, size) and "Content-Encoding" not in response.headers:
+                raise UserError(f"can't download {url}: {size} bytes came, and {total} were announced")
     except requests.RequestException as e:
-        raise UserError(f"can't download {url}: {type(e).__name__}: {str(e)[:200]}") from e
-
-
-def _save_body(url: str, response: Any, file: BinaryIO) -> None:
-    """Write what the server sends to `file`, piece by piece. Raises UserError: too large, or not all of it."""
-    import requests
-    from tqdm import tqdm
-
-    announced = response.headers.get("Content-Length", "")
-    total = int(announced) if announced.isdecimal() and len(announced) < 20 else None
-    too_large = UserError(f"can't download {url}: it is larger than {MAX_DOWNLOAD_BYTES / 2**30:g} GiB")
-    if (total or 0) > MAX_DOWNLOAD_BYTES:
-        raise too_large
-    size = 0
-    try:
-        with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
-            for chunk in response.iter_content(1 << 20):
-                size += len(chunk)
-                if size > MAX_DOWNLOAD_BYTES:
-                    raise too_large
-                file.write(chunk)
-                bar.update(len(chunk))
-    except requests.RequestException as e:
-        raise UserError(f"can't download {url}: the connection broke after {size} bytes") from e
-    if total not in (None, size) and "Content-Encoding" not in response.headers:
-        raise UserError(f"can't download {url}: {size} bytes came, and {total} were announced")
+        if answered:
+            reason = f"the connection broke after {size} bytes"
+        elif isinstance(e, requests.HTTPError):
+            reason = f"the server says {e.response.status_code} {e.response.reason}"
+        else:
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise UserError(f"can't download {url}: {reason}") from e
 
 
 def _check_digest(name: str, path: Path, expected: str | None) -> None:

@@ -154,10 +154,9 @@ class DatasetCheck:
 
     def _open(self) -> ImageFiles:
         """What of the dataset can be opened."""
+        check_readable(self._path, f"dataset {self._path}")
         paths, left_out = [self._path], LeftOut.none()
-        if not os.path.isdir(self._path):
-            check_readable(self._path)
-        else:
+        if os.path.isdir(self._path):
             shards, left_out = find_shards(self._path)
             if not shards:
                 return ImageFiles(self._path, [ImageFolder(self._path)])

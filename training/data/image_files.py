@@ -507,13 +507,13 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
         UserError: There is nothing at `path`, it is neither a folder nor a zip, can't be read, or has no images.
     """
     path = str(path)
+    check_readable(path, f"dataset {path or repr(path)}")
     if os.path.isdir(path):
         shards, left_out = find_shards(path)
         if not shards:
             return ImageFiles(path, [_not_empty(ImageFolder(path, by_content=by_content))])
         zips = (ImageZip.open(os.path.join(path, shard), by_content=by_content) for shard in shards)
         return ImageFiles(path, list(map(_not_empty, zips)), left_out)
-    check_readable(path)
     try:
         return ImageFiles(path, [_not_empty(ImageZip.open(path, by_content=by_content))])
     except NotAZip as e:
@@ -522,15 +522,17 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
         raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py") from e
 
 
-def check_readable(path: str) -> None:
-    """Raises UserError where there is nothing, or nothing that could be a zip."""
+def check_readable(path: str, what: str, *, expected: str = "the path of a folder or zip of images") -> None:
+    """Raises UserError, which names the path by `what`, where there is neither a file nor a folder, or none to read."""
     if not os.path.exists(path):
-        kind = "is a link to nothing" if os.path.islink(path) else "does not exist"
-        raise UserError(f"dataset {path or repr(path)} {kind}: give the path of a folder or zip of images")
-    if not os.path.isfile(path):  # devices and pipes, some of which never end
-        raise UserError(f"dataset {path} is neither a folder nor a zip: make one with dataset_tool.py")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"dataset {path} can't be read: permission denied")
+        problem = "is a link to nothing" if os.path.islink(path) else "does not exist"
+    elif not os.path.isfile(path) and not os.path.isdir(path):  # Devices and pipes, some of which never end.
+        problem = "is a device or pipe"
+    elif not os.access(path, os.R_OK):
+        problem = "can't be read (permission denied)"
+    else:
+        return
+    raise UserError(f"{what} {problem}: expected {expected}")
 
 
 def find_shards(path: str) -> tuple[list[str], LeftOut]:

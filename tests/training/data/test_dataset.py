@@ -489,7 +489,7 @@ def test_only_regular_files_are_read(tmp_path):
     for use, expected in (
         (lambda: ImageFolderDataset(folder, use_labels=True), "dataset.json is no file, but a folder, device or pipe"),
         (lambda: ImageFolderDataset(tmp_path / "shards"), "a.zip is a device or pipe, not a zip"),
-        (lambda: ImageFolderDataset("/dev/zero"), "neither a folder nor a zip"),
+        (lambda: ImageFolderDataset("/dev/zero"), "/dev/zero is a device or pipe"),
         (lambda: dataset[1], "img00000001.png in .* is no file"),
         (lambda: dataset.check(progress=False), "img00000001.png in .* is no file"),
     ):

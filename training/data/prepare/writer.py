@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator
 
-from dnnlib.util import UserError, atomic_write, check_writable, made_folder
+from dnnlib.util import UserError, atomic_write, check_writable, made_folder, make_public
 from training.data.image_names import METADATA_NAME, shown
 from training.data.prepare.image_sources import BUCKET
 from training.data.prepare.source import Label
@@ -177,7 +177,7 @@ def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}.", suffix=".tmp"))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        make_public(temporary)
         with _signals_held():  # Between two renames there is no dataset at `dest`.
             _take_place(temporary, dest)
     finally:
@@ -225,9 +225,3 @@ def _check_folder_dest(dest: Path, overwrite: bool) -> None:
     if foreign:
         raise UserError(f"{dest} has {shown(foreign[0])} in it, so it was not made by this tool and is not "
                         "overwritten: choose another --dest")
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -436,7 +436,7 @@ def test_paths_that_are_no_source(tmp_path):
         with pytest.raises(UserError) as e:
             open_source(str(tmp_path / name))
         assert all(part in str(e.value) for part in [name, *parts]), e.value
-    with pytest.raises(UserError, match="neither a file nor a folder"):
+    with pytest.raises(UserError, match="is a device or pipe"):
         open_source("/dev/zero")
 
 
