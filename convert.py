@@ -64,8 +64,8 @@ def main(
     .pt           unconditional RGB generators of the skip architecture, as rosinality's stylegan2-pytorch names them
     .onnx         G_ema as a graph: z, c if conditional, and optionally truncation_psi give img
 
-    What was written is read again and compared with the source before it gets its name: tensors where the format keeps
-    them as they are, images always.
+    The result is read again and compared with the source before it appears at --out: images always, and tensors where
+    the format keeps them exactly.
 
     \b
     Examples:
@@ -92,7 +92,7 @@ def main(
 
 
 def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
-    """See to it, before anything is read, that the files can be written and nothing is lost."""
+    """Check that the files can be written and that no file is lost, before anything is read."""
     check_writable(target)
     if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
         raise UserError(f"--out={target} is --network itself: give another name")

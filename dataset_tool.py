@@ -19,7 +19,7 @@ from training.data.prepare.sources import SOURCES, open_source
 
 
 @click.command(cls=cli.Command, help=f"""
-    Make a dataset for training from images, whatever holds them, or draw a synthetic one.
+    Make a dataset for training from images, or draw a synthetic one.
 
     Sources: {", ".join(kind.accepts for kind in SOURCES)}.
 
@@ -125,7 +125,7 @@ def _check_not_inside(source: str, dest: str) -> None:
 @click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
 def check(path: str, workers: int | None, as_json: bool) -> None:
-    """Read all of a dataset and name whatever is wrong with it.
+    """Read all of a dataset and name everything that is wrong with it.
 
     PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image, and a summary follows.
     The exit status is 1 if there are problems.

@@ -106,7 +106,7 @@ def main(**options: Any) -> None:
 
 
 def check_usage(opts: Options) -> None:
-    """Find contradictions before PyTorch is imported, and warn of options that have no effect."""
+    """Refuse contradictory options before PyTorch is imported, and warn of options without effect."""
     if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
         raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
     if opts.outdir is None and (opts.video is None or rebuilds(opts)):
@@ -162,7 +162,7 @@ def write_images(opts: Options) -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents that were asked for, of which ws are made when they are needed."""
+    """The latents that were asked for. Their ws are computed when they are needed."""
 
     names: list[str]                            # Of the images.
     noise_seeds: list[int]                      # Of the images, for random noise.
@@ -187,7 +187,7 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
         return G, Latents(names, opts.seeds, lambda part: to_ws(seed_latents(opts.seeds[part], G.z_dim)))
     projected = load_projected_w(opts.projected_w, G)
     noise = {name: torch.from_numpy(array) for name, array in projected.noise.items()}
-    G.synthesis.load_state_dict(noise, strict=False)  # the maps were checked, and all else stays
+    G.synthesis.load_state_dict(noise, strict=False)  # strict=False: only the noise maps change, and they were checked
     names = [f"proj{idx:02d}" for idx in range(len(projected.ws))]
     return G, Latents(names, [0] * len(names), lambda part: torch.from_numpy(projected.ws[part]))
 
@@ -198,7 +198,7 @@ def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch
 
     label = cli.pick_label(G, opts.class_idx, opts.label)
     truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
-    batch = 1 if opts.noise_mode == "random" else opts.batch  # then all that is random belongs to the seed exactly
+    batch = 1 if opts.noise_mode == "random" else opts.batch  # alone, each image depends on its seed only
     return lambda z: map_latents(G, z, label=label, truncation=truncation, batch=batch)
 
 
@@ -325,7 +325,7 @@ def write_reconstructions(opts: Options) -> None:
 
 
 def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
-    """Those of --reconstruct, and their number; all of them are known to be good images when this returns."""
+    """The images of --reconstruct, and their number. All of them have been decoded once when this returns."""
     from sampling.input_images import InputImages
 
     images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels,
@@ -338,7 +338,7 @@ def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Ori
 
 
 def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
-    """In batches; says in the end what was done to fit them."""
+    """Read images in batches. At the end, say how images were changed to fit."""
     import numpy as np
 
     from sampling.images import to_tensor
@@ -358,7 +358,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
 def make_originals(
     opts: Options, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[Originals]:
-    """What G makes of the seeds 0 to N - 1, as D sees it in training: not rounded to 8 bits."""
+    """Images that G makes of the seeds 0 to N - 1, not rounded to 8 bits, as D sees them in training."""
     import torch
 
     from sampling.images import seed_latents
@@ -371,7 +371,7 @@ def make_originals(
 
 
 def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """G and D of a pickle: that G by which D was trained, not the average; or the average where it has no other."""
+    """G and D of a pickle. G is the one that D was trained with; if the file lacks it, G_ema."""
     networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
     if networks["D"] is None:
         raise UserError(f"{opts.network_pkl}: holds no D; rebuilding images needs a network pickle with the D of a "
@@ -384,7 +384,7 @@ def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageGrid:
-    """Rows of images, each above a row of what became of them."""
+    """Rows of originals, each above the row of their reconstructions."""
     from sampling.images import ImageGrid
 
     cols = min(len(pairs), SHOWN_COLUMNS)

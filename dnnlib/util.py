@@ -15,8 +15,8 @@ from urllib.parse import urlparse
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what came, what was expected, and what to do.
 
-    Command lines print it as one line and exit with status 1. Everything else that is raised is a bug. Of several
-    mistakes, each one is an argument, and gets a line of its own.
+    Command lines print it as one line and exit with status 1. Every other exception is a bug. If there are several
+    mistakes, each is an argument of its own, and gets its own line.
     """
 
     def __str__(self) -> str:
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Make all of these checks, and raise one UserError that tells what each of them found wrong."""
+    """Run all checks, and raise one UserError with the mistakes that all of them found."""
     problems: dict[str, None] = {}
     for check in checks:
         try:
@@ -96,7 +96,7 @@ def rough_time(seconds: float) -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use; more decoding processes than that get in each other's way."""
+    """Number of cores that this process may use. More decoding processes than that only slow each other down."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -115,7 +115,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """As `atomic_write`, for those who write to a file by its name: gives that of the temporary file."""
+    """As `atomic_write`, but gives the name of the temporary file, for functions that take a path."""
     path = Path(path)
     with _named_errors(path):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -142,7 +142,7 @@ def make_public(path: str | os.PathLike) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the names in a folder survive a power failure, where the system can do that."""
+    """Write the names in a folder to disk, so that they survive a power failure, if the system can do that."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -172,7 +172,7 @@ def append_text(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """A full disk is reported without a name, and other failures under the temporary one: users know neither."""
+    """Errors name `path`: the system names no file for a full disk, and else the temporary file."""
     try:
         yield
     except OSError as e:
@@ -191,7 +191,7 @@ def cache_dir(*parts: str) -> Path:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """See to it, before long work starts, that `path` can be made or replaced; nothing is made yet.
+    """Check that `path` can be written, before long work starts. Nothing is created.
 
     Raises:
         UserError: The first part of the path that exists is no folder to write in, or `path` itself can't be replaced.
@@ -202,7 +202,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if not os.path.isdir(parent):
         raise UserError(f"can't write {path}: {parent} is not a folder")
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone don't tell of /proc and read-only disks
+        with tempfile.TemporaryFile(dir=parent):  # permissions don't show /proc and read-only disks
             pass
     except OSError as e:
         raise UserError(f"can't write {path}: {parent} takes no files ({e.strerror}); choose another place") from e
@@ -210,7 +210,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Make a folder and those above it; on any error the new ones are removed again, unless something is in them."""
+    """Make a folder and its parents. On an error inside the block, new folders that are empty are removed."""
     missing = [p for p in (Path(path), *Path(path).parents) if not p.exists()]
     Path(path).mkdir(parents=True, exist_ok=True)
     try:

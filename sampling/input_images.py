@@ -18,7 +18,7 @@ from training.data.prepare.conversion import center_crop, decode, flatten
 class InputImage(NamedTuple):
     name: str           # For files made of it; unique among those that were asked for together.
     pixels: np.ndarray  # uint8 [R, R, C].
-    changes: str        # What was done to fit it, such as "cropped, scaled"; empty = nothing.
+    changes: str        # How it was changed to fit, such as "cropped, scaled"; "" = not at all.
 
 
 class _Source(NamedTuple):
@@ -35,7 +35,7 @@ class InputImages:
         paths:      Image files, folders, zips (as datasets have them), or patterns such as `photos/*.png`.
         resolution: Side of the images that the network takes.
         channels:   1 or 3.
-        max_images: Take only the first so many; `num_found` says how many there are.
+        max_images: Take only the first `max_images`; `num_found` is the number of all.
 
     Raises:
         UserError: A path leads to nothing, or to something else.

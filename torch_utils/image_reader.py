@@ -10,8 +10,8 @@ import torch
 from dnnlib.util import UserError, num_cores
 from dnnlib.worker_pool import SharedBuffer, WorkerPool, read_images
 
-# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a
-# busy machine it takes longer than that until the next request comes.
+# Batches that each worker reads ahead: as many as fit in `_AHEAD_BYTES`, within the limits of `_AHEAD`. Small batches
+# are read within milliseconds, and on a busy machine the next request takes longer to come.
 _AHEAD = (2, 8)
 _AHEAD_BYTES = 8 << 20
 
@@ -30,7 +30,7 @@ class _Request(NamedTuple):
 
 
 class ImageReader:
-    """Iterator over batches of images; it ends its workers by `close()`, `with`, or when an error is raised.
+    """Iterator over batches of images. `close()`, the end of `with` or an error ends its workers.
 
     Args:
         dataset:     Has `image_shape` and gives `images(indices)`, as `training.dataset.ImageFolderDataset` does.

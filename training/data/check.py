@@ -1,4 +1,4 @@
-"""Reading all of a dataset to find all that is wrong with it; `ImageFolderDataset.check` is the quick look."""
+"""A complete check of a dataset: every image is read and decoded. `ImageFolderDataset.check` is the quick check."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelSummary:
     kind: Literal["classes", "vectors"]
-    width: int                                      # Largest class + 1, or length of the vectors.
+    width: int                                      # Number of classes (largest class + 1), or length of the vectors.
     per_class: tuple[int, float, int] | None        # Minimum, median and maximum number of images; None for vectors.
 
 
@@ -56,17 +56,17 @@ class CheckSummary:
     resolution: int | None          # Of most images; None where not one is as it must be.
     num_channels: int | None
     labels: LabelSummary | None
-    left_out: dict[str, int]        # Files that are no images, by reason.
+    left_out: dict[str, int]        # Number of files that are not images, by reason.
     left_out_text: str              # The same in words, with the first name of each; "" = none.
     problems: dict[str, int]        # By kind.
     seconds: float
 
 
 class _Look(NamedTuple):
-    """What one image turned out to be."""
+    """What was found about one image."""
 
     num_bytes: int
-    shape: tuple[int, int, str] | None  # Width, height, mode; None where that is beyond knowing.
+    shape: tuple[int, int, str] | None  # Width, height and mode; None where the image can't be read.
     problem: Problem | None
 
 
@@ -128,7 +128,7 @@ class DatasetCheck:
         self._num_bytes = 0
 
     def run(self) -> CheckSummary:
-        """Look at everything.
+        """Read the whole dataset and report its problems.
 
         Raises:
             UserError: There is no dataset at the path, or a reader process was killed.
@@ -153,7 +153,7 @@ class DatasetCheck:
     # --- Listing.
 
     def _open(self) -> ImageFiles:
-        """What of the dataset can be opened."""
+        """All folders and zips that can be opened."""
         check_readable(self._path, f"dataset {self._path}")
         paths, left_out = [self._path], LeftOut.none()
         if os.path.isdir(self._path):
@@ -170,7 +170,7 @@ class DatasetCheck:
         return ImageFiles(self._path, zips, left_out)
 
     def _open_zip(self, path: str) -> ImageZip:
-        """All images in a zip, good or bad."""
+        """All images in a zip, good or bad. Raises UserError or OSError where the zip can't be read."""
         directory = open_directory(path)
         names, rows = directory.entries()
         try:
@@ -229,7 +229,7 @@ class DatasetCheck:
     # --- Images.
 
     def _check_images(self, files: ImageFiles) -> tuple[int, int, str] | None:
-        """Width, height and mode of most images that could be used."""
+        """Find problems of images. Returns the most frequent width, height and mode that training takes."""
         shapes: dict[tuple[int, int, str] | None, int] = {None: 0}
         codes = array("I")
         groups = ((files.select(range(first, min(first + _GROUP, len(files)))),)

@@ -43,18 +43,18 @@ from training.data.image_names import (
 from training.data.zip_directory import Entry, NotAZip, ZipDirectory, open_directory, unusual
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
-MAX_FILE_BYTES = 1 << 30       # No image that fits a GPU is larger; a longer entry is a mistake or a bomb.
+MAX_FILE_BYTES = 1 << 30       # Larger files are mistakes or bombs: no image that fits on a GPU is as large.
 _PROBE_BYTES = 64 << 10        # Shorter files are read whole when they are probed.
 _TAIL_BYTES = 1024
-_BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # An entry of a zip that unpacks to more than both is no image.
-_SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # The contents of at most so many files of a folder make its identity.
+_BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # If a file in a zip unpacks to more than both, it is not an image.
+_SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # Limits of what is read for the identity of a folder.
 _CACHED_SEC = 1.0              # An identity that took longer to compute is kept in the cache.
 
 _ORIENTATION = 0x0112          # The EXIF tag, ...
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")   # ... and where Pillow looks for it.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
-# Large images are errors here by their size, which is said in one line; Pillow's warning would be a second one.
+# The size of large images is checked here, with an error of one line. Pillow's warning would be a second line.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -64,8 +64,8 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     mode: str        # Pillow's name: L, RGB, RGBA, P, ...
-    complete: bool   # The end of the file looks as the format demands; False = decode it to be sure.
-    turned: bool     # EXIF says that the image is to be turned or mirrored when it is shown.
+    complete: bool   # The file ends as its format demands; False = unknown until it is decoded.
+    turned: bool     # EXIF data says that viewers should rotate or mirror the image.
 
 
 # --- Containers.
@@ -136,7 +136,7 @@ class ImageFolder(Container):
 
     Args:
         path:       The folder.
-        by_content: Take images whose names have other suffixes, too.
+        by_content: Also take images whose names have other suffixes.
     """
 
     def __init__(self, path: str, *, by_content: bool = False):
@@ -226,7 +226,7 @@ class ImageZip(Container):
 
         Args:
             path:       The zip.
-            by_content: Take images whose names have other suffixes, too.
+            by_content: Also take images whose names have other suffixes.
 
         Raises:
             UserError: The zip can't be read, is none or is damaged; entries lie over each other or outside of the file;
@@ -406,16 +406,16 @@ class ImageFiles:
         return container.describe(index)
 
     def open_lazily(self, index: int) -> Image.Image:
-        """One image of which only the header has been decoded, so that its size can be checked first."""
+        """One image of which only the header is decoded. Its size can be checked before the pixels are decoded."""
         return self.parse(index, self.read(index))
 
     def parse(self, index: int, data: bytes) -> Image.Image:
-        """As `open_lazily`, from what `read` gave."""
+        """As `open_lazily`, from the bytes that `read` gave."""
         with self._decoding_errors(index):
             return Image.open(io.BytesIO(data), formats=FORMATS)
 
     def verify(self, index: int, data: bytes) -> None:
-        """Compare the checksums that an image itself carries, which is a matter of PNG alone."""
+        """Compare the checksums inside an image. Only PNG files have some."""
         image = self.parse(index, data)
         with self._decoding_errors(index):
             image.verify()
@@ -426,13 +426,13 @@ class ImageFiles:
             return np.asarray(image)
 
     def probe(self, index: int) -> ImageHeader:
-        """Header of one image and whether the file ends as it should, from its first and last bytes only."""
+        """Header of one image, and whether the file is complete, from its first and last bytes only."""
         container, place = self._find(index)
         head, tail, size = container.read_ends(place)
         try:
             image: Image.Image = Image.open(io.BytesIO(head), formats=FORMATS)
         except DECODING_ERRORS:
-            image = self.open_lazily(index)  # A large header (EXIF, colour profile) goes on beyond `head`.
+            image = self.open_lazily(index)  # A large header (EXIF, colour profile) is longer than `head`.
         complete = _looks_complete(image.format, head, tail, size)
         return ImageHeader(*image.size, image.mode, complete, is_turned(image))
 
@@ -441,17 +441,17 @@ class ImageFiles:
         try:
             yield
         except DECODING_ERRORS as e:
-            # Pillow's "cannot identify image file" shows a memory address and tells nothing.
+            # Pillow's "cannot identify image file" shows only a memory address.
             text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
             raise UserError(f"{self.describe(index)} can't be decoded{f' ({text})' if text else ''}: replace or remove "
                             f"it; formats are {', '.join(FORMATS)}") from e
 
 
 def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
-    """Open a file, but no device, pipe or socket, some of which wait or never end, and none that is too large.
+    """Open a regular file of at most `MAX_FILE_BYTES`. Devices, pipes and sockets may block or never end.
 
     Raises:
-        UserError: That can't be done; `what` names the file.
+        UserError: It is another kind of file, too large, or can't be opened; `what` names it.
     """
     with _reading(what):
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -488,7 +488,7 @@ def _cached(path: Path, compute: Callable[[], bytes]) -> bytes:
     start = time.monotonic()
     digest = compute()
     if time.monotonic() - start > _CACHED_SEC:
-        with contextlib.suppress(OSError):  # The cache saves time, no more.
+        with contextlib.suppress(OSError):  # Without the cache, all works but takes longer.
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as f:
                 f.write(digest)
@@ -500,8 +500,8 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
 
     Args:
         path:       Where they are.
-        by_content: Take every file that begins like an image, as far as `image_names.source_formats` are concerned;
-                    False = go by the suffix alone.
+        by_content: Take every file that begins like an image of `image_names.source_formats`; False = take files by
+                    their suffix alone.
 
     Raises:
         UserError: There is nothing at `path`, it is neither a folder nor a zip, can't be read, or has no images.
@@ -564,7 +564,7 @@ def _not_empty(container: Container) -> Container:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says that an image is to be turned or mirrored when it is shown; nothing is decoded for it."""
+    """Whether EXIF data says that viewers should rotate or mirror an image. Pixels are not decoded."""
     try:
         # Not image.getexif(): that of PNG files decodes the image.
         is_said = not image.info.keys().isdisjoint(_ORIENTED)
@@ -574,7 +574,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def _limit_labels(what: str, size: int, num_images: int) -> None:
-    """Raises UserError where a dataset.json, named by `what`, is far larger than the labels of so many images."""
+    """Raises UserError where a dataset.json, named by `what`, is too large for the labels of `num_images` images."""
     most = (1 << 20) + (64 << 10) * num_images  # Vectors of thousands of numbers fit.
     if size > most:
         raise UserError(f"{what} has {size} bytes, more than the {most} allowed for {num_images} images: replace it")

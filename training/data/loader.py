@@ -12,8 +12,8 @@ from training.data.dataset import ImageFolderDataset
 class TrainingOrder:
     """The endless sequence of dataset indices that training sees: every epoch is a permutation of its own.
 
-    It is keyed by (seed, position) alone: no state, the same for any number of processes, and any position can be the
-    start. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
+    It is a function of (seed, position) alone. So it is the same for any number of processes, and can start at any
+    position. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
     streams of `RandomState` never change.
 
     Args:
@@ -35,7 +35,7 @@ class TrainingOrder:
             small = self.dataset_size <= np.iinfo(np.int32).max
             permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
             generator.shuffle(permutation)
-            while len(self._epochs) > 1:  # A batch may lie across the border of two epochs: keep two.
+            while len(self._epochs) > 1:  # A batch may lie across two epochs: keep two.
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = permutation
         return self._epochs[number]
@@ -65,15 +65,15 @@ class ImageBatch(NamedTuple):
 
 
 class BatchLoader:
-    """Endless iterator of training batches; closes its workers by `close()`, `with`, or when an error is raised.
+    """Endless iterator of training batches. `close()`, the end of `with` or an error ends its workers.
 
-    Positions k ... k + batch_size - 1 of the order form one global batch, of which each rank gets a contiguous part.
+    Positions k ... k + batch_size - 1 of the order form one global batch. Each rank gets a contiguous part of it.
 
     Args:
         dataset:     What the indices of `order` refer to.
         order:       The order of training.
         batch_size:  Images of one global batch, a multiple of `num_ranks`.
-        start_index: Position of the first image; that of an earlier run's end goes on from there.
+        start_index: Position of the first image; a resumed run gives the position where it stopped.
         rank:        The part that this process gets.
         num_ranks:   Number of parts.
         num_workers: Processes that decode images, at most one for each core; 0 decodes here.

@@ -251,7 +251,7 @@ def _decode(raw_name: bytes, flags: int) -> str:
 
 
 class _Handle:
-    """An open file. It is closed when the last reader, maybe in another thread, has let go of it."""
+    """An open file. It is closed when no thread uses it any more."""
 
     def __init__(self, location: str):
         self.fd = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

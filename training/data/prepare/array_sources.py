@@ -20,7 +20,7 @@ from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 _MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
 _MAX_IDX_BYTES = 1 << 30       # Unpacked; MNIST has 47 MB, the largest set in its format, EMNIST, 550 MB.
-_DEFLATE_RATIO = 1032          # Deflate packs no more than so many bytes into one.
+_DEFLATE_RATIO = 1032          # Deflate can't compress by a larger factor.
 
 
 def _unpacked_head(path: str, count: int) -> bytes:
@@ -51,7 +51,7 @@ _CIFAR_100 = _Cifar("cifar-100-python", ("train",), "fine_labels", tuple(map(str
 
 
 class _BoundedFile:
-    """Reads at most so many bytes: a small archive may unpack to anything."""
+    """Raises an error after `limit` bytes: a small archive may unpack to any size."""
 
     def __init__(self, f: BinaryIO, limit: int):
         self._f, self._left = f, limit
@@ -112,7 +112,7 @@ class CifarSource(_ArraySource):
 
 
 def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
-    """Which archive it is, and its batches by name; one pass, since gzip files don't go back."""
+    """Which archive it is, and its batches by name. It is read once from front to end, as gzip files must be."""
     kind, members = None, {}
     try:
         with open(path, "rb") as f:
@@ -127,12 +127,12 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
                     if kind is None or found != [kind]:
                         raise UserError(f"{path} holds {ascii(member.name)[:80]}, so it is neither "
                                         "cifar-10-python.tar.gz nor cifar-100-python.tar.gz; unpack other archives")
-                    if member.size > _MAX_ARCHIVE_BYTES:  # The holes of a sparse file take no room in the archive.
+                    if member.size > _MAX_ARCHIVE_BYTES:  # A sparse file may announce more than the archive holds.
                         raise tarfile.ReadError(f"{ascii(member.name)[:80]} announces {member.size} bytes")
                     if member.isfile() and name.name in kind.batches:
                         members[name.name] = archive.extractfile(member).read()
             while bounded.read(1 << 20):
-                pass  # The checksum stands at the end.
+                pass  # Reading to the end checks the checksum.
     except _UNPACKING_ERRORS as e:
         raise _cannot_unpack(path, e) from e
     if kind is None:
@@ -255,7 +255,7 @@ class SyntheticSource(Source):
                 yield from map(Record, indices, describe_scenes(np.array(indices), seed=self._seed).main.shape.tolist())
 
     def load(self, key: int) -> Image.Image:
-        """Neighbours are drawn together, which is several times faster, and kept until they are asked for."""
+        """Neighbouring images are drawn together, which is several times faster, and kept for the next calls."""
         step = images_at_once(self._resolution)
         begin = key - key % step
         if begin != self._group_begin:

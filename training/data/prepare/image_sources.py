@@ -17,17 +17,17 @@ from training.data.labels import has_metadata, load_labels
 from training.data.prepare.conversion import BadImage, decode
 from training.data.prepare.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders
 
-BUCKET = re.compile(r"\d{5,}")  # Folders that only divide a large set, as this tool makes them, are not classes.
+BUCKET = re.compile(r"\d{5,}")  # Sub-folders that divide a large set, as this tool makes them. They are not classes.
 _LMDB_MAGIC = 0xBEEFC0DE.to_bytes(4, "little")
 
 
 class FilesSource(Source):
     """The images of a folder or zip, in sorted order of their names.
 
-    Every file that begins like an image is taken, whatever it is called; hidden files are not.
+    Every file that begins like an image is taken, except hidden files.
 
-    Labels: "auto" takes dataset.json, else sub-folders as classes unless they look like mere divisions of a large set.
-    A folder that holds all the others, as in a zip of one folder, is no class.
+    Labels: "auto" takes dataset.json if there is one, else sub-folders as classes. Sub-folders that only divide a large
+    set are not classes, nor is a folder that holds all others, as in a zip of one folder.
     """
 
     accepts = "a folder or zip of images"
@@ -165,7 +165,7 @@ class LmdbSource(Source):
         seen = 0
         with self._worker() as pool:
             keys = pool.result(pool.submit(_keys_after, None))
-            while keys and seen <= self._count:  # A page that refers to one above it would go on for ever.
+            while keys and seen <= self._count:  # In a damaged database, pages may refer to each other in a circle.
                 yield from (Record(key, None) for key in keys)
                 seen += len(keys)
                 keys = pool.result(pool.submit(_keys_after, keys[-1]))

@@ -25,7 +25,7 @@ from training.data.prepare.conversion import (
 from training.data.prepare.source import Label, Source, images_at_once
 from training.data.prepare.writer import open_writer
 
-_MAX_NAMED = 5   # Of the images of each kind below, so many are named.
+_MAX_NAMED = 5   # Images that are named for each remark below.
 
 _REMARKS = {
     "bad":      "can't be read, and were skipped",
@@ -47,14 +47,14 @@ class Summary(NamedTuple):
     resolution: int
     channels: int
     counts: dict[str, int]   # Of images that were "bad", "small" or "squeezed", ...: the keys of `_REMARKS`.
-    classes: Counter[int]    # Number of images of each class; empty where labels are no classes.
+    classes: Counter[int]    # Number of images of each class; empty if there are no classes.
 
 
 class Outcome(NamedTuple):
     """What became of one image."""
 
     png: bytes | None = None
-    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" = the whole conversion is in vain.
+    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" ends the conversion.
     message: str = ""
 
 
@@ -77,11 +77,11 @@ def write_dataset(
         source:     Where the images come from.
         dest:       A path that ends in .zip, or a folder.
         options:    What is made of the images.
-        max_images: Take only the first so many images of the source; None = all.
+        max_images: Take only the first `max_images` images of the source; None = all.
         workers:    Processes that convert; None = one for each core.
         skip_bad:   Leave out images that can't be read, and make grayscale images RGB, or RGB ones grayscale, like the
                     first image, instead of stopping; stderr says so.
-        shard_size: Write zips of so many images into the folder `dest`; None = one dataset.
+        shard_size: Write zips of `shard_size` images into the folder `dest`; None = one dataset.
         overwrite:  Replace the dataset that is there.
 
     Raises:
@@ -146,7 +146,7 @@ class _Remarks:
 
 
 def _first_image(source: Source, pool: WorkerPool, count: int, skip_bad: bool) -> FirstImage:
-    """The first image that can be read: what is common to all may depend on it."""
+    """The first image that can be read. Options that the user left open follow from it."""
     with contextlib.closing(source.records()) as records:
         for record in itertools.islice(records, count):
             first = pool.result(pool.submit(_look, record.key))

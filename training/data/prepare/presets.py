@@ -17,7 +17,7 @@ class DataPreset(NamedTuple):
 # Sources:
 #   ffhq256  Published FID at 256x256 holds for FFHQ's 1024x1024 images scaled by a box filter.
 #   lsun256  ADA paper: LSUN at 256x256, cropped to the short side; so in GGDR and GLeaD.
-#   afhq     ADA paper: AFHQ at 512x512, the training images of each kind of animal by itself.
+#   afhq     ADA paper: AFHQ at 512x512, the training images of one kind of animal.
 _ROWS: dict[str, tuple[Any, ...]] = {
     #           res   transform      filter     split
     "ffhq256": (256,  None,          "box",     None),

@@ -1,4 +1,4 @@
-"""All kinds of sources, and which of them a path is."""
+"""All kinds of sources, and how the kind of a path is found."""
 
 from dnnlib.util import UserError
 from training.data.image_files import check_readable
@@ -11,7 +11,7 @@ SOURCES: tuple[type[Source], ...] = (SyntheticSource, LmdbSource, FilesSource, M
 
 
 def open_source(path: str, options: SourceOptions = SourceOptions()) -> Source:
-    """The images at a path, whatever kind of source it is.
+    """Open the source at a path by the first kind that matches.
 
     Raises:
         UserError: There is nothing at `path`, it is of no known kind, damaged, or can't do what the options ask for.

@@ -67,7 +67,7 @@ def _zip_writer(f: BinaryIO, *, labelled: bool, first: int = 0) -> Iterator[Writ
         yield writer
         writer.finish()
     except BaseException:
-        with contextlib.suppress(OSError):  # The disk may be full: what is wrong has been said.
+        with contextlib.suppress(OSError):  # The disk may be full. The first error is raised already.
             archive.close()
         raise
     archive.close()
@@ -132,13 +132,13 @@ def open_writer(
     shard_size: int | None = None,
     overwrite: bool = False,
 ) -> Iterator[Writer | ShardWriter]:
-    """Write a dataset; it takes its place at `dest` when the block ends, and not at all where that raises.
+    """Write a dataset. It appears at `dest` when the block ends, and not at all if the block raises.
 
     Args:
         dest:        A path that ends in .zip, or a folder.
         labelled:    Whether images have labels.
-        most_images: No more are coming.
-        shard_size:  Write zips of so many images into the folder `dest`; None = one dataset.
+        most_images: Upper limit of the number of images.
+        shard_size:  Write zips of `shard_size` images into the folder `dest`; None = one dataset.
         overwrite:   Replace the dataset that is there.
 
     Raises:
@@ -178,7 +178,7 @@ def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         make_public(temporary)
-        with _signals_held():  # Between two renames there is no dataset at `dest`.
+        with _signals_held():  # Between its two renames, there is no dataset at `dest`.
             _take_place(temporary, dest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
