@@ -306,7 +306,7 @@ def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
         elif isinstance(e, requests.HTTPError):
             reason = f"the server says {e.response.status_code} {e.response.reason}"
         else:
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            reason = f"no connection to {urlparse(url).netloc} ({type(e).__name__})"
         raise UserError(f"can't download {url}: {reason}") from e
 
 

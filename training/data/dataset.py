@@ -55,7 +55,7 @@ class Images(NamedTuple):
         return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
     def check_file(self, position: int) -> ImageHeader:
-        """Check the header and the end of a file, and decode the file if its end is odd. Raises UserError."""
+        """Read a file, check its header and its end, and decode it only if its end is odd. Raises UserError."""
         header = self.files.probe(position)
         self.check_header(position, header.width, header.height, header.mode)
         if not header.complete:
@@ -289,7 +289,7 @@ class ImageFolderDataset:
     # --- Checks before training.
 
     def check(self, *, progress: bool = True, budget_sec: float = 20) -> CheckResult:
-        """Read the header and the end of every image, so that damage is found now and not in the middle of training.
+        """Read every image file, without decoding, so that damage is found now and not in the middle of training.
 
         The order of images is random, but always the same. When the time is over, the remaining images are skipped, and
         stderr says so. A file whose end looks odd is decoded. Images that EXIF data rotates are counted on stderr. The

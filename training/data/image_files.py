@@ -44,8 +44,6 @@ from training.data.zip_directory import Entry, NotAZip, ZipDirectory, open_direc
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_FILE_BYTES = 1 << 30       # Larger files are mistakes or bombs: no image that fits on a GPU is as large.
-_PROBE_BYTES = 64 << 10        # Shorter files are read whole when they are probed.
-_TAIL_BYTES = 1024
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # If a file in a zip unpacks to more than both, it is not an image.
 _SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # Limits of what is read for the identity of a folder.
 _CACHED_SEC = 1.0              # An identity that took longer to compute is kept in the cache.
@@ -115,10 +113,6 @@ class Container(abc.ABC):
         """The bytes of one file. Raises UserError, naming it, where it can't be read."""
 
     @abc.abstractmethod
-    def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        """First and last bytes of a file, and its length; of a short file both are the whole."""
-
-    @abc.abstractmethod
     def read_metadata(self) -> bytes | None:
         """The bytes of dataset.json; None where there is none."""
 
@@ -165,17 +159,6 @@ class ImageFolder(Container):
 
     def read(self, index: int) -> bytes:
         return read_regular(self._file(index), self.describe(index))
-
-    def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        what = self.describe(index)
-        with open_regular(self._file(index), what) as f, _reading(what):
-            size = os.fstat(f.fileno()).st_size
-            if size <= _PROBE_BYTES:
-                data = f.read()
-                return data, data, size
-            head = f.read(_PROBE_BYTES)
-            f.seek(-_TAIL_BYTES, os.SEEK_END)
-            return head, f.read(), size
 
     def read_metadata(self) -> bytes | None:
         path = os.path.join(self.path, METADATA_NAME)
@@ -263,28 +246,14 @@ class ImageZip(Container):
     def _entry(self, index: int) -> Entry:
         return Entry(*self._rows[index].item())
 
-    def _limited_entry(self, index: int) -> Entry:
-        """Raises UserError where the image would fill the memory."""
-        entry = self._entry(index)
-        _limit_size(self.describe(index), max(entry.size, entry.packed_size))
-        if entry.packed and entry.size > max(_BOMB_BYTES, _BOMB_RATIO * entry.packed_size):
-            raise UserError(f"{self.describe(index)} would unpack from {entry.packed_size} to {entry.size} bytes, as "
-                            "no image does: remove it")
-        return entry
-
     def read(self, index: int) -> bytes:
-        what, entry = self.describe(index), self._limited_entry(index)
+        what, entry = self.describe(index), self._entry(index)
+        _limit_size(what, max(entry.size, entry.packed_size))
+        if entry.packed and entry.size > max(_BOMB_BYTES, _BOMB_RATIO * entry.packed_size):
+            raise UserError(f"{what} would unpack from {entry.packed_size} to {entry.size} bytes, as no image does: "
+                            "remove it")
         with _reading(what):
             return self._directory.read(self.get_name(index), entry, what)
-
-    def read_ends(self, index: int) -> tuple[bytes, bytes, int]:
-        what, entry = self.describe(index), self._limited_entry(index)
-        if entry.packed or entry.size <= _PROBE_BYTES:
-            data = self.read(index)
-            return data, data, entry.size
-        with _reading(what):
-            head, tail = self._directory.read_ends(self.get_name(index), entry, _PROBE_BYTES, _TAIL_BYTES, what)
-        return head, tail, entry.size
 
     def read_metadata(self) -> bytes | None:
         if self._metadata is None:
@@ -426,14 +395,10 @@ class ImageFiles:
             return np.asarray(image)
 
     def probe(self, index: int) -> ImageHeader:
-        """Header of one image, and whether the file is complete, from its first and last bytes only."""
-        container, place = self._find(index)
-        head, tail, size = container.read_ends(place)
-        try:
-            image: Image.Image = Image.open(io.BytesIO(head), formats=FORMATS)
-        except DECODING_ERRORS:
-            image = self.open_lazily(index)  # A large header (EXIF, colour profile) is longer than `head`.
-        complete = _looks_complete(image.format, head, tail, size)
+        """Header of one image, and whether the file is complete. Pixels are not decoded."""
+        data = self.read(index)
+        image = self.parse(index, data)
+        complete = _looks_complete(image.format, data)
         return ImageHeader(*image.size, image.mode, complete, is_turned(image))
 
     @contextlib.contextmanager
@@ -585,11 +550,11 @@ def _limit_size(what: str, size: int) -> None:
         raise UserError(f"{what} has {size} bytes, more than the {MAX_FILE_BYTES} allowed: remove it")
 
 
-def _looks_complete(image_format: str | None, head: bytes, tail: bytes, size: int) -> bool:
+def _looks_complete(image_format: str | None, data: bytes) -> bool:
     if image_format == "PNG":
-        return tail.endswith(_PNG_END)
+        return data.endswith(_PNG_END)
     if image_format == "JPEG":
-        return tail.endswith(b"\xff\xd9")
+        return data.endswith(b"\xff\xd9")
     if image_format == "WEBP":
-        return int.from_bytes(head[4:8], "little") + 8 <= size  # RIFF: length of all that follows.
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)  # RIFF: length of all that follows.
     return False  # BMP: its length field is unreliable.

@@ -171,11 +171,6 @@ class ZipDirectory(NamedTuple):
         except (UserError, zlib.error):
             return b""
 
-    def read_ends(self, name: str, entry: Entry, head: int, tail: int, what: str) -> tuple[bytes, bytes]:
-        """First and last bytes of a stored file. Raises UserError, OSError; `what` names the file."""
-        begin, chunk = self._open_file(name, entry, head, what)
-        return chunk, self._pread(tail, begin + entry.size - tail)
-
     def _open_file(self, name: str, entry: Entry, count: int, what: str) -> tuple[int, bytes]:
         """Where the data of a file begin, and up to `count` bytes of them; fewer where its extra field is long."""
         # Header and data in one system call, unless the extra field is long.
