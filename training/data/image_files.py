@@ -36,6 +36,7 @@ from training.data.image_names import (
     UNREADABLE,
     LeftOut,
     begins_like_image,
+    describe_decoding_error,
     scan,
     shown,
     why_left_out,
@@ -406,10 +407,7 @@ class ImageFiles:
         try:
             yield
         except DECODING_ERRORS as e:
-            # Pillow's "cannot identify image file" shows only a memory address.
-            text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
-            raise UserError(f"{self.describe(index)} can't be decoded{f' ({text})' if text else ''}: replace or remove "
-                            f"it; formats are {', '.join(FORMATS)}") from e
+            raise UserError(describe_decoding_error(self.describe(index), e, FORMATS)) from e
 
 
 def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:

@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 from PIL import Image
 
@@ -43,6 +43,14 @@ DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
 )
+
+
+def describe_decoding_error(what: str, error: Exception, formats: Sequence[str]) -> str:
+    """One line for users about an image, named by `what`, that can't be decoded."""
+    # Pillow's "cannot identify image file" shows only a memory address.
+    text = "" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())[:100]
+    return (f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
+            f"{', '.join(formats)}")
 
 
 def shown(name: str) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from dnnlib.util import UserError
 from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION
-from training.data.image_names import DECODING_ERRORS, source_formats
+from training.data.image_names import DECODING_ERRORS, describe_decoding_error, source_formats
 
 CropTransform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
 Remark = Literal["squeezed", "recolored", "dark"]
@@ -76,10 +76,7 @@ def _decoding_errors(what: str) -> Iterator[None]:
     except MemoryError as e:
         raise BadImage(f"{what} does not fit in memory when decoded: scale it down or remove it") from e
     except DECODING_ERRORS as e:
-        # Pillow's "cannot identify image file" shows a memory address and tells nothing.
-        text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
-        raise BadImage(f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
-                       f"{', '.join(source_formats())}") from e
+        raise BadImage(describe_decoding_error(what, e, source_formats())) from e
 
 
 def is_gray(image: Image.Image) -> bool:
