@@ -36,6 +36,7 @@ def check_all(*checks: Callable[[], object]) -> None:
 
 
 MAX_DOWNLOAD_BYTES = 4 << 30     # The largest published network pickles have a tenth of this.
+_TIMEOUT_SEC = 30                # A server that is silent for longer is given up.
 
 _said: set[str] = set()
 
@@ -226,13 +227,12 @@ def is_url(name: str) -> bool:
     return urlparse(str(name)).scheme in ("http", "https")
 
 
-def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: float = 30) -> BinaryIO:
+def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
     """Open a local path or an http(s) URL for reading; URLs are downloaded once and kept in the cache.
 
     Args:
-        url:         Path or URL.
-        sha256:      Expected digest, or its first characters (torchvision's file names carry eight of them).
-        timeout_sec: How long a silent server is waited for.
+        url:    Path or URL.
+        sha256: Expected digest, or its first characters (torchvision's file names carry eight of them).
 
     Raises:
         UserError: The file is not there, the server can't be reached, the content is larger than `MAX_DOWNLOAD_BYTES`,
@@ -253,7 +253,7 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: 
         with atomic_path(path) as temporary:
             try:
                 with open(temporary, "wb") as f:
-                    _download(url, f, timeout_sec)
+                    _download(url, f)
             except UserError as e:
                 raise UserError(f"{e}; if you have the file, put it at {path}") from e
             _check_digest(url, temporary, sha256)
@@ -277,7 +277,7 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
+def _download(url: str, file: BinaryIO) -> None:
     """Write what the server sends to `file`, piece by piece. Raises UserError where all of it doesn't come."""
     import requests  # here, so that programs that only read local files start faster
     from tqdm import tqdm
@@ -286,7 +286,7 @@ def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
     try:
         # Compressed, the announced length would not be that of the file.
         headers = {"Accept-Encoding": "identity"}
-        with requests.get(url, timeout=timeout_sec, stream=True, headers=headers) as response:
+        with requests.get(url, timeout=_TIMEOUT_SEC, stream=True, headers=headers) as response:
             response.raise_for_status()
             answered = True
             announced = response.headers.get("Content-Length", "")

@@ -40,12 +40,6 @@ class TrainingOrder:
             self._epochs[number] = permutation
         return self._epochs[number]
 
-    def __getitem__(self, k: int) -> int:
-        """The dataset index at position k = 0, 1, 2, ..."""
-        if k < 0:
-            raise IndexError(f"position {k} in the training order: expected 0 or more")
-        return int(self.epoch(k // self.dataset_size)[k % self.dataset_size])
-
     def take(self, start: int, count: int) -> np.ndarray:
         """The dataset indices at positions start ... start + count - 1: int64 [count]."""
         if start < 0:
