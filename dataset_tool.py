@@ -54,7 +54,7 @@ from training.data.prepare.sources import SOURCES, open_source
               help="How images are scaled; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 sets.  "
                    "[default: lanczos]")
 @click.option("--max-images", type=click.IntRange(min=1), metavar="INT",
-              help="Take only the first so many images of the source.")
+              help="Take only the first INT images of the source.")
 @click.option("--labels", type=click.Choice(["auto", "folders", "none"]), default="auto", show_default=True,
               help="auto: those of the source: dataset.json, else sub-folders as classes; folders: always the latter; "
                    "none: no labels.")
@@ -63,7 +63,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and make grayscale images RGB, or "
               "RGB ones grayscale, like the first image; name and count both.")
 @click.option("--shard-size", type=click.IntRange(min=1), metavar="INT",
-              help="Write zips of so many images each into the folder --dest.")
+              help="Write zips of INT images each into the folder --dest.")
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="INT",
               help="Processes that convert; the result does not depend on it.  [default: number of cores]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="INT",

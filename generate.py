@@ -59,7 +59,8 @@ def rebuilds(opts: Options) -> bool:
 @click.option("--max-images", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Rebuild only the first N images of --reconstruct")
 @cli.trunc_option
-@click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
+@click.option("--trunc-cutoff", type=click.IntRange(min=0), metavar="N",
+              help="Truncate only the first N layers  [default: all]")
 @cli.class_option
 @cli.label_option
 @cli.noise_mode_option

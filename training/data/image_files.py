@@ -417,7 +417,7 @@ def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
         UserError: It is another kind of file, too large, or can't be opened; `what` names it.
     """
     with _reading(what):
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         stat = os.fstat(fd)
         if not file_mode.S_ISREG(stat.st_mode):

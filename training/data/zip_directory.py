@@ -249,7 +249,7 @@ class _Handle:
     """An open file. It is closed when no thread uses it any more."""
 
     def __init__(self, location: str):
-        self.fd = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.fd = os.open(location, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
