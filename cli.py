@@ -145,13 +145,13 @@ def _read_mapping(path: str) -> dict[Any, Any]:
 
 
 def silence_stdout() -> None:
-    """After a BrokenPipeError: what was not written yet would raise it again at exit."""
+    """Discard what is left to write after a BrokenPipeError: it would raise the error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise a UserError for what the file system refuses: files that are missing or locked, full disks, odd names."""
+    """Turn errors of the file system into UserErrors: missing or locked files, full disks, odd names."""
     try:
         yield
     except UnicodeEncodeError as e:
@@ -167,9 +167,9 @@ def plain_errors() -> Iterator[None]:
 
 
 class DefaultGroup(click.Group):
-    """Sub-commands, and a command of its own that is taken where the first argument is the name of none of them.
+    """Sub-commands, and a default command, which runs if the first argument is not the name of a sub-command.
 
-    `--help` is that of the default command, with a list of the others at its end.
+    `--help` shows the help of the default command, and lists the others at its end.
     """
 
     def __init__(self, default: click.Command, *commands: click.Command) -> None:
@@ -189,15 +189,15 @@ class DefaultGroup(click.Group):
 
 
 def _one_line(message: str) -> str:
-    """Names of files may hold line breaks and worse; they are shown as escapes."""
+    """Show line breaks and control characters, which names of files may hold, as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 class Path(click.Path):
-    """The name of a file or folder, or what else is no path, such as a URL; a leading `~` is the home folder."""
+    """The name of a file or folder, a URL or another name; a leading `~` is the home folder."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(readable=False, **kwargs)  # whoever opens the file says what is wrong with it
+        super().__init__(readable=False, **kwargs)  # the code that opens the file reports what is wrong
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = os.path.expanduser(os.fspath(value))
@@ -209,7 +209,7 @@ class Path(click.Path):
 
 
 class FiniteFloat(click.FloatRange):
-    """A number that float32 can hold, neither infinite nor NaN, perhaps within a range."""
+    """A finite number that float32 can hold, optionally within a range."""
 
     name = "float"
 
@@ -300,22 +300,29 @@ trust_net_option = click.option("--trust-net", is_flag=True,
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {_one_line(message)}", err=True)
+    """Write a line to stderr, above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"Warning: {_one_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show what is warned of inside as lines for users."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Show each UserWarning that is raised inside as a line for users; other warnings are for programmers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, category, *_: category is UserWarning and warn(str(message))
         yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            warn(str(warning.message))
 
 
 def warn_unused(names: Sequence[str], *, because: str) -> None:
-    """Warn of those of the current command's options that were given, although they have no effect here."""
+    """Warn of options that were given although they have no effect.
+
+    Args:
+        names:   Options of the current command, by the names of their parameters.
+        because: Ends the sentence "no effect ...".
+    """
     ctx = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     given = [param.opts[0] for param in ctx.command.params
@@ -330,7 +337,7 @@ def check_outdir(outdir: str | None) -> None:
 
 
 def check_seeds(option: str, seeds: Sequence[int]) -> None:
-    """NumPy's limit."""
+    """Raises UserError where a seed is larger than NumPy takes."""
     if max(seeds) >= 1 << 32:
         raise UserError(f"{option} holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
 
@@ -368,7 +375,7 @@ def load_generator(network_pkl: str, *, trust: bool) -> Any:
 
 
 def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:
-    """What --class and --label ask for, float32 [c_dim]; None for an unconditional network."""
+    """The label that --class or --label gives, float32 [c_dim]; None for an unconditional network."""
     import numpy as np
 
     if class_idx is not None and vector is not None:

@@ -25,7 +25,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     Where a score is in both, `metric-*.jsonl` counts.
 
     Raises:
-        UserError: There is no `stats.jsonl`, or it is damaged.
+        UserError: `stats.jsonl` is missing or damaged.
     """
     path = run_dir / "stats.jsonl"
     if not path.is_file():
@@ -92,7 +92,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     import matplotlib  # takes a second, for which --help does not wait
     from matplotlib import pyplot
 
-    matplotlib.use("Agg")  # draws into files, also where there is no display
+    matplotlib.use("Agg")  # works without a display
     rows, columns = -(-len(panels) // PANELS_A_ROW), min(len(panels), PANELS_A_ROW)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
     for axis in axes.flat[len(panels):]:

@@ -23,7 +23,7 @@ class Truncation(NamedTuple):
     """The truncation trick: w moves towards the mean w."""
 
     psi: float = 1              # 1 = w stays as it is, 0 = the mean w.
-    cutoff: int | None = None   # So many first layers; None = all.
+    cutoff: int | None = None   # Number of layers, from the first, that are truncated; None = all.
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def map_latents(
         z:          [N, z_dim], on any device.
         label:      float32 [c_dim], the same for all; None for unconditional networks.
         truncation: How far ws move towards the mean.
-        batch:      So many at a time.
+        batch:      Number of z's that are mapped at a time.
 
     Returns:
         float32 [N, num_ws, w_dim] on G's device.
@@ -77,7 +77,7 @@ def synthesize(
         ws:          [N, num_ws, w_dim].
         noise_mode:  `const`, `none` or `random`.
         noise_seeds: For `random`: one seed for each image, whose noise then doesn't depend on its neighbours.
-        batch:       So many at a time.
+        batch:       Number of images made at a time.
 
     Returns:
         uint8 [N, H, W, C].
@@ -132,7 +132,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     unit_a, unit_b = a / norm_a, b / norm_b
     angle = torch.acos((unit_a * unit_b).sum(dim=1, keepdim=True).clamp(-1, 1))
     sine = torch.sin(angle)
-    straight = sine < 1e-6  # the same direction twice, where the formula is 0 / 0
+    straight = sine < 1e-6  # for equal or opposite directions the formula is 0 / 0
     sine = torch.where(straight, 1, sine)
     along_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * angle) / sine)
     along_b = torch.where(straight, weight, torch.sin(weight * angle) / sine)
@@ -180,13 +180,13 @@ def frames_along(
 
 
 def check_grid(rows: int, cols: int, *, side: int, what: str) -> None:
-    """Raises UserError, calling the grid `what`, where so many images of `side` pixels are too many for one file."""
+    """Raises UserError, which names the grid by `what`, if it would have more than `MAX_GRID_PIXELS`."""
     if rows * cols * side**2 > MAX_GRID_PIXELS:
         raise UserError(f"{what}: {rows}x{cols} images of {side}x{side} are more than the {MAX_GRID_PIXELS:,} pixels "
                         "that one file may have: make several grids")
 
 
-class Grid:
+class ImageGrid:
     """Images side by side on white, row by row; places left over stay white."""
 
     def __init__(self, rows: int, cols: int, *, shape: tuple[int, int, int]) -> None:

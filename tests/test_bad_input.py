@@ -114,7 +114,7 @@ MISTAKES = [
     # What is given as data.
     (TRAIN + "cut.zip", "cut.zip is no zip, or the end of it is missing"),
     (TRAIN + "cut\\nimage.zip", "image 'bad\\nname.png' in "),
-    (TRAIN + "pipe.zip", "pipe.zip is neither a folder nor a zip"),
+    (TRAIN + "pipe.zip", "pipe.zip is a device or pipe: expected the path of a folder or zip"),
     (TRAIN + "gaps.zip --cond=1", "go up to 999999 for 40 images"),
     ("dataset_tool --dest=out.zip --source={data}/link.zip", "link.zip is a link to nothing"),
     # Options.

@@ -16,7 +16,7 @@ from .ada import build_augmentation, current_strength
 from .build import build_networks
 from .config.schema import TrainingConfig, to_json, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
-from .data.loader import Batch, BatchLoader, TrainingOrder
+from .data.loader import BatchLoader, ImageBatch, TrainingOrder
 from .draws import divide_batch
 from .ema import ema_beta, update_ema
 from .loss import StyleGAN2Loss
@@ -197,13 +197,13 @@ class Trainer:
         if problems:
             raise UserError("; ".join(problems))
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> ImageBatch:
         """The images for `step`. Raises UserError: one is unreadable, or training has diverged."""
         if self.progress.iteration % CHECK_INTERVAL == 0:
             self.guard.check()
         return next(self.loader)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: ImageBatch) -> None:
         """One iteration: the phases that are due in it, then the moving average of G."""
         c = self.config
         images, labels = batch
