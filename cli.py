@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usa
     import numpy as np
 
 
-class Option(click.Option):
+class GroupedOption(click.Option):
     """An option that `--help` lists under the heading `group`."""
 
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
@@ -88,7 +88,8 @@ def _declare(option: Any) -> Callable[..., Any]:
     if option.shown is not None:
         values["show_default"] = option.shown
     names = [option.short, option.flag_name] if option.short else [option.flag_name]
-    return click.option(*names, cls=Option, group=option.group, default=option.default, help=option.help, **values)
+    values |= {"group": option.group, "default": option.default, "help": option.help}
+    return click.option(*names, cls=GroupedOption, **values)
 
 
 def said_explicitly(context: click.Context) -> dict[str, Any]:

@@ -69,16 +69,16 @@ def rebuilds(opts: Options) -> bool:
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
               help="Write all images into one grid.png too; of a video: places that show different keys")
-@click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
+@click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.GroupedOption,
               help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
                    "bare name lands in --outdir")
 @click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
-              cls=cli.Option, help="w: smooth spline through the keys' w's; z: great circles from z to z")
+              cls=cli.GroupedOption, help="w: smooth spline through the keys' w's; z: great circles from z to z")
 @click.option("--frames-per-key", type=click.IntRange(1, 100_000), default=60, show_default=True, group="Video",
-              cls=cli.Option, help="Frames from one key to the next")
+              cls=cli.GroupedOption, help="Frames from one key to the next")
 @click.option("--fps", type=cli.FiniteFloat(min=0.1, max=240), default=30.0, show_default=True, group="Video",
-              cls=cli.Option, help="Frames per second")
-@click.option("--lossless", is_flag=True, group="Video", cls=cli.Option, help="Keep every pixel; .webp only")
+              cls=cli.GroupedOption, help="Frames per second")
+@click.option("--lossless", is_flag=True, group="Video", cls=cli.GroupedOption, help="Keep every pixel; .webp only")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
 @cli.device_option
 @cli.trust_option

@@ -153,13 +153,10 @@ class Step:
     def run(self, phase: Phase) -> None:
         """One phase, as the training loop runs it."""
         with computing(self.path):
-            phase.opt.zero_grad(set_to_none=True)
             phase.module.requires_grad_(True)
-            for term in phase.loss(self.batch):
-                (term * phase.gain).backward()
+            phase.backward([self.batch], num=1)
             phase.module.requires_grad_(False)
-            if phase.finish is not None:
-                phase.finish()
+            phase.finish()
             self.guard.process(phase.module)
             phase.opt.step()
 

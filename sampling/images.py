@@ -11,6 +11,7 @@ import torch
 from scipy.interpolate import CubicSpline
 
 from dnnlib.util import UserError, atomic_write
+from torch_utils.misc import slerp
 from training.snapshot import to_uint8
 
 GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
@@ -121,22 +122,11 @@ def z_path(keys: torch.Tensor, to_ws: Callable[[torch.Tensor], torch.Tensor]) ->
     def path(positions: np.ndarray) -> torch.Tensor:
         start = np.floor(positions).astype(int)
         weight = torch.from_numpy(positions - start)[:, None]
-        return to_ws(slerp(z[start % len(z)], z[(start + 1) % len(z)], weight).to(torch.float32))
+        a, b = z[start % len(z)], z[(start + 1) % len(z)]
+        lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b)]
+        return to_ws((slerp(a, b, weight) * torch.lerp(*lengths, weight)).to(torch.float32))
 
     return path
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation of directions, linear of lengths; a, b: float64 [N, D], weight: [N, 1] in [0, 1]."""
-    norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
-    unit_a, unit_b = a / norm_a, b / norm_b
-    angle = torch.acos((unit_a * unit_b).sum(dim=1, keepdim=True).clamp(-1, 1))
-    sine = torch.sin(angle)
-    straight = sine < 1e-6  # for equal or opposite directions the formula is 0 / 0
-    sine = torch.where(straight, 1, sine)
-    along_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * angle) / sine)
-    along_b = torch.where(straight, weight, torch.sin(weight * angle) / sine)
-    return (along_a * unit_a + along_b * unit_b) * torch.lerp(norm_a, norm_b, weight)
 
 
 def frames_along(

@@ -56,6 +56,19 @@ def check_network(network: torch.nn.Module, source: str, key: str) -> None:
                             "diverged: take an earlier snapshot")
 
 
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """From a to b on the unit sphere: a, b [N, D] of any length, t [N, 1] in 0 to 1; unit vectors [N, D]."""
+    a, b = _unit(a), _unit(b)
+    cosine = (a * b).sum(dim=-1, keepdim=True)
+    angle = t * cosine.clamp(-1, 1).acos()
+    return _unit(a * angle.cos() + _unit(b - cosine * a) * angle.sin())
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """A vector of no length, such as the way between equal directions, stays as it is."""
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor from the host to a device, by way of page-locked memory, so that the host doesn't wait."""
     if device.type != "cpu" and torch.cuda.is_available():

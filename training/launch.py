@@ -169,12 +169,12 @@ def _run_processes(job: Job) -> None:
 
 def run_together(
     command: list[str], *, size: int,
-    loss: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
+    meaning: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
 ) -> None:
     """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
 
     Args:
-        loss:    What it means that one died, for the message that says so.
+        meaning: What it means that one died, for the message that says so.
         at_once: A request to stop ends all processes, by SIGTERM; else it is passed on, for them to come to an end.
 
     Raises:
@@ -197,7 +197,7 @@ def run_together(
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
-    with _Processes(loss=loss, at_once=at_once) as processes:
+    with _Processes(meaning=meaning, at_once=at_once) as processes:
         for rank in range(size):
             processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         processes.wait(lambda: distributed.reported(store))
@@ -206,8 +206,8 @@ def run_together(
 class _Processes:
     """Child processes that live and die together; signals are passed on to them, or end them."""
 
-    def __init__(self, *, loss: str, at_once: bool) -> None:
-        self._loss, self._at_once = loss, at_once
+    def __init__(self, *, meaning: str, at_once: bool) -> None:
+        self._meaning, self._at_once = meaning, at_once
         self._children: list[subprocess.Popen] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._first_signal_sec: float | None = None
@@ -268,7 +268,7 @@ class _Processes:
     def _describe(self, rank: int) -> str:
         code = self._children[rank].returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-        return f"rank {rank} of {len(self._children)} {how}, {self._loss}"
+        return f"rank {rank} of {len(self._children)} {how}, {self._meaning}"
 
     def _end(self, grace_sec: float = 0) -> None:
         stop = time.monotonic() + grace_sec

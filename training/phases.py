@@ -24,10 +24,11 @@ class Phase:
     loss: Callable[[Batch], Iterator[torch.Tensor]]
     interval: int                                       # Iterations from one run of the phase to the next.
     gain: float                                         # Scales its loss.
-    finish: Callable[[], None] | None = None            # Called after the loss of all parts of the batch.
+    finish: Callable[[], None] = lambda: None           # Called after the loss of all parts of the batch.
 
     def backward(self, parts: Iterable[Batch], *, num: int) -> None:
-        """Accumulate the gradients of a batch, given as `num` parts."""
+        """Compute the gradients of a batch, given as `num` parts."""
+        self.opt.zero_grad(set_to_none=True)
         for batch in parts:
             for term in self.loss(batch):
                 (term * (self.gain / num)).backward()
@@ -65,7 +66,7 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
     return torch.optim.Adam(module.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
-class Moments:
+class AdamMoments:
     """What an optimiser has to remember: the step and Adam's two moments of each parameter, by its number.
 
     Settings, such as the learning rate, are no state: they are those of the present run and device.
@@ -95,9 +96,9 @@ class Moments:
                     own[name] = torch.empty_like(param).copy_(moment)
 
 
-def optimizer_moments(phases: Sequence[Phase]) -> dict[str, Moments]:
+def optimizer_moments(phases: Sequence[Phase]) -> dict[str, AdamMoments]:
     """Of the optimisers of G and D, which phases share."""
-    return {phase.name[0]: Moments(phase.opt) for phase in phases}
+    return {phase.name[0]: AdamMoments(phase.opt) for phase in phases}
 
 
 class GradientGuard:

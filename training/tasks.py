@@ -30,7 +30,7 @@ class Shown(NamedTuple):
     ws: Tensor | None = None            # Of fake images, [N, num_ws, w_dim].
 
 
-class Option(NamedTuple):
+class TaskOption(NamedTuple):
     """A number that a task can be told, and its range, both ends included; an integer if the default is one."""
 
     default: float
@@ -51,7 +51,7 @@ class Task(Protocol):
     kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/<real or fake>_<kind>".
     distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
     compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
-    options: ClassVar[Mapping[str, Option]]  # Its own, by name.
+    options: ClassVar[Mapping[str, TaskOption]]  # Its own, by name.
     weight: float
     states: Collection[int]                 # Resolutions at which it needs states of G.
 
@@ -88,7 +88,7 @@ class FeatureMatching:
     kind = "feature"
     distances = ("cosine",)
     compared = "feature maps (gfeat)"
-    options: Mapping[str, Option] = {}
+    options: Mapping[str, TaskOption] = {}
 
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
@@ -120,7 +120,7 @@ class ImageReconstruction:
     kind = "reconstruction"
     distances = ("perceptual", "mse")
     compared = "images (gfwimage)"
-    options: Mapping[str, Option] = {}
+    options: Mapping[str, TaskOption] = {}
     states: Collection[int] = ()
 
     def __init__(

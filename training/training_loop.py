@@ -84,8 +84,8 @@ class Trainer:
         c = self.config.dataset
         self.dataset = ImageFolderDataset(c.path, resolution=c.resolution, use_labels=c.use_labels, max_size=c.max_size,
                                           xflip=c.xflip, random_seed=c.random_seed)
-        distributed.print0(f"Training on {len(self.dataset)} images {self.dataset.image_shape}, labels "
-                           f"{self.dataset.label_shape}")
+        shapes = f"{self.dataset.image_shape}, labels {self.dataset.label_shape}"
+        distributed.print0(f"Training on {len(self.dataset)} images {shapes}")
 
     def _build_networks(self, *, start_from: str | None) -> None:
         c = self.config
@@ -206,9 +206,8 @@ class Trainer:
     def step(self, batch: ImageBatch) -> None:
         """One iteration: the phases that are due in it, then the moving average of G."""
         c = self.config
-        images, labels = batch
-        real_img = misc.upload(images, self.device).to(torch.float32) / 127.5 - 1
-        real_c = misc.upload(labels, self.device)
+        real_img = misc.upload(batch.images, self.device).to(torch.float32) / 127.5 - 1
+        real_c = misc.upload(batch.labels, self.device)
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
@@ -229,14 +228,12 @@ class Trainer:
         while not self._accumulate(index, phase, real_img, real_c):
             self.loss.forget_parts()    # they are computed again, in smaller ones
         phase.module.requires_grad_(False)
-        if phase.finish is not None:
-            phase.finish()
+        phase.finish()
         self.guard.process(phase.module)
         phase.opt.step()
 
     def _accumulate(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> bool:
         """Compute the gradients of the batch part by part; False if the memory of the GPU does not suffice."""
-        phase.opt.zero_grad(set_to_none=True)
         key = (self.config.random_seed, self.progress.nimg + distributed.rank() * len(real_img), index)
         batches = self.division.draw(real_img, real_c, key=key, z_dim=self.G.z_dim, dataset=self.dataset)
         try:
@@ -252,14 +249,13 @@ class Trainer:
         c, progress = self.config, self.progress
         self.log.end_tick(training_stats.collect(), augment_p=current_strength(self.augment_pipe, self.ada))
         self.checkpoints.report()
-        done = progress.nimg >= self.total_nimg
-        due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
-        if distributed.any_rank(due or self.checkpoints.overdue):
+        at_end = progress.nimg >= self.total_nimg
+        due = at_end or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
+        write = distributed.any_rank(due or self.checkpoints.overdue)
+        if write:
             self.pickles.choose(progress.nimg, None if due else self.log.next_due_nimg())
             self._write_snapshot()
-            self.tick.begin(self.pickles.last)
-        else:
-            self.tick.begin(None)
+        self.tick.begin(self.pickles.last if write else None)
         self._save_state()      # before metrics, which take long
         self._finish_tick(stop)
 

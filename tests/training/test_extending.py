@@ -20,7 +20,7 @@ from training.build import build_networks
 from training.config.schema import TaskConfig, from_json, to_json
 from training.networks import Discriminator
 from training.runs.training_state import list_states, read_state
-from training.tasks import TASKS, Option, build_tasks, task, validate_tasks
+from training.tasks import TASKS, TaskOption, build_tasks, task, validate_tasks
 from training.training_loop import Trainer, run_training
 
 
@@ -30,7 +30,7 @@ class LatentRegression:
     kind = "latent"
     distances = ()
     compared = "latents"
-    options = {"margin": Option(default=0.0, low=0, high=1)}
+    options = {"margin": TaskOption(default=0.0, low=0, high=1)}
     states = ()
 
     def __init__(self, weight, margin):
