@@ -42,12 +42,24 @@ def main(**said: Any) -> None:
         command = with_file(command, cli.read_option_file(said["config"], context, without=ONCE))
         said |= command
     if torchrun.is_used():
-        torchrun.train(prepare, command, said)
-        return
-    job = prepare(command, said)
-    if job is not None:
-        with resume.locked(job.run_dir):
-            launch.run(job)
+        job = torchrun.train(prepare, command, said)
+    else:
+        job = prepare(command, said)
+        if job is not None:
+            with resume.locked(job.run_dir):
+                launch.run(job)
+    if job is not None and resume.is_finished(job.run_dir, job.config.total_kimg):
+        write_report(job.run_dir)
+
+
+def write_report(path: str) -> None:
+    """The page of a run that is finished. Whatever goes wrong, the run counts."""
+    try:
+        from analysis import report
+
+        report.write_report([path], os.path.join(path, report.NAME))
+    except (Exception, KeyboardInterrupt) as e:
+        _warn(f"no {path}/report.html: {' '.join(str(e).split()) or type(e).__name__}; report.py {path} writes it")
 
 
 def with_file(command: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any]:

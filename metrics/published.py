@@ -9,9 +9,10 @@ comparable with them.
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Sequence, cast
+from typing import Any, Iterable, Literal, NamedTuple, Sequence, cast
 
 Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
+_SHOWN: tuple[Score, ...] = ("fid", "is", "precision", "recall")    # In tables, in this order.
 
 
 class PublishedDataset(NamedTuple):
@@ -43,7 +44,7 @@ def score_of(result_name: str) -> Score | None:
             return ending
     if name.endswith("_std"):
         return None
-    return cast(Score, re.match(r"[a-z]+", name)[0])
+    return cast(Score, re.match(r"[a-z]*", name)[0]) or None
 
 
 def find_dataset(name: str, resolution: int) -> str | None:
@@ -57,32 +58,48 @@ def find_dataset(name: str, resolution: int) -> str | None:
                  if plain in entry.names and resolution == entry.resolution), None)
 
 
-def format_table(results: dict[str, float], *, dataset: Any) -> str:
-    """Measured results, one to a line, and below them the published rows of the same data set.
+class Comparison(NamedTuple):
+    """Published figures of the data set that results were measured on."""
 
-    A result that was not measured as the published ones says so in its line.
+    known: str | None               # Name of the data set in the tables; None = they have none of this name and size.
+    remarks: dict[str, str]         # By result: whether it was measured as the published ones.
+    columns: list[Score]
+    rows: list[Published]           # Those with a score of `columns`.
+
+
+def compare(results: Iterable[str], *, dataset: Any) -> Comparison:
+    """The published rows that belong beside results.
 
     Args:
-        results: By name.
+        results: Their names.
         dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
                  that are not `*_full`.
     """
     known = find_dataset(dataset.name, dataset.resolution)
+    remarks = {name: _remark(name, known, mirrored=dataset.xflip) for name in results}
+    scores = set(map(score_of, remarks))
+    columns: list[Score] = [score for score in _SHOWN if score in scores]
+    rows = [row for row in PUBLISHED if row.dataset == known and any(score in row.scores for score in columns)]
+    return Comparison(known, remarks, columns, rows if known else [])
+
+
+def format_table(results: dict[str, float], *, dataset: Any) -> str:
+    """Measured results, one to a line, and below them the published rows of the same data set.
+
+    A result that was not measured as the published ones says so in its line. `dataset` is as in `compare`.
+    """
+    known, remarks, columns, rows = compare(results, dataset=dataset)
     lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]
-    lines += _align([[name, f"{value:.4f}", _remark(name, known, mirrored=dataset.xflip)]
-                     for name, value in results.items()])
+    lines += _align([[name, f"{value:.4f}", remarks[name]] for name, value in results.items()])
     if known is None:
         others = ", ".join(f"{name} ({entry.resolution}x{entry.resolution})" for name, entry in DATASETS.items())
         return "\n".join([*lines, "", "The papers have no results for a data set of this name and resolution, only for "
                           f"{others}."])
-    scores = set(map(score_of, results))
-    columns = [score for score in ("fid", "is", "precision", "recall") if score in scores]
-    rows = [row for row in PUBLISHED if row.dataset == known and any(score in row.scores for score in columns)]
     if rows:
         lines += ["", f"Published for {known} at {DATASETS[known].resolution}x{DATASETS[known].resolution}, by "
                   f"{', '.join(DATASETS[known].metrics)}"]
         lines += _align([["method", *columns, "source"]] + [
-            [row.method, *(_score(row, score) for score in columns), row.source] for row in rows])
+            [row.method, *(score_text(row, score) for score in columns), row.source] for row in rows])
     return "\n".join(lines)
 
 
@@ -90,8 +107,8 @@ def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
     """How a result was measured otherwise than the published ones of a data set."""
     name, _, net = result.partition("@")
     metric = re.sub(r"_(precision|recall|mean|std)$", "", name)
-    kind = re.match("[a-z]+", metric)[0]
-    published = next((m for m in DATASETS[dataset].metrics if m.startswith(kind)), None) if dataset else None
+    kind = re.match("[a-z]*", metric)[0]
+    published = next((m for m in DATASETS[dataset].metrics if kind and m.startswith(kind)), None) if dataset else None
     if published is None:
         return ""
     problems = [f"{metric}, not {published}"] if metric != published else []
@@ -100,7 +117,8 @@ def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
     return f"NOT COMPARABLE with published figures: {'; '.join(problems)}" if problems else "measured as published"
 
 
-def _score(row: Published, score: str) -> str:
+def score_text(row: Published, score: str) -> str:
+    """Such as `2.82` or `10.02 +-0.06`; `-` where the row has no such score."""
     if score not in row.scores:
         return "-"
     std = f" +-{row.scores[f'{score}_std']:.2f}" if f"{score}_std" in row.scores else ""

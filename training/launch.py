@@ -90,12 +90,13 @@ def write_options(job: Job, fingerprint: str | None = None) -> None:
     """Write `training_options.json`.
 
     Args:
-        fingerprint: Of the images; None = not known yet.
+        fingerprint: Of the images; None = not known yet. Then the environment is left out, too.
 
     Raises:
         UserError: It can't be written.
     """
-    known = {} if fingerprint is None else {"data_fingerprint": fingerprint}
+    known = {} if fingerprint is None else {
+        "data_fingerprint": fingerprint, "environment": run_dir.describe_machine(job.config.device)}
     more = {"run_dir": os.path.abspath(job.run_dir), "command": job.command, **known}
     try:
         run_dir.write_options(job.run_dir, configs.to_legacy_kwargs(job.config) | more)

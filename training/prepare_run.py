@@ -163,6 +163,7 @@ def check_machine(
     from torch_utils.ops.build import custom_ops
 
     from .runs.checkpoints import Keep
+    from .runs.trackers import check_trackers
     from .tasks import validate_tasks
 
     custom_ops.kernels_wanted()
@@ -174,6 +175,7 @@ def check_machine(
     Keep.parse(config.keep)
     gpus_here = torchrun.processes_here() or config.num_gpus
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
+    checks += [functools.partial(check_trackers, config.log)]
     checks += [functools.partial(_check_outdir, options.outdir)] if run is None else []
     nets = [
         functools.partial(check, config, trust=trust)

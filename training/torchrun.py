@@ -42,8 +42,8 @@ def processes_here() -> int | None:
 Prepare = Callable[[dict[str, Any], dict[str, Any]], launch.Job | None]
 
 
-def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> None:
-    """Train as one of the processes; the first prepares the run.
+def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
+    """Train as one of the processes; the first prepares the run, and gets back what it was.
 
     Args:
         prepare: Makes a job of the other two arguments; None after a dry run.
@@ -63,7 +63,7 @@ def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> No
     found = {"gpus": size, "device": device}
     job = prepare({**command, **found}, {**said, **found}) if rank == 0 else None
     if said["dry_run"]:
-        return
+        return None
     try:
         distributed.join(device=device, timeout_sec=said["timeout"], rank0_sec=max(said["timeout"], PREPARING_SEC))
         job = launch.Job.from_json(distributed.from_rank0(job and job.to_json()))
@@ -78,6 +78,7 @@ def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> No
         sys.stderr.flush()
         os._exit(1)  # what is in flight to lost processes can't be waited for
     distributed.leave()
+    return job if rank == 0 else None
 
 
 def _trust_nets(config: TrainingConfig) -> None:

@@ -139,7 +139,7 @@ class Trainer:
         self.log.open()
         if first_rank and first_start:
             snapshot.save_first_pictures(self.run_dir, self.G_ema, self.grid, batch_gpu=c.batch_gpu,
-                                         save=self.checkpoints.save_file)
+                                         save=self.log.shown(self.checkpoints.save_file))
 
     def _start_loader(self) -> None:
         self.loader = BatchLoader(
@@ -288,7 +288,7 @@ class Trainer:
         pkl = self.pickles.last
         self.checkpoints.overdue = False
         snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=self.config,
-                               save=self.checkpoints.save_file)
+                               save=self.log.shown(self.checkpoints.save_file))
         kwargs = to_legacy_kwargs(self.config)["training_set_kwargs"]
         self.checkpoints.save_networks(pkl, networks=self.networks, training_set_kwargs=kwargs)
 

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from dnnlib.util import UserError
 from paths import ROOT
@@ -64,8 +65,10 @@ def test_a_run_of_each_method(tiny_dataset, tiny_net, tmp_path, method):
     run_dir = only_run(tmp_path / "runs")
     names = {p.name for p in run_dir.iterdir()}
     assert {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png", "fakes000000.png",
-            "network-snapshot-000000.pkl"} <= names
-    assert any(name.startswith("events.out.tfevents") for name in names)
+            "network-snapshot-000000.pkl", "report.html"} <= names
+    (events,) = run_dir.glob("events.out.tfevents.*")
+    shown = {value.tag for event in EventFileLoader(str(events)).Load() for value in event.summary.value}
+    assert {"reals", "fakes", "Loss/scores/real"} <= shown and ("reconstructions" in shown) == ("glead" in method)
     assert ("reconstructions000000.png" in names) == ("glead" in method)
     assert not [name for name in names if name.endswith(".tmp")]
     assert re.search(r"^tick 0 +kimg 0\.0 +time .* left .* sec/tick .* sec/kimg .* augment 0\.000", result.stdout, re.M)

@@ -158,6 +158,9 @@ class Options:
     timeout: float = option(
         GENERAL, "How long processes wait for one that hangs.", metavar="SEC", default=TrainingConfig.timeout_sec,
         sets="timeout_sec", more_than=0, at_most=1e6, early=True, free=True)
+    log: tuple[str, ...] | None = option(
+        GENERAL, "What shows statistics and pictures of the run, comma-separated: tensorboard, wandb, trackio; or "
+        "none.", metavar="NAMES", shown="tensorboard", sets="log", free=True)
     outcome: str | None = option(
         GENERAL, "In the end, write the word finished or stopped to this file; what fails leaves none.", path=True,
         metavar="FILE", free=True)

@@ -159,6 +159,7 @@ class TrainingConfig(_Strict):
     device: str                                 # "cpu" or "cuda".
     timeout_sec: float = 600                    # Processes wait so long for one another.
     keep: str = "all"                           # Network pickles that stay; see `checkpoints.Keep`.
+    log: tuple[str, ...] = ("tensorboard",)     # Trackers that show the run.
     workers: int = 3                            # Processes that decode images; 0 = none beside the main one.
     resume: str | None = None                   # Network pickle to start from.
     allow_tf32: bool = False

@@ -216,7 +216,7 @@ def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
 
 def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]]:
     """What differs and may not: a text for each option, and the fields that it sets."""
-    before, now = _flat(to_json(old)), _flat(to_json(new))
+    before, now = flat(to_json(old)), flat(to_json(new))
     changed = [name for name in {**before, **now} if name not in _FREE_FIELDS and before.get(name) != now.get(name)]
     fields_of = {option.flag_name + (f" ({option.note})" if option.note else ""): option.fields
                  for option in OPTIONS.values()}
@@ -232,12 +232,12 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
     return texts
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
-    flat: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in data.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
 
 
 def _shown(value: Any) -> str:

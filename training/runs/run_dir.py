@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import re
 import sys
 import traceback
@@ -47,6 +48,20 @@ def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
     """Write `training_options.json`, whole or not at all."""
     with dnnlib.util.atomic_write(Path(run_dir, "training_options.json")) as f:
         f.write((json.dumps(options, indent=2) + "\n").encode())
+
+
+def describe_machine(device: str) -> dict[str, str]:
+    """What a run is trained with, for its options: versions and hardware, nothing that names the machine or its user.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    import torch  # takes a second, for which --help does not wait
+
+    cpu = f"{platform.machine()}, {dnnlib.util.num_cores()} cores"
+    gpu = {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system(), "cpu": cpu,
+            **gpu}
 
 
 @contextlib.contextmanager

@@ -1,22 +1,25 @@
-"""What a run says about itself: the status line, `stats.jsonl`, TensorBoard."""
+"""What a run says about itself: the status line, `stats.jsonl`, and what its trackers show."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import psutil
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dnnlib.util import append_text, atomic_write, format_time
 from torch_utils import distributed
 from torch_utils.state import Misfit, check
-from training.config.schema import TrainingConfig
+from training.config.schema import TrainingConfig, to_json
+
+from .previews import preview
+from .trackers import Trackers
 
 _NUMBER = (int, float)
 _RECORD = {str: {"num": _NUMBER, "mean": _NUMBER, "std": _NUMBER}}  # Of a tick: statistics by name.
@@ -55,7 +58,7 @@ class RunLog:
         self._record: dict[str, Any] = {}               # Of a tick that ended, while it waits for scores.
         self._unwritten: list[dict[str, Any]] = []      # Finished records that found no room on the disk.
         self._path = run_dir / "stats.jsonl"
-        self._tensorboard: SummaryWriter | None = None  # On rank 0.
+        self._trackers: Trackers | None = None          # On rank 0.
 
     def state_dict(self) -> dict[str, Any]:
         return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
@@ -75,11 +78,8 @@ class RunLog:
         """Begin to write. Later records that are in the run directory are dropped: they come again."""
         if distributed.rank() == 0:
             _drop_records(self._path, self.tick_start_nimg / 1000, self._unwritten)
-            self._open_tensorboard()
-
-    def _open_tensorboard(self) -> None:
-        step = self.tick_start_nimg // self._step_nimg
-        self._tensorboard = SummaryWriter(self._path.parent, purge_step=step + 1 if step else None)
+            self._trackers = Trackers(self.config.log, self._path.parent, to_json(self.config),
+                                      start_nimg=self.tick_start_nimg, step_nimg=self._step_nimg)
 
     def progress_bar(self) -> tqdm:
         """Progress within a tick, on a terminal only; ticks have lines of their own."""
@@ -142,10 +142,11 @@ class RunLog:
 
     def start_tick(self) -> None:
         """Maintenance is over: write the record of the last tick, and measure the next one from here."""
-        if self._tensorboard is not None:
+        if self._trackers is not None:
             self._unwritten.append(self._record)
             self._write_records()
-            self._show_on_tensorboard(self._record)
+            means = {name: value["mean"] for name, value in self._record.items()}
+            self._trackers.scalars(means, nimg=self.progress.nimg)
         self._record = {}
         self._tick_start = time.monotonic()
         self._maintenance_sec = self._tick_start - self._tick_end
@@ -161,25 +162,29 @@ class RunLog:
             print(f"Warning: can't write {self._path}: {e.strerror}; training continues, and tries again with the "
                   "next tick")
 
-    def _show_on_tensorboard(self, record: dict[str, Any]) -> None:
+    def shown(self, save: Callable[..., None]) -> Callable[..., None]:
+        """`save`, which takes a path, a function that writes it, and arguments; then trackers show the picture, too."""
         nimg = self.progress.nimg
-        try:
-            for name, value in record.items():
-                self._tensorboard.add_scalar(name, value["mean"], global_step=nimg // self._step_nimg)
-            self._tensorboard.flush()
-        except OSError as e:
-            print(f"Warning: TensorBoard lacks the tick at {nimg / 1000:.1f} kimg: {e.strerror or e}")
-            with contextlib.suppress(OSError):  # a writer that failed once can't be used again
-                self._open_tensorboard()
+
+        def save_and_show(path: Path, *args: Any, **kwargs: Any) -> None:
+            save(path, *args, **kwargs)
+            if self._trackers:
+                save(path, self._show, nimg)
+
+        return save_and_show
+
+    def _show(self, path: Path, nimg: int) -> None:
+        with contextlib.suppress(OSError):  # it could not be written, which `save` reports
+            img = preview(path, self.config.dataset.resolution)
+            self._trackers.picture(re.match(r"[a-z_]*", path.stem)[0], img, nimg=nimg)
 
     def problems(self) -> list[str]:
         """A line if records could not be written until now."""
         return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            with contextlib.suppress(OSError):
-                self._tensorboard.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
