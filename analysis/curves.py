@@ -1,6 +1,7 @@
 """Statistics of training runs over time: read, smoothed, and brought together where runs differ in the seed alone."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -136,11 +137,11 @@ def group_runs(runs: Sequence[Path]) -> list[Group]:
 def unique_labels(paths: Sequence[str | Path]) -> list[str]:
     """Names for run directories, or for networks in them: the method, or else the shortest end of the path."""
     methods = [method_of(path if path.is_dir() else path.parent) for path in map(Path, paths)]
-    parts = [Path(path).with_suffix("").parts for path in paths]
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
 
     def name(index: int) -> str:
         """The first of these names that no other path has."""
-        for names in (methods, *(["/".join(p[-length:]) for p in parts] for length in (1, 2, 3))):
+        for names in (methods, *(["/".join(p[-length:]).removesuffix(".pkl") for p in parts] for length in (1, 2, 3))):
             if names[index] is not None and names.count(names[index]) == 1:
                 return names[index]
         return str(paths[index])

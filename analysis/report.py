@@ -113,7 +113,7 @@ def write_report(run_dirs: Sequence[str | Path], path: str | Path) -> None:
     scores = [line for run in runs for line in _score_lines(run)]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters.update(number=_number, kimg="{:.10g}".format)
     environment.globals.update(score_text=published.score_text, datasets=published.DATASETS)
     charts = _charts(runs)
     page = environment.get_template("report.html.j2").render(

@@ -88,7 +88,7 @@ def test_two_runs_side_by_side(tmp_path):
                   "Published for CIFAR-10", "2.15 +-0.02", "loss.r1_gamma"):
         assert words in page.text, words
     differing = page.text.partition("Options that differ")[2].partition("All options")[0].split()
-    assert differing == ["runs/a", "runs/b", "loss.r1_gamma", "1.0", "2.5"]
+    assert differing[-3:] == ["loss.r1_gamma", "1.0", "2.5"]
     titles = [chart["title"] for chart in page.data["charts"]]
     assert titles == ["fid50k_full", "D's realness scores", "Learning rates", "Loss/other"]
     (real, fake, *_), rates = (page.data["charts"][i]["lines"] for i in (1, 2))
