@@ -142,6 +142,7 @@ def gpus(monkeypatch):
     def find(number):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "fake GPU")
 
     return find
 
