@@ -230,7 +230,11 @@ class IntOrAuto(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither auto nor a whole number from 1 on", param, ctx)
+        return int(value)
 
 
 MAX_NUMBERS = 1_000_000
