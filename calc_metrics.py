@@ -15,6 +15,7 @@ import click
 
 import cli
 from dnnlib.util import UserError, check_all, is_url, open_url, rough_time
+from metrics.registry import check_metrics
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
@@ -107,6 +108,7 @@ def main(**options: Any) -> None:
     opts = Options(**options)
     if not opts.metrics:
         raise UserError("--metrics names no metric: give one, such as fid50k_full")
+    check_metrics(opts.metrics)
     if opts.follow and not opts.is_run:
         raise UserError(f"--follow needs a run directory as --network, and {opts.network} is none")
     if opts.gpus > 1:
@@ -114,9 +116,6 @@ def main(**options: Any) -> None:
         if opts.device not in ("cpu", "cuda"):
             raise click.UsageError(f"--device={opts.device} is not for --gpus={opts.gpus}: say cuda, which takes the "
                                    "first ones of CUDA_VISIBLE_DEVICES, or cpu")
-    from metrics import metric_main
-
-    metric_main.check_metrics(opts.metrics)
     if opts.is_run:
         score_run(opts)
     else:

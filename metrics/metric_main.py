@@ -1,9 +1,4 @@
-"""The registry of metrics: names, calculation, reports.
-
-A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with
-the first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the
-metric's standard one is never called by the plain name.
-"""
+"""Calculating and reporting the metrics of `metrics/registry.py`."""
 
 import contextlib
 import copy
@@ -12,96 +7,22 @@ import functools
 import json
 import os
 import time
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 
 from dnnlib.util import EasyDict, UserError, check_all, format_time
-from metrics import detectors
+from metrics import detectors, registry
 from metrics.detectors import FeatureNet
-from metrics.frechet_inception_distance import compute_fid
-from metrics.inception_score import compute_is
-from metrics.kernel_inception_distance import compute_kid
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
-from metrics.perceptual_path_length import NUM_SAMPLES, compute_ppl
-from metrics.precision_recall import MAX_REAL_FULL, compute_pr
 from metrics.progress import ScoreBar, Stage
+from metrics.registry import METRICS, Metric, check_metrics
 from metrics.timing import Work, plan
 from torch_utils import distributed
-from torch_utils.formats import feature_nets
 from torch_utils.formats.feature_nets import Output
 
-SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-    compute: Callable[[MetricOptions, FeatureNet], dict[str, float]]
-    standard_net: str               # URL of the feature net that gives the metric its name.
-    output: Output                  # What is asked of the net.
-    num_gen: int                    # Images, or paths, that it generates.
-    images: ImageSet | None = None  # The real images that it looks at.
-    keeps_features: bool = True     # Whether moments are not enough for it.
-    higher_is_better: bool = False
-
-
-def _registry() -> dict[str, Metric]:
-    registry = {}
-    inception = {"standard_net": detectors.INCEPTION_URL, "output": "features"}
-
-    def add(name: str, compute: Callable[..., Any], num_gen: int, images: ImageSet, **entry: Any) -> None:
-        registry[name] = Metric(compute=functools.partial(compute, images=images, num_gen=num_gen), images=images,
-                                num_gen=num_gen, **entry)
-
-    for count in SIZES:
-        num_gen = count * 1000
-        for suffix in ("_full", ""):
-            images = ImageSet("all real") if suffix else ImageSet("real", num_gen)
-            add(f"fid{count}k{suffix}", compute_fid, num_gen, images, keeps_features=False, **inception)
-            add(f"kid{count}k{suffix}", compute_kid, num_gen, images, **inception)
-            limited = ImageSet("all real", MAX_REAL_FULL) if suffix else images
-            add(f"pr{count}k3{suffix}", compute_pr, num_gen, limited, standard_net=detectors.VGG16_URL,
-                output="features", higher_is_better=True)
-        registry[f"is{count}k"] = Metric(
-            compute=functools.partial(compute_is, num_gen=num_gen), standard_net=detectors.INCEPTION_URL,
-            output="probabilities", num_gen=num_gen, higher_is_better=True)
-    for name, space, sampling, crop in (
-        ("ppl2_wend", "w", "end",  False),
-        ("ppl_zfull", "z", "full", True),
-        ("ppl_wfull", "w", "full", True),
-        ("ppl_zend",  "z", "end",  True),
-        ("ppl_wend",  "w", "end",  True),
-    ):
-        registry[name] = Metric(
-            compute=functools.partial(compute_ppl, space=space, sampling=sampling, crop=crop),
-            standard_net=detectors.VGG16_URL, output="lpips", num_gen=NUM_SAMPLES)
-    return registry
-
-
-_METRICS = _registry()
-
-
-def is_valid_metric(metric: str) -> bool:
-    return metric in _METRICS
-
-
-def list_valid_metrics() -> list[str]:
-    return list(_METRICS)
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether the best score of a metric is the highest one, and not the lowest."""
-    return _METRICS[metric].higher_is_better
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises UserError for names that are no metric's, listing those that are."""
-    unknown = [name for name in metrics if not is_valid_metric(name)]
-    if unknown:
-        families = "fid<N>k, fid<N>k_full, kid<N>k, kid<N>k_full, pr<N>k3, pr<N>k3_full, is<N>k"
-        others = ", ".join(name for name in _METRICS if name.startswith("ppl"))
-        raise UserError(f"unknown metric {', '.join(unknown)}: there are {families} with N one of "
-                        f"{', '.join(map(str, sorted(SIZES)))}, and {others}")
+is_valid_metric, list_valid_metrics = registry.is_valid_metric, registry.list_valid_metrics     # Known by these names.
+higher_is_better = registry.higher_is_better
 
 
 def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust: bool = False) -> None:
@@ -119,7 +40,7 @@ def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust
     check_metrics(metrics)
     needed: dict[str, dict[Output, list[str]]] = {}     # Metrics by net, and by what is asked of it.
     for name in metrics:
-        entry = _METRICS[name]
+        entry = METRICS[name]
         needed.setdefault(detector or entry.standard_net, {}).setdefault(entry.output, []).append(name)
 
     def check(spec: str) -> None:
@@ -136,17 +57,18 @@ def feature_net(
     metric: str, detector: str | None = None, *, device: torch.device | str = "cpu", trust: bool = False
 ) -> FeatureNet:
     """The net that a metric is measured with: `detector`, or the standard one. Raises UserError: it can't be had."""
-    entry = _METRICS[metric]
+    entry = METRICS[metric]
     return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device, trust=trust)
 
 
 def result_suffix(metric: str, detector: str | None, net: FeatureNet) -> str:
     """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net.
 
-    The standard net is known by its content, wherever it lies, once it has been at its URL's place in the cache.
+    The standard net is known by its content, wherever it lies: by its published SHA-256, or, where there is none, once
+    it has been at its URL's place in the cache.
     """
-    url = _METRICS[metric].standard_net
-    return "" if detector in (None, url) or url in feature_nets.origins(net.digest) else f"@{net.name}"
+    url = METRICS[metric].standard_net
+    return "" if detector in (None, url) or detectors.is_standard(net.digest, url) else f"@{net.name}"
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:
@@ -193,7 +115,7 @@ def calc_metric(
     if num_gpus > 1 and num_gpus != distributed.world_size():
         raise ValueError(f"num_gpus={num_gpus} needs as many processes that have met by distributed.join")
     start = time.monotonic()
-    entry = _METRICS[metric]
+    entry = METRICS[metric]
     device = torch.device(device)
     shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
@@ -231,8 +153,8 @@ def _wanted_features(
         return detector or entry.standard_net, entry.output
 
     wanted = set()
-    for entry in map(_METRICS.get, {metric, *metrics}):
-        if entry.keeps_features and net(entry) == net(_METRICS[metric]):
+    for entry in map(METRICS.get, {metric, *metrics}):
+        if entry.keeps_features and net(entry) == net(METRICS[metric]):
             wanted.add(ImageSet("generated", entry.num_gen))
             if entry.images is not None:
                 wanted.add(entry.images.resolved(dataset))
@@ -259,7 +181,7 @@ def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> 
     works = {}
     for name in metrics:
         with contextlib.suppress(UserError):
-            entry = _METRICS[name]
+            entry = METRICS[name]
             works[name] = Work(feature_net(name, detector, device=opts.device), entry.images, entry.num_gen)
     return plan(opts, works)
 

@@ -3,32 +3,16 @@
 import contextlib
 import dataclasses
 import time
-from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
 from dnnlib.util import UserError
 from metrics.progress import ScoreBar
+from metrics.registry import ImageSet
 from torch_utils import distributed
 
 _ASK_SEC = 1    # So often a process asks whether another one has given up.
-
-
-class ImageSet(NamedTuple):
-    """Images that a metric looks at."""
-
-    kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
-    count: int | None = None  # type: ignore[assignment]  # At most so many, the first ones; None = all.
-
-    def find(self, dataset: Any) -> tuple[Any, int]:
-        """The real images: a data set, and how many of its first items."""
-        options = {"xflip": False} if self.kind == "all real" else {}
-        dataset = dataset.replace(max_size=None, **options)
-        return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
-
-    def resolved(self, dataset: Any) -> "ImageSet":
-        """The same with the count that there is."""
-        return self if self.kind == "generated" else self._replace(count=self.find(dataset)[1])
 
 
 class Shared:

@@ -11,7 +11,6 @@ from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import draw, keyed_noise
 
-NUM_SAMPLES = 50_000
 EPSILON = 1e-4
 MAX_RESOLUTION = 256    # Images from G of k times this side are averaged over k x k pixels first.
 
@@ -26,12 +25,12 @@ def compute_ppl(
     space: Space,           # spherical interpolation of z, or linear interpolation of w
     sampling: Sampling,     # anywhere on the path, or at its start
     crop: bool,             # compare the middle of the image alone (meant for FFHQ faces)
-    num_samples: int = NUM_SAMPLES,
+    num_gen: int,           # paths
 ) -> dict[str, float]:
     """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
     stats = FeatureStats(keep_features=True)
-    indices = range(opts.rank, num_samples, opts.num_gpus)
-    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples) as done:
+    indices = range(opts.rank, num_gen, opts.num_gpus)
+    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_gen) as done:
         for start in range(0, len(indices), opts.batch_size):
             batch = indices[start:start + opts.batch_size]
             draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2).to(opts.device)

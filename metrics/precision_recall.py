@@ -10,7 +10,6 @@ from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, track
 
 NUM_NEIGHBOURS = 3
-MAX_REAL_FULL = 200_000
 BLOCK_SIZE = 10_000     # Distances are computed in blocks of this side; results do not depend on it.
 
 Rounding = Literal["float16", "float32"]

@@ -313,7 +313,6 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 
 
 @pytest.mark.parametrize("args,pattern", [
-    (["--metrics=fid50k_ful"], r"unknown metric fid50k_ful: .*fid<N>k_full.*ppl2_wend"),
     (["--metrics=none"], "names no metric"),
     (["--gpus=99", "--device=cuda"], "no CUDA device: say --device=cpu|--gpus is 99, but this machine has"),
     (["--data=broken", "--workers=3", "--metrics=fid1k_full", "--detector=small-net.pt", "--verbose=false"],
@@ -358,6 +357,13 @@ def test_mistakes_are_one_line(folder, args, pattern):
 ])
 def test_usage_errors_exit_with_2(folder, args, pattern):
     assert_one_line_error(run(folder, *args), pattern, code=2)
+
+
+def test_unknown_metrics_are_refused_before_pytorch_is_imported(folder):
+    (folder / "torch.py").write_text("raise SystemExit('torch is imported')")
+    call = command(folder, "--network=a.pkl", "--metrics=fid50k_ful")
+    call["env"]["PYTHONPATH"] = str(folder)
+    assert_one_line_error(subprocess.run(**call, capture_output=True), r"unknown metric fid50k_ful: .*fid<N>k_full")
 
 
 def test_help_shows_defaults(folder):

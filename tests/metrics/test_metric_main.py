@@ -1,5 +1,6 @@
 """The registry, feature extraction, the cache, names of results, reports."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError, cache_dir, cached_path
+from dnnlib.util import UserError, cache_dir, cached_path, sha256_of
 from metrics import detectors, kernel_inception_distance, metric_main
 from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
 from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared
 from metrics.progress import ScoreBar, Stage
+from metrics.registry import METRICS
 from metrics.sampling import draw, generate_uint8
 from small_networks import save_torchscript
 from tests.metrics.metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
@@ -161,24 +163,38 @@ def test_results_are_named_after_a_detector_that_is_not_standard(G, dataset, det
 
 
 def test_results_have_plain_names_with_the_standard_detector(G, dataset, tmp_path, monkeypatch):
-    """The standard net is the one at the standard URL; here a small net stands in the download cache in its place."""
-    for seed, url in enumerate((INCEPTION_URL, VGG16_URL)):
-        cached_path(url).parent.mkdir(parents=True, exist_ok=True)
-        save_torchscript(cached_path(url), SmallNet(seed), trust=False)
+    """Inception by its published SHA-256, VGG16 by what came first from its URL; small nets stand in for both."""
+    elsewhere = tmp_path / "any-name"       # known by its content, although nobody said to trust it
+    save_torchscript(elsewhere, SmallNet(0), trust=False)
+    monkeypatch.setitem(detectors.PUBLISHED_SHA256, INCEPTION_URL, sha256_of(elsewhere))
+    fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=str(elsewhere), workers=0)
+    assert list(fid.results) == ["fid1k_full"] and not cache_dir("known-nets.txt").exists()
+    cached_path(INCEPTION_URL).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(elsewhere, cached_path(INCEPTION_URL))
+    save_torchscript(cached_path(VGG16_URL), SmallNet(1), trust=False)
     metric_main.check_detector(["fid1k_full", "is1k", "pr1k3", "ppl2_wend"])
-    fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
-    assert list(fid.results) == ["fid1k_full"] and fid.detector.name == "inception-2015-12-05"
+    again = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
+    assert again.results == fid.results and again.detector.name == "inception-2015-12-05"
     assert list(metric_main.calc_metric("is1k", G=G, dataset=dataset, workers=0).results) == ["is1k_mean", "is1k_std"]
     other = metric_main.calc_metric("pr1k3", G=G, dataset=dataset, detector=INCEPTION_URL, workers=0)
     assert list(other.results) == ["pr1k3_precision@inception-2015-12-05", "pr1k3_recall@inception-2015-12-05"]
-    elsewhere = tmp_path / "any-name"       # the same content is the same net, and is trusted
-    shutil.copy(cached_path(INCEPTION_URL), elsewhere)
-    again = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=str(elsewhere), workers=0)
-    assert again.results == fid.results
+    shutil.copy(cached_path(VGG16_URL), elsewhere)
+    assert metric_main.result_suffix("pr1k3", str(elsewhere), load_feature_net(elsewhere, "features")) == ""
+
     detectors._open_net.cache_clear()
-    save_torchscript(cached_path(INCEPTION_URL), SmallNet(7), trust=False)
-    with pytest.raises(UserError, match="inception-2015-12-05.pt has SHA-256 .* when it first came: delete the file"):
-        metric_main.check_detector(["fid1k_full"])
+    for url in (INCEPTION_URL, VGG16_URL):
+        save_torchscript(cached_path(url), SmallNet(7), trust=False)
+    with pytest.raises(UserError) as e:
+        metric_main.check_detector(["fid1k_full", "pr1k3"])
+    assert "inception-2015-12-05.pt has SHA-256" in e.value.args[0] and "delete it and try again" in e.value.args[0]
+    assert re.search("vgg16.pt has SHA-256 .* when it first came: delete the file", e.value.args[1])
+
+
+def test_a_download_with_another_digest_is_refused(monkeypatch):
+    monkeypatch.setattr("dnnlib.util._download", lambda url, file, timeout_sec: file.write(b"something else"))
+    with pytest.raises(UserError, match="has SHA-256 .* expected f58cb9b6ec32.* try again"):
+        metric_main.check_detector(["fid50k_full"])
+    assert not list(cache_dir("downloads").iterdir())
 
 
 def test_full_means_all_images_without_mirroring(G, detector):
@@ -263,13 +279,8 @@ def test_an_interrupted_run_leaves_no_cache(G, dataset, detector, monkeypatch):
 
 
 def test_path_length_of_a_network(G, dataset, tmp_path, monkeypatch):
-    from metrics import perceptual_path_length
-
     detector = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
-    monkeypatch.setitem(metric_main._METRICS, "ppl2_wend", metric_main.Metric(
-        compute=lambda opts, net: perceptual_path_length.compute_ppl(
-            opts, net, space="w", sampling="end", crop=False, num_samples=100),
-        standard_net="", output="lpips", num_gen=100))
+    monkeypatch.setitem(METRICS, "ppl2_wend", dataclasses.replace(METRICS["ppl2_wend"], num_gen=100))
     results = [metric_main.calc_metric("ppl2_wend", G=G, dataset=dataset, detector=detector, batch_size=b).results
                for b in (32, 7)]
     assert results[0]["ppl2_wend@perceptual"] == pytest.approx(results[1]["ppl2_wend@perceptual"], rel=0.05)

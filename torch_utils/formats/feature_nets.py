@@ -19,7 +19,7 @@ import json
 import os
 import warnings
 import zipfile
-from typing import Any, Iterator, Literal, NamedTuple
+from typing import Any, Collection, Iterator, Literal, NamedTuple
 
 import torch
 
@@ -47,12 +47,13 @@ class OpenNet(NamedTuple):
     outputs: frozenset[Output]  # What it can be asked for.
 
 
-def open_net(source: str | os.PathLike, device: str | torch.device) -> OpenNet:
+def open_net(source: str | os.PathLike, device: str | torch.device, *, trusted: Collection[str] = ()) -> OpenNet:
     """Open a feature net of any format for inference.
 
     Args:
-        source: Path or http(s) URL; a URL is downloaded once, which is announced on stderr.
-        device: Where it runs. ONNX nets run on the CPU, and take and give tensors there or elsewhere.
+        source:  Path or http(s) URL; a URL is downloaded once, which is announced on stderr.
+        device:  Where it runs. ONNX nets run on the CPU, and take and give tensors there or elsewhere.
+        trusted: SHA-256 of TorchScript files that may be opened, beside those that the user trusts.
 
     Raises:
         UserError: The file can't be had, is no feature net, or is a TorchScript file that nobody said to trust.
@@ -66,7 +67,7 @@ def open_net(source: str | os.PathLike, device: str | torch.device) -> OpenNet:
         module = OnnxNet(data, name)
         outputs = set(module.output_names)
     elif _is_torchscript(data):
-        if not origins(digest):
+        if digest not in trusted and not origins(digest):
             raise UserError(f"{name} is a TorchScript file, which is a program and can do what you can, such as delete "
                             f"files: say --trust-net once if you trust it (SHA-256 {digest}, which is then remembered)")
         module = _load_torchscript(data, name, device)
