@@ -10,11 +10,11 @@ from urllib.parse import urlparse
 import torch
 
 from dnnlib.util import UserError, is_url, open_url
-from metrics.registry import INCEPTION_URL, VGG16_URL
+from metrics.registry import DINOV2_URL, INCEPTION_URL, VGG16_URL
 from torch_utils.formats import feature_nets
 from torch_utils.formats.feature_nets import CALL_OPTIONS, OpenNet, Output
 
-STANDARD_URLS = (INCEPTION_URL, VGG16_URL)
+STANDARD_URLS = (INCEPTION_URL, VGG16_URL, DINOV2_URL)
 PUBLISHED_SHA256 = {  # By URL; Inception's is in k-diffusion. Of the others, what comes first from the URL counts.
     INCEPTION_URL: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 }

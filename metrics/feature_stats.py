@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dnnlib.util import UserError
+from torch_utils import distributed
+
 _ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
 
 
@@ -21,12 +24,17 @@ class FeatureStats:
     Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With
     several processes, process r of n takes the items r, r + n, r + 2n, ... and `gather` brings everything together in
     the items' order.
+
+    Args:
+        what: What the items are, for errors.
     """
 
-    def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):
+    def __init__(self, *, keep_moments: bool = False, keep_features: bool = False, what: str = "images"):
         self.keep_moments = keep_moments
         self.keep_features = keep_features
         self.num_items = 0
+        self._what = what
+        self._num_batches = 0                       # Those that were added to the below.
         self._sum: torch.Tensor | None = None       # [F]
         self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
         self._batches: list[torch.Tensor] = []      # On the CPU.
@@ -34,7 +42,11 @@ class FeatureStats:
 
     @torch.no_grad()
     def append(self, x: torch.Tensor) -> None:
-        """Add a batch [N, F] of any float type."""
+        """Add a batch [N, F] of any float type.
+
+        Raises:
+            UserError: Numbers in this batch, or in one of the last few, are not finite.
+        """
         self.num_items += x.shape[0]
         self._recent.append(x)
         if sum(map(len, self._recent)) >= _ROWS_AT_ONCE:
@@ -44,7 +56,16 @@ class FeatureStats:
     def _digest(self) -> None:
         if not self._recent:
             return
-        x, self._recent = torch.cat(self._recent), []
+        batches, self._recent = self._recent, []
+        x = torch.cat(batches)
+        if not torch.isfinite(x).all():
+            bad = next(i for i, batch in enumerate(batches) if not torch.isfinite(batch).all())
+            batch = f"batch {self._num_batches + bad}"
+            if distributed.world_size() > 1:
+                batch += f" of process {distributed.rank()}"
+            raise UserError(f"features of {self._what} that are not finite, in {batch} (counted from 0): the feature "
+                            "net can't take these images, or the network makes none")
+        self._num_batches += len(batches)
         if self.keep_moments:
             x64 = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
             if self._sum is None:

@@ -47,7 +47,7 @@ def _read_real(
 ) -> FeatureStats:
     """From the file in the cache, if it holds what belongs to `key`; else from the images."""
     cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
-    stats = FeatureStats(keep_moments=True, keep_features=keep_features)
+    stats = FeatureStats(keep_moments=True, keep_features=keep_features, what="real images")
     if _agree(cached is not None, opts):
         return cached if cached is not None else stats
     dataset, num_items = images.find(opts.dataset)
@@ -76,7 +76,7 @@ def generated_stats(
 
 
 def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
-    stats = FeatureStats(**keep)
+    stats = FeatureStats(**keep, what="generated images")
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
         with shared_failure(opts), track(opts, "generated", num_items) as done:

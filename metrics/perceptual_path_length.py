@@ -28,7 +28,7 @@ def compute_ppl(
     num_gen: int,           # paths
 ) -> dict[str, float]:
     """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
-    stats = FeatureStats(keep_features=True)
+    stats = FeatureStats(keep_features=True, what="paths")
     indices = range(opts.rank, num_gen, opts.num_gpus)
     with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_gen) as done:
         for start in range(0, len(indices), opts.batch_size):

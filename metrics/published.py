@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Sequence, cast
 
-Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
+Score = Literal["fid", "fidinf", "fdd", "kid", "swd", "precision", "recall", "density", "coverage", "is", "ppl"]
 
 
 class PublishedDataset(NamedTuple):
@@ -36,12 +36,12 @@ PUBLISHED = tuple(
 
 
 def score_of(result_name: str) -> Score | None:
-    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation."""
+    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation or error."""
     name = result_name.partition("@")[0]
-    for ending in ("precision", "recall"):
+    for ending in ("precision", "recall", "density", "coverage"):
         if name.endswith(f"_{ending}"):
             return ending
-    if name.endswith("_std"):
+    if name.endswith(("_std", "_se")):
         return None
     return cast(Score, re.match(r"[a-z]+", name)[0])
 
@@ -89,7 +89,7 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
 def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
     """How a result was measured otherwise than the published ones of a data set."""
     name, _, net = result.partition("@")
-    metric = re.sub(r"_(precision|recall|mean|std)$", "", name)
+    metric = re.sub(r"_(precision|recall|density|coverage|mean|std|se)$", "", name)
     kind = re.match("[a-z]+", metric)[0]
     published = next((m for m in DATASETS[dataset].metrics if m.startswith(kind)), None) if dataset else None
     if published is None:

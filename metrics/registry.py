@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 INCEPTION_URL = f"{_NVIDIA}/inception-2015-12-05.pt"
 VGG16_URL = f"{_NVIDIA}/vgg16.pt"
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 
 SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
 _MAX_REAL_NEIGHBOURS = 200_000  # Real images that are compared pair by pair.
@@ -83,6 +84,11 @@ _FAMILIES = (
     _Family("fid<N>k", "frechet_inception_distance.compute_fid", _INCEPTION | {"keeps_features": False}),
     _Family("kid<N>k", "kernel_inception_distance.compute_kid", _INCEPTION),
     _Family("pr<N>k3", "precision_recall.compute_pr", _VGG16 | {"higher_is_better": True}, _MAX_REAL_NEIGHBOURS),
+    _Family("dc<N>k5", "density_coverage.compute_dc", _VGG16 | {"higher_is_better": True}, _MAX_REAL_NEIGHBOURS),
+    _Family("fidinf<N>k", "fid_infinity.compute_fid_infinity", _INCEPTION),
+    _Family("fdd<N>k", "frechet_inception_distance.compute_fid",
+            {"standard_net": DINOV2_URL, "output": "features", "keeps_features": False}),
+    _Family("swd<N>k", "sliced_wasserstein.compute_swd", _INCEPTION),
     _Family("is<N>k", "inception_score.compute_is",
             {"standard_net": INCEPTION_URL, "output": "probabilities", "higher_is_better": True}, real=False),
 )

@@ -317,4 +317,4 @@ class ScoreTable:
 
 
 def _cell(column: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.6f}" if score_of(column) == "kid" else f"{value:.4f}"
+    return "-" if value is None else f"{value:.6f}" if column.startswith("kid") else f"{value:.4f}"
