@@ -9,12 +9,12 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import click
 
 import cli
-from dnnlib.util import UserError, check_all, is_url, open_url, rough_time
+from dnnlib.util import UserError, cache_dir, check_all, is_url, open_url, rough_time
 from metrics.registry import check_metrics
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
@@ -34,7 +34,8 @@ _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import
 class Options:
     """What the command line says."""
 
-    network: str
+    network: str | None
+    images: str | None
     metrics: list[str]
     follow: bool
     data: str | None
@@ -45,7 +46,9 @@ class Options:
     gpus: int
     workers: int
     seed: int
+    repeats: int
     cache: bool
+    cache_dir: str | None
     trust_pickle: bool
     trust_net: bool
     table: bool
@@ -54,41 +57,60 @@ class Options:
     @property
     def is_run(self) -> bool:
         """Whether the network is a run directory."""
-        return not is_url(self.network) and os.path.isdir(self.network)
+        return self.network is not None and not is_url(self.network) and os.path.isdir(self.network)
 
     @property
     def run_dir(self) -> str | None:
         """The run directory that the network is, or lies in."""
+        if self.network is None:
+            return None
         folder = self.network if self.is_run else os.path.dirname(os.path.abspath(self.network))
         inside = not is_url(self.network) and os.path.isfile(os.path.join(folder, "training_options.json"))
         return folder if inside else None
 
 
+metrics_option = click.option(
+    "--metrics", type=cli.CommaList(), default="fid50k_full", show_default=True, metavar="LIST",
+    help="Metrics, separated by commas: fid50k_full, kid50k_full, pr50k3_full, dc10k5, fidinf50k_full, fdd50k_full, "
+         "is50k, ppl2_wend, ...; smaller ones such as fid5k_full for a quick look.")
+detector_option = click.option(
+    "--detector", type=cli.Path(), metavar="PATH|URL",
+    help="Feature net: TorchScript, ONNX, DINOv2, or by feature_net.py; for path lengths also lpips-vgg:FILE. Results "
+         "are named after it.  [default: the standard net of each metric]")
+device_option = click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
+batch_option = click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
+                            help="Images per forward pass.")
+workers_option = click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
+                              help="Processes that decode real images, for each GPU.")
+cache_dir_option = click.option("--cache-dir", type=cli.Path(), metavar="DIR",
+                                help="Where downloads and statistics are kept.  [default: $GLEAD_CACHE_DIR]")
+
+
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120})
-@click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
+@click.option("--network", type=cli.Path(), metavar="PATH|URL",
               help="Network: a pickle (TensorFlow's too), safetensors, .pt or .onnx file; or a run directory.")
-@click.option("--metrics", type=cli.CommaList(), default="fid50k_full", show_default=True, metavar="LIST",
-              help="Metrics, separated by commas: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; "
-                   "smaller ones such as fid5k_full for a quick look.")
+@click.option("--images", type=cli.Path(), metavar="DIR|ZIP",
+              help="In place of a network: images that any program generated.")
+@metrics_option
 @click.option("--follow", is_flag=True,
               help="With a run directory: score new pickles as training writes them, until the last one.")
 @click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
               help="Real images.  [default: those that the network was trained on]")
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
-@click.option("--detector", type=cli.Path(), metavar="PATH|URL",
-              help="Feature net: TorchScript, ONNX, or by feature_net.py. Results are named after it.  [default: the "
-                   "standard net of each metric]")
-@click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per forward pass.")
+@detector_option
+@device_option
+@batch_option
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="GPUs that share the work, or processes with --device=cpu.")
-@click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
-              help="Processes that decode real images, for each GPU.")
+@workers_option
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               help="Of latents, labels, noise and subsets.")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=1, show_default=True,
+              help="Score with so many seeds, --seed and the following ones: mean and standard deviation.")
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
+@cache_dir_option
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
 @cli.trust_net_option
 @click.option("--table", is_flag=True,
@@ -104,11 +126,13 @@ def main(**options: Any) -> None:
     python calc_metrics.py --network=runs/00000-church/network-snapshot-025000.pkl --metrics=fid50k_full,pr50k3_full
     python calc_metrics.py --network=net.pkl --data=church256.zip --metrics=fid5k_full --table --gpus=8
     python calc_metrics.py --network=runs/00000-church --metrics=fid50k_full --follow --device=cuda:1
+    python calc_metrics.py --images=samples/ --data=church256.zip --metrics=fid50k_full
     """
     opts = Options(**options)
-    if not opts.metrics:
-        raise UserError("--metrics names no metric: give one, such as fid50k_full")
-    check_metrics(opts.metrics)
+    check_names(opts.metrics)
+    use_cache(opts.cache_dir)
+    use_lpips(opts.detector)
+    check_subject(opts)
     if opts.follow and not opts.is_run:
         raise UserError(f"--follow needs a run directory as --network, and {opts.network} is none")
     if opts.gpus > 1:
@@ -119,29 +143,57 @@ def main(**options: Any) -> None:
     if opts.is_run:
         score_run(opts)
     else:
-        score_pickle(opts)
+        score_one(opts)
 
 
-def score_pickle(opts: Options) -> None:
-    """Score one network."""
-    from metrics import metric_main
+def check_names(metrics: list[str]) -> None:
+    if not metrics:
+        raise UserError("--metrics names no metric: give one, such as fid50k_full")
+    check_metrics(metrics)
+
+
+def use_cache(folder: str | None) -> None:
+    """Other processes that are started use it, too."""
+    if folder is not None:
+        os.environ["GLEAD_CACHE_DIR"] = os.path.abspath(folder)
+
+
+def use_lpips(detector: str | None) -> None:
+    """`lpips-vgg` and `lpips-alex` become known as detectors, for path lengths, where they are implemented."""
+    if detector is not None and detector.startswith("lpips-"):
+        import training.perceptual  # noqa: F401
+
+
+def check_subject(opts: Options) -> None:
+    """One thing is scored, and it can be scored in this way."""
+    if opts.network is None and opts.images is None:
+        raise click.UsageError("Missing option '--network', or '--images'.")
+    if opts.network is not None and opts.images is not None:
+        raise click.UsageError("--network and --images are two things to score: give one of them.")
+    if opts.images is not None and opts.data is None:
+        raise UserError(f"--images={opts.images} must be compared with real images: give them with --data")
+    if opts.images is not None and opts.repeats > 1:
+        raise UserError("--repeats draws other latents each time, and --images are always the same: leave it out")
+
+
+def score_one(opts: Options) -> None:
+    """Score one network, or images."""
     from metrics.published import format_table
 
     device = pick_device(opts)
-    found: list[tuple[torch.nn.Module, dict[str, Any]]] = []
-    check_all(lambda: found.append(load_generator(opts.network, trust=opts.trust_pickle)),
-              lambda: check_detector(opts))
-    (G, trained_on), = found
-    say_which_images(opts, trained_on)
-    dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)    # mistakes are found before processes start
-    metric_main.check_match(G, dataset)
-    protocol = protocol_of(opts, dataset, trained_on, use_labels=G.c_dim > 0)
+    found: list[Subject] = []
+    check_all(lambda: found.append(load_subject(opts)), lambda: check_detector(opts))
+    subject, = found
+    say_which_images(opts, subject.trained_on)
+    dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)  # before processes start
+    subject.check(opts.metrics, dataset)
+    protocol = protocol_of(opts, dataset, subject.trained_on, use_labels=subject.use_labels)
     if opts.gpus > 1:
-        results = share_out(opts, protocol, loss="so there are no further scores; start it again for those")
+        scores = share_out(opts, protocol, loss="so there are no further scores; start it again for those")
     else:
-        results = measure_pickle(opts, G, dataset, protocol, device)
+        scores = measure_one(opts, subject, dataset, protocol, device)
     if opts.table:
-        print(format_table(results, dataset=dataset))
+        print(format_table(scores["results"], dataset=dataset, std=scores["std"]))
 
 
 def check_detector(opts: Options) -> None:
@@ -191,29 +243,72 @@ def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> 
         print(format_table(best.results, dataset=dataset))
 
 
+@click.command(cls=cli.Command)
+@metrics_option
+@click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
+              help="Real images, whose statistics are computed, too; without, only feature nets are fetched.")
+@click.option("--mirror", type=bool, default=False, metavar="BOOL",
+              help="Add mirrored copies of the real images, in metrics that are not *_full.")
+@detector_option
+@device_option
+@batch_option
+@workers_option
+@cache_dir_option
+@cli.trust_net_option
+def prefetch(
+    metrics: list[str], data: str | None, mirror: bool, detector: str | None, device: str | None, batch: int,
+    workers: int, trust_net: bool, **place: str | None,
+) -> None:
+    """Fetch what metrics need into the cache: feature nets, and statistics of real images.
+
+    The folder can then be copied to a machine without network, and be named there by --cache-dir.
+
+    \b
+    python calc_metrics.py prefetch --metrics=fid50k_full,pr50k3_full --data=church256.zip --cache-dir=cache
+    """
+    check_names(metrics)
+    use_cache(place["cache_dir"])
+    use_lpips(detector)
+    from metrics import metric_main
+    from torch_utils import misc
+    from training.data.dataset import ImageFolderDataset
+
+    metric_main.check_detector(metrics, detector, trust=trust_net)
+    click.echo(f"The feature nets of {', '.join(metrics)} are in {cache_dir()}")
+    if data is not None:
+        dataset = ImageFolderDataset(data, xflip=mirror)
+        for metric, count in metric_main.prefetch(metrics, dataset=dataset, detector=detector, batch_size=batch,
+                                                  device=misc.pick_device(device), workers=workers):
+            click.echo(f"{metric}: statistics of {count} images of {dataset.path} are there")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The work itself, in this process or in several alike; the first of them reports.
 
 
-def measure_pickle(
-    opts: Options, G: torch.nn.Module, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
-) -> dict[str, float]:
-    """Report all metrics of a network, and return their results by name."""
+def measure_one(
+    opts: Options, subject: Subject, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Report all metrics of a network or of images; returns "results" by name, and of several seeds "std" likewise."""
     from metrics import metric_main
     from metrics.options import Shared
     from torch_utils import distributed
+    from training.runs.best import mark_best
 
-    results, run_dir = {}, opts.run_dir
+    scores: dict[str, dict[str, float]] = {"results": {}, "std": {}}
     shared = Shared(opts.metrics)   # FID and KID look at the same images
-    calculate = calculation(opts, dataset, device)
+    calculate = calculation(opts, dataset, device, gen_images=subject.images)
     with stop_request() as stop:
         for metric in opts.metrics:
             with stop.at_once():
-                result = calculate(metric, G=G, shared=shared)
+                result = calculate(metric, G=subject.G, shared=shared)
             if distributed.rank() == 0:
-                metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=opts.network, protocol=protocol)
-            results |= result.results
-    return results
+                metric_main.report_metric(result, run_dir=opts.run_dir, snapshot_pkl=opts.network, protocol=protocol)
+            for part, values in scores.items():
+                values |= result.get(part, {})
+    if opts.run_dir is not None and distributed.rank() == 0:
+        mark_best(opts.run_dir, opts.metrics[0], warn=cli.warn)
+    return scores
 
 
 def measure_run(
@@ -279,15 +374,16 @@ def work(job: str) -> int:
 
     @cli.plain_errors()
     def measure() -> None:
+        use_lpips(opts.detector)
         device = distributed.current_device(opts.device)
         launch.build_kernels(opts.device)
         try:
             if opts.is_run:
                 answer = measure_run(opts, open_dataset_of_run(opts), protocol, device)
             else:
-                G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
-                dataset = open_dataset(opts, trained_on, use_labels=G.c_dim > 0)
-                answer = measure_pickle(opts, G, dataset, protocol, device)
+                subject = load_subject(opts)
+                dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)
+                answer = measure_one(opts, subject, dataset, protocol, device)
         except BrokenPipeError as e:
             cli.silence_stdout()
             raise UserError("nobody reads the scores that are printed any more, so no others were calculated") from e
@@ -328,7 +424,7 @@ def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
 
 
 def calculation(
-    opts: Options, dataset: ImageFolderDataset, device: torch.device
+    opts: Options, dataset: ImageFolderDataset, device: torch.device, *, gen_images: ImageFolderDataset | None = None
 ) -> Callable[..., dict[str, Any]]:
     """`calc_metric` with all that the command line says, to be called with (metric, G=, shared=)."""
     import torch
@@ -341,17 +437,20 @@ def calculation(
     on_cpu = torch.device(device).type == "cpu"
     progress = ScoreBar(show=opts.verbose, begun=warn_if_long if on_cpu else None) if opts.verbose or on_cpu else None
 
-    def calculate(metric: str, *, G: torch.nn.Module, shared: Shared) -> dict[str, Any]:
+    def calculate(metric: str, *, G: torch.nn.Module | None, shared: Shared) -> dict[str, Any]:
         try:
             result = metric_main.calc_metric(
-                metric, G=G, dataset=dataset, detector=opts.detector, device=device, batch_size=opts.batch,
-                num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed, workers=opts.workers,
-                cache=opts.cache, shared=shared, kept_real=kept_real, progress=progress,
+                metric, G=G, dataset=dataset, gen_images=gen_images, detector=opts.detector, device=device,
+                batch_size=opts.batch, num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed,
+                repeats=opts.repeats, workers=opts.workers, cache=opts.cache, shared=shared, kept_real=kept_real,
+                progress=progress,
             )
         except torch.OutOfMemoryError as e:
             raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
                             "other programs") from e
         result["data"] = os.path.abspath(dataset.path)
+        if gen_images is not None:
+            result["images"] = os.path.abspath(gen_images.path)
         return result
 
     return calculate
@@ -374,6 +473,36 @@ def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, d
         raise UserError(f"{network_pkl}: holds no G_ema")
     misc.check_network(networks["G_ema"], network_pkl, "G_ema")
     return networks["G_ema"], dict(networks["training_set_kwargs"] or {})
+
+
+class Subject(NamedTuple):
+    """What is scored: a network, or images that any program generated."""
+
+    G: torch.nn.Module | None
+    images: ImageFolderDataset | None
+    trained_on: dict[str, Any]      # What a network's file says of its training set.
+
+    @property
+    def use_labels(self) -> bool:
+        return self.G is not None and self.G.c_dim > 0
+
+    def check(self, metrics: list[str], dataset: ImageFolderDataset) -> None:
+        """Raises UserError where it doesn't fit the real images, or the metrics."""
+        from metrics import metric_main
+
+        if self.G is not None:
+            metric_main.check_match(self.G, dataset)
+        else:
+            metric_main.check_images(metrics, self.images, dataset)
+
+
+def load_subject(opts: Options) -> Subject:
+    if opts.network is not None:
+        G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
+        return Subject(G, None, trained_on)
+    from training.data.dataset import ImageFolderDataset
+
+    return Subject(None, ImageFolderDataset(opts.images), {})
 
 
 def say_which_images(opts: Options, trained_on: dict[str, Any]) -> None:
@@ -429,6 +558,8 @@ def protocol_of(
     from training.runs.run_scores import recorded_fingerprint
 
     protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
+    if opts.repeats > 1:
+        protocol["repeats"] = opts.repeats
     same = recorded_fingerprint(opts.run_dir) if opts.run_dir is not None else None
     if opts.data is None:
         here = dataset.replace(xflip=bool(trained_on.get("xflip", False))).fingerprint
@@ -448,4 +579,4 @@ def protocol_of(
 
 
 if __name__ == "__main__":
-    main()
+    cli.DefaultGroup(main, prefetch)()

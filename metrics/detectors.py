@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from pathlib import PurePosixPath
-from typing import Iterator
+from typing import Callable, Iterator
 from urllib.parse import urlparse
 
 import torch
@@ -18,6 +18,9 @@ STANDARD_URLS = (INCEPTION_URL, VGG16_URL, DINOV2_URL)
 PUBLISHED_SHA256 = {  # By URL; Inception's is in k-diffusion. Of the others, what comes first from the URL counts.
     INCEPTION_URL: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 }
+
+# Nets that have a name and no file of their own, or `NAME:FILE`; by name. Called with (spec, device).
+OPENERS: dict[str, Callable[[str, str], OpenNet]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ def load_feature_net(
     """Load a feature net: TorchScript, ONNX, or one that feature_net.py trained.
 
     Args:
-        spec:   Path or URL; URLs are downloaded once.
+        spec:   Path or URL; URLs are downloaded once. Or a name among `OPENERS`, as NAME or NAME:FILE.
         output: What the net will be asked for; it must have the call options for it.
         device: Where it runs.
         trust:  Open it even if it is a TorchScript file, which may do anything, and do so from now on. The standard
@@ -82,9 +85,11 @@ def load_feature_net(
             net, is a TorchScript file that nobody said to trust, or lacks the interface.
     """
     spec = os.fspath(spec)
-    name = PurePosixPath(urlparse(spec).path if is_url(spec) else spec.replace(os.sep, "/")).stem
+    kind = spec.partition(":")[0]
+    path = urlparse(spec).path if is_url(spec) else spec.replace(os.sep, "/")
+    name = kind if kind in OPENERS else PurePosixPath(path).stem
     try:
-        if trust:
+        if trust and kind not in OPENERS:
             feature_nets.trust_net(spec)
         net = _open_net(spec, _file_state(spec), str(device))
     except UserError as e:
@@ -107,6 +112,9 @@ def _file_state(spec: str) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=2)  # the two nets of a usual list of metrics stay loaded between evaluations
 def _open_net(spec: str, state: tuple[int, int] | None, device: str) -> OpenNet:
+    opener = OPENERS.get(spec.partition(":")[0])
+    if opener is not None:
+        return opener(spec, device)
     if spec in PUBLISHED_SHA256:
         open_url(spec, sha256=PUBLISHED_SHA256[spec]).close()
     elif spec in STANDARD_URLS:

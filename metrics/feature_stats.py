@@ -50,10 +50,11 @@ class FeatureStats:
         self.num_items += x.shape[0]
         self._recent.append(x)
         if sum(map(len, self._recent)) >= _ROWS_AT_ONCE:
-            self._digest()
+            self.finish()
 
     @torch.no_grad()
-    def _digest(self) -> None:
+    def finish(self) -> None:
+        """Have all that was added looked at; raises likewise."""
         if not self._recent:
             return
         batches, self._recent = self._recent, []
@@ -77,7 +78,7 @@ class FeatureStats:
 
     def moments(self) -> Moments:
         """Mean and covariance, on the CPU."""
-        self._digest()
+        self.finish()
         if self._sum is None:
             raise ValueError("no moments were kept")
         mean = self._sum.cpu() / self.num_items
@@ -85,7 +86,7 @@ class FeatureStats:
 
     def features(self) -> torch.Tensor:
         """All vectors, float32 [N, F], on the CPU."""
-        self._digest()
+        self.finish()
         if not self._batches:
             raise ValueError("no features were kept")
         self._batches = [torch.cat(self._batches)]
@@ -93,7 +94,7 @@ class FeatureStats:
 
     def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
         """Make this process's statistics those of all processes. Every process must call it."""
-        self._digest()
+        self.finish()
         if num_gpus == 1:
             return
         dist = torch.distributed
@@ -123,7 +124,7 @@ class FeatureStats:
 
     def to_arrays(self) -> dict[str, Any]:
         """Plain arrays for a file."""
-        self._digest()
+        self.finish()
         arrays = {"num_items": np.asarray(self.num_items)}
         if self.keep_moments:
             arrays |= {"sum": self._sum.cpu().numpy(), "outer": self._outer.cpu().numpy()}

@@ -1,12 +1,14 @@
 """From images to feature statistics: real images (cached on disk) and generated ones."""
 
+import contextlib
 import hashlib
 import json
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
+import filelock
 import numpy as np
 import torch
 
@@ -46,21 +48,30 @@ def _read_real(
     opts: MetricOptions, net: FeatureNet, images: ImageSet, *, path: Path, key: str, keep_features: bool
 ) -> FeatureStats:
     """From the file in the cache, if it holds what belongs to `key`; else from the images."""
-    cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
     stats = FeatureStats(keep_moments=True, keep_features=keep_features, what="real images")
-    if _agree(cached is not None, opts):
-        return cached if cached is not None else stats
-    dataset, num_items = images.find(opts.dataset)
+    with _cache_lock(path) if opts.cache and opts.rank == 0 else contextlib.nullcontext():
+        cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
+        if _agree(cached is not None, opts):
+            return cached if cached is not None else stats
+        dataset, num_items = images.find(opts.dataset)
+        _append_images(stats, opts, net, dataset, stage="real", num_items=num_items)
+        if opts.cache and opts.rank == 0:
+            _save(path, key, stats)
+    return stats
+
+
+def _append_images(
+    stats: FeatureStats, opts: MetricOptions, net: FeatureNet, dataset: Any, *, stage: str, num_items: int
+) -> None:
+    """Read the first images of a data set, and gather their features from all processes."""
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
-        with shared_failure(opts), track(opts, "real", num_items) as done, load_images(opts, dataset, indices) as read:
+        with shared_failure(opts), track(opts, stage, num_items) as done, load_images(opts, dataset, indices) as read:
             for _, img in read:
                 stats.append(net(img.to(opts.device, non_blocking=True)))
                 done(len(img) * opts.num_gpus)
+            stats.finish()
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
-    if opts.cache and opts.rank == 0:
-        _save(path, key, stats)
-    return stats
 
 
 def generated_stats(
@@ -77,6 +88,9 @@ def generated_stats(
 
 def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
     stats = FeatureStats(**keep, what="generated images")
+    if opts.gen_images is not None:
+        _append_images(stats, opts, net, opts.gen_images, stage="generated", num_items=num_items)
+        return stats
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
         with shared_failure(opts), track(opts, "generated", num_items) as done:
@@ -85,6 +99,7 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
                 img = generate_uint8(opts.G, opts.dataset, indices=batch, seed=opts.seed, device=opts.device)
                 stats.append(net(img))
                 done(len(batch) * opts.num_gpus)
+            stats.finish()
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return stats
 
@@ -106,6 +121,25 @@ def _cache_path(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> tuple
         "num_items": num_items,
     }, sort_keys=True)
     return cache_dir("features", f"{net.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"), key
+
+
+@contextlib.contextmanager
+def _cache_lock(path: Path) -> Iterator[None]:
+    """Of several programs that want the same statistics, one computes them; the others wait, and read its file."""
+    lock = filelock.FileLock(cache_dir("locks", f"{path.name}.lock"))
+    try:
+        cache_dir("locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            print(f"Waiting for another program that computes {path}", file=sys.stderr, flush=True)
+            lock.acquire()
+    except (OSError, NotImplementedError):  # a cache that can't be written, a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load(path: Path, key: str, *, keep_features: bool) -> FeatureStats | None:

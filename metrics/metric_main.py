@@ -6,14 +6,18 @@ import dataclasses
 import functools
 import json
 import os
+import statistics
 import time
 from typing import Any, Iterator, Mapping, Sequence
 
+import numpy as np
+import PIL
 import torch
 
 from dnnlib.util import EasyDict, UserError, check_all, format_time
 from metrics import detectors, registry
 from metrics.detectors import FeatureNet
+from metrics.features import real_stats
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
 from metrics.progress import ScoreBar, Stage
 from metrics.registry import METRICS, Metric, check_metrics
@@ -82,11 +86,32 @@ def check_match(G: torch.nn.Module, dataset: Any) -> None:
         raise UserError(f"the network takes labels of width {G.c_dim}, and the data set {dataset.name} has {has}")
 
 
+def check_images(metrics: Sequence[str], images: Any, dataset: Any) -> None:
+    """Raises UserError where images that stand in for a network can't be scored by these metrics, or not beside these.
+
+    Args:
+        metrics: Names of metrics.
+        images:  What others generated, as a data set.
+        dataset: The real images.
+    """
+    if list(images.image_shape) != list(dataset.image_shape):
+        raise UserError(f"the images in {images.name} have the shape {list(images.image_shape)}, those in "
+                        f"{dataset.name} {list(dataset.image_shape)} ([channels, height, width]): convert both with "
+                        "dataset_tool.py")
+    for name in metrics:
+        if METRICS[name].output == "lpips":
+            raise UserError(f"{name} is about paths between latents, which need a network: score images by others")
+        if METRICS[name].num_gen > len(images):
+            raise UserError(f"{name} looks at {METRICS[name].num_gen} generated images, and {images.name} holds "
+                            f"{len(images)}: give more, or take a metric of fewer, such as fid1k_full")
+
+
 def calc_metric(
     metric: str,
     *,
-    G: torch.nn.Module,                         # generator; it is copied, and the copy put in eval mode
+    G: torch.nn.Module | None,                  # generator; it is copied, and the copy put in eval mode
     dataset: Any,                               # real images, and labels for generated ones
+    gen_images: Any = None,                     # in place of G: a data set of images that others generated
     detector: str | None = None,                # path or URL of a feature net; None = the standard one
     trust: bool = False,                        # open it even if it is an unknown TorchScript file, a program
     device: torch.device | str = "cpu",
@@ -94,6 +119,7 @@ def calc_metric(
     rank: int = 0,
     batch_size: int = 64,                       # images per forward pass
     seed: int = 0,                              # of latents, labels, noise and subsets
+    repeats: int = 1,                           # seeds; the results are means over `seed`, `seed` + 1, ...
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
     shared: Shared | None = None,               # give calls with the same G one of these, and they share features
@@ -103,46 +129,97 @@ def calc_metric(
     """Calculate one metric.
 
     Returns:
-        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), metric,
-        detector (name and SHA-256), total_time in seconds, total_time_str, num_gpus. The same on every process.
+        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), with
+        `repeats` std (likewise), and the protocol: see `_describe`. The same on every process.
 
     Raises:
         UserError: Unknown metric, feature net or data that do not fit.
         LostRank:  Another process died, or did not answer in time.
     """
     check_metrics([metric])
-    check_match(G, dataset)
+    if G is not None:
+        check_match(G, dataset)
+    else:
+        check_images([metric], gen_images, dataset)
     if num_gpus > 1 and num_gpus != distributed.world_size():
         raise ValueError(f"num_gpus={num_gpus} needs as many processes that have met by distributed.join")
-    start = time.monotonic()
-    entry = METRICS[metric]
-    device = torch.device(device)
+    start, device = time.monotonic(), torch.device(device)
     shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
-        metric=metric, G=G, dataset=dataset, device=device, num_gpus=num_gpus, rank=rank, batch_size=batch_size,
-        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real,
-        wanted=_wanted_features(metric, shared.metrics, dataset, detector), progress=progress if rank == 0 else None,
+        metric=metric, G=G, dataset=dataset, gen_images=gen_images, device=device, num_gpus=num_gpus, rank=rank,
+        batch_size=batch_size, seed=seed, repeats=repeats, workers=workers, cache=cache, shared=shared,
+        kept_real=kept_real, wanted=_wanted_features(metric, shared.metrics, dataset, detector),
+        progress=progress if rank == 0 else None,
     )
     with shared_failure(opts):  # memory may run out
-        opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
+        if G is not None:
+            opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
         net = feature_net(metric, detector, device=device, trust=trust)
-    with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
-        with shared_failure(opts):
-            if opts.progress is not None and not shared.is_planned:
-                opts.progress.plan(_plan(opts, shared.metrics, detector), times_later=shared.waiting)
-                shared.is_planned = True
-            results = entry.compute(opts, net)
-        results = _from_first(results, num_gpus=num_gpus, device=device)
     suffix = result_suffix(metric, detector, net)
-    total_time = time.monotonic() - start
-    return EasyDict(
-        results={name + suffix: value for name, value in results.items()},
-        metric=metric,
+    with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
+        scores = _compute(opts, net, detector)
+    sec = time.monotonic() - start
+    return EasyDict(_summary(scores, suffix), **_describe(opts, net), total_time=sec, total_time_str=format_time(sec),
+                    num_gpus=num_gpus)
+
+
+def _compute(opts: MetricOptions, net: FeatureNet, detector: str | None) -> list[dict[str, float]]:
+    """The results for each seed, on every process."""
+    with shared_failure(opts):
+        if opts.progress is not None and not opts.shared.is_planned:
+            opts.progress.plan(_plan(opts, opts.shared.metrics, detector), times_later=opts.shared.waiting)
+            opts.shared.is_planned = True
+        scores = [METRICS[opts.metric].compute(dataclasses.replace(opts, seed=opts.seed + i), net)
+                  for i in range(opts.repeats)]
+    return _from_first(scores, num_gpus=opts.num_gpus, device=opts.device)
+
+
+def _summary(scores: Sequence[dict[str, float]], suffix: str) -> dict[str, dict[str, float]]:
+    """Means over seeds and, of several, standard deviations (by N - 1)."""
+    values = {name + suffix: [score[name] for score in scores] for name in scores[0]}
+    summary = {"results": {name: statistics.fmean(row) for name, row in values.items()}}
+    if len(scores) > 1:
+        summary["std"] = {name: statistics.stdev(row) for name, row in values.items()}
+    return summary
+
+
+def _describe(opts: MetricOptions, net: FeatureNet) -> dict[str, Any]:
+    """How a result was measured: what anybody needs who wants to measure it again."""
+    entry, real = METRICS[opts.metric], None
+    if entry.images is not None:
+        dataset, count = entry.images.find(opts.dataset)
+        real = EasyDict(num_images=count, sha256=dataset.fingerprint, mirrored=bool(dataset.xflip))
+    return dict(
+        metric=opts.metric,
         detector=EasyDict(name=net.name, sha256=net.digest),
-        total_time=total_time,
-        total_time_str=format_time(total_time),
-        num_gpus=num_gpus,
+        real=real,
+        num_gen=entry.num_gen,
+        seed=opts.seed,
+        **({"repeats": opts.repeats} if opts.repeats > 1 else {}),
+        versions=EasyDict(torch=torch.__version__, numpy=np.__version__, pillow=PIL.__version__),
     )
+
+
+def prefetch(
+    metrics: Sequence[str], *, dataset: Any, detector: str | None = None, device: torch.device | str = "cpu",
+    batch_size: int = 64, workers: int = 3,
+) -> Iterator[tuple[str, int]]:
+    """Put the statistics of the real images that these metrics look at into the cache.
+
+    Yields:
+        The name of a metric, and of how many real images the statistics are there now.
+    """
+    kept_real: dict = {}
+    for metric in metrics:
+        entry = METRICS[metric]
+        if entry.images is not None:
+            opts = MetricOptions(
+                metric=metric, G=None, dataset=dataset, device=torch.device(device), batch_size=batch_size,
+                workers=workers, kept_real=kept_real, wanted=_wanted_features(metric, metrics, dataset, detector))
+            with exact_float32():
+                net = feature_net(metric, detector, device=device)
+                stats = real_stats(opts, net, entry.images, keep_features=entry.keeps_features)
+            yield metric, stats.num_items
 
 
 def _wanted_features(
@@ -226,10 +303,10 @@ def exact_float32() -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def _from_first(results: dict[str, float], *, num_gpus: int, device: torch.device) -> dict[str, float]:
+def _from_first(scores: list[dict[str, float]], *, num_gpus: int, device: torch.device) -> list[dict[str, float]]:
     """The first process's results, on every process."""
     if num_gpus == 1:
-        return results
-    box = [results]
+        return scores
+    box = [scores]
     torch.distributed.broadcast_object_list(box, src=0, device=device)
     return box[0]

@@ -39,13 +39,15 @@ class MetricOptions:
     """
 
     metric: str                                 # Its name, for progress.
-    G: torch.nn.Module
+    G: torch.nn.Module | None
     dataset: Any
     device: torch.device
+    gen_images: Any = None                      # In place of G: a data set of images that others generated.
     num_gpus: int = 1                           # Processes that share the work, after `distributed.join`.
     rank: int = 0
     batch_size: int = 64                        # Images per forward pass; results do not depend on it.
     seed: int = 0                               # Keys latents, labels, noise, subsets.
+    repeats: int = 1                            # This seed and the following ones; results are means.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
     shared: Shared | None = None                # What metrics of one G have in common.

@@ -42,6 +42,7 @@ def compute_ppl(
             )
             stats.append(lengths[:, None])
             done(len(batch) * opts.num_gpus)
+        stats.finish()
     stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return {opts.metric: trimmed_mean(stats.features()[:, 0])} if opts.rank == 0 else {}
 

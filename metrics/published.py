@@ -9,7 +9,7 @@ comparable with them.
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Sequence, cast
+from typing import Any, Literal, Mapping, NamedTuple, Sequence, cast
 
 Score = Literal["fid", "fidinf", "fdd", "kid", "swd", "precision", "recall", "density", "coverage", "is", "ppl"]
 
@@ -57,7 +57,7 @@ def find_dataset(name: str, resolution: int) -> str | None:
                  if plain in entry.names and resolution == entry.resolution), None)
 
 
-def format_table(results: dict[str, float], *, dataset: Any) -> str:
+def format_table(results: dict[str, float], *, dataset: Any, std: Mapping[str, float] | None = None) -> str:
     """Measured results, one to a line, and below them the published rows of the same data set.
 
     A result that was not measured as the published ones says so in its line.
@@ -66,10 +66,12 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
         results: By name.
         dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
                  that are not `*_full`.
+        std:     Standard deviations over seeds, by name.
     """
     known = find_dataset(dataset.name, dataset.resolution)
     lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]
-    lines += _align([[name, f"{value:.4f}", _remark(name, known, mirrored=dataset.xflip)]
+    spread = {name: f" +-{value:.4f}" for name, value in (std or {}).items()}
+    lines += _align([[name, f"{value:.4f}{spread.get(name, '')}", _remark(name, known, mirrored=dataset.xflip)]
                      for name, value in results.items()])
     if known is None:
         others = ", ".join(f"{name} ({entry.resolution}x{entry.resolution})" for name, entry in DATASETS.items())

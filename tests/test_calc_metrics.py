@@ -118,6 +118,67 @@ def test_mirror_and_seed_change_the_score(folder, monkeypatch):
     assert fid("--seed=1") != first
 
 
+def call(*args):
+    """The command in this process."""
+    result = CliRunner().invoke(calc_metrics.main, ["--detector=small-net.pt", "--device=cpu", "--verbose=false",
+                                                    "--workers=0", *args])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_repeats_give_mean_and_deviation_and_lines_their_protocol(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    network = "--network=run/network-snapshot-000200.pkl"
+    single = [call(network, "--metrics=fid1k_full", f"--seed={seed}")[0] for seed in (3, 4)]
+    (record,) = call(network, "--metrics=fid1k_full", "--seed=3", "--repeats=2", "--table")
+    values = [line["results"]["fid1k_full@small-net"] for line in single]
+    assert record["results"]["fid1k_full@small-net"] == pytest.approx(sum(values) / 2)
+    assert record["std"]["fid1k_full@small-net"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert record["repeats"] == 2 and record["seed"] == 3 and record["protocol"] == {"seed": 3, "repeats": 2}
+    assert record["real"] == dict(num_images=600, mirrored=False, sha256=ImageFolderDataset("images.zip").fingerprint)
+    assert record["num_gen"] == 1000 and record["versions"]["torch"] == torch.__version__
+    assert "std" not in single[0] and "repeats" not in single[0]
+    result = CliRunner().invoke(calc_metrics.main, [
+        network, "--metrics=fid1k", "--detector=small-net.pt", "--device=cpu", "--repeats=2", "--table"])
+    assert re.search(r"fid1k@small-net +\d+\.\d{4} \+-\d+\.\d{4}", result.stdout)
+
+
+def test_images_of_other_programs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    save_images(folder / "samples.zip", count=1000, seed=1)
+    fid, pr = call("--images=samples.zip", "--data=images.zip", "--metrics=fid1k_full,pr1k3_full")
+    assert fid["images"] == str(folder / "samples.zip") and fid["snapshot_pkl"] is None
+    assert pr["results"]["pr1k3_full_precision@small-net"] > 0.5    # drawn alike
+    assert not list(folder.rglob("*.jsonl"))
+    for args, pattern in [
+        (["--images=samples.zip"], "must be compared with real images: give them with --data"),
+        (["--images=samples.zip", "--data=images.zip", "--metrics=fid50k_full"], "50000 generated images, .* 1000:"),
+        (["--images=samples.zip", "--data=images.zip", "--metrics=ppl2_wend"], "ppl2_wend is about paths"),
+        (["--images=samples.zip", "--data=images.zip", "--repeats=2"], "--images are always the same"),
+        (["--images=samples.zip", "--data=small.zip", "--metrics=fid1k"], r"samples have the shape \[3, 16, 16\]"),
+        (["--images=nowhere.zip", "--data=images.zip", "--metrics=fid1k"], "nowhere.zip does not exist"),
+    ]:
+        save_images(folder / "small.zip", count=3, resolution=8)
+        result = CliRunner().invoke(calc_metrics.main, [*args, "--detector=small-net.pt", "--device=cpu"])
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+        assert re.search(pattern, result.stderr), result.stderr
+    both = CliRunner().invoke(calc_metrics.main, ["--images=a", "--network=b"])
+    assert both.exit_code == 2 and "two things to score" in both.stderr
+
+
+def test_prefetched_statistics_are_used(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = run(folder, "prefetch", "--metrics=fid1k,pr1k3_full", "--data=images.zip", "--detector=small-net.pt",
+                 "--cache-dir=elsewhere", "--device=cpu", "--trust-net")
+    assert result.returncode == 0, result.stderr
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()[1:]] == ["fid1k", "pr1k3_full"]
+    assert str(folder / "elsewhere") in result.stdout and len(list((folder / "elsewhere/features").iterdir())) == 1
+    monkeypatch.setattr("metrics.features.load_images", lambda *args: pytest.fail("looked at"))
+    call("--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--mirror=false", "--cache-dir=elsewhere",
+         "--data=images.zip")
+    assert_one_line_error(run(folder, "prefetch", "--metrics=fid1k", "--detector=nowhere.pt"), "nowhere.pt can't be")
+
+
 @pytest.fixture
 def whole_run(folder):
     """The run directory with what train.py says of it: 400 kimg, all but the last of them shown."""

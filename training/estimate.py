@@ -125,7 +125,7 @@ def _perceptual_stages(config: TrainingConfig) -> tuple[tuple[int, int, int], ..
     if config.perceptual is None:
         return ()
     # Other nets are taken for as large as VGG.
-    return _ALEXNET if config.perceptual in ("lpips-alex", "random-alex") else _VGG16
+    return _ALEXNET if config.perceptual.startswith(("lpips-alex", "random-alex")) else _VGG16
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
 from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
+from metrics import detectors
 from torch_utils import distributed
 from torch_utils import formats as network_formats
 from torch_utils.formats import feature_nets, safetensors_file
@@ -205,8 +206,9 @@ def build_perceptual(
     """Make the perceptual distance that `spec` names.
 
     Args:
-        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg`, `random-alex`
-                      (LPIPS on untrained nets), `mse`, or the path or URL of a feature net.
+        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), either with `:FILE` for its
+                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse`, or the path or URL of a
+                      feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
         dtype:        What the net of an LPIPS computes in.
@@ -225,8 +227,8 @@ def build_perceptual(
     elif spec in _RANDOM_NAMES:
         _warn_of_untrained(spec)
         loss = _random_lpips(_RANDOM_NAMES[spec], dtype=dtype)
-    elif spec in _LPIPS_NAMES:
-        loss = _pretrained_lpips(_LPIPS_NAMES[spec], dtype=dtype)
+    elif (found := _find_lpips(spec)) is not None:
+        loss = _pretrained_lpips(*found, dtype=dtype)
     else:
         loss = _feature_distance(spec, device, trust=trust)
     return loss.to(device).eval().requires_grad_(False)
@@ -240,17 +242,23 @@ def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) ->
     Raises:
         UserError: As `build_perceptual`; or the images are too small for the net.
     """
-    structures = _LPIPS_NAMES | _RANDOM_NAMES
-    if spec in structures:
+    found = _find_lpips(spec)
+    name = found[0] if found is not None else _RANDOM_NAMES.get(spec)
+    if name is not None:
         with torch.device("meta"):
-            _check_size(resolution, _min_input_size(_BACKBONES[structures[spec]].features()))
+            _check_size(resolution, _min_input_size(_BACKBONES[name].features()))
     if spec in _RANDOM_NAMES:
         _warn_of_untrained(spec)
-    elif spec in _LPIPS_NAMES:
-        name = _LPIPS_NAMES[spec]
-        check_all(functools.partial(_linear_weights_file, name), functools.partial(_load_backbone, name))
+    elif found is not None:
+        check_all(functools.partial(_linear_weights_file, name), functools.partial(_load_backbone, *found))
     elif spec not in _NAMES:
         _probe(_feature_distance(spec, "cpu", trust=trust), spec, side=min(resolution, 64))
+
+
+def _find_lpips(spec: str) -> tuple[str, str | None] | None:
+    """`lpips-vgg:FILE` as (`vgg`, FILE), `lpips-vgg` as (`vgg`, None); None for other specs."""
+    kind, _, file = spec.partition(":")
+    return (_LPIPS_NAMES[kind], file or None) if kind in _LPIPS_NAMES else None
 
 
 def _warn_of_untrained(spec: str) -> None:
@@ -300,11 +308,11 @@ def _check_size(side: int, min_size: int) -> None:
                         f"{min_size} or more (lpips-vgg takes 16x16)")
 
 
-def _pretrained_lpips(name: str, *, dtype: torch.dtype) -> LPIPS:
+def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype = torch.float32) -> LPIPS:
     backbone = _BACKBONES[name]
     with torch.device("meta"):
         layers = backbone.features()
-    layers.load_state_dict(_load_backbone(name), assign=True)
+    layers.load_state_dict(_load_backbone(name, file), assign=True)
     linear = torch.load(_linear_weights_file(name), map_location="cpu", weights_only=True)
     weights = [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))]
     return LPIPS(layers, backbone.taps, weights, dtype=dtype)
@@ -336,19 +344,24 @@ def _linear_weights_file(name: str) -> Path:
     return path
 
 
-def _load_backbone(name: str) -> dict[str, torch.Tensor]:
+def _load_backbone(name: str, file: str | None) -> dict[str, torch.Tensor]:
     """torchvision's weights, known by the start of the file's SHA-256, or by that of their convolutions alone.
 
     Raises:
         UserError: They can't be had, or others are there in their place.
     """
     filename, expected = _BACKBONES[name].filename, _BACKBONES[name].sha256
-    path = _backbone_file(name)
+    if file is not None and not os.path.isfile(file):
+        raise UserError(f"lpips-{name}:{file}: there is no file {file}")
+    path = _backbone_file(name) if file is None else Path(file)
     state = read_backbone(name, path)
     convolutions = hashlib.sha256()
     for value in state.values():
         convolutions.update(value.contiguous().numpy().tobytes())
     if convolutions.hexdigest() != expected:
+        if file is not None:
+            raise UserError(f"{file} holds other weights than {filename}: over the convolutions, SHA-256 is "
+                            f"{convolutions.hexdigest()[:16]}..., expected {expected[:16]}...")
         actual, start = sha256_of(path), _sha256_start(filename)
         if not actual.startswith(start):
             raise UserError(f"{path} has SHA-256 {actual[:16]}, expected {start}...: delete it and try again")
@@ -372,8 +385,9 @@ def _backbone_file(name: str) -> Path:
     except UserError as e:
         others = [f"lpips-{other}" for other in _BACKBONES if other != name]
         raise UserError(
-            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]}: {e}; or use "
-            f"--perceptual={', '.join(others)}, the path of a feature net (feature_net.py makes one), or random-vgg or "
+            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]}: {e}; or name a file "
+            f"of these weights, with or without fully connected layers, as lpips-{name}:FILE; or use --perceptual="
+            f"{', '.join(others)}, the path of a feature net (feature_net.py makes one), or random-vgg or "
             "random-alex, which are untrained"
         ) from e
     return cached_path(url)
@@ -401,6 +415,30 @@ def read_backbone(name: str, path: str | os.PathLike) -> dict[str, torch.Tensor]
         raise UserError(f"{path} is damaged, or holds other weights than {_BACKBONES[name].filename}: delete it and "
                         "try again") from e
     return tensors
+
+
+class LPIPSFeatures(torch.nn.Module):
+    """An LPIPS as a feature net of metrics: the squared L2 distance of two outputs is the LPIPS of two images."""
+
+    def __init__(self, lpips: LPIPS) -> None:
+        super().__init__()
+        self.lpips = lpips
+
+    def forward(self, img: torch.Tensor, resize_images: bool = False, return_lpips: bool = True) -> torch.Tensor:
+        """float [N, 3, H, W] in 0..255 to float32 [N, K]."""
+        taps = self.lpips.embed(img / 127.5 - 1)
+        return torch.cat([(tap * (self.lpips.get_buffer(f"weight{i}") / tap[0, 0].numel()).sqrt()).flatten(1)
+                          for i, tap in enumerate(taps)], dim=1)
+
+
+def _open_lpips(spec: str, device: str | torch.device) -> feature_nets.OpenNet:
+    """For metrics; known by the SHA-256 over the convolutions."""
+    name, file = _find_lpips(spec)
+    net = LPIPSFeatures(_pretrained_lpips(name, file)).to(device).eval()
+    return feature_nets.OpenNet(net, _BACKBONES[name].sha256, frozenset({"lpips"}))
+
+
+detectors.OPENERS.update(dict.fromkeys(_LPIPS_NAMES, _open_lpips))
 
 
 def _as_rgb(img: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 import types
 
@@ -15,7 +16,8 @@ import torch
 from dnnlib.util import UserError, cache_dir, cached_path, sha256_of
 from metrics import detectors, kernel_inception_distance, metric_main
 from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
-from metrics.features import generated_stats, real_stats
+from metrics.feature_stats import FeatureStats
+from metrics.features import _cache_lock, _cache_path, _save, generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared
 from metrics.progress import ScoreBar, Stage
 from metrics.registry import METRICS
@@ -241,6 +243,24 @@ def test_cache_is_used_and_keyed_by_content(G, dataset, detector, tmp_path, monk
     assert count(images=ImageSet("all real", 500))[0] == 500
     assert count(ArrayDataset(random_images(1100, seed=1)))[0] == 1100
     assert count(net=load_feature_net(save_net(tmp_path / "small-net.pt", PerceptualOnly()), "lpips"))[0] == 1100
+
+
+def test_programs_do_not_compute_the_same_at_once(G, dataset, detector, capsys, monkeypatch):
+    net, reads = load_feature_net(detector, "features"), []
+    look = FeatureNet.__call__
+    monkeypatch.setattr(FeatureNet, "__call__", lambda self, img: reads.append(len(img)) or look(self, img))
+    monkeypatch.setattr("builtins.print", lambda *args, **kwargs: waiting.set())
+    path, _ = _cache_path(options(G, dataset), net, ALL.resolved(dataset))
+    waiting = threading.Event()
+    second = threading.Thread(target=lambda: real_stats(options(G, dataset), net, ALL))
+    with _cache_lock(path):
+        second.start()
+        assert waiting.wait(timeout=30) and not reads
+        stats = FeatureStats(keep_moments=True)
+        stats.append(torch.zeros(1100, 48))
+        _save(path, _cache_path(options(G, dataset), net, ALL.resolved(dataset))[1], stats)
+    second.join(timeout=30)
+    assert not reads and not second.is_alive()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "garbage", "other_key"])
