@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,13 +10,14 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, get_args
 
 import click
 
 import cli
-from dnnlib.util import UserError, cache_dir, check_all, is_url, open_url, rough_time
+from dnnlib.util import UserError, atomic_write, cache_dir, check_all, check_writable, is_url, open_url, rough_time
 from metrics.registry import check_metrics
+from training.runs import paper_tables
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
@@ -53,6 +55,7 @@ class Options:
     trust_net: bool
     table: bool
     verbose: bool
+    record_dir: str | None = None   # Where scores of networks outside of runs are noted.
 
     @property
     def is_run(self) -> bool:
@@ -141,7 +144,8 @@ def main(**options: Any) -> None:
             raise click.UsageError(f"--device={opts.device} is not for --gpus={opts.gpus}: say cuda, which takes the "
                                    "first ones of CUDA_VISIBLE_DEVICES, or cpu")
     if opts.is_run:
-        score_run(opts)
+        if score_run(opts):
+            raise click.exceptions.Exit(1)  # which pickles are broken was said
     else:
         score_one(opts)
 
@@ -202,8 +206,12 @@ def check_detector(opts: Options) -> None:
     metric_main.check_detector(opts.metrics, opts.detector, trust=opts.trust_net)
 
 
-def score_run(opts: Options) -> None:
-    """Score the pickles in a run directory that were not scored yet; with --follow those to come, too."""
+def score_run(opts: Options) -> bool:
+    """Score the pickles in a run directory that were not scored yet; with --follow those to come, too.
+
+    Returns:
+        Whether some can't be read.
+    """
     from training.runs import run_scores
 
     device = pick_device(opts)
@@ -213,7 +221,7 @@ def score_run(opts: Options) -> None:
     say_which_images(opts, trained_on)
     check_detector(opts)
     dataset = open_dataset_of_run(opts)
-    protocol = protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
+    protocol = protocol_of_run(opts, dataset)
     book = open_book(opts, protocol)
     before = book.complete()
     try:
@@ -226,8 +234,7 @@ def score_run(opts: Options) -> None:
         click.echo(f"Stopped; {num_scored} pickle(s) scored. The same command scores the others.", err=True)
         raise click.exceptions.Exit(1) from None
     print_table(opts, book, dataset)
-    if broken:
-        raise click.exceptions.Exit(1)  # which ones was said
+    return bool(broken)
 
 
 def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> None:
@@ -282,6 +289,84 @@ def prefetch(
             click.echo(f"{metric}: statistics of {count} images of {dataset.path} are there")
 
 
+@click.command(cls=cli.Command, context_settings={"max_content_width": 120})
+@click.argument("name", type=click.Choice(paper_tables.NAMES))
+@click.option("--models", type=cli.Path(), metavar="FILE|DIR", required=True,
+              help="A folder of run directories; or a manifest in YAML or JSON: a list of entries with row, dataset, "
+                   "network and perhaps data.")
+@click.option("--stand-in", metavar="DATASET",
+              help="Take runs on images that no paper used for runs on this data set, such as FFHQ; rows say so.")
+@click.option("--metrics", type=cli.CommaList(), metavar="LIST",
+              help="The first one chooses the best pickle of each run.  [default: the papers']")
+@click.option("--format", "form", type=click.Choice(get_args(paper_tables.Format)), default="text", show_default=True)
+@click.option("--out", type=cli.Path(), metavar="FILE", help="Write the table there, too.")
+@detector_option
+@device_option
+@batch_option
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that share the work.")
+@workers_option
+@cache_dir_option
+@click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickles carry.")
+@cli.trust_net_option
+def table(
+    name: str, models: str, stand_in: str | None, form: paper_tables.Format, out: str | None, **options: Any
+) -> None:
+    """Fill a table of the papers with networks that were trained here, beside the published figures.
+
+    What is not scored yet is scored first: all pickles of a run by the first metric, and the best one by the others.
+    Scores are noted in the run directories, or beside the manifest. So the same command resumes where it was stopped.
+    Runs that differ in --seed alone share a cell: mean and standard deviation. All that is calculated goes to stderr.
+
+    \b
+    python calc_metrics.py table glead-1 --models=runs
+    python calc_metrics.py table glead-2 --models=runs --stand-in="LSUN Church" --metrics=fid5k_full --format=markdown
+    """
+    if options["metrics"]:
+        check_names(options["metrics"])
+    if out is not None:
+        check_writable(out)
+    found = paper_tables.find_models(name, models, stand_in=stand_in)
+    use_cache(options["cache_dir"])
+    use_lpips(options["detector"])
+    opts = Options(network=None, images=None, follow=False, data=None, mirror=None, seed=0, repeats=1, cache=True,
+                   table=False, verbose=True, record_dir=models if os.path.isdir(models) else os.path.dirname(
+                       os.path.abspath(models)), **options)
+    with contextlib.redirect_stdout(sys.stderr):
+        rows = paper_tables.fill(name, found, functools.partial(score_model, opts))
+    text = paper_tables.render(rows, form=form)
+    print(text)
+    if out is not None:
+        with atomic_write(out) as f:
+            f.write(f"{text}\n".encode())
+
+
+def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
+    """Results of a network by name; of a run, those of its best pickle by the first metric."""
+    from metrics.published import DATASETS
+    from training.runs.run_scores import ScoreTable
+
+    metrics = opts.metrics or DATASETS[model.table.dataset].metrics
+    opts = dataclasses.replace(opts, network=model.network, data=model.data, metrics=metrics)
+    if opts.is_run:
+        first = dataclasses.replace(opts, metrics=metrics[:1])
+        score_run(first)
+        scores = ScoreTable(open_book(first, protocol_of_run(first, open_dataset_of_run(first))))
+        best = scores.best(scores.first) if scores.first is not None else None
+        if best is None:
+            raise UserError(f"{model.network} has no pickle with a score: move it away, or let it train on")
+        opts = dataclasses.replace(opts, network=os.path.join(model.network, best.name))
+    subject = load_subject(opts)
+    dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)
+    book = open_book(opts, protocol_of(opts, dataset, subject.trained_on, use_labels=subject.use_labels))
+    name = os.path.relpath(opts.network, book.run_dir)
+    known = book.read()
+    missing = [metric for metric in metrics if name not in known[metric]]
+    if missing:
+        score_one(dataclasses.replace(opts, metrics=missing))
+        known = book.read()
+    return {key: value for metric in metrics for key, value in known[metric][name].items()}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The work itself, in this process or in several alike; the first of them reports.
 
@@ -303,7 +388,8 @@ def measure_one(
             with stop.at_once():
                 result = calculate(metric, G=subject.G, shared=shared)
             if distributed.rank() == 0:
-                metric_main.report_metric(result, run_dir=opts.run_dir, snapshot_pkl=opts.network, protocol=protocol)
+                metric_main.report_metric(result, run_dir=opts.run_dir or opts.record_dir, snapshot_pkl=opts.network,
+                                          protocol=protocol)
             for part, values in scores.items():
                 values |= result.get(part, {})
     if opts.run_dir is not None and distributed.rank() == 0:
@@ -420,7 +506,8 @@ def pick_device(opts: Options) -> torch.device:
 def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
     from training.runs.run_scores import ScoreBook
 
-    return ScoreBook(opts.network, opts.metrics, detector=opts.detector, protocol=protocol)
+    folder = opts.network if opts.is_run else opts.run_dir or opts.record_dir
+    return ScoreBook(folder, opts.metrics, detector=opts.detector, protocol=protocol)
 
 
 def calculation(
@@ -547,6 +634,13 @@ def open_dataset_of_run(opts: Options) -> ImageFolderDataset:
                         resolution=trained_on.get("resolution"))
 
 
+def protocol_of_run(opts: Options, dataset: ImageFolderDataset) -> dict[str, Any]:
+    from training.runs.run_scores import read_options
+
+    trained_on = read_options(opts.network).training_set_kwargs
+    return protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
+
+
 def protocol_of(
     opts: Options, dataset: ImageFolderDataset, trained_on: dict[str, Any], *, use_labels: bool
 ) -> dict[str, Any]:
@@ -579,4 +673,4 @@ def protocol_of(
 
 
 if __name__ == "__main__":
-    cli.DefaultGroup(main, prefetch)()
+    cli.DefaultGroup(main, prefetch, table)()

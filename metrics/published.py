@@ -6,6 +6,7 @@ metrics that were used, with the standard Inception and VGG16 nets. Scores that 
 comparable with them.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -27,11 +28,25 @@ class Published(NamedTuple):
     source: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PublishedTable:
+    """The part of a table that is about one data set."""
+
+    source: str
+    dataset: str | None
+    columns: list[str]                      # Keys as in `Published.scores`.
+    rows: dict[str, list[float | None]]     # By method, a value for each column.
+
+    def score(self, method: str, column: str) -> float | None:
+        return dict(zip(self.columns, self.rows[method])).get(column)
+
+
 _CONTENT = json.loads(Path(__file__).with_suffix(".json").read_text())
 DATASETS = {name: PublishedDataset(**entry) for name, entry in _CONTENT["datasets"].items()}
+TABLES = tuple(PublishedTable(**table) for table in _CONTENT["tables"])
 PUBLISHED = tuple(
-    Published(table["dataset"], method, {k: v for k, v in zip(table["columns"], row) if v is not None}, table["source"])
-    for table in _CONTENT["tables"] for method, row in table["rows"].items()
+    Published(table.dataset, method, {k: v for k, v in zip(table.columns, row) if v is not None}, table.source)
+    for table in TABLES for method, row in table.rows.items()
 )
 
 

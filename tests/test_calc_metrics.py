@@ -17,11 +17,13 @@ import torch
 from click.testing import CliRunner
 
 import calc_metrics
+from benchmarks.soak import small_config
 from dnnlib.util import UserError
 from metrics import metric_main
 from paths import ROOT
 from tests.metrics.metric_fakes import random_images, save_net
 from torch_utils.formats.network_pickle import save_network_pkl
+from training.config.schema import to_legacy_kwargs
 from training.data.dataset import ImageFolderDataset
 from training.networks import Generator
 
@@ -177,6 +179,50 @@ def test_prefetched_statistics_are_used(folder, monkeypatch):
     call("--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--mirror=false", "--cache-dir=elsewhere",
          "--data=images.zip")
     assert_one_line_error(run(folder, "prefetch", "--metrics=fid1k", "--detector=nowhere.pt"), "nowhere.pt can't be")
+
+
+def table(*args):
+    return CliRunner().invoke(calc_metrics.table, [*args, "--detector=small-net.pt", "--device=cpu", "--workers=0"])
+
+
+def test_a_table_of_the_paper_from_a_folder_of_runs(folder, monkeypatch):
+    """The best pickle by the first metric has scores by the others; the same command finds all of them there."""
+    monkeypatch.chdir(folder)
+    config = small_config("images.zip", "--method=glead", "--aug=noaug", "--metrics=none", "--cond=false")
+    (folder / "run" / "training_options.json").write_text(json.dumps(to_legacy_kwargs(config)))
+    shutil.copy("run/network-snapshot-000200.pkl", "run/network-snapshot-000400.pkl")
+    args = ["glead-1", "--models=.", "--stand-in=FFHQ", "--metrics=fid1k_full,pr1k3_full", "--out=table.md",
+            "--format=markdown"]
+    result = table(*args)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if "on images at 16x16" in line]
+    fids, prs = recorded(folder / "run", "fid1k_full"), recorded(folder / "run", "pr1k3_full")
+    assert len(fids) == 2 and [record["snapshot_pkl"] for record in prs] == ["network-snapshot-000200.pkl"]
+    fid, precision = fids[0]["results"]["fid1k_full@small-net"], prs[0]["results"]["pr1k3_full_precision@small-net"]
+    assert [cell.strip() for cell in line.split("|")[1:7]] == [
+        "GLeaD", "3.24", f"{fid:.2f}", f"{fid - 3.24:+.2f}", "0.69", f"{precision:.2f}"]
+    assert "by fid1k_full, pr1k3_full, feature net small-net" in line
+    assert result.stdout == (folder / "table.md").read_text() and result.stdout.count("no run") == 4 + 4 + 6
+    monkeypatch.setattr(metric_main, "calc_metric", lambda *args, **kwargs: pytest.fail("calculated again"))
+    assert table(*args).stdout == result.stdout
+    refused = table("glead-1", "--models=.", "--out=table.md")
+    assert refused.exit_code == 1 and "holds no network for glead-1" in refused.stderr
+    assert result.stdout == (folder / "table.md").read_text()
+
+
+def test_a_table_from_a_manifest(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copy("run/network-snapshot-000200.pkl", "church.pkl")
+    entry = {"row": "f at 32x32", "dataset": "LSUN Church", "network": "church.pkl", "data": "images.zip"}
+    args = ["glead-3", "--models=models.json", "--metrics=fid1k_full", "--format=json"]
+    (folder / "models.json").write_text(json.dumps([entry]))
+    result = table(*args)
+    assert result.exit_code == 0, result.output
+    (row,) = [row for row in json.loads(result.stdout) if row["networks"]]
+    (record,) = recorded(folder, "fid1k_full")
+    assert record["snapshot_pkl"] == "church.pkl" and row["fid_measured"] == record["results"]["fid1k_full@small-net"]
+    monkeypatch.setattr(metric_main, "calc_metric", lambda *args, **kwargs: pytest.fail("calculated again"))
+    assert table(*args).stdout == result.stdout
 
 
 @pytest.fixture
