@@ -340,6 +340,31 @@ def table(
             f.write(f"{text}\n".encode())
 
 
+@click.command(cls=cli.Command)
+@click.option("--cfg", default="paper256", show_default=True, help="Settings, as train.py --cfg.")
+@click.option("--resolution", type=click.IntRange(8, 1024), default=256, show_default=True, help="Side of the images.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images in a step.")
+@device_option
+def cost(cfg: str, resolution: int, batch: int, device: str | None) -> None:
+    """Measure what each method costs on this device, and how much more than StyleGAN2.
+
+    Parameters, multiply-accumulates, times of forward passes and of a training step, and the memory that it takes.
+    """
+    if resolution & (resolution - 1):
+        raise UserError(f"--resolution is {resolution}, expected a power of two")
+    from torch_utils import misc
+    from training import cost as costs
+    from training.config.presets import METHODS
+
+    place = misc.pick_device(device)
+    found = []
+    for method in METHODS:
+        config = costs.configure(method, cfg=cfg, resolution=resolution, batch=batch, device=place.type)
+        click.echo(f"Measuring {method} on {place} ...", err=True)
+        found.append(costs.measure(config))
+    print(costs.format_costs(found))
+
+
 def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
     """Results of a network by name; of a run, those of its best pickle by the first metric."""
     from metrics.published import DATASETS
@@ -673,4 +698,4 @@ def protocol_of(
 
 
 if __name__ == "__main__":
-    cli.DefaultGroup(main, prefetch, table)()
+    cli.DefaultGroup(main, prefetch, table, cost)()
