@@ -49,6 +49,8 @@ class Options:
     workers: int
     seed: int
     repeats: int
+    polarity: float
+    candidates: int
     cache: bool
     cache_dir: str | None
     trust_pickle: bool
@@ -111,6 +113,8 @@ cache_dir_option = click.option("--cache-dir", type=cli.Path(), metavar="DIR",
               help="Of latents, labels, noise and subsets.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="Score with so many seeds, --seed and the following ones: mean and standard deviation.")
+@cli.polarity_option
+@cli.candidates_option
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @cache_dir_option
@@ -176,6 +180,9 @@ def check_subject(opts: Options) -> None:
         raise click.UsageError("--network and --images are two things to score: give one of them.")
     if opts.images is not None and opts.data is None:
         raise UserError(f"--images={opts.images} must be compared with real images: give them with --data")
+    if opts.polarity and (opts.images is not None or any(name.startswith("ppl") for name in opts.metrics)):
+        raise UserError("--polarity resamples the latents of images that a network makes: it has no meaning for "
+                        "--images, nor for path lengths")
     if opts.images is not None and opts.repeats > 1:
         raise UserError("--repeats draws other latents each time, and --images are always the same: leave it out")
 
@@ -328,9 +335,9 @@ def table(
     found = paper_tables.find_models(name, models, stand_in=stand_in)
     use_cache(options["cache_dir"])
     use_lpips(options["detector"])
-    opts = Options(network=None, images=None, follow=False, data=None, mirror=None, seed=0, repeats=1, cache=True,
-                   table=False, verbose=True, record_dir=models if os.path.isdir(models) else os.path.dirname(
-                       os.path.abspath(models)), **options)
+    folder = models if os.path.isdir(models) else os.path.dirname(os.path.abspath(models))
+    opts = Options(network=None, images=None, follow=False, data=None, mirror=None, seed=0, repeats=1, polarity=0,
+                   candidates=0, cache=True, table=False, verbose=True, record_dir=folder, **options)
     with contextlib.redirect_stdout(sys.stderr):
         rows = paper_tables.fill(name, found, functools.partial(score_model, opts))
     text = paper_tables.render(rows, form=form)
@@ -542,9 +549,11 @@ def calculation(
     import torch
 
     from metrics import metric_main
+    from metrics.polarity import Polarity
     from metrics.progress import ScoreBar
     from torch_utils import distributed
 
+    polarity = Polarity(opts.polarity, opts.candidates) if opts.polarity else None
     kept_real: dict = {}
     on_cpu = torch.device(device).type == "cpu"
     progress = ScoreBar(show=opts.verbose, begun=warn_if_long if on_cpu else None) if opts.verbose or on_cpu else None
@@ -554,8 +563,8 @@ def calculation(
             result = metric_main.calc_metric(
                 metric, G=G, dataset=dataset, gen_images=gen_images, detector=opts.detector, device=device,
                 batch_size=opts.batch, num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed,
-                repeats=opts.repeats, workers=opts.workers, cache=opts.cache, shared=shared, kept_real=kept_real,
-                progress=progress,
+                polarity=polarity, repeats=opts.repeats, workers=opts.workers, cache=opts.cache, shared=shared,
+                kept_real=kept_real, progress=progress,
             )
         except torch.OutOfMemoryError as e:
             raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
@@ -679,6 +688,8 @@ def protocol_of(
     protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
     if opts.repeats > 1:
         protocol["repeats"] = opts.repeats
+    if opts.polarity:
+        protocol |= {"polarity": opts.polarity, "candidates": opts.candidates}
     same = recorded_fingerprint(opts.run_dir) if opts.run_dir is not None else None
     if opts.data is None:
         here = dataset.replace(xflip=bool(trained_on.get("xflip", False))).fingerprint

@@ -6,7 +6,7 @@ import json
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import filelock
 import numpy as np
@@ -16,7 +16,8 @@ from dnnlib.util import atomic_write, cache_dir
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import ImageSet, MetricOptions, shared_failure, track
-from metrics.sampling import generate_uint8
+from metrics.polarity import Polarity, cached, choose, log_volume
+from metrics.sampling import draw, generate_uint8
 from torch_utils.image_reader import ImageReader
 
 _CACHE_VERSION = 2  # goes up when the meaning of a cached file changes
@@ -79,7 +80,7 @@ def generated_stats(
 ) -> FeatureStats:
     """Likewise of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
     known = {} if opts.shared is None else opts.shared.generated
-    key = (net.digest, net.output, num_items, opts.seed)
+    key = (net.digest, net.output, num_items, opts.seed, opts.polarity)
     if key not in known:
         keep_features = keep_features or ImageSet("generated", num_items) in opts.wanted
         known[key] = _generate(opts, net, num_items=num_items, keep_moments=True, keep_features=keep_features)
@@ -91,7 +92,9 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
     if opts.gen_images is not None:
         _append_images(stats, opts, net, opts.gen_images, stage="generated", num_items=num_items)
         return stats
-    indices = range(opts.rank, num_items, opts.num_gpus)
+    indices: Sequence[int] = range(opts.rank, num_items, opts.num_gpus)
+    if opts.polarity is not None:
+        indices = [int(i) for i in _chosen(opts, opts.polarity, num_items)[opts.rank::opts.num_gpus]]
     with torch.inference_mode():
         with shared_failure(opts), track(opts, "generated", num_items) as done:
             for start in range(0, len(indices), opts.batch_size):
@@ -102,6 +105,24 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
             stats.finish()
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return stats
+
+
+def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> np.ndarray:
+    """The candidates that images are made of: indices as of ordinary images, which have the same latents."""
+    def compute() -> np.ndarray:
+        volumes = FeatureStats(keep_features=True, what="candidates")
+        with shared_failure(opts), track(opts, "polarity", polarity.num_candidates) as done:
+            for index in range(opts.rank, polarity.num_candidates, opts.num_gpus):
+                draws = draw(opts.G, opts.dataset, [index], seed=opts.seed).to(opts.device)
+                volumes.append(torch.tensor([[log_volume(opts.G, draws.z[0, 0], draws.c[0])]]))
+                done(opts.num_gpus)
+            volumes.finish()
+        volumes.gather(num_gpus=opts.num_gpus, device=opts.device)
+        return volumes.features()[:, 0].double().numpy()
+
+    labels = opts.dataset.fingerprint if opts.G.c_dim > 0 else ""
+    volumes = cached(opts.G, f"{opts.seed} {polarity.num_candidates} {labels}", compute)
+    return choose(volumes, polarity.rho, num_items, np.random.RandomState(opts.seed))
 
 
 def load_images(opts: MetricOptions, dataset: Any, indices: range) -> ImageReader:

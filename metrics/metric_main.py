@@ -19,6 +19,7 @@ from metrics import detectors, registry
 from metrics.detectors import FeatureNet
 from metrics.features import real_stats
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
+from metrics.polarity import Polarity
 from metrics.progress import ScoreBar, Stage
 from metrics.registry import METRICS, Metric, check_metrics
 from metrics.timing import Work, plan
@@ -119,6 +120,7 @@ def calc_metric(
     rank: int = 0,
     batch_size: int = 64,                       # images per forward pass
     seed: int = 0,                              # of latents, labels, noise and subsets
+    polarity: Polarity | None = None,           # how latents are resampled; None = not at all
     repeats: int = 1,                           # seeds; the results are means over `seed`, `seed` + 1, ...
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
@@ -147,8 +149,8 @@ def calc_metric(
     shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
         metric=metric, G=G, dataset=dataset, gen_images=gen_images, device=device, num_gpus=num_gpus, rank=rank,
-        batch_size=batch_size, seed=seed, repeats=repeats, workers=workers, cache=cache, shared=shared,
-        kept_real=kept_real, wanted=_wanted_features(metric, shared.metrics, dataset, detector),
+        batch_size=batch_size, seed=seed, polarity=polarity, repeats=repeats, workers=workers, cache=cache,
+        shared=shared, kept_real=kept_real, wanted=_wanted_features(metric, shared.metrics, dataset, detector),
         progress=progress if rank == 0 else None,
     )
     with shared_failure(opts):  # memory may run out
@@ -196,6 +198,7 @@ def _describe(opts: MetricOptions, net: FeatureNet) -> dict[str, Any]:
         num_gen=entry.num_gen,
         seed=opts.seed,
         **({"repeats": opts.repeats} if opts.repeats > 1 else {}),
+        **({"polarity": EasyDict(opts.polarity._asdict())} if opts.polarity is not None else {}),
         versions=EasyDict(torch=torch.__version__, numpy=np.__version__, pillow=PIL.__version__),
     )
 

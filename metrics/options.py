@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 
 from dnnlib.util import UserError
+from metrics.polarity import Polarity
 from metrics.progress import ScoreBar
 from metrics.registry import ImageSet
 from torch_utils import distributed
@@ -48,6 +49,7 @@ class MetricOptions:
     batch_size: int = 64                        # Images per forward pass; results do not depend on it.
     seed: int = 0                               # Keys latents, labels, noise, subsets.
     repeats: int = 1                            # This seed and the following ones; results are means.
+    polarity: Polarity | None = None            # How latents are resampled; None = not at all.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
     shared: Shared | None = None                # What metrics of one G have in common.

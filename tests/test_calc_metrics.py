@@ -157,6 +157,7 @@ def test_images_of_other_programs(folder, monkeypatch):
         (["--images=samples.zip", "--data=images.zip", "--metrics=fid50k_full"], "50000 generated images, .* 1000:"),
         (["--images=samples.zip", "--data=images.zip", "--metrics=ppl2_wend"], "ppl2_wend is about paths"),
         (["--images=samples.zip", "--data=images.zip", "--repeats=2"], "--images are always the same"),
+        (["--images=samples.zip", "--data=images.zip", "--polarity=-1"], "has no meaning for --images"),
         (["--images=samples.zip", "--data=small.zip", "--metrics=fid1k"], r"samples have the shape \[3, 16, 16\]"),
         (["--images=nowhere.zip", "--data=images.zip", "--metrics=fid1k"], "nowhere.zip does not exist"),
     ]:
