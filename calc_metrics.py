@@ -112,7 +112,7 @@ cache_dir_option = click.option("--cache-dir", type=cli.Path(), metavar="DIR",
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               help="Of latents, labels, noise and subsets.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=1, show_default=True,
-              help="Score with so many seeds, --seed and the following ones: mean and standard deviation.")
+              help="Score with this many seeds, from --seed on: mean and standard deviation.")
 @cli.polarity_option
 @cli.candidates_option
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
@@ -509,7 +509,7 @@ def work(job: str) -> int:
             Path(content["answer"]).write_text(json.dumps(answer))
 
     return take_part(measure, device=opts.device, timeout_sec=_TIMEOUT_SEC,
-                     advice="What was printed is good; the same command goes on")
+                     advice="What was printed is good; the same command resumes")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

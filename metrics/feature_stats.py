@@ -8,7 +8,7 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed
 
-_ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
+_ROWS_AT_ONCE = 1024    # Features are fetched from the device in such portions, as the host waits each time.
 
 
 class Moments(NamedTuple):

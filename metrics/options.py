@@ -13,15 +13,15 @@ from metrics.progress import ScoreBar
 from metrics.registry import ImageSet
 from torch_utils import distributed
 
-_ASK_SEC = 1    # So often a process asks whether another one has given up.
+_ASK_SEC = 1    # From one question to the others, whether one of them has given up, to the next.
 
 
 class Shared:
     """What several metrics of one generator have in common: make one for each generator.
 
     Args:
-        metrics: Names of all that will be calculated, in their order.
-        waiting: How many generators will be scored likewise afterwards; an estimate of the time counts them in.
+        metrics: Names of all metrics that will be calculated, in order.
+        waiting: How many further generators will be scored by the same metrics. The estimated time includes them.
     """
 
     def __init__(self, metrics: Sequence[str], *, waiting: int = 0):
@@ -64,7 +64,7 @@ class _FailedElsewhere(Exception):
 
 @contextlib.contextmanager
 def shared_failure(opts: MetricOptions) -> Iterator[None]:
-    """What fails inside on one process fails on all of them: none waits for another that has given up."""
+    """Have an error inside on one process raise an error on all, so that none waits for one that has given up."""
     error = None
     try:
         yield

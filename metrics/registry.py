@@ -33,7 +33,7 @@ class ImageSet(NamedTuple):
     """Images that a metric looks at."""
 
     kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
-    count: int | None = None  # type: ignore[assignment]  # At most so many, the first ones; None = all.
+    count: int | None = None  # type: ignore[assignment]  # The first ones, at most this many; None = all.
 
     def find(self, dataset: Any) -> tuple[Any, int]:
         """The real images: a data set, and how many of its first items."""

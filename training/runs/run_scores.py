@@ -1,6 +1,6 @@
 """Scores of all network pickles of a run: which are missing, calculating them, waiting for more pickles, a table.
 
-Training is not needed for that, and may go on meanwhile, on other devices or machines that share the run directory.
+Training need not run for that. It may run meanwhile, on other devices or on machines that share the run directory.
 """
 
 import dataclasses
@@ -249,7 +249,7 @@ class RunScorer:
 
     def is_finished(self) -> bool:
         """Whether the run has come to its end, and has written its last pickle."""
-        total_kimg = read_options(self.run_dir).total_kimg  # of a run that goes on it may be another
+        total_kimg = read_options(self.run_dir).total_kimg  # may change when a run is resumed
         if list_states(self.run_dir):
             return is_finished(str(self.run_dir), total_kimg)
         pickles = list_pickles(self.run_dir)
