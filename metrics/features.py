@@ -20,6 +20,7 @@ from metrics.polarity import Polarity, cached, choose, log_volume
 from metrics.sampling import draw, generate_uint8
 from torch_utils.image_reader import ImageReader
 
+_LOCK_SEC = 60
 _CACHE_VERSION = 2  # goes up when the meaning of a cached file changes
 
 
@@ -50,7 +51,7 @@ def _read_real(
 ) -> FeatureStats:
     """From the file in the cache, if it holds what belongs to `key`; else from the images."""
     stats = FeatureStats(keep_moments=True, keep_features=keep_features, what="real images")
-    with _cache_lock(path) if opts.cache and opts.rank == 0 else contextlib.nullcontext():
+    with _cache_lock(path, opts) if opts.cache and opts.rank == 0 else contextlib.nullcontext():
         cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
         if _agree(cached is not None, opts):
             return cached if cached is not None else stats
@@ -145,8 +146,11 @@ def _cache_path(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> tuple
 
 
 @contextlib.contextmanager
-def _cache_lock(path: Path) -> Iterator[None]:
-    """Of several programs that want the same statistics, one computes them; the others wait, and read its file."""
+def _cache_lock(path: Path, opts: MetricOptions) -> Iterator[None]:
+    """Of several programs that want the same statistics, one computes them; the others wait, and read its file.
+
+    Where further processes wait for this one, as in training, it doesn't wait for long, and computes them, too.
+    """
     lock = filelock.FileLock(cache_dir("locks", f"{path.name}.lock"))
     try:
         cache_dir("locks").mkdir(parents=True, exist_ok=True)
@@ -154,7 +158,8 @@ def _cache_lock(path: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             print(f"Waiting for another program that computes {path}", file=sys.stderr, flush=True)
-            lock.acquire()
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(timeout=-1 if opts.num_gpus == 1 else _LOCK_SEC)
     except (OSError, NotImplementedError):  # a cache that can't be written, a file system without locks
         pass
     try:

@@ -253,7 +253,7 @@ def test_programs_do_not_compute_the_same_at_once(G, dataset, detector, capsys, 
     path, _ = _cache_path(options(G, dataset), net, ALL.resolved(dataset))
     waiting = threading.Event()
     second = threading.Thread(target=lambda: real_stats(options(G, dataset), net, ALL))
-    with _cache_lock(path):
+    with _cache_lock(path, options(G, dataset)):
         second.start()
         assert waiting.wait(timeout=30) and not reads
         stats = FeatureStats(keep_moments=True)
