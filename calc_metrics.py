@@ -302,7 +302,7 @@ def prefetch(
               help="A folder of run directories; or a manifest in YAML or JSON: a list of entries with row, dataset, "
                    "network and perhaps data.")
 @click.option("--stand-in", metavar="DATASET",
-              help="Take runs on images that no paper used for runs on this data set, such as FFHQ; rows say so.")
+              help="Take runs on other images for runs on this data set of the table, such as FFHQ; rows say so.")
 @click.option("--metrics", type=cli.CommaList(), metavar="LIST",
               help="The first one chooses the best pickle of each run.  [default: the papers']")
 @click.option("--format", "form", type=click.Choice(get_args(paper_tables.Format)), default="text", show_default=True)

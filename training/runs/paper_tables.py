@@ -69,7 +69,7 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
         name:     One of `NAMES`.
         source:   A folder, in which run directories are sought; or a manifest: YAML or JSON, a list of objects with
                   `row`, `dataset`, `network` and, if need be, `data`. Paths start at the manifest's folder.
-        stand_in: The published data set that runs on images of other names are taken for.
+        stand_in: The data set of the table that runs on other images are taken for.
 
     Raises:
         UserError: Nothing is there for this table, files are missing, or two networks are for one cell.
@@ -104,6 +104,8 @@ def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | No
         resolution = config.dataset.resolution
         stem = Path(config.dataset.path).stem
         dataset = find_dataset(stem, resolution)
+        if dataset not in {table.dataset for table in tables}:
+            dataset = None
         note = "" if dataset else f"on {stem} at {resolution}x{resolution}"
         for table in tables:
             if (dataset or stand_in) == table.dataset and _is_of_size(config, table):

@@ -81,6 +81,12 @@ def test_a_folder_of_runs_fills_its_cells(tiny_dataset, tmp_path):
         "on my-photos at 256x256, by fid1k_full, feature net net"]
     assert {row.table.dataset for row in rows if row.networks} == {"FFHQ"}
 
+    cifar = named(config_of(tiny_dataset, "--method=ggdr"), "cifar10")
+    cifar = dataclasses.replace(cifar, dataset=dataclasses.replace(cifar.dataset, resolution=32))
+    save_run(tmp_path / "cifar", cifar)     # which other tables are about
+    (model,) = find_models("glead-1", str(tmp_path / "cifar"), stand_in="FFHQ")
+    assert (model.row, model.note) == ("GGDR", "on cifar10 at 32x32")
+
 
 def test_every_table_is_there():
     for name in NAMES:
