@@ -142,11 +142,7 @@ def main(**options: Any) -> None:
     check_subject(opts)
     if opts.follow and not opts.is_run:
         raise UserError(f"--follow needs a run directory as --network, and {opts.network} is none")
-    if opts.gpus > 1:
-        opts = dataclasses.replace(opts, device=opts.device or "cuda")
-        if opts.device not in ("cpu", "cuda"):
-            raise click.UsageError(f"--device={opts.device} is not for --gpus={opts.gpus}: say cuda, which takes the "
-                                   "first ones of CUDA_VISIBLE_DEVICES, or cpu")
+    opts = dataclasses.replace(opts, device=kind_of_device(opts.device, opts.gpus))
     if opts.is_run:
         if score_run(opts):
             raise click.exceptions.Exit(1)  # which pickles are broken was said
@@ -158,6 +154,16 @@ def check_names(metrics: list[str]) -> None:
     if not metrics:
         raise UserError("--metrics names no metric: give one, such as fid50k_full")
     check_metrics(metrics)
+
+
+def kind_of_device(device: str | None, gpus: int) -> str | None:
+    """Of several GPUs, no single one can be named."""
+    if gpus == 1:
+        return device
+    if device not in ("cpu", "cuda", None):
+        raise click.UsageError(f"--device={device} is not for --gpus={gpus}: say cuda, which takes the first ones of "
+                               "CUDA_VISIBLE_DEVICES, or cpu")
+    return device or "cuda"
 
 
 def use_cache(folder: str | None) -> None:
@@ -330,6 +336,7 @@ def table(
     """
     if options["metrics"]:
         check_names(options["metrics"])
+    options["device"] = kind_of_device(options["device"], options["gpus"])
     if out is not None:
         check_writable(out)
     found = paper_tables.find_models(name, models, stand_in=stand_in)

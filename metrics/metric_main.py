@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 import torch
 
-from dnnlib.util import EasyDict, UserError, check_all, format_time
+from dnnlib.util import EasyDict, UserError, append_text, check_all, format_time
 from metrics import detectors, registry
 from metrics.detectors import FeatureNet
 from metrics.features import real_stats
@@ -284,12 +284,7 @@ def report_metric(
     line = json.dumps(dict(result_dict, **note, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
     print(line, flush=True)
     if run_dir is not None:
-        path = os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl")
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(fd, f"{line}\n".encode())  # one call, so that no reader sees half a line
-        finally:
-            os.close(fd)
+        append_text(os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl"), f"{line}\n")
 
 
 @contextlib.contextmanager
