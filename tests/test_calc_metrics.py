@@ -1,5 +1,6 @@
 """The command line, run as users run it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import calc_metrics
 from benchmarks.soak import small_config
 from dnnlib.util import UserError
 from metrics import metric_main
+from metrics.registry import METRICS
 from paths import ROOT
 from tests.metrics.metric_fakes import random_images, save_net
 from torch_utils.formats.network_pickle import save_network_pkl
@@ -143,6 +145,17 @@ def test_repeats_give_mean_and_deviation_and_lines_their_protocol(folder, monkey
     result = CliRunner().invoke(calc_metrics.main, [
         network, "--metrics=fid1k", "--detector=small-net.pt", "--device=cpu", "--repeats=2", "--table"])
     assert re.search(r"fid1k@small-net +\d+\.\d{4} \+-\d+\.\d{4}", result.stdout)
+
+
+def test_path_length_by_lpips_from_a_file(folder, shared, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(METRICS, "ppl2_wend", dataclasses.replace(METRICS["ppl2_wend"], num_gen=20))
+    args = ["--network=run/network-snapshot-000200.pkl", "--metrics=ppl2_wend"]
+    (record,) = call(*args, f"--detector=lpips-vgg:{shared}/models/vgg16-features.safetensors")
+    assert record["results"]["ppl2_wend@lpips-vgg"] > 0 and record["detector"]["name"] == "lpips-vgg"
+    result = CliRunner().invoke(calc_metrics.main, [*args, "--detector=lpips-vgg:small-net.pt", "--device=cpu"])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert "small-net.pt is damaged, or holds other weights than vgg16-397923af.pth" in result.stderr
 
 
 def test_images_of_other_programs(folder, monkeypatch):
