@@ -78,6 +78,11 @@ def test_fid_of_one_set_with_itself_is_zero_even_if_rank_deficient():
         assert abs(frechet_distance(moments, moments)) < 1e-5
 
 
+def test_fid_of_equal_covariances_is_the_squared_shift():
+    x = randn(40, 6, dtype=torch.float64)
+    assert frechet_distance(moments_of(x), moments_of(x + torch.arange(6))) == pytest.approx(55, rel=1e-6)
+
+
 def test_fid_does_not_change_under_rotation_and_needs_no_full_rank():
     """With fewer samples than dimensions, too: what is added are directions without variance."""
     x, y = (randn(40, 6, seed=seed, dtype=torch.float64) * (1 + seed) for seed in (0, 1))

@@ -485,11 +485,11 @@ def _give_up(net, **place):
 
 
 def _score_all(G, dataset, detector, **place):
-    metrics = ("is1k", "dc1k5", "fidinf1k", "swd1k")
+    metrics = ("is1k", "dc1k5", "fidinf1k")
     shared, results = Shared(metrics), {}
     for metric in metrics:
         results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, shared=shared, cache=False,
-                                           **place).results
+                                           workers=0, **place).results
     return results
 
 
