@@ -16,8 +16,9 @@ from dnnlib.util import atomic_write, cache_dir
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import ImageSet, MetricOptions, shared_failure, track
-from metrics.polarity import Polarity, cached, choose, log_volume
+from metrics.polarity import Polarity, cache_path, choose, load_volumes, log_volume, save_volumes
 from metrics.sampling import draw, generate_uint8
+from torch_utils import distributed
 from torch_utils.image_reader import ImageReader
 
 _LOCK_SEC = 60
@@ -95,7 +96,7 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
         return stats
     indices: Sequence[int] = range(opts.rank, num_items, opts.num_gpus)
     if opts.polarity is not None:
-        indices = [int(i) for i in _chosen(opts, opts.polarity, num_items)[opts.rank::opts.num_gpus]]
+        indices = _chosen(opts, opts.polarity, num_items)[opts.rank::opts.num_gpus]
     with torch.inference_mode():
         with shared_failure(opts), track(opts, "generated", num_items) as done:
             for start in range(0, len(indices), opts.batch_size):
@@ -108,22 +109,30 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
     return stats
 
 
-def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> np.ndarray:
+def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> list[int]:
     """The candidates that images are made of: indices as of ordinary images, which have the same latents."""
-    def compute() -> np.ndarray:
-        volumes = FeatureStats(keep_features=True, what="candidates")
-        with shared_failure(opts), track(opts, "polarity", polarity.num_candidates) as done:
-            for index in range(opts.rank, polarity.num_candidates, opts.num_gpus):
-                draws = draw(opts.G, opts.dataset, [index], seed=opts.seed).to(opts.device)
-                volumes.append(torch.tensor([[log_volume(opts.G, draws.z[0, 0], draws.c[0])]]))
-                done(opts.num_gpus)
-            volumes.finish()
-        volumes.gather(num_gpus=opts.num_gpus, device=opts.device)
-        return volumes.features()[:, 0].double().numpy()
-
     labels = opts.dataset.fingerprint if opts.G.c_dim > 0 else ""
-    volumes = cached(opts.G, f"{opts.seed} {polarity.num_candidates} {labels}", compute)
-    return choose(volumes, polarity.rho, num_items, np.random.RandomState(opts.seed))
+    path = cache_path(opts.G, f"{opts.seed} {polarity.num_candidates} {labels}")
+    volumes = load_volumes(path) if opts.rank == 0 else None
+    if not _agree(volumes is not None, opts):
+        volumes = _log_volumes(opts, polarity.num_candidates)
+        if opts.rank == 0:
+            save_volumes(path, volumes)
+    random_state = np.random.RandomState(opts.seed)
+    return distributed.from_rank0(
+        choose(volumes, polarity.rho, num_items, random_state).tolist() if opts.rank == 0 else None)
+
+
+def _log_volumes(opts: MetricOptions, num_candidates: int) -> np.ndarray:
+    stats = FeatureStats(keep_features=True, what="candidates")
+    with shared_failure(opts), track(opts, "polarity", num_candidates) as done:
+        for index in range(opts.rank, num_candidates, opts.num_gpus):
+            draws = draw(opts.G, opts.dataset, [index], seed=opts.seed).to(opts.device)
+            stats.append(torch.tensor([[log_volume(opts.G, draws.z[0, 0], draws.c[0])]]))
+            done(opts.num_gpus)
+        stats.finish()
+    stats.gather(num_gpus=opts.num_gpus, device=opts.device)
+    return stats.features()[:, 0].double().numpy()
 
 
 def load_images(opts: MetricOptions, dataset: Any, indices: range) -> ImageReader:

@@ -7,6 +7,7 @@ nothing.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -92,16 +93,23 @@ def choose(log_volumes: np.ndarray, rho: float, count: int, random_state: np.ran
     return random_state.choice(len(log_volumes), count, p=weights / weights.sum())
 
 
-def cached(G: torch.nn.Module, what: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Log volumes from the cache, where they are known by the weights of G and by what else they depend on."""
+def cache_path(G: torch.nn.Module, what: str) -> Path:
+    """The file for log volumes, which are known by the weights of G and by what else they depend on."""
     digest = hashlib.sha256(what.encode())
     for name, tensor in G.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    path = cache_dir("polarity", f"{digest.hexdigest()[:32]}.npy")
-    if path.is_file():
+    return cache_dir("polarity", f"{digest.hexdigest()[:32]}.npy")
+
+
+def load_volumes(path: Path) -> np.ndarray | None:
+    """Log volumes from the cache; None where there are none, or the file is damaged."""
+    try:
         return np.load(path, allow_pickle=False)
-    volumes = compute()
+    except (OSError, EOFError, ValueError):
+        return None
+
+
+def save_volumes(path: Path, volumes: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as f:
         np.save(f, volumes)
-    return volumes

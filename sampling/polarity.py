@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics.polarity import cached, choose, log_volume
+from metrics.polarity import cache_path, choose, load_volumes, log_volume, save_volumes
 from sampling.images import seed_latents
 
 
@@ -25,10 +25,11 @@ def resample_seeds(
     device = next(G.parameters()).device
     c = torch.zeros(0) if label is None else torch.from_numpy(label)
 
-    def compute() -> np.ndarray:
+    path = cache_path(G, f"seeds {num_candidates} {c.tolist()}")
+    volumes = load_volumes(path)
+    if volumes is None:
         candidates = tqdm(range(num_candidates), desc="singular values", unit="seed", file=sys.stderr, leave=False)
-        return np.array([log_volume(G, seed_latents([seed], G.z_dim)[0].to(device), c.to(device))
-                         for seed in candidates])
-
-    volumes = cached(G, f"seeds {num_candidates} {c.tolist()}", compute)
+        volumes = np.array([log_volume(G, seed_latents([seed], G.z_dim)[0].to(device), c.to(device))
+                            for seed in candidates])
+        save_volumes(path, volumes)
     return [int(choose(volumes, rho, 1, np.random.RandomState(seed))[0]) for seed in seeds]
