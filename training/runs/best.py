@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from dnnlib.util import atomic_path, atomic_write
-from metrics.registry import higher_is_better, is_valid_metric
+from metrics.registry import METRICS, higher_is_better, is_valid_metric
 
 from .run_log import read_records
 from .training_state import PICKLE_NAME, pickle_kimg
@@ -49,7 +49,8 @@ def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], 
     """Have `best.json` tell of the best pickle, and `network-best.pkl` be another name of it, or a copy.
 
     The latter stays when the pickle under its own name is deleted. Where it was deleted before it could be marked, the
-    marks stay as they are. So they do for other metrics than the one they are about.
+    marks stay as they are. Marks by FID are not replaced by those of other metrics, nor those of many images by those
+    of fewer.
 
     Args:
         warn: Is given a line if the marks can't be written.
@@ -57,7 +58,7 @@ def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], 
     folder = Path(run_dir)
     with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         marked = json.loads((folder / BEST_NAME).read_text())["metric"]
-        metric = marked if is_valid_metric(marked) else metric
+        metric = marked if is_valid_metric(marked) and _weight(marked) > _weight(metric) else metric
     best = find_best(folder, metric)
     if best is None or not (folder / best.snapshot_pkl).is_file():
         return
@@ -67,6 +68,11 @@ def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], 
             f.write(json.dumps(best._asdict()).encode() + b"\n")
     except OSError as e:
         warn(f"can't mark the best pickle: {e.filename or folder}: {e.strerror or e}")
+
+
+def _weight(metric: str) -> tuple[bool, int]:
+    """Of two metrics, the one with the larger weight tells which pickle is the best."""
+    return metric.startswith("fid"), METRICS[metric].num_gen
 
 
 def _link(source: Path, path: Path) -> None:

@@ -40,6 +40,10 @@ def test_the_best_is_marked_and_outlives_its_other_name(tmp_path):
     record(tmp_path, 800, 2.0, metric="pr50k3_full")
     assert mark(tmp_path, "pr50k3_full") == [] and best.read_text() == "pickle 800"
     assert find_best(tmp_path, "fid50k_full").kimg == 800
+    record(tmp_path, 600, 0.9, metric="pr50k3_full")
+    assert mark(tmp_path, "pr50k3_full") == [] and best.read_text() == "pickle 800", "marks by FID stay"
+    record(tmp_path, 600, 0.9, metric="fid1k_full")
+    assert mark(tmp_path, "fid1k_full") == [] and best.read_text() == "pickle 800", "and by more images"
     assert sorted(p.name for p in tmp_path.iterdir() if "snapshot" not in p.name and "metric" not in p.name) == [
         "best.json", "network-best.pkl"]
 
