@@ -173,9 +173,9 @@ def use_cache(folder: str | None) -> None:
 
 
 def use_lpips(detector: str | None) -> None:
-    """`lpips-vgg` and `lpips-alex` become known as detectors, for path lengths, where they are implemented."""
+    """Make `lpips-vgg` and `lpips-alex` known as detectors, for path lengths."""
     if detector is not None and detector.startswith("lpips-"):
-        import training.perceptual  # noqa: F401
+        import training.lpips_features  # noqa: F401
 
 
 def check_subject(opts: Options) -> None:

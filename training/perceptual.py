@@ -17,7 +17,6 @@ import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
 from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
-from metrics import detectors
 from torch_utils import distributed
 from torch_utils import formats as network_formats
 from torch_utils.formats import feature_nets, safetensors_file
@@ -308,7 +307,7 @@ def _check_size(side: int, min_size: int) -> None:
                         f"{min_size} or more (lpips-vgg takes 16x16)")
 
 
-def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype = torch.float32) -> LPIPS:
+def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype) -> LPIPS:
     backbone = _BACKBONES[name]
     with torch.device("meta"):
         layers = backbone.features()
@@ -415,30 +414,6 @@ def read_backbone(name: str, path: str | os.PathLike) -> dict[str, torch.Tensor]
         raise UserError(f"{path} is damaged, or holds other weights than {_BACKBONES[name].filename}: delete it and "
                         "try again") from e
     return tensors
-
-
-class LPIPSFeatures(torch.nn.Module):
-    """An LPIPS as a feature net of metrics: the squared L2 distance of two outputs is the LPIPS of two images."""
-
-    def __init__(self, lpips: LPIPS) -> None:
-        super().__init__()
-        self.lpips = lpips
-
-    def forward(self, img: torch.Tensor, resize_images: bool = False, return_lpips: bool = True) -> torch.Tensor:
-        """float [N, 3, H, W] in 0..255 to float32 [N, K]."""
-        taps = self.lpips.embed(img / 127.5 - 1)
-        return torch.cat([(tap * (self.lpips.get_buffer(f"weight{i}") / tap[0, 0].numel()).sqrt()).flatten(1)
-                          for i, tap in enumerate(taps)], dim=1)
-
-
-def _open_lpips(spec: str, device: str | torch.device) -> feature_nets.OpenNet:
-    """For metrics; known by the SHA-256 over the convolutions."""
-    name, file = _find_lpips(spec)
-    net = LPIPSFeatures(_pretrained_lpips(name, file)).to(device).eval()
-    return feature_nets.OpenNet(net, _BACKBONES[name].sha256, frozenset({"lpips"}))
-
-
-detectors.OPENERS.update(dict.fromkeys(_LPIPS_NAMES, _open_lpips))
 
 
 def _as_rgb(img: torch.Tensor) -> torch.Tensor:

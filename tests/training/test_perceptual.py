@@ -14,7 +14,7 @@ from metrics.detectors import load_feature_net
 from small_networks import save_torchscript
 from tests.training.lpips_small import small_lpips
 from torch_utils.formats.feature_nets import OnnxNet
-from training import perceptual
+from training import lpips_features, perceptual  # noqa: F401 (the former makes detectors known)
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
 
 
