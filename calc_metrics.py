@@ -483,7 +483,7 @@ def share_out(opts: Options, protocol: dict[str, Any], *, loss: str) -> Any:
         job, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         job.write_text(json.dumps(dict(options=dataclasses.asdict(opts), protocol=protocol, answer=str(answer))))
         root = Path(__file__).resolve().parent  # which need not be the current folder
-        launch.run_together([sys.executable, "-c", _START_WORKER, str(root), str(job)], size=opts.gpus, loss=loss,
+        launch.run_together([sys.executable, "-c", _START_WORKER, str(root), str(job)], size=opts.gpus, meaning=loss,
                             at_once=True)
         return json.loads(answer.read_text())
 

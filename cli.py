@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
+import json
 import math
 import os
+import pathlib
 import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usa
     import numpy as np
 
 
-class Option(click.Option):
+class GroupedOption(click.Option):
     """An option that `--help` lists under the heading `group`."""
 
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
@@ -63,14 +66,93 @@ class Command(click.Command):
             sys.exit(1)
 
 
+def add_options(options: Sequence[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a command: gives it options as `training.config.options` describes them."""
+    return lambda command: functools.reduce(lambda f, option: _declare(option)(f), reversed(options), command)
+
+
+def _declare(option: Any) -> Callable[..., Any]:
+    values: dict[str, Any] = {"type": option.type, "metavar": option.metavar or option.type.__name__.upper()}
+    if option.flag:
+        values = {"is_flag": True}
+    elif option.choices is not None:
+        values = {"type": click.Choice(option.choices)}
+    elif option.path:
+        values["type"] = Path()
+    elif option.or_auto:
+        values["type"] = IntOrAuto()
+    elif option.type is tuple:
+        values["type"] = CommaList()
+    elif option.early:
+        values["type"] = FiniteFloat(min=option.limits["more_than"], min_open=True, max=option.limits["at_most"])
+    if option.shown is not None:
+        values["show_default"] = option.shown
+    names = [option.short, option.flag_name] if option.short else [option.flag_name]
+    values |= {"group": option.group, "default": option.default, "help": option.help}
+    return click.option(*names, cls=GroupedOption, **values)
+
+
+def said_explicitly(context: click.Context) -> dict[str, Any]:
+    """The options that stand on the command line, without those at their defaults."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == source}
+
+
+def read_option_file(path: str, context: click.Context, *, without: Collection[str]) -> dict[str, Any]:
+    """Options of the current command, from a JSON or YAML file.
+
+    The file is a mapping: names, with `-` or `_`, to values as on the command line. A run's `training_options.json`
+    holds such a mapping under "command".
+
+    Args:
+        without: Options that a file can't give; those of a run are left out.
+
+    Raises:
+        UserError: The file can't be read, is no mapping, has an unknown name, or a value of another type.
+    """
+    content = _read_mapping(path)
+    if isinstance(content.get("command"), dict):
+        content = {name: value for name, value in content["command"].items() if name not in without}
+    params = {param.name: param for param in context.command.params}
+    values = {}
+    for name, value in content.items():
+        param = params.get(str(name).replace("-", "_"))
+        if param is None or param.name in without:
+            raise UserError(f"{path}: {name!r} is no option that a file can give")
+        if value is None or isinstance(value, dict):
+            raise UserError(f"{path}: {name} is {value!r}, expected a value as on the command line")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            values[param.name] = param.type.convert(text, param, context)
+        except click.BadParameter as e:
+            raise UserError(f"{path}: {name}: {e.message}") from e
+    return values
+
+
+def _read_mapping(path: str) -> dict[Any, Any]:
+    import yaml  # needed by few commands
+
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path} can't be read as JSON or YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no mapping of options to values")
+    return content
+
+
 def silence_stdout() -> None:
-    """After a BrokenPipeError: what was not written yet would raise it again at exit."""
+    """Discard what is left to write after a BrokenPipeError: it would raise the error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise a UserError for what the file system refuses: files that are missing or locked, full disks, odd names."""
+    """Turn errors of the file system into UserErrors: missing or locked files, full disks, odd names."""
     try:
         yield
     except UnicodeEncodeError as e:
@@ -86,9 +168,9 @@ def plain_errors() -> Iterator[None]:
 
 
 class DefaultGroup(click.Group):
-    """Sub-commands, and a command of its own that is taken where the first argument is the name of none of them.
+    """Sub-commands, and a default command, which runs if the first argument is not the name of a sub-command.
 
-    `--help` is that of the default command, with a list of the others at its end.
+    `--help` shows the help of the default command, and lists the others at its end.
     """
 
     def __init__(self, default: click.Command, *commands: click.Command) -> None:
@@ -108,15 +190,15 @@ class DefaultGroup(click.Group):
 
 
 def _one_line(message: str) -> str:
-    """Names of files may hold line breaks and worse; they are shown as escapes."""
+    """Show line breaks and control characters, which names of files may hold, as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 class Path(click.Path):
-    """The name of a file or folder, or what else is no path, such as a URL; a leading `~` is the home folder."""
+    """The name of a file or folder, a URL or another name; a leading `~` is the home folder."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(readable=False, **kwargs)  # whoever opens the file says what is wrong with it
+        super().__init__(readable=False, **kwargs)  # the code that opens the file reports what is wrong
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = os.path.expanduser(os.fspath(value))
@@ -128,7 +210,7 @@ class Path(click.Path):
 
 
 class FiniteFloat(click.FloatRange):
-    """A number that float32 can hold, neither infinite nor NaN, perhaps within a range."""
+    """A finite number that float32 can hold, optionally within a range."""
 
     name = "float"
 
@@ -140,6 +222,15 @@ class FiniteFloat(click.FloatRange):
 
     def _describe_range(self) -> str:
         return "" if self.min is None and self.max is None else super()._describe_range()
+
+
+class IntOrAuto(click.ParamType):
+    """A whole number from 1 on, or the word auto."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
 MAX_NUMBERS = 1_000_000
@@ -215,22 +306,29 @@ candidates_option = click.option("--candidates", type=click.IntRange(2, MAX_NUMB
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {_one_line(message)}", err=True)
+    """Write a line to stderr, above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"Warning: {_one_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show what is warned of inside as lines for users."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Show each UserWarning that is raised inside as a line for users; other warnings are for programmers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, category, *_: category is UserWarning and warn(str(message))
         yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            warn(str(warning.message))
 
 
 def warn_unused(names: Sequence[str], *, because: str) -> None:
-    """Warn of those of the current command's options that were given, although they have no effect here."""
+    """Warn of options that were given although they have no effect.
+
+    Args:
+        names:   Options of the current command, by the names of their parameters.
+        because: Ends the sentence "no effect ...".
+    """
     ctx = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     given = [param.opts[0] for param in ctx.command.params
@@ -245,7 +343,7 @@ def check_outdir(outdir: str | None) -> None:
 
 
 def check_seeds(option: str, seeds: Sequence[int]) -> None:
-    """NumPy's limit."""
+    """Raises UserError where a seed is larger than NumPy takes."""
     if max(seeds) >= 1 << 32:
         raise UserError(f"{option} holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
 
@@ -283,7 +381,7 @@ def load_generator(network_pkl: str, *, trust: bool) -> Any:
 
 
 def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:
-    """What --class and --label ask for, float32 [c_dim]; None for an unconditional network."""
+    """The label that --class or --label gives, float32 [c_dim]; None for an unconditional network."""
     import numpy as np
 
     if class_idx is not None and vector is not None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import sys
 import tempfile
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from tqdm import tqdm
 
 import cli
-from dnnlib.util import UserError, atomic_write, check_writable, is_url, made_folder
+from dnnlib.util import UserError, atomic_write, check_writable, is_url, made_folder, sha256_of
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
@@ -24,7 +20,6 @@ SUFFIXES = {".pkl": "pkl", ".safetensors": "safetensors", ".pt": "pt", ".onnx": 
 KEYS = ("G", "D", "G_ema", "augment_pipe", "training_set_kwargs")
 PROBE_SEEDS = (0, 1, 2)     # The latents whose images are compared.
 PROBE_PSI = 0.7
-HASH_BYTES = 1 << 20
 
 
 class Comparison(NamedTuple):
@@ -69,8 +64,8 @@ def main(
     .pt           unconditional RGB generators of the skip architecture, as rosinality's stylegan2-pytorch names them
     .onnx         G_ema as a graph: z, c if conditional, and optionally truncation_psi give img
 
-    What was written is read again and compared with the source before it gets its name: tensors where the format keeps
-    them as they are, images always.
+    The result is read again and compared with the source before it appears at --out: images always, and tensors where
+    the format keeps them exactly.
 
     \b
     Examples:
@@ -86,32 +81,18 @@ def main(
     if unknown or only == []:
         raise UserError(f"--only={','.join(unknown)}: choose from {', '.join(KEYS)}")
     if noise_mode != "const" and format_name != "onnx":
-        warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
+        cli.warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
     card_path = target.with_suffix(".md") if card else None
     check_target(target, network, format_name, overwrite=overwrite)
     if card_path is not None and card_path.exists() and not overwrite:
-        warn(f"{card_path} is kept as it is: --overwrite writes a new card")
+        cli.warn(f"{card_path} is kept as it is: --overwrite writes a new card")
         card_path = None
-    with collected_warnings(), tqdm(total=4, unit="step", disable=None, leave=False) as progress:
+    with cli.shown_warnings(), tqdm(total=4, unit="step", disable=None, leave=False) as progress:
         convert(network, target, format_name, card_path, progress, only=only, noise_mode=noise_mode, trust=trust_pickle)
 
 
-def warn(message: str) -> None:
-    tqdm.write(f"Warning: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def collected_warnings() -> Iterator[None]:
-    """What readers warn of, as lines of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, category, *_: category is UserWarning and warn(str(message))
-        yield
-
-
 def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
-    """See to it, before anything is read, that the files can be written and nothing is lost."""
+    """Check that the files can be written and that no file is lost, before anything is read."""
     check_writable(target)
     if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
         raise UserError(f"--out={target} is --network itself: give another name")
@@ -153,7 +134,7 @@ def convert(
             text = describe(network, networks, written[:-1], compared, noise_mode=noise_mode)
             with atomic_write(written[-1]) as f:
                 f.write(text.encode())
-        digest, num_bytes = sha256(written[0]), written[0].stat().st_size
+        digest, num_bytes = sha256_of(written[0]), written[0].stat().st_size
         for path in reversed(written):  # the networks last: when they are there, all is
             os.replace(path, target.parent / path.name)
         progress.update()
@@ -186,9 +167,9 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
         raise UserError(f"{source}: there is no network for the format {format_name}, which holds "
                         f"{', '.join(possible)}; found {', '.join(there)}")
     if refused:
-        warn(f"left out, because the format {format_name} has no place for it: {', '.join(refused)}")
+        cli.warn(f"left out, because the format {format_name} has no place for it: {', '.join(refused)}")
     if format_name == "pkl" and not chosen.keys() >= {"G", "D", "G_ema"}:
-        warn("the legacy.py of other projects asks for G, D and G_ema; this file opens there with pickle.load")
+        cli.warn("the legacy.py of other projects asks for G, D and G_ema; this file opens there with pickle.load")
     for key in chosen.keys() - {"training_set_kwargs"}:
         misc.check_network(chosen[key], source, key)
         chosen[key].eval().requires_grad_(False)
@@ -270,7 +251,7 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Comparison:
     for seeds, psi in ((PROBE_SEEDS, None), (PROBE_SEEDS[:1], PROBE_PSI)):
         z = torch.cat([torch.randn([1, G.z_dim], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         c = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim] if G.c_dim > 0 else None
-        psi = psi if G.mapping.w_avg_beta is not None else None
+        psi = psi if getattr(G, "w_avg", None) is not None else None
         expected = reference(z, c, psi)
         difference = max(difference, (make(z, c, psi) - expected).abs().max().item())
         largest = max(largest, expected.abs().max().item())
@@ -282,21 +263,13 @@ def describe(
 ) -> str:
     from training.runs import model_card
 
-    files = [model_card.ModelFile(path.name, path.stat().st_size, sha256(path)) for path in written]
+    files = [model_card.ModelFile(path.name, path.stat().st_size, sha256_of(path)) for path in written]
     origin, run = source, None
     if not is_url(source):
-        origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256(Path(source)))
-        run = model_card.read_run(source)
+        origin = model_card.ModelFile(Path(source).name, os.path.getsize(source), sha256_of(Path(source)))
+        run = model_card.read_origin(source)
     difference = None if compared is None else compared.difference
     return model_card.render(networks, files, origin=origin, run=run, difference=difference, noise_mode=noise_mode)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import cli
 from dnnlib.util import UserError
 from training.data import check as dataset_check
 from training.data.image_files import MAX_RESOLUTION
-from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, Transform
+from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, CropTransform
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.presets import DATA_PRESETS
 from training.data.prepare.source import Labels, SourceOptions, count_classes
@@ -19,7 +19,7 @@ from training.data.prepare.sources import SOURCES, open_source
 
 
 @click.command(cls=cli.Command, help=f"""
-    Make a dataset for training from images, whatever holds them, or draw a synthetic one.
+    Make a dataset for training from images, or draw a synthetic one.
 
     Sources: {", ".join(kind.accepts for kind in SOURCES)}.
 
@@ -45,7 +45,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--width", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT", help="Width to scale to.")
 @click.option("--height", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
               help="Height to scale to; less than the width only with the transforms that give a black margin.")
-@click.option("--transform", type=click.Choice(get_args(Transform)),
+@click.option("--transform", type=click.Choice(get_args(CropTransform)),
               help="center-crop: cut to the short side; center-crop-letterbox: cut to the shape WIDTH:HEIGHT, scale, "
                    "and lay on a black square, leaving smaller images out; center-crop-wide: as StyleGAN2-ADA does "
                    "that, which squeezes images that are wider than WIDTH. Without it, images that are not "
@@ -54,7 +54,7 @@ from training.data.prepare.sources import SOURCES, open_source
               help="How images are scaled; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 sets.  "
                    "[default: lanczos]")
 @click.option("--max-images", type=click.IntRange(min=1), metavar="INT",
-              help="Take only the first so many images of the source.")
+              help="Take only the first INT images of the source.")
 @click.option("--labels", type=click.Choice(["auto", "folders", "none"]), default="auto", show_default=True,
               help="auto: those of the source: dataset.json, else sub-folders as classes; folders: always the latter; "
                    "none: no labels.")
@@ -63,7 +63,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and make grayscale images RGB, or "
               "RGB ones grayscale, like the first image; name and count both.")
 @click.option("--shard-size", type=click.IntRange(min=1), metavar="INT",
-              help="Write zips of so many images each into the folder --dest.")
+              help="Write zips of INT images each into the folder --dest.")
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="INT",
               help="Processes that convert; the result does not depend on it.  [default: number of cores]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="INT",
@@ -71,7 +71,7 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset at --dest once the new one is complete.")
 def main(
     source: str, dest: str, preset: str | None, resolution: int | None, width: int | None, height: int | None,
-    transform: Transform | None, resize_filter: str | None, max_images: int | None, labels: Labels, color: Color,
+    transform: CropTransform | None, resize_filter: str | None, max_images: int | None, labels: Labels, color: Color,
     skip_bad: bool, shard_size: int | None, workers: int | None, seed: int, overwrite: bool,
 ) -> None:
     if not dest:
@@ -125,7 +125,7 @@ def _check_not_inside(source: str, dest: str) -> None:
 @click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
 def check(path: str, workers: int | None, as_json: bool) -> None:
-    """Read all of a dataset and name whatever is wrong with it.
+    """Read all of a dataset and name everything that is wrong with it.
 
     PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image, and a summary follows.
     The exit status is 1 if there are problems.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
@@ -18,11 +19,13 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     import numpy as np
     import torch
 
-    from sampling.images import Grid, LatentPath
+    from sampling.images import ImageGrid, LatentPath
     from sampling.input_images import InputImages
 
 MAX_SHOWN = 64      # Images in reconstructions.png ...
 SHOWN_COLUMNS = 16  # ... and in each of its rows.
+
+Options = types.SimpleNamespace  # What was asked for: an attribute for each option below.
 
 
 class GridSize(click.ParamType):
@@ -39,37 +42,8 @@ class GridSize(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class Options(NamedTuple):
-    """What was asked for; see `--help`."""
-
-    network_pkl: str
-    seeds: list[int] | None
-    projected_w: str | None
-    reconstruct: tuple[str, ...]
-    fakes: int | None
-    max_images: int
-    truncation_psi: float
-    trunc_cutoff: int | None
-    class_idx: int | None
-    label: list[float] | None
-    noise_mode: str
-    outdir: str | None
-    image_format: str
-    grid: tuple[int, int] | str | None
-    video: str | None
-    interpolate: str
-    frames_per_key: int
-    fps: float
-    lossless: bool
-    batch: int
-    device: str | None
-    trust_pickle: bool
-    polarity: float
-    candidates: int
-
-    @property
-    def rebuilds(self) -> bool:
-        return bool(self.reconstruct) or self.fakes is not None
+def rebuilds(opts: Options) -> bool:
+    return bool(opts.reconstruct) or opts.fakes is not None
 
 
 @click.command(cls=cli.Command)
@@ -85,7 +59,8 @@ class Options(NamedTuple):
 @click.option("--max-images", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Rebuild only the first N images of --reconstruct")
 @cli.trunc_option
-@click.option("--trunc-cutoff", type=click.IntRange(min=0), help="Truncate only so many first layers  [default: all]")
+@click.option("--trunc-cutoff", type=click.IntRange(min=0), metavar="N",
+              help="Truncate only the first N layers  [default: all]")
 @cli.class_option
 @cli.label_option
 @cli.noise_mode_option
@@ -94,16 +69,16 @@ class Options(NamedTuple):
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
               help="Write all images into one grid.png too; of a video: places that show different keys")
-@click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.Option,
+@click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.GroupedOption,
               help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
                    "bare name lands in --outdir")
 @click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
-              cls=cli.Option, help="w: smooth spline through the keys' w's; z: great circles from z to z")
+              cls=cli.GroupedOption, help="w: smooth spline through the keys' w's; z: great circles from z to z")
 @click.option("--frames-per-key", type=click.IntRange(1, 100_000), default=60, show_default=True, group="Video",
-              cls=cli.Option, help="Frames from one key to the next")
+              cls=cli.GroupedOption, help="Frames from one key to the next")
 @click.option("--fps", type=cli.FiniteFloat(min=0.1, max=240), default=30.0, show_default=True, group="Video",
-              cls=cli.Option, help="Frames per second")
-@click.option("--lossless", is_flag=True, group="Video", cls=cli.Option, help="Keep every pixel; .webp only")
+              cls=cli.GroupedOption, help="Frames per second")
+@click.option("--lossless", is_flag=True, group="Video", cls=cli.GroupedOption, help="Keep every pixel; .webp only")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
 @cli.polarity_option
 @cli.candidates_option
@@ -125,7 +100,7 @@ def main(**options: Any) -> None:
     """
     opts = Options(**options)
     check_usage(opts)
-    if opts.rebuilds:
+    if rebuilds(opts):
         write_reconstructions(opts)
     elif opts.video is not None:
         write_video(opts)
@@ -134,10 +109,10 @@ def main(**options: Any) -> None:
 
 
 def check_usage(opts: Options) -> None:
-    """Find contradictions before PyTorch is imported, and warn of options that have no effect."""
+    """Refuse contradictory options before PyTorch is imported, and warn of options without effect."""
     if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
         raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
-    if opts.outdir is None and (opts.video is None or opts.rebuilds):
+    if opts.outdir is None and (opts.video is None or rebuilds(opts)):
         raise click.UsageError("Missing option '--outdir'.")
     if opts.outdir is not None:
         cli.check_outdir(opts.outdir)
@@ -155,7 +130,7 @@ def check_usage(opts: Options) -> None:
         cli.warn_unused(["candidates"], because="without --polarity")
     if opts.projected_w is not None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
-    if opts.rebuilds:
+    if rebuilds(opts):
         cli.warn_unused([*video_options, "image_format", "grid", "video"], because="on reconstructions")
     else:
         if opts.video is None:
@@ -169,11 +144,11 @@ def check_usage(opts: Options) -> None:
 
 
 def write_images(opts: Options) -> None:
-    from sampling.images import Grid, save_image, synthesize
+    from sampling.images import ImageGrid, save_image, synthesize
 
     G, latents = load_latents(opts)
     rows_cols = grid_size(opts.grid, len(latents), side=G.img_resolution) if opts.grid is not None else None
-    grid: Grid | None = None
+    grid: ImageGrid | None = None
     check_writable(Path(opts.outdir, "image"))
     with made_folder(opts.outdir), tqdm(total=len(latents), unit="img", file=sys.stderr) as progress:
         for begin in range(0, len(latents), opts.batch):
@@ -181,7 +156,7 @@ def write_images(opts: Options) -> None:
             images = synthesize(G, latents.ws(part), noise_mode=opts.noise_mode,
                                 noise_seeds=latents.noise_seeds[part], batch=opts.batch)
             if rows_cols is not None and grid is None:
-                grid = Grid(*rows_cols, shape=images.shape[1:])
+                grid = ImageGrid(*rows_cols, shape=images.shape[1:])
             for index, image in enumerate(images, start=begin):
                 save_image(image, Path(opts.outdir, f"{latents.names[index]}.{opts.image_format}"))
                 if grid is not None:
@@ -194,7 +169,7 @@ def write_images(opts: Options) -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents that were asked for, of which ws are made when they are needed."""
+    """The latents that were asked for. Their ws are computed when they are needed."""
 
     names: list[str]                            # Of the images.
     noise_seeds: list[int]                      # Of the images, for random noise.
@@ -219,7 +194,7 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
         return G, Latents(names, opts.seeds, lambda part: to_ws(seed_latents(seeds[part], G.z_dim)))
     projected = load_projected_w(opts.projected_w, G)
     noise = {name: torch.from_numpy(array) for name, array in projected.noise.items()}
-    G.synthesis.load_state_dict(noise, strict=False)  # the maps were checked, and all else stays
+    G.synthesis.load_state_dict(noise, strict=False)  # strict=False: only the noise maps change, and they were checked
     names = [f"proj{idx:02d}" for idx in range(len(projected.ws))]
     return G, Latents(names, [0] * len(names), lambda part: torch.from_numpy(projected.ws[part]))
 
@@ -240,7 +215,7 @@ def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch
 
     label = cli.pick_label(G, opts.class_idx, opts.label)
     truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
-    batch = 1 if opts.noise_mode == "random" else opts.batch  # then all that is random belongs to the seed exactly
+    batch = 1 if opts.noise_mode == "random" else opts.batch  # alone, each image depends on its seed only
     return lambda z: map_latents(G, z, label=label, truncation=truncation, batch=batch)
 
 
@@ -367,7 +342,7 @@ def write_reconstructions(opts: Options) -> None:
 
 
 def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
-    """Those of --reconstruct, and their number; all of them are known to be good images when this returns."""
+    """The images of --reconstruct, and their number. All of them have been decoded once when this returns."""
     from sampling.input_images import InputImages
 
     images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels,
@@ -380,7 +355,7 @@ def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Ori
 
 
 def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
-    """In batches; says in the end what was done to fit them."""
+    """Read images in batches. At the end, say how images were changed to fit."""
     import numpy as np
 
     from sampling.images import to_tensor
@@ -400,7 +375,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
 def make_originals(
     opts: Options, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[Originals]:
-    """What G makes of the seeds 0 to N - 1, as D sees it in training: not rounded to 8 bits."""
+    """Images that G makes of the seeds 0 to N - 1, not rounded to 8 bits, as D sees them in training."""
     import torch
 
     from sampling.images import seed_latents
@@ -413,7 +388,7 @@ def make_originals(
 
 
 def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """G and D of a pickle: that G by which D was trained, not the average; or the average where it has no other."""
+    """G and D of a pickle. G is the one that D was trained with; if the file lacks it, G_ema."""
     networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
     if networks["D"] is None:
         raise UserError(f"{opts.network_pkl}: holds no D; rebuilding images needs a network pickle with the D of a "
@@ -425,12 +400,12 @@ def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
     return networks["G"] or networks["G_ema"], networks["D"]
 
 
-def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Grid:
-    """Rows of images, each above a row of what became of them."""
-    from sampling.images import Grid
+def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageGrid:
+    """Rows of originals, each above the row of their reconstructions."""
+    from sampling.images import ImageGrid
 
     cols = min(len(pairs), SHOWN_COLUMNS)
-    grid = Grid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
+    grid = ImageGrid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
     for index, (image, rebuilt) in enumerate(pairs):
         row, col = divmod(index, cols)
         grid.place(2 * row, col, image)

@@ -20,12 +20,12 @@ class Curve(NamedTuple):
 
 
 def read_curves(run_dir: Path) -> dict[str, Curve]:
-    """Every statistic of a run over kimg, from its `stats.jsonl`, and the scores that stand in `metric-*.jsonl`.
+    """Every statistic of a run over kimg, from `stats.jsonl`, and the scores in `metric-*.jsonl`.
 
-    Of a score that is in both, that of the pickle counts.
+    Where a score is in both, `metric-*.jsonl` counts.
 
     Raises:
-        UserError: It isn't there, or is none.
+        UserError: `stats.jsonl` is missing or damaged.
     """
     path = run_dir / "stats.jsonl"
     if not path.is_file():
@@ -46,7 +46,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
-        # Most pickles are named by whole kimg: such a score belongs to the first tick of that kimg that has one.
+        # Most pickles are named by whole kimg. Their scores belong to the first tick with a score in that kimg.
         places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
         points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
         curves[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
@@ -54,7 +54,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
 
 def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponentially weighted moving average, without bias at the start."""
+    """Exponentially weighted moving average, corrected for its bias at the start."""
     result, total, norm = [], 0.0, 0.0
     for value in values:
         total, norm = weight * total + value, weight * norm + 1
@@ -71,8 +71,8 @@ def smooth(values: list[float], weight: float) -> list[float]:
 def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float) -> None:
     """Plot training runs side by side.
 
-    Scores are those that training measured and those that calc_metrics.py added. With another seed, other images or
-    another feature net than in training they have a panel of their own.
+    Scores come from training and from calc_metrics.py. Those with another seed, other images or another feature net
+    than in training have a panel of their own.
 
     \b
     python plot_runs.py runs/00000-cifar10-cifar runs/00001-cifar10-cifar-glead --out=curves.png
@@ -92,7 +92,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     import matplotlib  # takes a second, for which --help does not wait
     from matplotlib import pyplot
 
-    matplotlib.use("Agg")  # draws into files, also where there is no display
+    matplotlib.use("Agg")  # works without a display
     rows, columns = -(-len(panels) // PANELS_A_ROW), min(len(panels), PANELS_A_ROW)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
     for axis in axes.flat[len(panels):]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
@@ -24,22 +25,7 @@ VIDEO_FPS = 30
 SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
 
 
-class Options(NamedTuple):
-    """What was asked for; see `--help`."""
-
-    network_pkl: str
-    target: tuple[str, ...]
-    self_test: bool
-    outdir: str | None
-    num_steps: int
-    seed: int
-    save_video: bool
-    perceptual: str
-    class_idx: int | None
-    label: list[float] | None
-    device: str | None
-    trust_pickle: bool
-    trust_net: bool
+Options = types.SimpleNamespace     # What was asked for: an attribute for each option below.
 
 
 class Target(NamedTuple):
@@ -106,7 +92,7 @@ def main(**options: Any) -> None:
 
 
 def load_nets(opts: Options) -> torch.nn.Module:
-    """The network, when the perceptual net is known to be there, too. Raises UserError: what is wrong with either."""
+    """Load the generator and check the perceptual net. The UserError tells what is wrong with both of them."""
     from sampling.projection import COMPARED_RES
     from training.perceptual import check_perceptual
 
@@ -125,7 +111,7 @@ def load_nets(opts: Options) -> torch.nn.Module:
 
 
 def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
-    """What the network makes of the seed, moderately truncated, so that it is an ordinary image."""
+    """The image that the network makes of the seed. Truncation makes it a typical one."""
     from sampling.images import Truncation, map_latents, seed_latents, synthesize
 
     z = seed_latents([opts.seed], G.z_dim)
@@ -134,7 +120,7 @@ def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None
 
 
 def find_targets(opts: Options, G: torch.nn.Module) -> Iterator[Target]:
-    """Those of --target, one at a time; all of them are known to be good images when this returns."""
+    """The images of --target, one at a time. All of them have been decoded once when this returns."""
     from sampling.input_images import InputImages
 
     images = InputImages(opts.target, resolution=G.img_resolution, channels=G.img_channels)

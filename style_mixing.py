@@ -58,7 +58,7 @@ def main(
     cli.check_outdir(outdir)
     cli.check_seeds("--rows", rows)
     cli.check_seeds("--cols", cols)
-    from sampling.images import Grid, Truncation, check_grid, map_latents, save_image, seed_latents, synthesize
+    from sampling.images import ImageGrid, Truncation, check_grid, map_latents, save_image, seed_latents, synthesize
     from torch_utils import misc
 
     target = misc.pick_device(device)
@@ -72,7 +72,7 @@ def main(
     ws = map_latents(G, seed_latents(seeds, G.z_dim), label=c, truncation=Truncation(truncation_psi), batch=1)
     w = dict(zip(seeds, ws))
     pairs = list(dict.fromkeys([*((seed, seed) for seed in seeds), *((row, col) for row in rows for col in cols)]))
-    grid = Grid(len(rows) + 1, len(cols) + 1, shape=(G.img_resolution, G.img_resolution, G.img_channels))
+    grid = ImageGrid(len(rows) + 1, len(cols) + 1, shape=(G.img_resolution, G.img_resolution, G.img_channels))
     with made_folder(outdir), tqdm(total=len(pairs), unit="img", file=sys.stderr) as progress:
         for begin in range(0, len(pairs), batch):
             part = pairs[begin:begin + batch]

@@ -114,7 +114,7 @@ class _Endless(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         position = 0
         while True:
-            yield self._order[position]
+            yield int(self._order.take(position, 1)[0])
             position += 1
 
 

@@ -8,7 +8,6 @@ Without --data, a folder of zips with as many copies of one small image is made 
 
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import save_results  # noqa: E402
-from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images  # noqa: E402
+from dnnlib.worker_pool import SharedBuffer, WorkerPool, read_images  # noqa: E402
 from training.data.dataset import ImageFolderDataset  # noqa: E402
 
 BATCH = 64
@@ -110,18 +109,19 @@ def measure(path: str, *, reads: int, repeats: int, workers: int) -> dict[str, A
         alone.append(json.loads(done.stdout))
     dataset = ImageFolderDataset(path)
     indices = np.random.RandomState(1).randint(len(dataset), size=[reads // BATCH, BATCH]).tolist()
-    with ReaderPool(1, shared=SharedBuffer()) as pool:
+    with WorkerPool(1, SharedBuffer()) as pool:
         start = time.perf_counter()
-        pid = pool.result(pool.submit(os.getpid))
+        pool.result(pool.submit(id))
         started = time.perf_counter()
         for batch in indices:
             pool.result(pool.submit(read_images, dataset.images(batch), 0))
         rate = len(indices) * BATCH / (time.perf_counter() - started)
-        reader = dict(rss_mb=psutil.Process(pid).memory_info().rss / 1e6, start_sec=started - start, img_per_sec=rate)
-    with ReaderPool(workers, shared=SharedBuffer()) as pool:
+        memory = psutil.Process(pool.processes[0].pid).memory_info()
+        reader = dict(rss_mb=memory.rss / 1e6, start_sec=started - start, img_per_sec=rate)
+    with WorkerPool(workers, SharedBuffer()) as pool:
         batch_bytes = BATCH * int(np.prod(dataset.image_shape))
         slots = 2 * pool.num_workers
-        for future in [pool.submit(os.getpid) for _ in range(slots)]:
+        for future in [pool.submit(id) for _ in range(slots)]:
             pool.result(future)
         start = time.perf_counter()
         futures = [pool.submit(read_images, dataset.images(batch), i % slots * batch_bytes)

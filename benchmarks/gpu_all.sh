@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is worth knowing about a GPU that has not been seen before, in under nine minutes.
+# Everything that is worth knowing about a GPU that has not been seen before, in eight minutes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -7,9 +7,10 @@ usage() {
     cat <<'END'
 Usage: [OUT=DIR] [PYTHON=python] bash benchmarks/gpu_all.sh [--cpu-rehearsal] [--only=STEP,STEP,...]
 
-Builds and tests the kernels, runs the tests that need a GPU, times operations, training steps, data and metrics, trains
-and goes on with the run, and profiles an iteration. Each step has a time limit of its own and leaves its results behind
-as it ends; one that fails does not stop the others. Needs no network.
+Builds and tests the kernels, runs the tests that need a GPU, times training steps and operations, profiles an iteration,
+shows where the time of a start goes, and trains for a minute. Then, while there is time: metrics, data, resuming. Each
+step has a time limit of its own and leaves its results behind as it ends; one that fails does not stop the others. Needs
+no network.
 
   --cpu-rehearsal  All steps at tiny sizes on the CPU, to try out this script.
   --only=STEPS     These alone.
@@ -17,9 +18,10 @@ as it ends; one that fails does not stop the others. Needs no network.
 Environment:
   OUT        Folder of the results.  [default: benchmarks/results]
   PYTHON     Interpreter with the packages of requirements.txt.  [default: python3]
-  TOTAL_SEC  Time for everything; what does not fit any more is left out.  [default: 530]
+  TOTAL_SEC  Time for everything; what does not fit any more is left out.  [default: 480]
 
-Results: STEP-DEVICE.json for each step with figures; gpu_all-DEVICE.txt has all output and ends with a summary.
+Results: STEP-DEVICE.json for each step with figures; pictures of the training; gpu_all-DEVICE.txt has all output, and
+ends with a summary.
 END
 }
 
@@ -32,7 +34,7 @@ for argument in "$@"; do
         *) printf 'Unknown argument: %s\n\n' "$argument" >&2 && usage >&2 && exit 2 ;;
     esac
 done
-OUT=${OUT:-benchmarks/results} PYTHON=${PYTHON:-python3} TOTAL_SEC=${TOTAL_SEC:-530}
+OUT=${OUT:-benchmarks/results} PYTHON=${PYTHON:-python3} TOTAL_SEC=${TOTAL_SEC:-480}
 SECONDS=0 NAMES=() STATES=() TIMES=() BAD=0
 export PYTHONUNBUFFERED=1  # what a step that runs out of time has printed is kept
 
@@ -110,27 +112,43 @@ END
 # Sizes: GPU, then rehearsal.
 
 if [[ -z $REHEARSAL ]]; then
-    STEP=(--size=paper256 --batch=64 --perceptual=random-vgg --repeats=3)
-    BASELINE=(--baseline=straightforward) HALF=(--half=float16,bfloat16)
-    CIFAR=(--size=cifar --half=float16,bfloat16 --perceptual=random-vgg --repeats=5)
+    # paper256 in one part: all methods by every path, then the plain ways of computing, which take most of the time.
+    STEP=(--size=paper256 --batch=64 --perceptual=random-vgg --repeats=3) METHODS=() PATHS=(--half=float16,bfloat16
+        --format=nchw,nhwc) BASELINES=(--methods=stylegan2,glead
+        --baseline=native-convolutions,cudnn-heuristics,straightforward)
+    CIFAR=(--size=cifar --half=float16,bfloat16 --format=nchw,nhwc --perceptual=random-vgg --repeats=5)
     BUILD=() OPS=(--repeats=7 --baseline=native) DATA=(--containers=zip --workers=0,4 --repeats=3 --seconds=0.5)
     METRICS=(--resolution=256 --cbase=16384 --cmax=512 --features=2048 --images=1024 --neighbours=20000 --root=512
         --workers=4 --threads=4)
-    IMAGES=(--resolution=64 --max-images=1000)    # the pictures of a run take longer than its training
-    TRAIN=(--cfg=paper256 --batch=32 --batch-gpu=8 --tick=1 --snap=2 --metrics=fid1k_full) KIMG=2 MORE_KIMG=4
+    IMAGES=(--resolution=256 --max-images=300) START=(--cfg=paper256 --batch=64 --batch-gpu=64 --aug=noaug --kimg=0.128)
+    SCENES=(--resolution=64 --max-images=20000) TRAIN=(--cfg=auto --batch=64 --batch-gpu=64 --tick=2 --snap=5
+        --metrics=fid1k_full --kimg=1000) TRAIN_SEC=60 MORE_SEC=25
     PROFILE=()
 else
-    STEP=(--size=small --methods=glead --batch=4 --repeats=1) BASELINE=(--baseline=straightforward) HALF=()
+    STEP=(--size=small --batch=4 --repeats=1) METHODS=(--methods=glead) PATHS=(--format=nchw,nhwc)
+    BASELINES=(--methods=stylegan2 --baseline=native-convolutions,straightforward)
     CIFAR=(--size=small --methods=stylegan2 --batch=4 --repeats=1)
     BUILD=(--arch=80) OPS=(--repeats=3 --shapes=1 --modes=forward --baseline=reference)
     DATA=(--resolutions=32 --containers=zip --workers=1 --images=64 --repeats=1 --seconds=0.2)
     METRICS=(--cbase=256 --cmax=8 --features=16 --files=64 --images=64 --neighbours=200 --root=32 --repeats=1)
-    IMAGES=(--resolution=16 --max-images=64)
-    TRAIN=(--cfg=auto --cbase=64 --cmax=8 --map-depth=1 --batch=8 --batch-gpu=8 --mbstd-group=4 --tick=0.016 --snap=2
-        --workers=0 --metrics=none) KIMG=0.032 MORE_KIMG=0.064
+    TINY=(--cfg=auto --cbase=64 --cmax=8 --map-depth=1 --batch=8 --batch-gpu=8 --mbstd-group=4 --workers=0
+        --metrics=none)
+    IMAGES=(--resolution=16 --max-images=64) START=("${TINY[@]}" --kimg=0.016)
+    SCENES=("${IMAGES[@]}") TRAIN=("${TINY[@]}" --tick=0.064 --snap=1 --kimg=1000) TRAIN_SEC=12 MORE_SEC=12
     PROFILE=(--resolution=16 --cfg=auto --batch=4 --iterations=1 --option=--cbase=64 --option=--cmax=8
         --option=--mbstd-group=4)
 fi
+
+# Puts the seconds since the start before each line: where the time of a command goes.
+STAMPED='"$@" 2>&1 | while IFS= read -r line; do printf "%4d s  %s\n" "$SECONDS" "$line"; done; exit "${PIPESTATUS[0]}"'
+# Trains for so many seconds and then asks it to stop, as Ctrl-C does: the run saves, and can be resumed.
+FOR_A_WHILE='timeout --signal=INT --foreground "$0" "$@"; status=$?; [[ $status == 0 || $status == 124 ]]'
+pictures() {
+    local run
+    run=$(find "$WORK/runs" -mindepth 1 -maxdepth 1 -name '00000-*' 2>/dev/null)
+    cp "$run/fakes_init.png" "$run/reals.png" "$run/log.txt" "$OUT" || return
+    find "$run" -name 'fakes0*.png' -o -name 'reconstructions0*.png' | sort | tail -n 2 | xargs -I{} cp {} "$OUT"
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -139,8 +157,8 @@ step versions 20 "$PYTHON" -c "$(versions)"
 if [[ -z $REHEARSAL ]]; then
     step nvidia-smi 10 nvidia-smi
 fi
-step ops-build 110 "$PYTHON" -m torch_utils.ops build "${BUILD[@]}"
-step ops-status 60 "$PYTHON" -m torch_utils.ops status
+step ops-build 60 "$PYTHON" -m torch_utils.ops build "${BUILD[@]}"
+step ops-status 20 "$PYTHON" -m torch_utils.ops status
 if wanted gpu-tests && ! "$PYTHON" -c 'import pytest' >/dev/null 2>&1; then
     say '\n== gpu-tests\npytest is not installed: left out\n'
 else
@@ -148,21 +166,26 @@ else
     # Interrupted as by Ctrl-C before its time is over, pytest still says what failed.
     step gpu-tests 100 timeout --signal=INT 90 "$PYTHON" -m pytest -q -p no:xdist -m gpu "${TESTS[@]}"
 fi
-step ops 90 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
-# The comparison with the plain way takes most of the time: once is enough.
-step step-nchw 120 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${BASELINE[@]}" \
-    --out="$(json step-nchw)"
-step step-nhwc 90 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${HALF[@]}" --channels-last \
-    --out="$(json step-nhwc)"
-step step-cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}" --out="$(json step-cifar)"
-step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --baseline --out="$(json data)"
+step step 150 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${METHODS[@]}" "${PATHS[@]}" \
+    --out="$(json step)"
+step step-baselines 75 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${STEP[@]}" "${BASELINES[@]}" \
+    --out="$(json step-baselines)"
+step images 15 "$PYTHON" dataset_tool.py --source=synthetic "${IMAGES[@]}" --dest="$WORK/images.zip"
+START+=(--device="$DEVICE" --method=stylegan2 --metrics=none --data="$WORK/images.zip" --outdir="$WORK/starts")
+step start 45 bash -c "$STAMPED" - "$PYTHON" train.py "${START[@]}"
+step start-nobench 30 bash -c "$STAMPED" - "$PYTHON" train.py "${START[@]}" --nobench=true --seed=1
+step scenes 20 "$PYTHON" dataset_tool.py --source=synthetic "${SCENES[@]}" --dest="$WORK/scenes.zip"
+step detector 15 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
+TRAINING=("$PYTHON" train.py --outdir="$WORK/runs" --data="$WORK/scenes.zip" --device="$DEVICE" --method=glead
+    --aug=noaug --perceptual=random-vgg --detector="$WORK/detector.pt" --trust-net "${TRAIN[@]}")
+step train $((TRAIN_SEC + 20)) bash -c "$FOR_A_WHILE" "$TRAIN_SEC" "${TRAINING[@]}"
+if wanted train; then
+    pictures || say 'the training left no pictures\n'
+fi
+step cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}" --out="$(json step-cifar)"
+step ops 60 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
+step profile 40 "$PYTHON" benchmarks/profile_step.py --device="$DEVICE" "${PROFILE[@]}" --out="$(json profile)"
+step train-on $((MORE_SEC + 20)) bash -c "$FOR_A_WHILE" "$MORE_SEC" "${TRAINING[@]}"
 step metrics 45 "$PYTHON" benchmarks/metrics.py --device="$DEVICE" "${METRICS[@]}" --baseline --out="$(json metrics)"
-step images 20 "$PYTHON" dataset_tool.py --source=synthetic "${IMAGES[@]}" --dest="$WORK/images.zip"
-step detector 30 "$PYTHON" benchmarks/metrics.py --only-detector="$WORK/detector.pt"
-TRAINING=("$PYTHON" train.py --outdir="$WORK/runs" --data="$WORK/images.zip" --device="$DEVICE" --method=glead --aug=ada
-    --perceptual=random-vgg --detector="$WORK/detector.pt" --trust-net "${TRAIN[@]}")
-step train 60 "${TRAINING[@]}" --kimg=$KIMG
-RUN=$(find "$WORK/runs" -mindepth 1 -maxdepth 1 -name '00000-*' 2>/dev/null)
-step train-on 40 "${TRAINING[@]}" --kimg=$MORE_KIMG --resume="$RUN"
-step profile 60 "$PYTHON" benchmarks/profile_step.py --device="$DEVICE" "${PROFILE[@]}" --out="$(json profile)"
+step data 40 "$PYTHON" benchmarks/data.py "${DATA[@]}" --baseline --out="$(json data)"
 exit $((BAD > 0))

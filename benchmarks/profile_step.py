@@ -24,7 +24,10 @@ import train  # noqa: E402
 from benchmarks.data import draw_files, write_containers  # noqa: E402
 from benchmarks.measuring import print_table, save_results  # noqa: E402
 from training import snapshot  # noqa: E402
-from training.config import presets  # noqa: E402
+from training.config import released  # noqa: E402
+from training.config.presets import METHODS, PRESETS  # noqa: E402
+from training.config.resolve import resolve  # noqa: E402
+from training.prepare_run import inspect_dataset  # noqa: E402
 from training.training_loop import Trainer  # noqa: E402
 
 _NAME_LENGTH = 90   # Kernels' names are templates written out.
@@ -85,8 +88,8 @@ def make_trainer(folder: Path, *, device: str, resolution: int, options: list[st
     said = train.main.make_context("train.py", [
         f"--data={data}", f"--device={device}", "--aug=noaug", "--metrics=none", "--perceptual=random-vgg",
         *options]).params
-    arguments = train.parse(said)
-    config = presets.resolve(arguments.options, train.inspect_dataset(arguments).dataset, device=device)
+    chosen, _ = released.parse(said)
+    config = resolve(chosen, inspect_dataset(chosen).dataset, device=device)
     run_dir = folder / "run"
     run_dir.mkdir()
     return Trainer(config, str(run_dir))
@@ -95,8 +98,8 @@ def make_trainer(folder: Path, *, device: str, resolution: int, options: list[st
 @click.command()
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--resolution", default=256, show_default=True, type=click.IntRange(min=16))
-@click.option("--cfg", default="paper256", show_default=True, type=click.Choice(list(presets.PRESETS)))
-@click.option("--method", default="glead", show_default=True, type=click.Choice(list(presets.METHODS)))
+@click.option("--cfg", default="paper256", show_default=True, type=click.Choice(list(PRESETS)))
+@click.option("--method", default="glead", show_default=True, type=click.Choice(list(METHODS)))
 @click.option("--batch", default=8, show_default=True, help="All at once; 8 is one GPU's part of paper256.")
 @click.option("--iterations", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--option", "more", multiple=True, help="Passed to train.py, e.g. --option=--nhwc=true.")

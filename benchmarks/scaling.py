@@ -43,11 +43,12 @@ from cli import Command, IntRanges, warn_unused  # noqa: E402
 from dnnlib.util import atomic_path  # noqa: E402
 from torch_utils import distributed  # noqa: E402
 from training import launch  # noqa: E402
-from training.config import presets  # noqa: E402
+from training.config.options import Options  # noqa: E402
+from training.config.resolve import resolve  # noqa: E402
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
 from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
-from training.draws import draw_part  # noqa: E402
+from training.draws import Division, draw_part  # noqa: E402
 from training.estimate import count_parameters  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
@@ -279,9 +280,9 @@ def measure_loader(data: str, *, workers: int, batches: int = 30) -> float:
 
 def small_config(resolution: int, batch: int, *, gpus: int = 1) -> TrainingConfig:
     """What is measured."""
-    options = presets.Options(preset="auto", method="stylegan2", aug="noaug", channel_base=512, channel_max=16,
-                              map_depth=2, num_gpus=gpus, batch_size=batch, batch_gpu=batch // gpus, mbstd_group_size=2)
-    return presets.resolve(options, DatasetConfig(path="random", resolution=resolution), device="cpu")
+    options = Options(cfg="auto", method="stylegan2", aug="noaug", cbase=512, cmax=16, map_depth=2, gpus=gpus,
+                      batch=batch, batch_gpu=batch // gpus, mbstd_group=2)
+    return resolve(options, DatasetConfig(path="random", resolution=resolution), device="cpu")
 
 
 class StepTimes(NamedTuple):
@@ -400,15 +401,17 @@ class _CountOps(torch.utils._python_dispatch.TorchDispatchMode):
 
 def count_operations() -> dict[str, int]:
     """Operations of each phase of paper256, forward and backward, for one part of a batch; channels don't matter."""
-    options = presets.Options(preset="paper256", method="stylegan2", aug="noaug", channel_max=4, channel_base=256,
-                              batch_size=2, batch_gpu=2, mbstd_group_size=2)
-    config: TrainingConfig = presets.resolve(options, DatasetConfig(path="none", resolution=256), device="cpu")
+    options = Options(cfg="paper256", method="stylegan2", aug="noaug", cmax=4, cbase=256, batch=2, batch_gpu=2,
+                      mbstd_group=2)
+    config: TrainingConfig = resolve(options, DatasetConfig(path="none", resolution=256), device="cpu")
     G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
     loss = StyleGAN2Loss(G.requires_grad_(False), D.requires_grad_(False), config=config.loss)
     counts = {}
     for phase in build_phases(config, loss):
         phase.module.requires_grad_(True)
-        batch = draw_part((0, 0, 0), torch.zeros(2, 3, 256, 256), torch.zeros(2, 0), z_dim=G.z_dim, dataset=None)
+        (rows,) = Division(2, at_once=2, unit=2, group=2, device=torch.device("cpu")).parts
+        batch = draw_part(rows, torch.zeros(2, 3, 256, 256), torch.zeros(2, 0), key=(0, 0, 0), unit=2, z_dim=G.z_dim,
+                          dataset=None)
         with _CountOps() as ops:
             for term in phase.loss(batch):
                 term.backward()

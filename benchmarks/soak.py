@@ -29,8 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.measuring import save_results  # noqa: E402
-from training.config import presets  # noqa: E402
+from training.config import released  # noqa: E402
+from training.config.presets import METHODS  # noqa: E402
+from training.config.resolve import resolve  # noqa: E402
 from training.config.schema import TrainingConfig  # noqa: E402
+from training.prepare_run import inspect_dataset  # noqa: E402
 from training.runs.training_state import list_states, read_state  # noqa: E402
 from training.training_loop import run_training  # noqa: E402
 
@@ -54,8 +57,8 @@ def write_images(path: Path, *, count: int = 48, resolution: int = 16) -> None:
 def small_config(data: str | os.PathLike, *options: str) -> TrainingConfig:
     """What the command line makes of `SMALL` and `options`."""
     said = train.main.make_context("train.py", [f"--data={data}", *SMALL, *options]).params
-    arguments = train.parse(said)
-    return presets.resolve(arguments.options, train.inspect_dataset(arguments).dataset, device="cpu")
+    options, _ = released.parse(said)
+    return resolve(options, inspect_dataset(options).dataset, device="cpu")
 
 
 def fork_training(
@@ -90,7 +93,7 @@ def differences(a: Path, b: Path) -> list[str]:
     states = [list_states(run)[0] for run in (a, b)]
     contents = [dict(_flatten(read_state(state.path))) for state in states]
     found += [f"state: {name}" for name in contents[0].keys() | contents[1].keys()
-              if not name.endswith("elapsed_sec") and not name.startswith(("config.", "report_sizes."))
+              if not name.endswith("elapsed_sec") and not name.startswith(("config.", "tick.report_sizes."))
               and not _same(contents[0].get(name), contents[1].get(name)) and not any(t in name for t in _TIMED)]
     for name in {p.name for run in (a, b) for p in run.glob("network-snapshot-*.pkl")}:
         networks = [_load(run / name) for run in (a, b)]
@@ -172,7 +175,7 @@ def _expect(status: int, wanted: int) -> None:
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, type=click.IntRange(min=1))
-@click.option("--method", default="glead+ggdr", show_default=True, type=click.Choice(list(presets.METHODS)))
+@click.option("--method", default="glead+ggdr", show_default=True, type=click.Choice(list(METHODS)))
 @click.option("--aug", default="ada", show_default=True, type=click.Choice(["ada", "noaug"]))
 @click.option("--kimg", default=2.4, show_default=True, type=float, help="Length of the run.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")

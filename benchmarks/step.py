@@ -1,19 +1,26 @@
 """Time training steps: each phase and the amortised iteration, all methods and paths in turns, on random images.
 
     python benchmarks/step.py --size=small --half=float16,bfloat16 --baseline=zero-insertion [--out=FILE.json]
-    python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --baseline
+    python benchmarks/step.py --size=paper256 --device=cuda --perceptual=random-vgg --format=nchw,nhwc \
+        --baseline=native-convolutions,cudnn-heuristics,straightforward
 
 An iteration is Gmain + Greg / 4 + Dmain + Dreg / 16 with optimisers, gradient clean-up and the moving average.
-Baselines take turns with ours. They compute in float32 on CPUs, in the ordinary memory format, without fused
-operations, with FIR filters that run over inserted zeros. "straightforward" throws work away besides: G and the
-perceptual features of targets record a graph in Dmain, and D's decoder always runs. Ratios are the median over turns of
-a time by the baseline's: below 1, ours is faster.
+A path is a type of half precision and a memory format. Baselines take turns with the paths. Ratios are the median over
+turns of a path's time by the baseline's: below 1, ours is faster.
+
+    native-convolutions  The first path with PyTorch's own double backward of convolutions in R1 and path length.
+    cudnn-heuristics     The first path without cuDNN's benchmark (GPUs only): what --nobench costs in the long run.
+    zero-insertion       float32 on CPUs, the ordinary memory format, no fused operations, FIR filters that run over
+                         inserted zeros, PyTorch's double backward.
+    straightforward      The same, and work is thrown away: G and the perceptual features of targets record a graph in
+                         Dmain, and D's decoder always runs.
 """
 
 import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -26,13 +33,15 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cli
-from benchmarks.measuring import baseline_option, medians, print_table, ratio, save_results, take_turns
+from benchmarks.measuring import medians, print_table, ratio, save_results, take_turns
 from torch_utils import distributed
 from torch_utils.formats.feature_nets import trust_net
 from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d
 from training import networks
 from training.build import build_networks
-from training.config import presets
+from training.config.options import Options
+from training.config.presets import METHODS as TRAINED_METHODS
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, TrainingConfig
 from training.ema import ema_beta, update_ema
 from training.loss import Batch, StyleGAN2Loss
@@ -43,14 +52,16 @@ from training.tasks import Shown, build_tasks
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
-METHODS = tuple(presets.METHODS)
+METHODS = tuple(TRAINED_METHODS)
 SIZES = {  # Resolution, options, images at once on one device.
-    "small": (32, dict(preset="auto", channel_max=128), 16),
-    "cifar": (32, dict(preset="cifar"), 32),
-    "paper256": (256, dict(preset="paper256"), 8),
+    "small": (32, dict(cfg="auto", cmax=128), 16),
+    "cifar": (32, dict(cfg="cifar"), 32),
+    "paper256": (256, dict(cfg="paper256"), 8),
 }
 HALF = ("float16", "bfloat16", "float32")
-BASELINES = ("straightforward", "zero-insertion")
+FORMATS = ("nchw", "nhwc")
+PLAIN = ("straightforward", "zero-insertion")   # These compute without anything of ours.
+BASELINES = (*PLAIN, "native-convolutions", "cudnn-heuristics")
 MATMUL_SIDE = {"cpu": 1536, "cuda": 8192}
 UPDATE = "average"      # What an iteration does besides its phases.
 
@@ -93,9 +104,12 @@ def _plain_precision(block: Any, device: torch.device, force_fp32: bool) -> tupl
 @contextlib.contextmanager
 def computing(path: str) -> Iterator[None]:
     """Compute as `path` says, one of BASELINES; anything else = as training does."""
+    torch.backends.cudnn.benchmark = path != "cudnn-heuristics"
     with contextlib.ExitStack() as stack:
         patch = lambda *args: stack.enter_context(mock.patch.object(*args))
-        if path in BASELINES:
+        if path == "native-convolutions":
+            patch(conv2d_gradfix, "enabled", False)
+        if path in PLAIN:
             fir = _by_reference(upfirdn2d.upfirdn2d)
             patch(upfirdn2d, "upfirdn2d", fir)
             patch(conv2d_resample, "upfirdn2d", fir)
@@ -118,7 +132,7 @@ class Step:
         self.G, self.D = (net.train().requires_grad_(False).to(device) for net in build_networks(c))
         self.G_ema = copy.deepcopy(self.G).eval()
         float32_net = dataclasses.replace(c, D=dataclasses.replace(c.D, num_fp16_res=0))  # tasks look at nothing else
-        real_tasks, fake_tasks = build_tasks(float32_net if path in BASELINES else c, self.G)
+        real_tasks, fake_tasks = build_tasks(float32_net if path in PLAIN else c, self.G)
         loss = Straightforward if path == "straightforward" else StyleGAN2Loss
         self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
         self.guard = GradientGuard(device)
@@ -139,13 +153,10 @@ class Step:
     def run(self, phase: Phase) -> None:
         """One phase, as the training loop runs it."""
         with computing(self.path):
-            phase.opt.zero_grad(set_to_none=True)
             phase.module.requires_grad_(True)
-            for term in phase.loss(self.batch):
-                (term * phase.gain).backward()
+            phase.backward([self.batch], num=1)
             phase.module.requires_grad_(False)
-            if phase.finish is not None:
-                phase.finish()
+            phase.finish()
             self.guard.process(phase.module)
             phase.opt.step()
 
@@ -157,19 +168,35 @@ class Step:
         self.guard.end_iteration()
 
 
-def configure(method: str, half: str, **said: Any) -> TrainingConfig:
+def configure(method: str, half: str, memory_format: str, **said: Any) -> TrainingConfig:
     resolution, options, default_batch = SIZES[said["size"]]
     batch = said["batch"] or default_batch
     net = said["perceptual"] if method.startswith("glead") else None
-    chosen = presets.Options(
-        method=method, aug="noaug", batch_size=batch, batch_gpu=batch, perceptual=net, fp32=half == "float32",
-        half=None if half == "float32" else half, channels_last=said["channels_last"], **options,
+    chosen = Options(
+        method=method, aug="noaug", batch=batch, batch_gpu=batch, perceptual=net, fp32=half == "float32",
+        half=None if half == "float32" else half, nhwc=memory_format == "nhwc", **options,
     )
-    return presets.resolve(chosen, DatasetConfig(path="random", resolution=resolution), device=said["device"])
+    return resolve(chosen, DatasetConfig(path="random", resolution=resolution), device=said["device"])
 
 
 def computed_in(half: str, device: str) -> str:
+    """The type that convolutions have: a CPU takes float32 for float16."""
     return "float32" if (half, device) == ("float16", "cpu") else half
+
+
+def configurations(
+    methods: Sequence[str], half: Sequence[str], formats: Sequence[str], baselines: Sequence[str], **said: Any
+) -> dict[tuple[str, str], TrainingConfig]:
+    """By method and path: "bfloat16", "bfloat16 nhwc" where formats are compared, or the name of a baseline."""
+    configs = {}
+    for method in methods:
+        for dtype, memory_format in itertools.product(half, formats):
+            path = computed_in(dtype, said["device"]) + (f" {memory_format}" if formats != ("nchw",) else "")
+            configs[method, path] = configure(method, dtype, memory_format, **said)
+        for baseline in baselines:
+            memory_format = "nchw" if baseline in PLAIN else formats[0]
+            configs[method, baseline] = configure(method, half[0], memory_format, **said)
+    return configs
 
 
 def matrix_product(device: str, dtype: str) -> Callable[[], torch.Tensor]:
@@ -220,9 +247,10 @@ def measure(
     built = {key: build(config, key[1]) for key, config in configs.items()}
     gflop = {key: count_gflop(step) for key, (step, _) in built.items()}
     cases = {(*key, name): call for key, (step, _) in built.items() for name, (call, _) in step.parts().items()}
-    types = dict.fromkeys(["float32", *(path for _, path in configs if path not in BASELINES)])
+    types = dict.fromkeys(["float32", *(path.split()[0] for _, path in configs if path not in BASELINES)])
     cases |= {dtype: matrix_product(device, dtype) for dtype in types}
-    times = take_turns(cases, repeats=repeats, warmup=1, device=device, title="steps")
+    warmup = 1 if device == "cpu" else 3    # a GPU's first calls load kernels and try out algorithms
+    times = take_turns(cases, repeats=repeats, warmup=warmup, device=device, title="steps")
     flop = 2 * MATMUL_SIDE[device] ** 3
     matmul = {dtype: 1e-12 * flop / sec for dtype, sec in medians({t: times[t] for t in types}).items()}
     rows = []
@@ -235,35 +263,40 @@ def measure(
     return rows, matmul
 
 
-def summarise(rows: list[dict[str, Any]], baseline: str | None, matmul: dict[str, float]) -> None:
-    """Add to each row its medians, and its ratios to the baseline's and to stylegan2's of the same turns."""
+def summarise(rows: list[dict[str, Any]], baselines: Sequence[str], matmul: dict[str, float]) -> None:
+    """Add to each row its medians, and its ratios to the baselines' and to stylegan2's of the same turns."""
     by_key = {(row["method"], row["path"]): row["sec"] for row in rows}
     for row in rows:
         row["median_sec"] = medians(row["sec"])
         sec = row["median_sec"]["iteration"]
         row |= dict(img_per_sec=row["batch"] / sec, sec_per_kimg=1000 * sec / row["batch"])
-        peak = matmul[row["path"] if row["path"] in matmul else "float32"]
+        dtype = row["path"].split()[0]
+        peak = matmul[dtype if dtype in matmul else "float32"]
         row["utilisation"] = row["gflop"]["iteration"] / sec / peak / 1e3
-        for name, other in (("to_baseline", (row["method"], baseline)), ("to_stylegan2", ("stylegan2", row["path"]))):
-            if other in by_key:
-                row[name] = {part: ratio({"a": row["sec"][part], "b": by_key[other][part]}, "a", "b")
-                             for part in row["sec"]}
+        others = {f"to {baseline}": (row["method"], baseline) for baseline in baselines if baseline != row["path"]}
+        others |= {"to stylegan2": ("stylegan2", row["path"])} if row["method"] != "stylegan2" else {}
+        row["ratios"] = {
+            name: {part: ratio({"a": row["sec"][part], "b": by_key[other][part]}, "a", "b")
+                   for part in row["sec"] if part in by_key[other]}
+            for name, other in others.items() if other in by_key
+        }
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
+    ratios = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
     table = []
     for row in rows:
-        relative = {name: row.get(name, {}).get("iteration") for name in ("to_baseline", "to_stylegan2")}
+        relative = {name: row["ratios"].get(name, {}).get("iteration") for name in ratios}
         ms = {f"{name} ms": 1e3 * sec for name, sec in row["median_sec"].items()}
         table.append(dict(method=row["method"], path=row["path"], **ms, **relative) | {
             "img/s": row["img_per_sec"], "sec/kimg": row["sec_per_kimg"], "memory GB": row["memory_gb"],
             "of matmul": row["utilisation"]})
     print_table(table)
-    parts = [dict(method=row["method"], path=row["path"], **row["to_baseline"]) for row in rows
-             if "to_baseline" in row and row["to_baseline"]["iteration"] != 1]
-    if parts:
-        print("\nTime relative to the baseline:")
-        print_table(parts)
+    for name in ratios:
+        if name != "to stylegan2":
+            print(f"\nTime of each part relative {name}:")
+            print_table([dict(method=row["method"], path=row["path"], **row["ratios"][name]) for row in rows
+                         if name in row["ratios"] and row["path"] not in BASELINES])
 
 
 @click.command(cls=cli.Command)
@@ -274,14 +307,18 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--half", type=cli.CommaList(), default="float16", show_default=True,
               help="Types of half precision to compare, or float32 for none; a CPU takes float32 for float16.")
-@click.option("--channels-last", is_flag=True, help="Memory format of half precision on a GPU.")
+@click.option("--format", "formats", type=cli.CommaList(), default="nchw", show_default=True,
+              help="Memory formats of half precision on a GPU to compare: nchw, nhwc.")
 @click.option("--perceptual", default="random-alex", show_default=True, help="As for train.py.")
 @cli.trust_net_option
-@baseline_option(*BASELINES)
+@click.option("--baseline", "baselines", type=cli.CommaList(), is_flag=False, flag_value=BASELINES[0], default="",
+              help=f"Compare with these in the same run: {', '.join(BASELINES)}.  [without a name: {BASELINES[0]}]")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
-def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repeats: int, **said: Any) -> None:
-    for option, given, known in (("--methods", methods, METHODS), ("--half", half, HALF)):
+def main(methods: Sequence[str], half: Sequence[str], formats: Sequence[str], baselines: Sequence[str], repeats: int,
+         **said: Any) -> None:
+    for option, given, known in (("--methods", methods, METHODS), ("--half", half, HALF),
+                                 ("--format", formats, FORMATS), ("--baseline", baselines or BASELINES, BASELINES)):
         if unknown := [name for name in given or ["none at all"] if name not in known]:
             raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")
     if said["device"] == "cuda" and not torch.cuda.is_available():
@@ -289,16 +326,10 @@ def main(methods: Sequence[str], half: Sequence[str], baseline: str | None, repe
     if said.pop("trust_net"):
         trust_net(said["perceptual"])
     torch.set_num_threads(said["threads"])
-    torch.backends.cudnn.benchmark = True   # as in training
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    configs = {}
-    for method in methods:
-        for name in half:
-            configs[method, computed_in(name, said["device"])] = configure(method, name, **said)
-        if baseline:
-            configs[method, baseline] = configure(method, half[0], **said)
+    configs = configurations(methods, half, tuple(formats), baselines, **said)
     rows, matmul = measure(configs, repeats)
-    summarise(rows, baseline, matmul)
+    summarise(rows, baselines, matmul)
     print("Matrix products: " + ", ".join(f"{tflops:.3f} TFLOP/s in {name}" for name, tflops in matmul.items()))
     print_rows(rows)
     save_results(said["out"], device=said["device"], size=said["size"], matmul_tflops=matmul, rows=rows)

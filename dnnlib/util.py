@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import sys
 import tempfile
@@ -14,8 +15,8 @@ from urllib.parse import urlparse
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what came, what was expected, and what to do.
 
-    Command lines print it as one line and exit with status 1. Everything else that is raised is a bug. Of several
-    mistakes, each one is an argument, and gets a line of its own.
+    Command lines print it as one line and exit with status 1. Every other exception is a bug. If there are several
+    mistakes, each is an argument of its own, and gets its own line.
     """
 
     def __str__(self) -> str:
@@ -23,7 +24,7 @@ class UserError(ValueError):
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Make all of these checks, and raise one UserError that tells what each of them found wrong."""
+    """Run all checks, and raise one UserError with the mistakes that all of them found."""
     problems: dict[str, None] = {}
     for check in checks:
         try:
@@ -35,6 +36,7 @@ def check_all(*checks: Callable[[], object]) -> None:
 
 
 MAX_DOWNLOAD_BYTES = 4 << 30     # The largest published network pickles have a tenth of this.
+_TIMEOUT_SEC = 30                # A server that is silent for longer is given up.
 
 _said: set[str] = set()
 
@@ -95,7 +97,7 @@ def rough_time(seconds: float) -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use; more decoding processes than that get in each other's way."""
+    """Number of cores that this process may use. More decoding processes than that only slow each other down."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,7 +116,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """As `atomic_write`, for those who write to a file by its name: gives that of the temporary file."""
+    """As `atomic_write`, but gives the name of the temporary file, for functions that take a path."""
     path = Path(path)
     with _named_errors(path):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -124,9 +126,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             yield Path(name)
             with open(name, "rb+") as f:
                 os.fsync(f.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+            make_public(name)
             os.replace(name, path)
             _sync_folder(path.parent)
     except BaseException:
@@ -135,8 +135,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def make_public(path: str | os.PathLike) -> None:
+    """Give a temporary file or folder, which is private, the permissions that others have here."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
+
+
 def _sync_folder(path: Path) -> None:
-    """Have the names in a folder survive a power failure, where the system can do that."""
+    """Write the names in a folder to disk, so that they survive a power failure, if the system can do that."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -166,7 +173,7 @@ def append_text(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """A full disk is reported without a name, and other failures under the temporary one: users know neither."""
+    """Errors name `path`: the system names no file for a full disk, and else the temporary file."""
     try:
         yield
     except OSError as e:
@@ -185,7 +192,7 @@ def cache_dir(*parts: str) -> Path:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """See to it, before long work starts, that `path` can be made or replaced; nothing is made yet.
+    """Check that `path` can be written, before long work starts. Nothing is created.
 
     Raises:
         UserError: The first part of the path that exists is no folder to write in, or `path` itself can't be replaced.
@@ -196,7 +203,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if not os.path.isdir(parent):
         raise UserError(f"can't write {path}: {parent} is not a folder")
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone don't tell of /proc and read-only disks
+        with tempfile.TemporaryFile(dir=parent):  # permissions don't show /proc and read-only disks
             pass
     except OSError as e:
         raise UserError(f"can't write {path}: {parent} takes no files ({e.strerror}); choose another place") from e
@@ -204,7 +211,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Make a folder and those above it; on any error the new ones are removed again, unless something is in them."""
+    """Make a folder and its parents. On an error inside the block, new folders that are empty are removed."""
     missing = [p for p in (Path(path), *Path(path).parents) if not p.exists()]
     Path(path).mkdir(parents=True, exist_ok=True)
     try:
@@ -220,13 +227,12 @@ def is_url(name: str) -> bool:
     return urlparse(str(name)).scheme in ("http", "https")
 
 
-def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: float = 30) -> BinaryIO:
+def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
     """Open a local path or an http(s) URL for reading; URLs are downloaded once and kept in the cache.
 
     Args:
-        url:         Path or URL.
-        sha256:      Expected digest, or its first characters (torchvision's file names carry eight of them).
-        timeout_sec: How long a silent server is waited for.
+        url:    Path or URL.
+        sha256: Expected digest, or its first characters (torchvision's file names carry eight of them).
 
     Raises:
         UserError: The file is not there, the server can't be reached, the content is larger than `MAX_DOWNLOAD_BYTES`,
@@ -247,7 +253,7 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None, timeout_sec: 
         with atomic_path(path) as temporary:
             try:
                 with open(temporary, "wb") as f:
-                    _download(url, f, timeout_sec)
+                    _download(url, f)
             except UserError as e:
                 raise UserError(f"{e}; if you have the file, put it at {path}") from e
             _check_digest(url, temporary, sha256)
@@ -271,48 +277,37 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _download(url: str, file: BinaryIO, timeout_sec: float) -> None:
+def _download(url: str, file: BinaryIO) -> None:
+    """Write what the server sends to `file`, piece by piece. Raises UserError where all of it doesn't come."""
     import requests  # here, so that programs that only read local files start faster
+    from tqdm import tqdm
 
+    size, answered = 0, False
     try:
         # Compressed, the announced length would not be that of the file.
         headers = {"Accept-Encoding": "identity"}
-        with requests.get(url, timeout=timeout_sec, stream=True, headers=headers) as response:
+        with requests.get(url, timeout=_TIMEOUT_SEC, stream=True, headers=headers) as response:
             response.raise_for_status()
-            _save_body(url, response, file)
-    except requests.Timeout as e:
-        raise UserError(f"can't download {url}: no answer in {timeout_sec:g} s") from e
-    except requests.HTTPError as e:
-        raise UserError(f"can't download {url}: the server says {e.response.status_code} {e.response.reason}") from e
-    except requests.ConnectionError as e:
-        raise UserError(f"can't download {url}: no connection to {urlparse(url).netloc}") from e
+            answered = True
+            announced = response.headers.get("Content-Length", "")
+            total = int(announced) if announced.isdecimal() and len(announced) < 20 else None
+            with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+                for chunk in itertools.chain([b""], response.iter_content(1 << 20)):
+                    size += len(chunk)
+                    if max(size, total or 0) > MAX_DOWNLOAD_BYTES:
+                        raise UserError(f"can't download {url}: it is larger than {MAX_DOWNLOAD_BYTES / 2**30:g} GiB")
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total not in (None, size) and "Content-Encoding" not in response.headers:
+                raise UserError(f"can't download {url}: {size} bytes came, and {total} were announced")
     except requests.RequestException as e:
-        raise UserError(f"can't download {url}: {type(e).__name__}: {str(e)[:200]}") from e
-
-
-def _save_body(url: str, response: Any, file: BinaryIO) -> None:
-    """Write what the server sends to `file`, piece by piece. Raises UserError: too large, or not all of it."""
-    import requests
-    from tqdm import tqdm
-
-    announced = response.headers.get("Content-Length", "")
-    total = int(announced) if announced.isdecimal() and len(announced) < 20 else None
-    too_large = UserError(f"can't download {url}: it is larger than {MAX_DOWNLOAD_BYTES / 2**30:g} GiB")
-    if (total or 0) > MAX_DOWNLOAD_BYTES:
-        raise too_large
-    size = 0
-    try:
-        with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
-            for chunk in response.iter_content(1 << 20):
-                size += len(chunk)
-                if size > MAX_DOWNLOAD_BYTES:
-                    raise too_large
-                file.write(chunk)
-                bar.update(len(chunk))
-    except requests.RequestException as e:
-        raise UserError(f"can't download {url}: the connection broke after {size} bytes") from e
-    if total not in (None, size) and "Content-Encoding" not in response.headers:
-        raise UserError(f"can't download {url}: {size} bytes came, and {total} were announced")
+        if answered:
+            reason = f"the connection broke after {size} bytes"
+        elif isinstance(e, requests.HTTPError):
+            reason = f"the server says {e.response.status_code} {e.response.reason}"
+        else:
+            reason = f"no connection to {urlparse(url).netloc} ({type(e).__name__})"
+        raise UserError(f"can't download {url}: {reason}") from e
 
 
 def _check_digest(name: str, path: Path, expected: str | None) -> None:

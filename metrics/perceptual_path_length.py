@@ -10,6 +10,7 @@ from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import draw, keyed_noise
+from torch_utils.misc import slerp
 
 EPSILON = 1e-4
 MAX_RESOLUTION = 256    # Images from G of k times this side are averaged over k x k pixels first.
@@ -77,14 +78,6 @@ def path_lengths(
     return (a - b).square().sum(dim=1) / epsilon**2
 
 
-def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """From a to b on the unit sphere: a, b [N, D] of any length, t [N, 1]; unit vectors [N, D]."""
-    a, b = _unit(a), _unit(b)
-    cosine = (a * b).sum(dim=-1, keepdim=True)
-    angle = t * cosine.clamp(-1, 1).acos()
-    return _unit(a * angle.cos() + _unit(b - cosine * a) * angle.sin())
-
-
 def trimmed_mean(lengths: torch.Tensor) -> float:
     """Mean of what lies within the 1st and the 99th percentile, both taken outwards to the next sample."""
     values = lengths.double().cpu().numpy()
@@ -102,7 +95,3 @@ def _prepare(img: torch.Tensor, *, crop: bool, factor: int) -> torch.Tensor:
         img = torch.nn.functional.avg_pool2d(img, factor)
     img = (img + 1) * 127.5
     return img.repeat(1, 3, 1, 1) if img.shape[1] == 1 else img
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x / x.norm(dim=-1, keepdim=True)

@@ -11,6 +11,7 @@ import torch
 from scipy.interpolate import CubicSpline
 
 from dnnlib.util import UserError, atomic_write
+from torch_utils.misc import slerp
 from training.snapshot import to_uint8
 
 GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
@@ -23,7 +24,7 @@ class Truncation(NamedTuple):
     """The truncation trick: w moves towards the mean w."""
 
     psi: float = 1              # 1 = w stays as it is, 0 = the mean w.
-    cutoff: int | None = None   # So many first layers; None = all.
+    cutoff: int | None = None   # Number of layers, from the first, that are truncated; None = all.
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
@@ -48,7 +49,7 @@ def map_latents(
         z:          [N, z_dim], on any device.
         label:      float32 [c_dim], the same for all; None for unconditional networks.
         truncation: How far ws move towards the mean.
-        batch:      So many at a time.
+        batch:      Number of z's that are mapped at a time.
 
     Returns:
         float32 [N, num_ws, w_dim] on G's device.
@@ -77,7 +78,7 @@ def synthesize(
         ws:          [N, num_ws, w_dim].
         noise_mode:  `const`, `none` or `random`.
         noise_seeds: For `random`: one seed for each image, whose noise then doesn't depend on its neighbours.
-        batch:       So many at a time.
+        batch:       Number of images made at a time.
 
     Returns:
         uint8 [N, H, W, C].
@@ -121,22 +122,11 @@ def z_path(keys: torch.Tensor, to_ws: Callable[[torch.Tensor], torch.Tensor]) ->
     def path(positions: np.ndarray) -> torch.Tensor:
         start = np.floor(positions).astype(int)
         weight = torch.from_numpy(positions - start)[:, None]
-        return to_ws(slerp(z[start % len(z)], z[(start + 1) % len(z)], weight).to(torch.float32))
+        a, b = z[start % len(z)], z[(start + 1) % len(z)]
+        lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b)]
+        return to_ws((slerp(a, b, weight) * torch.lerp(*lengths, weight)).to(torch.float32))
 
     return path
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation of directions, linear of lengths; a, b: float64 [N, D], weight: [N, 1] in [0, 1]."""
-    norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
-    unit_a, unit_b = a / norm_a, b / norm_b
-    angle = torch.acos((unit_a * unit_b).sum(dim=1, keepdim=True).clamp(-1, 1))
-    sine = torch.sin(angle)
-    straight = sine < 1e-6  # the same direction twice, where the formula is 0 / 0
-    sine = torch.where(straight, 1, sine)
-    along_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * angle) / sine)
-    along_b = torch.where(straight, weight, torch.sin(weight * angle) / sine)
-    return (along_a * unit_a + along_b * unit_b) * torch.lerp(norm_a, norm_b, weight)
 
 
 def frames_along(
@@ -180,13 +170,13 @@ def frames_along(
 
 
 def check_grid(rows: int, cols: int, *, side: int, what: str) -> None:
-    """Raises UserError, calling the grid `what`, where so many images of `side` pixels are too many for one file."""
+    """Raises UserError, which names the grid by `what`, if it would have more than `MAX_GRID_PIXELS`."""
     if rows * cols * side**2 > MAX_GRID_PIXELS:
         raise UserError(f"{what}: {rows}x{cols} images of {side}x{side} are more than the {MAX_GRID_PIXELS:,} pixels "
                         "that one file may have: make several grids")
 
 
-class Grid:
+class ImageGrid:
     """Images side by side on white, row by row; places left over stay white."""
 
     def __init__(self, rows: int, cols: int, *, shape: tuple[int, int, int]) -> None:

@@ -12,13 +12,13 @@ from PIL import Image
 from dnnlib.util import UserError
 from training.data.image_files import ImageFiles, open_image_files, read_regular
 from training.data.image_names import shown
-from training.data.prepare.conversion import decode, flatten
+from training.data.prepare.conversion import center_crop, decode, flatten
 
 
 class InputImage(NamedTuple):
     name: str           # For files made of it; unique among those that were asked for together.
     pixels: np.ndarray  # uint8 [R, R, C].
-    changes: str        # What was done to fit it, such as "cropped, scaled"; empty = nothing.
+    changes: str        # How it was changed to fit, such as "cropped, scaled"; "" = not at all.
 
 
 class _Source(NamedTuple):
@@ -35,7 +35,7 @@ class InputImages:
         paths:      Image files, folders, zips (as datasets have them), or patterns such as `photos/*.png`.
         resolution: Side of the images that the network takes.
         channels:   1 or 3.
-        max_images: Take only the first so many; `num_found` says how many there are.
+        max_images: Take only the first `max_images`; `num_found` is the number of all.
 
     Raises:
         UserError: A path leads to nothing, or to something else.
@@ -52,7 +52,7 @@ class InputImages:
         for path in itertools.chain.from_iterable(map(_expand, paths)):
             is_set = os.path.isdir(path) or path.lower().endswith(".zip")
             files = open_image_files(path, by_content=True) if is_set else None
-            names = [path] if files is None else files.names
+            names = [path] if files is None else files.names()
             self.num_found += len(names)
             room = None if max_images is None else max_images - len(self)
             for index, name in enumerate(itertools.islice(names, room)):
@@ -132,8 +132,7 @@ def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np
     width, height = image.size
     side = min(width, height)
     if width != height:
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+        image = center_crop(image, side, side)
         changes.append("cropped")
     if side != resolution:
         wanted = Image.Resampling.BOX if side > resolution else Image.Resampling.BICUBIC

@@ -164,7 +164,7 @@ def _compared(img: Tensor) -> Tensor:
 
 class ProjectedW(NamedTuple):
     ws: np.ndarray                  # float32 [N, num_ws, w_dim].
-    noise: dict[str, Any]           # Noise maps (arrays) that belong to it, by their name in G.synthesis; perhaps none.
+    noise: dict[str, Any]           # Noise maps (float32 arrays) by their name in G.synthesis; may be empty.
 
 
 def save_projected_w(path: str | os.PathLike, projected: ProjectedW) -> None:
@@ -173,10 +173,10 @@ def save_projected_w(path: str | os.PathLike, projected: ProjectedW) -> None:
 
 
 def load_projected_w(path: str | os.PathLike, G: torch.nn.Module) -> ProjectedW:
-    """What an .npz file (key `w`, and perhaps noise maps) or an .npy file (w alone) holds.
+    """Read an .npz file (key `w`, and optionally noise maps) or an .npy file (w alone).
 
     Raises:
-        UserError: There is nothing in it that fits the network.
+        UserError: The file can't be read, or doesn't fit the network.
     """
     arrays = _read_arrays(path)
     if "w" not in arrays:

@@ -17,7 +17,7 @@ class Reconstruction(NamedTuple):
 
 
 def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
-    """The resolution from which G goes on; 1 = from its constant, with w alone.
+    """The resolution of f, from which G continues; 1 = G starts at its constant, with w alone.
 
     Raises:
         UserError: D has nothing to rebuild images from, or doesn't fit G; the network is called `name`.
@@ -42,8 +42,8 @@ def rebuild(
 ) -> Reconstruction:
     """Let D read images and G rebuild them (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
 
-    Neither the other images nor labels play a part: the decoder reads the features of D's blocks, whereas minibatch
-    standard deviation and the label come in after these, on the way to the realness score.
+    Results depend neither on the other images of the batch nor on labels: the decoder reads the features of D's blocks.
+    Minibatch standard deviation and labels only enter after these blocks.
 
     Args:
         G, D:       Networks in eval mode on one device.
@@ -52,9 +52,9 @@ def rebuild(
         noise_mode: Of G.
     """
     img = img.to(next(D.parameters()).device)
-    n, mbstd = len(img), D.b4.mbstd
-    group = 1 if mbstd is None else min(mbstd.group_size or n, n)
-    whole_groups = img[torch.arange(-(-n // group) * group) % n]  # what minibatch standard deviation asks for
+    n = len(img)
+    group = min(D.minibatch_group or n, n)
+    whole_groups = img[torch.arange(-(-n // group) * group) % n]  # minibatch standard deviation needs whole groups
     out = D.run(whole_groups, torch.zeros(len(whole_groups), D.c_dim, device=img.device))
     rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:n]
     return Reconstruction(to_pixels(rebuilt), (rebuilt.double() - img).square().mean(dim=[1, 2, 3]).cpu().numpy())

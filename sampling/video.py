@@ -50,10 +50,10 @@ def resolve_path(path: str | os.PathLike) -> Path:
 def check_video(
     path: str | os.PathLike, *, size: tuple[int, int], num_frames: int, fps: float, lossless: bool = False
 ) -> None:
-    """See to it, before long work starts, that the format can hold such a video; `size` is height and width.
+    """Check that the format can hold a video, before long work starts; `size` is (height, width).
 
     Raises:
-        UserError: It can't.
+        UserError: The format can't hold it.
     """
     suffix = Path(path).suffix.lower()
     if lossless and suffix != ".webp":
@@ -75,15 +75,14 @@ def write_video(
     fps: float,
     lossless: bool = False,
 ) -> None:
-    """Write a video that repeats for ever; nothing appears at `path` before all of it is there.
+    """Write a video that repeats for ever. The file appears at `path` when it is complete.
 
     Args:
         path:       What `resolve_path` gave.
         frames:     uint8 [H, W, C], C = 1 or 3, all of one shape, taken one at a time.
         num_frames: How many there are.
         fps:        Frames per second.
-        lossless:   WebP keeps every pixel; else it is compressed with quality 90. MP4 is never lossless, and a GIF has
-                    256 colours a frame.
+        lossless:   Keep every pixel (WebP only). Otherwise, WebP is compressed with quality 90.
 
     Raises:
         UserError: ffmpeg fails, or as `check_video`.
@@ -143,7 +142,7 @@ def _write_animation(
 
 
 class _LazyFrames(PIL.Image.Image):
-    """An image whose frames are made when they are sought. Given a list, Pillow would want all of them at once."""
+    """An image whose frames are made one by one. Pillow would keep a list of all frames in memory."""
 
     def __init__(self, frames: Iterator[np.ndarray], num_frames: int) -> None:
         super().__init__()

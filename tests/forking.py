@@ -114,7 +114,7 @@ def _start_afresh(env, output):
                 os.close(int(name))
     os.environ.clear()
     os.environ.update(env)
-    training_stats.restore({})
+    training_stats.load_state_dict({})
     torch.set_num_threads(1)  # OpenMP's threads are not there any more after a fork, and would be waited for
 
 

@@ -22,8 +22,9 @@ import train
 from paths import ROOT
 from small_networks import Overwriting, save_torchscript
 from torch_utils.formats.network_pickle import save_network_pkl
-from training.config import presets
 from training.config import schema as configs
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.networks import Discriminator, Generator
 
 TRAIN = "train --outdir=runs --device=cpu --metrics=none --perceptual=mse --data={data}/"
@@ -113,7 +114,7 @@ MISTAKES = [
     # What is given as data.
     (TRAIN + "cut.zip", "cut.zip is no zip, or the end of it is missing"),
     (TRAIN + "cut\\nimage.zip", "image 'bad\\nname.png' in "),
-    (TRAIN + "pipe.zip", "pipe.zip is neither a folder nor a zip"),
+    (TRAIN + "pipe.zip", "pipe.zip is a device or pipe: expected the path of a folder or zip"),
     (TRAIN + "gaps.zip --cond=1", "go up to 999999 for 40 images"),
     ("dataset_tool --dest=out.zip --source={data}/link.zip", "link.zip is a link to nothing"),
     # Options.
@@ -174,8 +175,7 @@ def test_a_foreign_run_opens_no_program_of_its_own(data, tmp_path, monkeypatch):
     """Whatever its options say of trust, and in a dry run, too."""
     net, run_dir = str(data / "overwriting.pt"), tmp_path / "run"
     nets = dict(metrics=("fid1k",), detector=net, perceptual=net)
-    config = presets.resolve(presets.Options(**nets), configs.DatasetConfig(path=str(data / "good.zip"), resolution=16),
-                             device="cpu")
+    config = resolve(Options(**nets), configs.DatasetConfig(path=str(data / "good.zip"), resolution=16), device="cpu")
     command = dict(nets, metrics=["fid1k"], data=str(data / "good.zip"), device="cpu", trust_net=True)
     run_dir.mkdir()
     (run_dir / "training_options.json").write_text(json.dumps(configs.to_legacy_kwargs(config) | {"command": command}))

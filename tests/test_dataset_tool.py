@@ -199,7 +199,7 @@ def bad(tmp_path_factory):
     (["--source=broken", "--dest=out", "--shard-size=1"], ["b.png in broken", "can't be decoded", "--skip-bad"]),
     (["--source=broken", "--dest=out.zip"], ["b.png in broken", "can't be decoded"]),
     (["--source=bomb", "--dest=out.zip"], ["image 'b\\n.png' in bomb announces 15000x11000", "134217728"]),
-    (["--source=labels", "--dest=out.zip"], ["dataset.json of labels", "a.png"]),
+    (["--source=labels", "--dest=out.zip"], ["dataset.json of labels", "a label for b.png", "2 problems"]),
     (["--source=cut_lmdb", "--dest=out.zip"], ["cut_lmdb/data.mdb", "truncated"]),
     (["--source=train-images-idx3-ubyte.gz", "--dest=out.zip"], ["2 labels for the 3 images"]),
     (["--source=cut.tar.gz", "--dest=out.zip"], ["cut.tar.gz can't be unpacked"]),

@@ -10,7 +10,9 @@ import pytest
 
 import train
 from metrics.metric_main import list_valid_metrics
-from training.config import comparison, presets
+from training.config import comparison, presets, released
+from training.config.options import OPTIONS
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,10 +105,10 @@ def test_commands_for_published_experiments_are_the_published_ones():
              if words[:2] == ["python", "train.py"] and "--gpus=8" in words]
     assert len(lines) >= 9
     for line in lines:
-        arguments = train.parse(train.main.make_context("train.py", list(line)).params)
-        dataset = DatasetConfig(path=arguments.data, resolution=512 if "afhq" in arguments.data else 256,
-                                xflip=arguments.mirror)
-        said = comparison.departures_line(presets.resolve(arguments.options, dataset, device="cuda"))
+        options, _ = released.parse(train.main.make_context("train.py", list(line)).params)
+        dataset = DatasetConfig(path=options.data, resolution=512 if "afhq" in options.data else 256,
+                                xflip=options.mirror)
+        said = comparison.departures_line(resolve(options, dataset, device="cuda"))
         start = "Departs from the paper in: perceptual net (lpips-alex instead of lpips-vgg), phases with the task on"
         assert said.startswith(start if "--reg_type=glead" in line else "As published ("), line
 
@@ -116,6 +118,12 @@ def test_the_reference_has_every_option_of_training():
     released = {option for param in train.main.params if "released" in getattr(param, "group", "")
                 for option in param.opts}
     assert {max(param.opts, key=len) for param in train.main.params} - released - reference == set()
+
+
+def test_the_reference_says_what_may_differ_in_a_resumed_run():
+    (text,) = re.findall(r"These options may differ: (.*?)\.", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    free = {option.flag_name for option in OPTIONS.values() if option.free}
+    assert set(re.findall(r"`(--[\w-]+)`", text)) == free - {"--resume", "--resume-anyway", "--dry-run"}
 
 
 def test_the_reference_has_every_metric_and_preset():

@@ -18,8 +18,10 @@ import training.runs.checkpoints
 import training.tasks  # noqa: F401
 from dnnlib.util import UserError
 from paths import ROOT, SHARED
-from training import launch
-from training.config import presets
+from training import launch, prepare_run
+from training.config import presets, released
+from training.config.options import Options
+from training.config.resolve import resolve, warnings
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
 from training.runs import resume
@@ -96,9 +98,9 @@ def parts(monkeypatch, runs):
         if set(names) - {"fid50k_full", "fid50k"}:
             raise UserError(f"unknown metric among {', '.join(names)}")
 
-    def load_network_pkl(path, only):
-        missing(path)
-        return dict.fromkeys(only, fake_generator())
+    def read_source(source):
+        missing(source)
+        return dict.fromkeys(("G", "G_ema"), fake_generator())
 
     def run_training(config, run_dir, *, resume, anyway, begin):
         begin(FINGERPRINT)
@@ -111,7 +113,6 @@ def parts(monkeypatch, runs):
 
     fakes = {
         "training.data.dataset": {"ImageFolderDataset": FakeDataset},
-        "legacy": {"load_network_pkl": load_network_pkl},
         "training.perceptual": {"check_perceptual": missing},
         "training.build": {"build_networks": lambda config: (FakeNet(), FakeNet())},
         "training.training_loop": {"run_training": run_training},
@@ -124,7 +125,9 @@ def parts(monkeypatch, runs):
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(prepare_run, "read_source", read_source)
     monkeypatch.setattr(train.estimate, "describe_long_work", lambda *args, **kwargs: None)     # takes a second
+    monkeypatch.setattr(train.estimate, "trace_activations", lambda config: {"Gmain": 1_000_000})   # likewise
     monkeypatch.setattr(launch, "_run_processes", run_processes)
     monkeypatch.setattr(launch, "build_kernels", lambda device: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -179,7 +182,7 @@ def test_launch_makes_a_run_directory(run, runs, tmp_path):
     result = run("--metrics=none", "--mirror=1", "--cond=true", data="32-labels")
     assert result.exit_code == 0, result.output
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name == "00000-fake-glead-cond-mirror"
+    assert run_dir.name == "00000-fake-glead"
     assert sorted(path.name for path in run_dir.iterdir()) == ["log.txt", "training_options.json"]
     options = json.loads((run_dir / "training_options.json").read_text())
     assert options["run_dir"] == str(run_dir)
@@ -208,7 +211,7 @@ def test_dry_run_makes_nothing(run, runs, tmp_path):
 
 
 @pytest.mark.parametrize("args, text", [
-    ("--cfg=paper256 --data=256 --device=cuda", "64 images = 8 steps of 8 on 1 GPU"),
+    ("--cfg=paper256 --data=256 --device=cuda", "64 images = 8 steps of 8 on 1 GPU, as many at once as fit its memory"),
     ("--cfg=paper256 --data=256 --device=cuda --gpus=8", "64 images = 1 step of 8 on each of 8 GPUs"),
     ("--batch=16 --batch-gpu=4 --gpus=2", "16 images = 2 steps of 4 on the CPU in each of 2 processes"),
 ])  # fmt: skip
@@ -244,6 +247,8 @@ MISTAKES = [
     ("--kimg=0", "--kimg is 0.0"),
     ("--gamma=-1", "--gamma is -1.0"),
     ("--snap=-1", "--snap is -1"),
+    ("--glr=0", "--glr is 0.0, expected more than 0"),
+    ("--dlr=inf", "--dlr is inf, expected a finite number"),
     ("--tick=0", "--tick is 0.0"),
     ("--seed=-1", "--seed is -1"),
     ("--workers=-1", "--workers is -1"),
@@ -323,6 +328,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, gpus, tmp_path, monk
         ("--recipe=mine", "Invalid value for '--recipe'"),
         ("--aug=always", "Invalid value for '--aug'"),
         ("--augpipe=all", "Invalid value for '--augpipe'"),
+        ("--adversarial=hinge", "Invalid value for '--adversarial'"),
         ("--recon-target=w", "Invalid value for '--recon-target'"),
         ("--reg_type=gan", "Invalid value for '--reg"),
         ("--nonsense=1", "No such option"),
@@ -391,12 +397,12 @@ def test_no_heads_where_g_rebuilds_nothing(run, monkeypatch):
     monkeypatch.undo()  # the real networks
     said = ["--cfg=paper256", "--reg_type=glead", "--reg_target_real=None", "--reg_target_fake=gfeat",
             "--glead_res_g=8", "--glead_res_d=8"]  # fmt: skip
-    arguments = train.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
-    config = presets.resolve(arguments.options, DatasetConfig(path="d", resolution=32), device="cpu")
+    options, notes = released.parse(train.main.make_context("train.py", ["--outdir=o", "--data=d", *said]).params)
+    config = resolve(options, DatasetConfig(path="d", resolution=32), device="cpu")
     assert estimate.count_parameters(config).D == 21_769_729
     kwargs = discriminator_kwargs(config)
-    ggdr = presets.resolve(presets.Options(preset="paper256", method="ggdr"), config.dataset, device="cpu")
-    assert kwargs == discriminator_kwargs(ggdr) and not presets.warnings(arguments.options, config)
+    ggdr = resolve(Options(cfg="paper256", method="ggdr"), config.dataset, device="cpu")
+    assert kwargs == discriminator_kwargs(ggdr) and not notes + warnings(options, config)
     loss = to_legacy_kwargs(config)["loss_kwargs"]
     assert (loss["glead_res_d"], loss["glead_res_g"], loss["reg_target_real"], loss["reg_target_fake"]) == (
         [8], 8, None, "gfeat")
@@ -452,6 +458,7 @@ def test_every_option_reaches_the_configuration(run, runs):
     config = resolved(
         run, runs, "--cfg=cifar", "--gamma=0.5", "--kimg=7.5", "--batch=24", "--batch-gpu=12", "--mbstd-group=6",
         "--snap=3", "--tick=2", "--metrics=fid50k,fid50k_full", "--detector=net.pt", "--seed=9", "--subset=100",
+        "--glr=0.01", "--dlr=0.02", "--adversarial=logistic",
         "--recipe=released", "--aug=ada", "--target=0.7", "--augpipe=bgcfnc", "--recon-target=input",
         "--lambda-real=4", "--lambda-fake=2", "--res-g=4", "--res-decoder=8", "--decoder-kernel=3",
         "--decoder-act=lrelu", "--perceptual=p.pt",
@@ -459,6 +466,7 @@ def test_every_option_reaches_the_configuration(run, runs):
         "--allow-tf32=1", "--workers=0", "--resume=https://example.org/net.pkl", "--keep=last:2,best", "--timeout=90",
     )  # fmt: skip
     assert (config.preset, config.loss.r1_gamma, config.total_kimg) == ("cifar", 0.5, 7.5)
+    assert (config.G_opt.lr, config.D_opt.lr, config.loss.adversarial) == (0.01, 0.02, "logistic")
     assert (config.batch_size, config.batch_gpu, config.D.mbstd_group_size) == (24, 12, 6)
     assert (config.snapshot_ticks, config.kimg_per_tick, config.metrics) == (3, 2, ("fid50k", "fid50k_full"))
     assert (config.detector, config.random_seed, config.dataset.random_seed) == ("net.pt", 9, 9)
@@ -478,10 +486,73 @@ def test_every_option_reaches_the_configuration(run, runs):
     assert (augment.mode, augment.p, augment.pipe) == ("fixed", 0.3, "bgc")
 
 
+def test_options_from_a_file(run, runs, start, tmp_path):
+    """In JSON or YAML, with either spelling; what stands on the command line wins, by either of two names."""
+    file = tmp_path / "options.yaml"
+    file.write_text("method: ggdr\nbatch-gpu: 8\ngamma: 5\nmetrics: [fid50k]\nmirror: yes\nlambda_fake: 4\nglr: 1e-3\n"
+                    "reg_type: ggdr\nkeep: [last:3, best]\n")
+    path = start(f"--config={file}", "--gamma=2", "--reg_weight_fake=6")
+    options = json.loads((path / "training_options.json").read_text())
+    said = {"method": "ggdr", "batch_gpu": 8, "gamma": 2, "metrics": ["fid50k"], "mirror": True, "reg_weight_fake": 6,
+            "glr": 0.001, "reg_type": "ggdr", "keep": "last:3,best"}
+    assert {name: options["command"][name] for name in options["command"].keys() & said} == said
+    assert options["command"].keys() - said == {"outdir", "data", "device", "resume"}
+    config = from_json(options)
+    assert (config.batch_gpu, config.loss.r1_gamma, config.loss.fake_task.weight) == (8, 2, 6)
+    file.write_text(json.dumps(said))
+    assert run(f"--config={file}").exit_code == 0
+    assert runs.pop() == Job(config, str(path), "newest")       # the same command, whatever it is read from
+    assert "--gamma was 2, is 3" in last_line(run(f"--config={file}", f"--resume={path}", "--gamma=3"))
+
+
+def test_options_of_another_run(run, runs, start, tmp_path, monkeypatch):
+    """Its folder and data too, but for what counts for one command: a stranger's file grants no trust."""
+    trusted = []
+    monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual",
+                        lambda *_, trust, **__: trusted.append(trust))
+    path = start("--batch=16", "--cond=1", "--trust-net", "--resume-anyway", data="32-labels")
+    before = from_json(json.loads((path / "training_options.json").read_text()))
+    monkeypatch.chdir(tmp_path)
+    line = [f"--config={path / 'training_options.json'}", "--seed=1"]
+    assert CliRunner().invoke(train.main, line).exit_code == 0
+    data = dataclasses.replace(before.dataset, random_seed=1)
+    assert runs[0].config == dataclasses.replace(before, random_seed=1, dataset=data)
+    assert Path(runs[0].run_dir).parent == path.parent and runs[0].run_dir != str(path) and not runs[0].anyway
+    assert trusted == [True, False]
+    result = CliRunner().invoke(train.main, [line[0], "--resume=auto"])
+    assert result.exit_code == 0 and (runs[1].run_dir, runs[1].resume) == (str(path), "newest")
+
+
+@pytest.mark.parametrize("content, message", [
+    ("batch: many", ": batch: 'many' is not a valid integer."),
+    ("batch: 2.5", ": batch: '2.5' is not a valid integer."),
+    ("seed: true", ": seed: 'True' is not a valid integer."),
+    ("cfg: [auto, cifar]", ": cfg: 'auto,cifar' is not one of 'auto', "),
+    ("gamma:", ": gamma is None, expected a value as on the command line"),
+    ("data: {a: 1}", ": data is {'a': 1}, expected a value as on the command line"),
+    ("gama: 1", ": 'gama' is no option that a file can give"),
+    ("trust_net: true", ": 'trust_net' is no option that a file can give"),
+    ("config: a", ": 'config' is no option that a file can give"),
+    ("1: 2", ": 1 is no option that a file can give"),
+    ('{"command": {"gama": 1}}', ": 'gama' is no option that a file can give"),
+    ("[1]", " is no mapping of options to values"), ("", " is no mapping of options to values"),
+    ("a: b: c", " can't be read as JSON or YAML: mapping values are not allowed here in "),
+    ("[" * 100_000, " can't be read as JSON or YAML: "), (b"\xff", " can't be read as JSON or YAML: 'utf-8' codec"),
+    ("!!python/object/apply:os.getcwd []", " can't be read as JSON or YAML: could not determine a constructor"),
+    (None, " can't be read as JSON or YAML: [Errno 2] No such file"),
+], ids=lambda value: str(value)[:20])  # fmt: skip
+def test_files_of_options_that_cannot_be_used(run, runs, tmp_path, content, message):
+    file = tmp_path / "options.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert last_line(run(f"--config={file}")).startswith(f"{file}{message}")
+    assert not runs and not (tmp_path / "runs").exists()
+
+
 class Case(NamedTuple):
     """An option of StyleGAN2-ADA's program: what it is without being said, what it does, what it refuses."""
 
-    read: Callable[[train.Arguments, TrainingConfig], Any]
+    read: Callable[[Options, TrainingConfig], Any]
     default: Any                            # REQUIRED, or what `read` gives.
     said: dict[str, Any]                    # What `read` gives, by arguments.
     mistakes: dict[str, str]                # Message, by arguments.
@@ -553,9 +624,9 @@ STYLEGAN2_ADA = {
 def resolve_line(arguments):
     """What a command line means, without validation against the machine."""
     context = train.main.make_context("train.py", list(arguments))
-    arguments = train.parse(context.params)
-    dataset, _ = train.inspect_dataset(arguments)
-    return arguments, presets.resolve(arguments.options, dataset, device=train.choose_device(arguments))
+    options, _ = released.parse(context.params)
+    dataset, _ = prepare_run.inspect_dataset(options)
+    return options, resolve(options, dataset, device=prepare_run.choose_device(options))
 
 
 def test_every_option_of_stylegan2_ada_is_there():
@@ -614,7 +685,7 @@ def test_a_dry_run_downloads_nothing(run, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("looked at a network from elsewhere")
 
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", fail)
+    monkeypatch.setattr(prepare_run, "read_source", fail)
     monkeypatch.setattr(sys.modules["training.perceptual"], "check_perceptual", fail)
     monkeypatch.setattr(sys.modules["metrics.metric_main"], "check_detector", fail)
     url = "https://example.org/net.pt"
@@ -873,7 +944,7 @@ def test_transfer_learning_goes_on_without_its_source(run, runs, start, tmp_path
     path = start(f"--resume={source}")
     source.unlink()
     before = from_json(json.loads((path / "training_options.json").read_text()))
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0
     assert runs == [Job(before, str(path), "newest")] and before.resume == str(source)
 
@@ -881,7 +952,7 @@ def test_transfer_learning_goes_on_without_its_source(run, runs, start, tmp_path
 def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     sizes = {"map_depth": 8, "channel_base": 2048, "channel_max": 64}
     source = dict.fromkeys(("G", "G_ema"), fake_generator(**sizes))
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: source)
     path = start("--resume=http://x/net.pkl")
     before = from_json(json.loads((path / "training_options.json").read_text()))
     for net in (before.G, before.D):
@@ -890,10 +961,10 @@ def test_sizes_come_from_the_source_unless_said(run, runs, start, monkeypatch):
     line = ("http://x/net.pkl; mapping network: 8 layers, from the source instead of 2; cbase 2048 and cmax 64 instead "
             "of 16384 and 512")
     assert f"Start:             {line}\n" in (path / "log.txt").read_text()
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: 1 / 0)
     assert CliRunner().invoke(train.main, [f"--resume={path}"]).exit_code == 0     # the source is not needed again
     assert runs.pop() == Job(before, str(path), "newest")
-    monkeypatch.setattr(sys.modules["legacy"], "load_network_pkl", lambda *args, **kwargs: source)
+    monkeypatch.setattr(prepare_run, "read_source", lambda *args, **kwargs: source)
     config = resolved(run, runs, "--resume=http://x/net.pkl", "--cmax=32", "--map-depth=8")
     assert (config.G.map_depth, config.G.channel_base, config.D.channel_max) == (8, 2048, 32)
     source["G"] = fake_generator(width=256)
@@ -916,12 +987,12 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         ("{", ""), ("[]", ""), ("[" * 100_000, ""), (json.dumps({"config": content["config"]}), ""),
         (json.dumps(content | {"command": None}), ""),
         (json.dumps(content).replace('"max_size": null', '"max_size": ' + "[" * 900 + "]" * 900),
-         " (config.dataset.max_size is [[[[[[[...]]]]]]], expected int)"),
-        (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config has unknown fields: lr)"),
+         " (config is no JSON that can be read: recursion limit exceeded at line 1 column "),
+        (json.dumps(content | {"config": content["config"] | {"lr": 1}}), " (config.lr is unknown)"),
     ):  # fmt: skip
         options.write_text(text)
         expected = f"--resume: {options} is not as this version of train.py writes it, so the run can't resume{why}"
-        assert last_line(run(f"--resume={path}")) == expected
+        assert last_line(run(f"--resume={path}")).startswith(expected)
     options.write_text(json.dumps(content))
     state_path(path, 1000).unlink()
     assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state to go on from")
@@ -1118,6 +1189,7 @@ def command(tmp_path, *args):
     "args, code, message",
     [
         ([], 2, "Missing option '--outdir'"),
+        (["--config=none.yaml"], 1, "Error: none.yaml can't be read as JSON or YAML: [Errno 2]"),
         (["--outdir=o", "--data=d", "--method=gan"], 2, "Invalid value for '--method'"),
         (["--outdir=o", "--data=d", "--method=ggdr", "--reg_type=glead"], 1, "Error: --method=ggdr contradicts"),
         (["--outdir=o", "--data=d", "--lambda-real=1", "--reg_weight_real=2"], 1, "Error: --lambda-real and"),
@@ -1138,7 +1210,7 @@ def test_command_dry_run_on_real_data(tmp_path):
     data = f"--data={(SHARED / 'golden/dataset/rgb_int.zip').resolve()}"
     result = command(tmp_path, "--outdir=o", data, "--cond=1", "--dry-run", "--metrics=none", "--device=cpu")
     assert result.returncode == 0, result.stderr
-    assert "Parameters:" in result.stdout and "Run:               rgb_int-glead-cond\n" in result.stdout
+    assert "Parameters:" in result.stdout and "Run:               rgb_int-glead\n" in result.stdout
     assert not list(tmp_path.iterdir())
     result = command(tmp_path, "--outdir=o", data, "--subset=100000")
     assert result.returncode == 1 and "\nError: --subset is 100000, expected 1 to " in result.stderr

@@ -16,8 +16,12 @@ import pytest
 import train
 from metrics.published import PUBLISHED
 from paths import ROOT, SHARED
-from training.config import comparison, presets
+from training.config import comparison, released
+from training.config.options import Options
+from training.config.resolve import resolve as resolve_options
+from training.config.resolve import warnings
 from training.config.schema import TrainingConfig, to_legacy_kwargs
+from training.prepare_run import choose_device, inspect_dataset
 from training.runs import paper_tables
 
 SCRIPTS = ROOT / "train_scripts"
@@ -140,13 +144,13 @@ def recorded(recorder, datasets):
     return lines
 
 
-def resolve(arguments: list[str]) -> tuple[train.Arguments, TrainingConfig]:
+def resolve(arguments: list[str]) -> tuple[Options, TrainingConfig]:
     """What `train.py` makes of its arguments; it warns of nothing."""
-    arguments = train.parse(train.main.make_context("train.py", arguments).params)
-    dataset, _ = train.inspect_dataset(arguments)
-    config = presets.resolve(arguments.options, dataset, device=train.choose_device(arguments))
-    assert arguments.notes + presets.warnings(arguments.options, config) == []
-    return arguments, config
+    options, notes = released.parse(train.main.make_context("train.py", arguments).params)
+    dataset, _ = inspect_dataset(options)
+    config = resolve_options(options, dataset, device=choose_device(options))
+    assert notes + warnings(options, config) == []
+    return options, config
 
 
 def settings_of(config):

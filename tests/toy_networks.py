@@ -18,7 +18,8 @@ class _Mapping(torch.nn.Module):
 class ToyGenerator(torch.nn.Module):
     def __init__(self, z_dim, c_dim, img_resolution, img_channels, **kwargs):
         super().__init__()
-        self.z_dim, self.c_dim, self.img_resolution, self.img_channels = z_dim, c_dim, img_resolution, img_channels
+        self.z_dim, self.w_dim, self.c_dim = z_dim, z_dim, c_dim
+        self.img_resolution, self.img_channels = img_resolution, img_channels
         self.mapping = _Mapping(z_dim)
         self.layers = torch.nn.Linear(z_dim, img_channels * img_resolution**2)
 
@@ -31,8 +32,9 @@ class ToyGenerator(torch.nn.Module):
 
 @persistence.persistent_class
 class ToyDiscriminator(torch.nn.Module):
-    def __init__(self, img_resolution, img_channels, **kwargs):
+    def __init__(self, c_dim, img_resolution, img_channels, **kwargs):
         super().__init__()
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.layers = torch.nn.Sequential(
             torch.nn.Flatten(), torch.nn.Linear(img_channels * img_resolution**2, 32), torch.nn.Softplus(),
             torch.nn.Linear(32, 1),

@@ -1,8 +1,8 @@
-"""The few things that differ between one process and several. Without `join`: rank 0 of 1.
+"""What differs between one process and several. A process that has not called `join` is rank 0 of 1.
 
-Processes are told apart by the variables that torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
-Gradients go over NCCL on GPUs. What hosts have to agree on goes over gloo, so that a process that died or hangs is
-noticed by the others as an error, within a time limit, whatever the devices are doing.
+The variables that torchrun sets say which process this is: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+Tensors on GPUs, such as gradients, are averaged over NCCL. Hosts agree over gloo: a process that died or hangs becomes
+an error in the others within a time limit, even while their GPUs are busy.
 """
 
 import contextlib
@@ -10,8 +10,7 @@ import datetime
 import json
 import os
 import threading
-import time
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 
@@ -23,16 +22,15 @@ class LostRank(UserError):
 
 
 class _Group:
-    """What `join` sets up."""
+    """The state of this process between `join` and `leave`."""
 
     def __init__(self, timeout_sec: float, advice: str):
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.timeout_sec = timeout_sec
-        self.advice = advice            # What to do when a process is lost.
-        self.store: Any = None          # Shared by all processes: small values by name.
+        self.advice = advice            # Tells the user what to do when a process is lost.
+        self.store: Any = None          # Small values by name, which all processes share.
         self.host_group: Any = None     # For tensors on the CPU.
-        self.step = 0                   # How many times this process waited for the others.
-        self.turns = 0                  # How many times `rank0_first` was called.
+        self.step = 0                   # How many times this process has waited for the others.
         self.closed = threading.Event()
         self.heart: threading.Thread | None = None
 
@@ -42,21 +40,21 @@ _group: _Group | None = None
 
 def join(
     *, device: str, timeout_sec: float, rank0_sec: float | None = None,
-    advice: str = "The last training state is good; go on from it",
+    advice: str = "The last training state is good; resume from it",
 ) -> torch.device:
     """Meet the other processes of this run.
 
     Args:
         device:      "cuda" or "cpu".
-        timeout_sec: Wait so long for others, here and in whatever they do together.
-        rank0_sec:   Wait so long here for rank 0, which may have more to prepare; None = as for the others.
-        advice:      What to do when a process is lost, for the message that says so.
+        timeout_sec: Longest wait for other processes, here and in everything that all do together.
+        rank0_sec:   Longest wait for rank 0 here, which may have more to prepare; None = `timeout_sec`.
+        advice:      Ends the message that a process is lost: what the user should do.
 
     Returns:
         The device of this process.
 
     Raises:
-        LostRank:  Not all came.
+        LostRank:  A process did not come.
         UserError: This process has no GPU.
     """
     global _group
@@ -74,13 +72,13 @@ def join(
         # torchrun and training.launch keep a store for all; without them, rank 0 does.
         keeps = group.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = _open_store(timeout, keep=keeps)
-        group.store = _open_store(timeout)  # a connection that the heart need not share
+        group.store = _open_store(timeout)  # a second connection: the first one is busy in long waits
         _beat(group)
         if group.rank == 0:
             store.set("rank 0 is here", "")
         elif rank0_sec is not None:
             store.wait(["rank 0 is here"], datetime.timedelta(seconds=rank0_sec))
-        # NCCL's time-out ends the process without a word: hosts, which say who is missing, have to notice before.
+        # A time-out of NCCL ends the process without a message. Hosts say who is missing: they must notice it first.
         backend, patience = ("nccl", 2 * timeout) if device == "cuda" else ("gloo", timeout)
         torch.distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size,
                                              timeout=patience)
@@ -91,7 +89,7 @@ def join(
 
 
 def _open_store(timeout: datetime.timedelta, *, keep: bool = False) -> Any:
-    """Of what all processes share by name, our part; each restart by torchrun has another."""
+    """Connect to this project's part of the store of all processes. Each restart by torchrun has a part of its own."""
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=keep,
                                        timeout=timeout, wait_for_workers=False)
     return _namespace(store)
@@ -102,7 +100,7 @@ def _namespace(store: Any) -> Any:
 
 
 def leave() -> None:
-    """End the meeting; harmless without one."""
+    """Leave the other processes. Does nothing without `join`."""
     global _group
     if _group is not None:
         _group.closed.set()
@@ -114,7 +112,7 @@ def leave() -> None:
 
 
 def first_to_report(message: str) -> bool:
-    """Of all processes that want to say why the run ends, the first one may; the message is kept for the launcher."""
+    """Whether this process is the first that says why the run ends. If so, the message is kept for the launcher."""
     if _group is None or _group.store is None:
         return True
     signed, store = f"{_group.rank} {message}", _group.store
@@ -139,7 +137,7 @@ def world_size() -> int:
 
 
 def current_device(kind: str) -> torch.device:
-    """That of this process: "cpu", or its own one of "cuda"."""
+    """The device of this process: the CPU for "cpu", its own GPU for "cuda"."""
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
@@ -171,7 +169,7 @@ def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Is `flag` true on any rank? Hosts wait for one another, but not for devices.
+    """Whether `flag` is true on any rank. Hosts wait for one another, but not for GPUs.
 
     Raises:
         LostRank: A process is missing.
@@ -185,7 +183,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_rank0(value: Any) -> Any:
-    """What rank 0 passes, plain data, on every rank."""
+    """The value, plain data, that rank 0 passes; every rank gets it."""
     if _group is None:
         return value
     box = [json.dumps(value)]
@@ -195,7 +193,7 @@ def from_rank0(value: Any) -> Any:
 
 
 def first_given(value: Any) -> Any:
-    """What the first rank passes that passes anything but None, plain data, on every rank; None where all pass that.
+    """The first value, by rank, that is not None, plain data; every rank gets it. None if all pass None.
 
     Raises:
         LostRank: A process is missing.
@@ -209,88 +207,44 @@ def first_given(value: Any) -> Any:
 
 
 def say_failed() -> None:
-    """Tell the other ranks that this one has given up what they all work on, and waits for them."""
+    """Tell the other ranks that this one has given up the common work, and waits for them."""
     if _group is not None:
-        with contextlib.suppress(RuntimeError):     # what all do next says who is missing
+        with contextlib.suppress(RuntimeError):     # the next thing that all do together says who is missing
             _group.store.set(f"failed/{_group.step}", "")
 
 
 def has_failed_elsewhere() -> bool:
-    """Whether another rank has called `say_failed` since all ranks did something together. Costs a message."""
+    """Whether another rank has called `say_failed` since all ranks last did something together. Takes one message."""
     if _group is None:
         return False
     group = _group
     try:
         return _within(_ANSWER_SEC, lambda: group.store.check([f"failed/{group.step}"]))
-    except RuntimeError:    # likewise
+    except RuntimeError:    # the next thing that all do together says who is missing
         return False
 
 
-def rank0_first(work: Callable[[], Any], *, what: str, timeout_sec: float) -> None:
-    """Have the first process of each machine do some work before the others do it, which then find it in a cache.
+def rank0_first(work: Callable[[], Any]) -> None:
+    """Let the first process of each machine do some work before the others, which then find the result in a cache.
 
-    All ranks call this together. No one goes on before the first processes of all machines are done: elsewhere, others
-    would wait for them with another time limit.
-
-    Args:
-        work:        Such as building and loading extensions.
-        what:        The work, in words.
-        timeout_sec: Others wait so long for the first processes.
+    All ranks call this together. No other process starts before the first processes of all machines are done.
 
     Raises:
-        LostRank: A first process died, or hangs.
+        LostRank: A first process died, or took longer than the time limit of `join`.
     """
-    group = _group
-    if group is None:
+    is_first = _group is None or int(os.environ.get("LOCAL_RANK", _group.rank)) == 0
+    if is_first:
         work()
-        return
-    group.turns += 1
-    first = int(os.environ.get("LOCAL_RANK", group.rank)) == 0
-    machine, machines = int(os.environ.get("GROUP_RANK", "0")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    if first:
-        group.store.set(f"first/{machine}", str(group.rank))
+    any_rank(False)     # waits for all
+    if not is_first:
         work()
-        group.store.set(f"turn/{group.turns}/{machine}", "")
-    with _named_losses():
-        _wait_for_first(group, range(machines), what, timeout_sec)
-    if not first:
-        work()
-
-
-def _wait_for_first(group: _Group, machines: Iterable[int], what: str, timeout_sec: float) -> None:
-    def look() -> dict[int, tuple[int | None, str]]:
-        """The rank and the heartbeat of the first processes that are not done, by machine."""
-        busy = {}
-        for machine in machines:
-            if not group.store.check([f"turn/{group.turns}/{machine}"]):
-                known = group.store.check([f"first/{machine}"])
-                rank = int(group.store.get(f"first/{machine}")) if known else None
-                beats = known and group.store.check([f"beat/{rank}"])
-                busy[machine] = (rank, group.store.get(f"beat/{rank}").decode() if beats else "")
-        return busy
-
-    start = time.monotonic()
-    heard: dict[int, tuple[str, float]] = {}    # The last new heartbeat, and when it came.
-    while busy := _within(_SILENT_SEC, look):
-        now = time.monotonic()
-        heard = {machine: heard[machine] if machine in heard and heard[machine][0] == beat else (beat, now)
-                 for machine, (_, beat) in busy.items()}
-        silent = [machine for machine, (_, since) in heard.items() if now - since > _SILENT_SEC]
-        names = ", ".join(f"the first process of machine {machine}" if rank is None else f"rank {rank}"
-                          for machine, (rank, _) in busy.items() if machine in silent or not silent)
-        if silent:
-            raise LostRank(f"{names} died, was stopped, or lost the network, {what}")
-        if now - start > timeout_sec:
-            raise LostRank(f"{names} was not done within {timeout_sec:g} s, {what} (hanging, or much too slow)")
-        group.closed.wait(0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Who is missing: each process says how far it is, from a thread that goes on while the main one waits or hangs.
+# Who is missing: a thread of each process reports its step, even while the main thread waits or hangs.
 
 _BEAT_SEC = 0.5
-_SILENT_SEC = 30    # A process whose heart is silent for so long is dead, even if it was about to load a large library.
-_ANSWER_SEC = 3     # The store that all share answers within milliseconds, or is out of reach.
+_ANSWER_SEC = 3     # The store answers within milliseconds, or not at all.
 
 
 def _beat(group: _Group) -> None:
@@ -308,36 +262,39 @@ def _beat(group: _Group) -> None:
 
 @contextlib.contextmanager
 def _named_losses() -> Iterator[None]:
-    """Around what all ranks do together: errors become a LostRank that names the one that is missing."""
-    if _group is not None:
-        _group.step += 1
+    """Wraps what all ranks do together: errors become a LostRank that names the missing rank."""
+    group = _group
+    assert group is not None
+    group.step += 1
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as e:
-        raise LostRank(_describe_loss(e)) from e
+        raise LostRank(_diagnose(group, e).message) from e
 
 
-def _describe_loss(error: RuntimeError) -> str:
-    group = _group
-    if group is None:
-        return _first_line(error)
+class _Diagnosis(NamedTuple):
+    is_lost: bool   # Whether a process is missing.
+    message: str
+
+
+def _diagnose(group: _Group, error: RuntimeError) -> _Diagnosis:
     what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
     try:
         dead, behind = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: _missing(group))
     except RuntimeError as silence:
-        return f"{_first_line(silence)}: {what}. {group.advice}"
+        return _Diagnosis(True, f"{_first_line(silence)}: {what}. {group.advice}")
     if dead:
-        return f"{_names(dead)} died, was stopped, or lost the network: {what}. {group.advice}"
+        return _Diagnosis(True, f"{_names(dead)} died, was stopped, or lost the network: {what}. {group.advice}")
     if behind:
-        return (f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much slower): {what}. "
-                f"{group.advice}")
-    return f"{what} ({_first_line(error)}). {group.advice}"
+        return _Diagnosis(True, f"{_names(behind)} did not answer within {group.timeout_sec:g} s (hanging, or much "
+                                f"slower): {what}. {group.advice}")
+    return _Diagnosis(False, f"{what} ({_first_line(error)}). {group.advice}")
 
 
 def _missing(group: _Group) -> tuple[list[int], list[int]]:
-    """Ranks whose heart has stopped, and ranks that are alive but behind this one."""
+    """Ranks whose reports have stopped, and ranks that are alive but behind this one."""
     def look() -> dict[int, list[int]]:
         beats = {}
         for other in range(group.world_size):
@@ -364,22 +321,17 @@ def _describe_absence(group: _Group, error: RuntimeError) -> str:
 
 
 def lost_rank(error: BaseException) -> LostRank | None:
-    """The reason for `error` if that is a process that is missing; None for other errors."""
+    """A LostRank if a missing process is the reason for `error`; None for other errors."""
     if isinstance(error, LostRank):
         return error
     if _group is None or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
         return None
-    group = _group
-    try:
-        missing = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: any(_missing(group)))
-    except RuntimeError:  # no answer
-        missing = True
-    return LostRank(_describe_loss(error)) if missing else None
+    diagnosis = _diagnose(_group, error)
+    return LostRank(diagnosis.message) if diagnosis.is_lost else None
 
 
 def _within(limit_sec: float, question: Callable[[], Any]) -> Any:
-    """What `question` asks the store. Behind a network that was cut, the store's client would wait for TCP to give up,
-    a quarter of an hour.
+    """Ask the store a question, with a time limit. When the network is cut, its client would wait for 15 minutes.
 
     Raises:
         RuntimeError: No answer within the limit.

@@ -7,11 +7,11 @@ from typing import Any, Iterable, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from dnnlib.reader_pool import ReaderPool, SharedBuffer, read_images
-from dnnlib.util import UserError
+from dnnlib.util import UserError, num_cores
+from dnnlib.worker_pool import SharedBuffer, WorkerPool, read_images
 
-# Batches that each worker is ahead: as many as have so many bytes. Small ones are read within milliseconds, and on a
-# busy machine it takes longer than that until the next request comes.
+# Batches that each worker reads ahead: as many as fit in `_AHEAD_BYTES`, within the limits of `_AHEAD`. Small batches
+# are read within milliseconds, and on a busy machine the next request takes longer to come.
 _AHEAD = (2, 8)
 _AHEAD_BYTES = 8 << 20
 
@@ -30,7 +30,7 @@ class _Request(NamedTuple):
 
 
 class ImageReader:
-    """Iterator over batches of images; it ends its workers by `close()`, `with`, or when an error is raised.
+    """Iterator over batches of images. `close()`, the end of `with` or an error ends its workers.
 
     Args:
         dataset:     Has `image_shape` and gives `images(indices)`, as `training.dataset.ImageFolderDataset` does.
@@ -50,10 +50,10 @@ class ImageReader:
         self._dataset, self._batches = dataset, iter(batches)
         self._pin_memory = pin_memory
         self._requests: deque[_Request] = deque()
-        self._pool: ReaderPool | None = None
+        self._pool: WorkerPool | None = None
         if num_workers:
             self._buffer = SharedBuffer()
-            self._pool = ReaderPool(num_workers, shared=self._buffer)
+            self._pool = WorkerPool(min(num_workers, num_cores()), self._buffer)
             batch_bytes = batch_size * int(np.prod(dataset.image_shape))
             ahead = min(max(_AHEAD_BYTES // batch_bytes, _AHEAD[0]), _AHEAD[1])
             for slot in range(ahead * self._pool.num_workers):
@@ -76,7 +76,7 @@ class ImageReader:
             self.close()
             raise
 
-    def _receive(self, pool: ReaderPool) -> ReadBatch:
+    def _receive(self, pool: WorkerPool) -> ReadBatch:
         if not self._requests:
             raise StopIteration
         request = self._requests[0]  # It stays there until the batch is complete: Ctrl-C loses nothing.

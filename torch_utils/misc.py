@@ -36,15 +36,15 @@ _ATTRIBUTES = {"D": _IMAGES, "G": (*_IMAGES, *_LATENTS), "G_ema": (*_IMAGES, *_L
 
 
 def check_network(network: torch.nn.Module, source: str, key: str) -> None:
-    """See to it that a network of a file can be used.
+    """Check that a network from a file can be used.
 
     Args:
-        network: Of this project's class or, where the file is trusted, of one that it defines.
-        source:  What messages call the file.
-        key:     Of the network in it: `G`, `D`, `G_ema` or `augment_pipe`.
+        network: Of this project's class, or of a class that a trusted file defines.
+        source:  The file's name in messages.
+        key:     The network's name in the file: `G`, `D`, `G_ema` or `augment_pipe`.
 
     Raises:
-        UserError: It is no such network, or weights are infinite or no numbers.
+        UserError: It is no such network, or has weights that are not finite.
     """
     lacking = [name for name in _ATTRIBUTES.get(key, ()) if not hasattr(network, name)]
     if lacking:
@@ -56,15 +56,28 @@ def check_network(network: torch.nn.Module, source: str, key: str) -> None:
                             "diverged: take an earlier snapshot")
 
 
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """From a to b on the unit sphere: a, b [N, D] of any length, t [N, 1] in 0 to 1; unit vectors [N, D]."""
+    a, b = _unit(a), _unit(b)
+    cosine = (a * b).sum(dim=-1, keepdim=True)
+    angle = t * cosine.clamp(-1, 1).acos()
+    return _unit(a * angle.cos() + _unit(b - cosine * a) * angle.sin())
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """A vector of no length, such as the way between equal directions, stays as it is."""
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`. To a GPU it goes through page-locked memory, so that the host doesn't wait."""
+    """Copy a tensor from the host to a device, by way of page-locked memory, so that the host doesn't wait."""
     if device.type != "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A copy of a small tensor that is on its way to the host; starting one waits for nothing."""
+    """A copy of a small tensor that is on its way to the host. Starting it does not wait for the device."""
 
     def __init__(self, tensor: torch.Tensor):
         self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -72,7 +85,7 @@ class HostCopy:
         self._arrival = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def wait(self) -> torch.Tensor:
-        """The copy, once the device has come to it; what the device was told to do later goes on."""
+        """Wait until the copy has arrived, but not for what the device was told to do after it."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._host
@@ -92,7 +105,7 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor of fixed values that is copied to its device once and shared from then on; don't modify it."""
+    """A tensor of fixed values. It is copied to its device once, and shared by all callers: don't modify it."""
     array = np.asarray(value)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     device = torch.device("cpu" if device is None else device)

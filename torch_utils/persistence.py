@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import io
 import pickle
 import sys
 import types
@@ -22,7 +21,6 @@ import warnings
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 
 import numpy as np
-import torch
 
 from dnnlib.util import EasyDict, UserError, to_easydict
 
@@ -31,7 +29,8 @@ from .formats import foreign_networks, module_state
 T = TypeVar("T", bound=type)
 
 _VERSION = 6                                                         # Of the metadata that we write.
-_OUR_MODULES = ("training.networks", "training.augment")             # Imported when a class is first looked up.
+# Imported by name when a class is first looked up: `pickle.load` in a script imports this module alone.
+OUR_MODULES = ("training.networks", "training.augment")
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.
 _EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
@@ -50,8 +49,8 @@ def persistent_class(cls: T) -> T:
     """Class decorator: instances pickle with the source of their module, and remember the constructor's arguments.
 
     Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was
-    called with; dicts in them are EasyDicts, because other checkouts set their entries as attributes. The class stays
-    what it was: no wrapper class, same name, module, signature and bases.
+    called with. Dicts in them are EasyDicts, because other checkouts set their entries as attributes. The class itself
+    is returned, with the same name, module, signature and bases.
 
     A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another
     version of the class up to date; it is called whenever the source in the pickle differs from the present one.
@@ -65,7 +64,7 @@ def persistent_class(cls: T) -> T:
     Raises:
         TypeError: The source of the module can't be found (a class typed into an interpreter, for example).
     """
-    _module_source(cls.__module__)  # read now: the file may be edited while a long run goes on
+    _module_source(cls.__module__)  # read now: the file may be edited during a long run
     original_init = cls.__init__
 
     @functools.wraps(original_init)
@@ -87,7 +86,7 @@ def persistent_class(cls: T) -> T:
 
 
 def is_persistent(obj: Any) -> bool:
-    """Whether `obj` is a persistent class or an instance of one. An undecorated subclass of one is not."""
+    """Whether `obj` is a persistent class or an instance of one. Undecorated subclasses are not persistent."""
     cls = obj if isinstance(obj, type) else type(obj)
     return "_persistent_class" in vars(cls)
 
@@ -97,7 +96,7 @@ def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], Ea
 
     Args:
         hook: Called with the metadata (attributes type, version, module_src, class_name, state); returns the metadata
-              to go on with. Hooks are called in the order of their registration.
+              to use instead. Hooks are called in the order of their registration.
 
     Returns:
         `hook`, so that this can be used as a decorator.
@@ -144,7 +143,6 @@ def _reduce_ex(self: Any, protocol: int) -> tuple:
     state = _get_state(self)
     # NumPy 1 doesn't know the names under which NumPy 2 pickles its scalars.
     state = {name: value.item() if isinstance(value, np.generic) else value for name, value in state.items()}
-    _check_picklable(cls, state)
     meta = EasyDict(
         type="class",
         version=_VERSION,
@@ -156,7 +154,7 @@ def _reduce_ex(self: Any, protocol: int) -> tuple:
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-    """Copies go from instance to instance, not by way of the registry."""
+    """Copy the instance itself: pickling would look its class up in the registry."""
     other = type(self).__new__(type(self))
     memo[id(self)] = other
     _set_state(other, copy.deepcopy(_get_state(self), memo))
@@ -169,22 +167,6 @@ def _set_state(obj: Any, state: dict[str, Any]) -> None:
         set_state(state)
     else:
         obj.__dict__.update(state)
-
-
-class _Probe(pickle.Pickler):
-    """Pickles into the void; leaves out tensors, and persistent objects, which are checked in their own turn."""
-
-    def persistent_id(self, obj: Any) -> str | None:
-        return "skipped" if isinstance(obj, torch.Tensor) or is_persistent(obj) else None
-
-
-def _check_picklable(cls: type, state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        try:
-            _Probe(io.BytesIO()).dump(value)
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as e:
-            message = f"attribute {name!r} of persistent class {cls.__name__} can't be pickled: {e}"
-            raise pickle.PicklingError(message) from e
 
 
 def _module_source(module_name: str) -> str:
@@ -201,7 +183,7 @@ def _module_source(module_name: str) -> str:
 
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
-    """What pickles call, under this very name, for each persistent object. Embedded source runs only if trusted."""
+    """Pickles call this function, by this name, for each persistent object. Embedded source runs only if trusted."""
     meta = parse_metadata(meta)
     cls = _embedded_class(meta) if _trusted.get() else None
     if cls is None:
@@ -243,14 +225,14 @@ def find_class(class_name: str, module_src: str = "") -> type:
     Raises:
         UserError: There is none, or several modules outside the project define one.
     """
-    for name in _OUR_MODULES:
+    for name in OUR_MODULES:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     candidates = _registry.get(class_name) or _registry.get(_ALIASES.get(class_name, class_name)) or {}
     for module_name, cls in candidates.items():
         if _module_source(module_name) == module_src:
             return cls
-    ours = [candidates[name] for name in _OUR_MODULES if name in candidates]
+    ours = [candidates[name] for name in OUR_MODULES if name in candidates]
     if ours or len(candidates) == 1:
         return (ours or list(candidates.values()))[0]
     if candidates:
@@ -274,7 +256,7 @@ def upgrade_state(cls: type, state: Any, module_src: str) -> Any:
 
 
 def _embedded_class(meta: EasyDict) -> type | None:
-    """The class that the trusted source in `meta` defines; None where this project has to stand in for it."""
+    """The class that the trusted source in `meta` defines; None where this project's class has to replace it."""
     name = _EMBEDDED_PREFIX + hashlib.sha256(meta.module_src.encode("utf-8", "surrogatepass")).hexdigest()
     if name not in sys.modules:
         own = (source for module, source in _module_sources.items() if not module.startswith(_EMBEDDED_PREFIX))

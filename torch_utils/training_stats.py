@@ -1,14 +1,15 @@
 """Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
 
-A report costs next to nothing: values are kept as they are until `flush`, which adds all of an iteration at once.
+A report only keeps the value. `flush` adds up all values of an iteration at once.
 """
 
-from typing import Any, Mapping
+import contextlib
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 import torch
 
-from . import distributed, misc
+from . import distributed, misc, state
 
 _reports: list[tuple[str, torch.Tensor]] = []   # Since the last flush: name, values [n].
 _counts: dict[str, float] = {}                  # Name -> number of values since the last collection.
@@ -16,7 +17,7 @@ _sums: dict[torch.device, "_Sums"] = {}
 
 
 class _Sums:
-    """What has been flushed on one device since the last collection."""
+    """Sums of the values that were flushed on one device since the last collection."""
 
     def __init__(self, device: torch.device):
         self.rows: dict[str, int] = {}
@@ -53,9 +54,19 @@ def report(name: str, value: Any) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """What is reported inside is forgotten."""
+    count = len(_reports)
+    try:
+        yield
+    finally:
+        del _reports[count:]
+
+
 def flush() -> None:
-    """Add up what was reported, at the end of an iteration: in a few operations, and in an order that is always the
-    same. Nothing waits for the device."""
+    """Add up what was reported, at the end of an iteration. The order is always the same; nothing waits for the device.
+    """
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
@@ -66,9 +77,9 @@ def flush() -> None:
 
 
 def collect() -> dict[str, dict[str, float]]:
-    """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name; starts anew."""
-    moments = pending()
-    restore({})
+    """`{name: {num, mean, std}}` over all ranks since the last call, sorted by name. Resets the statistics."""
+    moments = state_dict()
+    load_state_dict({})
     result = {}
     for name, (num, total, squares) in moments.items():
         if num == 0:
@@ -78,8 +89,8 @@ def collect() -> dict[str, dict[str, float]]:
     return result
 
 
-def pending() -> dict[str, list[float]]:
-    """What has been reported on all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
+def state_dict() -> dict[str, list[float]]:
+    """What all ranks have reported since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
     flush()
     distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
@@ -91,8 +102,18 @@ def pending() -> dict[str, list[float]]:
     return dict(zip(own, distributed.all_reduce_sum_(torch.stack(list(own.values()))).tolist()))
 
 
-def restore(moments: Mapping[str, list[float]]) -> None:
-    """Go on from what `pending` gave, on this rank; what was reported before is forgotten."""
+def load_state_dict(moments: Mapping[str, list[float]]) -> None:
+    """Forget what this rank has reported, and continue from what `state_dict` gave; rank 0 takes the sums of all ranks.
+
+    Raises:
+        Misfit: It is nothing of the kind.
+    """
+    state.check(moments, {str: [(int, float)]})
+    for name, moment in moments.items():
+        if len(moment) != 3:
+            raise state.Misfit(name)
+    if distributed.rank() > 0:  # each rank has to know the same names
+        moments = {name: [0.0] * 3 for name in moments}
     _reports.clear()
     _counts.clear()
     _sums.clear()

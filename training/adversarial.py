@@ -3,12 +3,12 @@
 `StyleGAN2Loss` knows no loss by name. A new one is a class with the decorator `adversarial_loss`.
 """
 
-from typing import ClassVar, Protocol, TypeVar
+from __future__ import annotations
 
-import torch
-from torch.nn.functional import softplus
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-Tensor = torch.Tensor
+if TYPE_CHECKING:  # the names of the losses are choices of train.py, whose --help doesn't wait for PyTorch
+    from torch import Tensor
 
 
 class AdversarialLoss(Protocol):
@@ -43,6 +43,12 @@ def adversarial_loss(cls: T) -> T:
     return cls
 
 
+def _softplus(x: Tensor) -> Tensor:
+    from torch.nn.functional import softplus
+
+    return softplus(x)
+
+
 @adversarial_loss
 class Logistic:
     """Non-saturating logistic loss (Goodfellow et al., NIPS 2014): L_G and L_D of GLeaD, Eq. 8 and 9."""
@@ -52,10 +58,10 @@ class Logistic:
     penalised = ("real",)
 
     def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
-        return softplus(-fake)
+        return _softplus(-fake)
 
     def d_fake(self, fake: Tensor) -> Tensor:
-        return softplus(fake)
+        return _softplus(fake)
 
     def d_real(self, real: Tensor) -> Tensor:
-        return softplus(-real)
+        return _softplus(-real)

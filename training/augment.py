@@ -24,7 +24,7 @@ _SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )
-_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Of natural images, whose spectrum falls as 1 / f (appendix B).
+_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Natural images' power: their spectrum falls as 1 / f (appendix B).
 _GRAY_AXIS = np.array([1, 1, 1]) / np.sqrt(3)   # Along which luma changes, and around which hue turns.
 _MAX_MAP_RES = 128                              # Feature maps above this stay as they are, as in GGDR's program.
 
@@ -35,9 +35,10 @@ class AugmentOutput(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Where an output pixel comes from: x_in = blit (warp (x_out - shift) - round(blit_shift)), from the centre.
+    """Where an output pixel comes from: x_in = blit (warp (x_out - shift) - round(blit_shift)).
 
-    Shifts are in units of the image's size, so that one drawing serves every resolution.
+    Positions are relative to the image's centre. Shifts are in units of the image's size, so that the same numbers
+    serve images and feature maps of every resolution.
     """
 
     blit: np.ndarray            # [N, 2, 2] flips and quarter turns, inverted.
@@ -46,7 +47,7 @@ class Geometry(NamedTuple):
     shift: np.ndarray           # [N, 2].
 
     def moves(self) -> np.ndarray:
-        """bool [N]: does anything happen to the image?"""
+        """bool [N]: whether anything happens to the image."""
         turned = ((self.blit != np.eye(2)) | (self.warp != np.eye(2))).any(axis=(1, 2))
         return turned | (self.blit_shift != 0).any(axis=1) | (self.shift != 0).any(axis=1)
 
@@ -55,7 +56,7 @@ class Geometry(NamedTuple):
 
 
 class Transforms(NamedTuple):
-    """What happens to each of N images; float64 on the host; None = nothing to any of them."""
+    """The transforms of N images, float64 on the host. None = no image has this transform."""
 
     geometry: Optional[Geometry]        # None = the pipe has no geometric transforms.
     color: Optional[np.ndarray]         # [N, 3, 4] affine, of RGB.
@@ -64,10 +65,10 @@ class Transforms(NamedTuple):
     cutout: Optional[np.ndarray]        # [N, 3] centre x, y, and size, in units of the image's size; size 0 = none.
 
 
-class Draws:
-    """The random numbers behind one set of transforms; a method call draws for all images, under a name.
+class TransformDraws:
+    """The random numbers behind one set of transforms. Each call draws a number of the given name for all images.
 
-    They come from PyTorch's generator of the host, whatever the device.
+    The numbers come from PyTorch's generator on the host, even if the images are on a GPU.
     """
 
     def __init__(self, n: int, p: float):
@@ -95,8 +96,8 @@ class Draws:
         return self.uniform("rotate_post_value")
 
 
-class PercentileDraws(Draws):
-    """Every possible transform happens, with the parameter that stands at this percentile of its distribution."""
+class PercentileDraws(TransformDraws):
+    """Not random: every possible transform happens, and its parameter is this percentile of its distribution."""
 
     def __init__(self, n: int, percentile: float):
         super().__init__(n, 1.0)
@@ -115,15 +116,16 @@ class PercentileDraws(Draws):
         return np.full([self.n], probability > 0)  # 0: a frequency band that `imgfilter_bands` leaves out
 
     def post_rotation(self) -> np.ndarray:
-        return np.full([self.n], 0.5)  # None, or it would undo or double the first one.
+        return np.full([self.n], 0.5)  # No rotation: it would undo or double the first one.
 
 
 @persistence.persistent_class
 class AugmentPipe(torch.nn.Module):
-    """Random transforms of images before D sees them; their overall strength is the buffer `p`.
+    """Random transforms of images before D sees them. Differentiable twice.
 
-    Differentiable twice. Each of the transforms has a probability multiplier, 0 by default, and happens to each image
-    on its own with that times `p`. Further arguments say how far they go.
+    The buffer `p` is the overall strength. Each transform has a probability multiplier, 0 by default. It happens to an
+    image with the probability multiplier * `p`, independently of other images. Further arguments say how far the
+    transforms go.
 
     Args:
         xflip:      Mirror left and right.
@@ -182,7 +184,7 @@ class AugmentPipe(torch.nn.Module):
         self.register_buffer("Hz_fbank", torch.as_tensor(filter_bank(), dtype=torch.float32))
 
     def _apply(self, fn, *args, **kwargs):
-        """Transforms are drawn on the host, so `p` stays there when the module moves to another device."""
+        """Move the module to another device or type, but leave `p` on the host, where transforms are drawn."""
         p = self.p
         super()._apply(fn, *args, **kwargs)
         self.p = p
@@ -204,17 +206,18 @@ class AugmentPipe(torch.nn.Module):
             images:           [N, C, H, W] of 1 or 3 channels, about [-1, 1].
             maps:             Feature maps of these images by resolution, [N, C_r, r, r]; those above 128 come back as
                               they are.
-            debug_percentile: Not at random: all transforms happen, with parameters at this percentile, 0 to 1.
+            debug_percentile: None = at random. A number from 0 to 1 = all transforms happen, and their parameters are
+                              this percentile of their distributions.
         """
         n = images.shape[0]
         if debug_percentile is None:
-            draws = Draws(n, float(self.p))
+            draws = TransformDraws(n, float(self.p))
         else:
             draws = PercentileDraws(n, float(debug_percentile))
         return self.transform(images, maps or {}, draws)
 
-    def transform(self, images: Tensor, maps: Dict[int, Tensor], draws: Draws) -> AugmentOutput:
-        """As `run`, with the given source of random numbers."""
+    def transform(self, images: Tensor, maps: Dict[int, Tensor], draws: TransformDraws) -> AugmentOutput:
+        """Do what `run` does, with the given source of random numbers."""
         t = self.draw(draws, num_channels=images.shape[1])
         if t.geometry is not None:
             images = warp_images(images, t.geometry, self.Hz_geom)
@@ -233,7 +236,7 @@ class AugmentPipe(torch.nn.Module):
     # Drawing.
 
     @misc.profiled_function
-    def draw(self, draws: Draws, *, num_channels: int) -> Transforms:
+    def draw(self, draws: TransformDraws, *, num_channels: int) -> Transforms:
         """Draw one transform for each image."""
         if num_channels not in (1, 3):
             raise ValueError(f"augmentation of images with {num_channels} channels, expected 1 or 3")
@@ -245,7 +248,7 @@ class AugmentPipe(torch.nn.Module):
             cutout=self._draw_cutout(draws) if self.cutout > 0 else None,
         )
 
-    def _draw_geometry(self, draws: Draws) -> Optional[Geometry]:
+    def _draw_geometry(self, draws: TransformDraws) -> Optional[Geometry]:
         if max(self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac) <= 0:
             return None
         n, p = draws.n, draws.p
@@ -283,7 +286,7 @@ class AugmentPipe(torch.nn.Module):
             shift = t * draws.happens("xfrac_gate", self.xfrac * p)[:, None]
         return Geometry(blit, blit_shift, warp, shift)
 
-    def _draw_color(self, draws: Draws, num_channels: int) -> Optional[np.ndarray]:
+    def _draw_color(self, draws: TransformDraws, num_channels: int) -> Optional[np.ndarray]:
         n, p = draws.n, draws.p
         gray = np.outer(_GRAY_AXIS, _GRAY_AXIS)
         linear, offset = _identities(n, 3), np.zeros([n, 3])
@@ -311,7 +314,7 @@ class AugmentPipe(torch.nn.Module):
         idle = (linear == np.eye(3)).all() and not offset.any()
         return None if idle else np.concatenate([linear, offset[:, :, None]], axis=2)
 
-    def _draw_gains(self, draws: Draws) -> Optional[np.ndarray]:
+    def _draw_gains(self, draws: TransformDraws) -> Optional[np.ndarray]:
         gains = np.ones([draws.n, len(_BAND_POWER)])
         for i, strength in enumerate(self.imgfilter_bands):
             t = np.exp2(draws.normal(f"imgfilter{i}_value") * self.imgfilter_std)
@@ -321,12 +324,12 @@ class AugmentPipe(torch.nn.Module):
             gains *= band / np.sqrt((_BAND_POWER * band**2).sum(axis=1, keepdims=True))
         return None if (gains == 1).all() else gains
 
-    def _draw_noise(self, draws: Draws) -> Optional[np.ndarray]:
+    def _draw_noise(self, draws: TransformDraws) -> Optional[np.ndarray]:
         sigma = draws.half_normal("noise_sigma_value") * self.noise_std
         sigma = np.where(draws.happens("noise_gate", self.noise * draws.p), sigma, 0)
         return sigma if sigma.any() else None
 
-    def _draw_cutout(self, draws: Draws) -> Optional[np.ndarray]:
+    def _draw_cutout(self, draws: TransformDraws) -> Optional[np.ndarray]:
         size = np.where(draws.happens("cutout_gate", self.cutout * draws.p), self.cutout_size, 0)
         centre = draws.uniform("cutout_center", 2)
         return np.concatenate([centre, size[:, None]], axis=1) if size.any() else None
@@ -388,7 +391,7 @@ def _spread(taps: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _upload(array: np.ndarray, like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
-    """To the device and type of `like`, without waiting for the device."""
+    """Copy an array to the device and type of `like`, without waiting for the device."""
     tensor = torch.from_numpy(array).to(like.dtype if dtype is None else dtype)
     if like.device.type != "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
@@ -404,7 +407,7 @@ def _inverse_maps(geometry: Geometry, width: int, height: int) -> Tuple[np.ndarr
 
 
 def _margins(linear: np.ndarray, offset: np.ndarray, width: int, height: int, support: int) -> Tuple[int, ...]:
-    """Left, right, top and bottom: what the warps read beyond the image, at most what one reflection gives."""
+    """How many pixels the warps read beyond the left, right, top and bottom edge; at most what reflection can give."""
     cx, cy = (width - 1) / 2, (height - 1) / 2
     corners = np.array([[-cx, cx, cx, -cx], [-cy, -cy, cy, cy]])
     where = linear @ corners + offset[:, :, None]  # [N, 2, 4]
@@ -416,9 +419,9 @@ def _margins(linear: np.ndarray, offset: np.ndarray, width: int, height: int, su
 
 @misc.profiled_function
 def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """Resample at twice the resolution, band-limited by the wavelet filter on the way up and down.
+    """Warp images at twice their resolution. The wavelet filter limits the bandwidth on the way up and down.
 
-    That reconstructs an image that stays where it is, so only the others are touched.
+    An image that does not move would come out as it went in, so that only the others are computed.
     """
     moved = np.flatnonzero(geometry.moves())
     if len(moved) == 0:
@@ -432,7 +435,7 @@ def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
 
 @misc.profiled_function
 def warp_maps(maps: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """The same for feature maps, which are up-sampled bilinearly, as in GGDR's program. That smooths unmoved ones."""
+    """Warp feature maps, up-sampled bilinearly as in GGDR's program. This smooths even maps that do not move."""
     x = maps.to(torch.float32)
     doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     return _warp(x, geometry, wavelet, doubled).to(maps.dtype)
@@ -457,7 +460,7 @@ def _warp(x: Tensor, geometry: Geometry, wavelet: Tensor, double) -> Tensor:
 
 
 def transform_colors(images: Tensor, color: np.ndarray) -> Tensor:
-    """Affine transforms [N, 3, 4] of RGB; what they do to gray colours, on average, for grayscale images."""
+    """Apply affine transforms [N, 3, 4] of RGB. A grayscale image gets the average of what they do to gray colours."""
     n, channels, height, width = images.shape
     if channels == 1:
         color = color.mean(axis=1, keepdims=True)
@@ -480,7 +483,7 @@ def filter_bands(images: Tensor, gains: np.ndarray, bank: Tensor) -> Tensor:
 
 
 def reflect_pad(images: Tensor, margin: int) -> Tensor:
-    """Reflect at the outer pixels, as often as it takes: images may be smaller than the margin."""
+    """Pad by reflection at the outer pixels, several times where the image is smaller than the margin."""
     for dim in (2, 3):
         size = images.shape[dim]
         position = np.arange(-margin, size + margin) % max(2 * size - 2, 1)
@@ -501,8 +504,8 @@ def cut_out(images: Tensor, cutout: np.ndarray) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Bilinear sampling is linear in the image: its derivative is its adjoint, and the adjoint's derivative is sampling. So
-# R1 can differentiate through it on every version of PyTorch; the native derivative of second order is of 2.13.
+# R1 differentiates bilinear sampling twice, which PyTorch itself can do only from version 2.13 on. Sampling is linear
+# in the image: its derivative is its adjoint, and the derivative of the adjoint is sampling.
 
 
 def grid_sample(x: Tensor, grid: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """The networks of a run: the one place that builds them.
 
-Training asks a generator for `z_dim`, `c_dim`, `mapping(z, c, ...)` -> ws and `synthesis(ws)` -> images. It also uses
-`w_avg`, and `synthesis.run`, which gives features and continues from them, if the generator has them. It asks a
-discriminator for `D(img, c)` -> logits. If D has tasks, it also asks for `D.run(img, c)`, `has_heads` and
-`minibatch_group`, the number of images that D looks at together.
+What the rest of the program asks of networks:
 
-Classes must be persistent (`torch_utils.persistence.persistent_class`), so that pickles hold them. Their constructors
-take what `generator_kwargs` and `discriminator_kwargs` give.
+* A generator has `z_dim`, `w_dim`, `mapping(z, c, ...)` -> ws and `synthesis(ws, ...)` -> images, and `G(z, c, ...)`
+  does both. It may have `w_avg`, the mean w. For tasks of D it has `synthesis.run`, which gives features and continues
+  from them.
+* A discriminator gives logits by `D(img, c)`. For tasks it has `D.run(img, c)`, `has_heads`, and `minibatch_group`, the
+  number of images that it looks at together.
+* Both have `c_dim`, `img_resolution`, `img_channels`, and `init_args` and `init_kwargs`, which persistent classes
+  (`torch_utils.persistence.persistent_class`) have, so that files can hold them.
+
+Constructors take what `generator_kwargs` and `discriminator_kwargs` give.
 """
 
 from typing import Any

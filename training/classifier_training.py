@@ -14,7 +14,7 @@ from torch_utils.formats.classifier_net import ClassifierNet
 
 from .data.dataset import ImageFolderDataset
 
-_MAX_RESOLUTION = 64  # Larger images are scaled down: class labels can be told from that, and it keeps training short.
+_MAX_RESOLUTION = 64  # Larger images are scaled down. That is enough to tell classes apart, and keeps training short.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def split(num_images: int, holdout: float, seed: int) -> tuple[torch.Tensor, tor
 
 
 def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """What keeps every class: shifts by up to an eighth, changes of brightness and colour, noise.
+    """Change images without changing their class: shifts by up to an eighth, brightness, colour, noise.
 
     Args:
         img:       uint8 [N, C, R, R].
@@ -135,7 +135,7 @@ def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions,
 
 
 def _one_cycle(progress: float) -> float:
-    """Share of the highest learning rate: up in the first quarter, then down to 0 along a cosine."""
+    """The share of the peak learning rate: it rises in the first quarter, then falls to 0 along a cosine."""
     return 4 * progress if progress < 0.25 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.25) / 0.75)
 
 

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metrics.published import TABLES
 from training.build import build_networks
-from training.config import presets
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, Method, TrainingConfig
 from training.loss import Batch, StyleGAN2Loss
+from training.perceptual import build_stand_in
 from training.phases import GradientGuard, Phase, build_phases
 from training.tasks import build_tasks
 
@@ -34,11 +36,9 @@ class Cost(NamedTuple):
 
 
 def configure(method: Method, *, cfg: str, resolution: int, batch: int, device: str) -> TrainingConfig:
-    """The published settings of a method; LPIPS has its structure and random weights, which costs the same."""
-    perceptual = "random-vgg" if method.startswith("glead") else None
-    options = presets.Options(method=method, preset=cfg, aug="noaug", batch_size=batch, batch_gpu=batch,
-                              perceptual=perceptual)
-    return presets.resolve(options, DatasetConfig(path="random", resolution=resolution), device=device)
+    """The published settings of a method."""
+    options = Options(method=method, cfg=cfg, aug="noaug", batch=batch, batch_gpu=batch)
+    return resolve(options, DatasetConfig(path="random", resolution=resolution), device=device)
 
 
 def measure(config: TrainingConfig) -> Cost:
@@ -47,7 +47,9 @@ def measure(config: TrainingConfig) -> Cost:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     G, D = (net.train().requires_grad_(False).to(device) for net in build_networks(config))
-    real_tasks, fake_tasks = build_tasks(config, G)
+    # Untrained perceptual nets cost the same, and need no files.
+    distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
+    real_tasks, fake_tasks = build_tasks(config, G, build_distance=distance)
     phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
     guard, side = GradientGuard(device), config.dataset.resolution
     z, c = torch.randn([count, G.z_dim], device=device), torch.zeros([count, 0], device=device)

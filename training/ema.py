@@ -13,7 +13,7 @@ def ema_beta(*, batch_size: int, cur_nimg: int, ema_kimg: float, ema_rampup: flo
 
 @torch.no_grad()
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
-    """Parameters: `G_ema = beta * G_ema + (1 - beta) * G`, all in one go; buffers are copied, likewise."""
+    """Parameters: `G_ema = beta * G_ema + (1 - beta) * G`. Buffers are copied. Each in one multi-tensor operation."""
     torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
     if buffers := list(G_ema.buffers()):
         torch._foreach_copy_(buffers, list(G.buffers()))

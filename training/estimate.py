@@ -1,20 +1,22 @@
-"""What a configuration will cost: parameters, memory of one GPU, time on a CPU."""
+"""What a configuration will cost: parameters, memory of one GPU, time on a CPU.
 
+Nothing here knows how networks are built: they are asked on the meta device, where operations have shapes and no
+numbers, or are timed.
+"""
+
+import dataclasses
+import functools
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 from dnnlib.util import rough_time
-from training.config.schema import DiscriminatorConfig, GeneratorConfig, TrainingConfig
+from training.config.schema import TrainingConfig
 
 FLOAT = 4  # Bytes.
-HALF = 2
+_MEMORY_SHARE = 0.8     # Of what is free, activations get this much; convolutions need room to work in.
 LONG_SEC = 600          # What takes longer on a CPU is announced.
-_LOOK_PIXELS = 1 << 16  # Networks are timed on images with about so many pixels.
+_LOOK_PIXELS = 1 << 16  # Networks are timed on images with about this many pixels.
 _SHORT_KIMG = 0.1       # Nobody needs an estimate for so few images.
-
-# Channels of each stage's feature maps, kept before and after the activation, and the side relative to the image.
-_VGG16 = ((64, 2, 1), (128, 2, 2), (256, 3, 4), (512, 3, 8), (512, 3, 16))      # channels, layers, image side / side
-_ALEXNET = ((64, 1, 4), (192, 1, 8), (384, 1, 16), (256, 2, 16))
 
 
 class Parameters(NamedTuple):
@@ -36,96 +38,110 @@ class Seconds(NamedTuple):
     scoring: float      # Of all snapshots, by the metrics of the run.
 
 
-def count_parameters(config: TrainingConfig, *, build: Callable[[TrainingConfig], Any] | None = None) -> Parameters:
-    """Count the parameters of G and D without allocating them.
-
-    Args:
-        config: The run.
-        build:  Gives the modules (G, D); default: ours, on the meta device.
-    """
-    G, D = (build or _build_on_meta)(config)
-    return Parameters(*(sum(p.numel() for p in net.parameters()) for net in (G, D)))
-
-
-def _build_on_meta(config: TrainingConfig) -> tuple[Any, Any]:
+def count_parameters(config: TrainingConfig) -> Parameters:
+    """Count the parameters of G and D without allocating them."""
     import torch
 
     from training.build import build_networks
 
     with torch.device("meta"):
-        return build_networks(config)
+        G, D = build_networks(config)
+    return Parameters(*(sum(p.numel() for p in net.parameters()) for net in (G, D)))
 
 
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
     """Estimate the training memory of one GPU, without the framework's own half gigabyte and without its spare blocks.
 
     Weights: parameter, gradient and Adam's two moments are 16 bytes for each parameter of G and D; G_ema adds 4 for
-    each of G. Activations: channels x resolution^2 x batch_gpu x bytes, summed over the maps that a backward pass
-    needs (`_generator_maps`, `_discriminator_maps`), for the phase that needs most:
-
-        Gmain   the graphs of G and D
-        Greg    twice G's graph (the gradient has one as well) on a batch that is pl_batch_shrink times smaller
-        Dmain   D's graph with its decoder; in reconstructions also frozen G's from res_g up, and the perceptual net's
-        Dreg    twice D's graph
+    each of G. Activations: what autograd keeps for the backward pass of the phase that keeps most. The phases run on
+    the meta device, with PyTorch's own operations, which keep somewhat more than our CUDA kernels.
     """
-    G = sum(_generator_maps(config, above=0))
-    D = sum(_discriminator_maps(config))
-    phases = [G + D, 2 * D]
-    if config.loss.pl_weight:
-        phases.append(2 * G // config.loss.pl_batch_shrink)
-    tasks = [task for task in (config.loss.real_task, config.loss.fake_task) if task is not None]
-    if tasks:
-        task_bytes = _decoder_maps(config)
-        if any(task.kind == "reconstruction" for task in tasks):
-            above = config.D.res_g if config.D.res_g != 1 else 0
-            task_bytes += sum(_generator_maps(config, above=above)) + _perceptual_maps(config)
-        phases.append(D + task_bytes)
     return Memory(
         weights=16 * (parameters.G + parameters.D) + FLOAT * parameters.G,
-        activations=config.batch_gpu * max(phases),
+        activations=max(trace_activations(config).values()),
     )
 
 
-def _resolutions(config: TrainingConfig) -> list[int]:
-    return [2**i for i in range(2, config.dataset.resolution.bit_length())]
+def images_at_once(config: TrainingConfig, device: Any) -> int:
+    """The most images that the free memory of a GPU takes: of its share of the batch, as many parts of `batch_gpu`.
+
+    Args:
+        device: A torch.device. The networks are on it, their gradients and the optimisers' moments not yet.
+    """
+    import torch
+
+    if device.type != "cuda" or not config.fill_gpu:
+        return config.batch_gpu
+    memory = estimate_memory(config, count_parameters(config))
+    free = torch.cuda.mem_get_info(device)[0] - memory.weights
+    parts = config.batch_size // config.num_gpus // config.batch_gpu
+    fitting = [n for n in range(1, parts + 1) if parts % n == 0 and n * memory.activations <= _MEMORY_SHARE * free]
+    return config.batch_gpu * max(fitting, default=1)
 
 
-def _map_bytes(config: TrainingConfig, net: GeneratorConfig | DiscriminatorConfig, res: int) -> int:
-    """Bytes of one feature map at `res`: [channels, res, res], in half precision where the network uses it."""
-    highest = config.dataset.resolution >> net.num_fp16_res
-    half = (config.device == "cuda" or net.half_type == "bfloat16") and res > max(highest, 4)
-    return min(net.channel_base // res, net.channel_max) * res**2 * (HALF if half else FLOAT)
+def trace_activations(config: TrainingConfig) -> dict[str, int]:
+    """Bytes that autograd keeps at most in each phase, by its name, for `batch_gpu` images without augmentation.
+
+    Nets that tasks compare images with are replaced by untrained ones, so that nothing is downloaded.
+    """
+    import torch
+
+    from torch_utils import training_stats
+    from training.loss import Batch, StyleGAN2Loss
+    from training.phases import build_phases
+
+    c = dataclasses.replace(config, loss=dataclasses.replace(config.loss, style_mixing_prob=0.0))
+    if config.device == "cuda":     # bfloat16 is as large as float16, and used on every device
+        c = dataclasses.replace(c, G=dataclasses.replace(c.G, half_type="bfloat16"),
+                                D=dataclasses.replace(c.D, half_type="bfloat16"))
+    G, D, real_tasks, fake_tasks = _build(c, "meta")
+    loss = StyleGAN2Loss(G, D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
+    n, data = c.batch_gpu, c.dataset
+    shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
+    real_img, real_c, gen_z, gen_c = (torch.zeros([n, *shape], device="meta") for shape in shapes)
+    batch = Batch(real_img, real_c, gen_z, gen_c)
+    found = {}
+    with training_stats.unrecorded():
+        for phase in build_phases(c, loss):
+            phase.module.requires_grad_(True)
+            found[phase.name] = max(_kept_bytes(phase.loss(batch), besides=(G, D)))
+            phase.module.requires_grad_(False)
+    return found
 
 
-def _generator_maps(config: TrainingConfig, *, above: int) -> list[int]:
-    """Per resolution: input, output and activation of two convolutions, and what the up-sampling filters."""
-    return [7 * _map_bytes(config, config.G, res) for res in _resolutions(config) if res > above]
+def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[int]:
+    """For each term of a loss, the bytes that its graph keeps. Weights of the networks `besides` do not count."""
+    import torch
+
+    weights = {t.untyped_storage()._cdata for net in besides for t in (*net.parameters(), *net.buffers())}
+    while True:
+        kept: dict[int, Any] = {}   # Storages, which stay alive so that no other one gets the same number.
+
+        def keep(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage  # noqa: B023 - called within this turn of the loop
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            term = next(terms, None)
+        if term is None:
+            return
+        yield sum(storage.nbytes() for storage in kept.values())
 
 
-def _discriminator_maps(config: TrainingConfig) -> list[int]:
-    """Per resolution: the input, output, activation and blur of the first convolution; three maps of half the size."""
-    sizes = [_map_bytes(config, config.D, res) for res in _resolutions(config)]
-    return [4 * size + 3 * smaller for smaller, size in zip([0] + sizes, sizes)]
+def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, list[Any], list[Any]]:
+    """G, D, and the tasks on real and on fake images; untrained nets stand in for those that compare images."""
+    import torch
 
+    from training.build import build_networks
+    from training.perceptual import build_stand_in
+    from training.tasks import build_tasks
 
-def _decoder_maps(config: TrainingConfig) -> int:
-    """Each level keeps its up-sampled input, twice the coarser level's channels, and its output, in float32."""
-    channels = {res: min(config.D.channel_base // res, config.D.channel_max) for res in _resolutions(config)}
-    levels = [res for res in channels if 4 < res <= (config.D.decoder_res or 0)]
-    return sum((2 * channels[res // 2] + channels[res]) * res**2 * FLOAT for res in levels)
-
-
-def _perceptual_maps(config: TrainingConfig) -> int:
-    res = config.dataset.resolution
-    return sum(2 * layers * channels * (res // shrink) ** 2 * FLOAT
-               for channels, layers, shrink in _perceptual_stages(config))
-
-
-def _perceptual_stages(config: TrainingConfig) -> tuple[tuple[int, int, int], ...]:
-    if config.perceptual is None:
-        return ()
-    # Other nets are taken for as large as VGG.
-    return _ALEXNET if config.perceptual.startswith(("lpips-alex", "random-alex")) else _VGG16
+    with torch.device(device):
+        G, D = (net.requires_grad_(False) for net in build_networks(config))
+        distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
+        return G, D, *build_tasks(config, G, build_distance=distance)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -148,12 +164,12 @@ def describe_long_work(config: TrainingConfig, dataset: Any, *, done_kimg: float
 def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> Seconds:
     """Estimate the time of training and of its metrics on this CPU, within a factor of about 2.
 
-    G, D and convolutions like those of the perceptual net are timed on a few images. A backward pass takes as long for
-    the input as the forward pass, and as long for the weights:
+    G, D and the tasks of D are timed on a few images, forwards. A backward pass takes as long for the input as the
+    forward pass, and as long for the weights:
 
         Gmain   3 G + 2 D
         Greg    6 G for each of its images
-        Dmain   G + 6 D, and for each image that is rebuilt 2 times frozen G above res_g and 3 times the perceptual net
+        Dmain   G + 6 D + 2 for each task, which has no weights that are trained
         Dreg    6 D
 
     Args:
@@ -163,37 +179,27 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     """
     import torch
 
-    from training.build import build_networks
+    from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    G, D = (net.eval().requires_grad_(False) for net in build_networks(config))
+    G, D, real_tasks, fake_tasks = _build(config, "cpu")
+    G, D, tasks = G.eval(), D.eval(), [*real_tasks, *fake_tasks]
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
-        img = G(z, c)
+        ws = G.mapping(z, c)
+        keep = sorted({res for task in tasks for res in task.states})
+        img, states = G.synthesis.run(ws, keep=keep) if keep else (G.synthesis(ws), {})
+        shown = Shown(img, img, c, states, z, ws)
         G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: D(img, c))
-        task_sec = 3 * _time(lambda: _look_at(img, _perceptual_stages(config)))
-    if config.D.res_g is not None:
-        maps = [sum(_generator_maps(config, above=res)) for res in (config.D.res_g, 0)]
-        task_sec += 2 * G_sec * maps[0] / maps[1]
-    sec = 4 * G_sec + 8 * D_sec + 6 * D_sec / config.d_reg_interval
+        out = D.run(img, c) if tasks else None
+        of_kind = {kind: _time(functools.partial(task.loss, out, shown))
+                   for kind, task in {task.kind: task for task in tasks}.items()}
+    task_sec = sum(of_kind[task.kind] for task in tasks)
+    sec = 4 * G_sec + 8 * D_sec + 2 * task_sec + 6 * D_sec / config.d_reg_interval
     if config.loss.pl_weight:
         sec += 6 * G_sec / config.loss.pl_batch_shrink / config.g_reg_interval
-    tasks = (config.loss.real_task, config.loss.fake_task)
-    sec += task_sec * sum(task is not None and task.kind == "reconstruction" for task in tasks)
     return Seconds(1000 * (config.total_kimg - done_kimg) * sec / count,
                    _scoring_seconds(config, G, dataset, done_kimg=done_kimg))
-
-
-def _look_at(img: Any, stages: tuple[tuple[int, int, int], ...]) -> None:
-    """Convolve images as a perceptual net does, were all of its convolutions 3x3."""
-    import torch
-
-    x = img
-    for channels, layers, shrink in stages:
-        step = x.shape[2] * shrink // img.shape[2]
-        x = x[:, :, ::step, ::step]
-        for _ in range(layers):
-            x = torch.nn.functional.conv2d(x, torch.zeros(channels, x.shape[1], 3, 3), padding=1)
 
 
 def _time(work: Callable[[], Any]) -> float:

@@ -19,7 +19,6 @@ from .runs import interrupt, run_dir
 
 LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
-_BUILDING_SEC = 900         # Others wait so long for the process that builds the CUDA kernels.
 _GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
 _INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
@@ -120,8 +119,7 @@ def build_kernels(device: str) -> None:
     from torch_utils import distributed
     from torch_utils.ops.build import custom_ops
 
-    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)),
-                            what="building the CUDA kernels", timeout_sec=_BUILDING_SEC)
+    distributed.rank0_first(lambda: custom_ops.prepare(distributed.current_device(device)))
 
 
 def clear_outcome(path: str | None) -> None:
@@ -171,12 +169,12 @@ def _run_processes(job: Job) -> None:
 
 def run_together(
     command: list[str], *, size: int,
-    loss: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
+    meaning: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
 ) -> None:
     """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
 
     Args:
-        loss:    What it means that one died, for the message that says so.
+        meaning: What it means that one died, for the message that says so.
         at_once: A request to stop ends all processes, by SIGTERM; else it is passed on, for them to come to an end.
 
     Raises:
@@ -199,7 +197,7 @@ def run_together(
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
-    with _Processes(loss=loss, at_once=at_once) as processes:
+    with _Processes(meaning=meaning, at_once=at_once) as processes:
         for rank in range(size):
             processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         processes.wait(lambda: distributed.reported(store))
@@ -208,8 +206,8 @@ def run_together(
 class _Processes:
     """Child processes that live and die together; signals are passed on to them, or end them."""
 
-    def __init__(self, *, loss: str, at_once: bool) -> None:
-        self._loss, self._at_once = loss, at_once
+    def __init__(self, *, meaning: str, at_once: bool) -> None:
+        self._meaning, self._at_once = meaning, at_once
         self._children: list[subprocess.Popen] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._first_signal_sec: float | None = None
@@ -270,7 +268,7 @@ class _Processes:
     def _describe(self, rank: int) -> str:
         code = self._children[rank].returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-        return f"rank {rank} of {len(self._children)} {how}, {self._loss}"
+        return f"rank {rank} of {len(self._children)} {how}, {self._meaning}"
 
     def _end(self, grace_sec: float = 0) -> None:
         stop = time.monotonic() + grace_sec

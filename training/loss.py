@@ -4,13 +4,14 @@ One method for each training phase. A method yields scalar terms; the caller sca
 asks for the next one, so that the graphs of fake and real images are not held at the same time.
 """
 
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
 
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, misc, training_stats
 from torch_utils.ops import conv2d_gradfix
+from torch_utils.state import check
 
 from .adversarial import ADVERSARIAL
 from .augment import AugmentOutput
@@ -22,6 +23,14 @@ Tensor = torch.Tensor
 Augment = Callable[[Tensor, dict[int, Tensor]], AugmentOutput]  # Of images and G's feature maps; see `AugmentPipe.run`.
 
 
+class Units(NamedTuple):
+    """Which images of a batch make up each published part, where several are computed at once; see `draws`."""
+
+    num: int
+    number: Tensor      # [N] int64, of the part to which each image belongs.
+    order: Tensor       # [N] int64, the positions of the images of the first part, then of the second, ...
+
+
 class Batch(NamedTuple):
     """The images of one step that fit into one pass."""
 
@@ -29,6 +38,7 @@ class Batch(NamedTuple):
     real_c: Tensor      # [N, c_dim].
     gen_z: Tensor       # [N, z_dim].
     gen_c: Tensor       # [N, c_dim].
+    units: Units | None = None      # None = one published part.
 
 
 class StyleGAN2Loss:
@@ -43,7 +53,7 @@ class StyleGAN2Loss:
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
         augment: Augment | None = None,                         # What happens to all images before D sees them.
-        observe_real: Callable[[Tensor], None] | None = None,   # Is told D's logits of real images.
+        observe_real: Callable[[Tensor], None] | None = None,   # Called with D's logits of real images.
     ):
         self.G = G
         self.D = D
@@ -54,13 +64,20 @@ class StyleGAN2Loss:
         self.observe_real = observe_real
         self.adversarial = ADVERSARIAL[config.adversarial]()
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
-        self._pl_means: list[Tensor] = []   # What the parts of a batch would make of it.
+        self._pl_means: list[Tensor] = []   # Its next value, as each part of the batch would have it.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pl_mean": self.pl_mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"pl_mean": self.pl_mean})
+        self.pl_mean = state["pl_mean"].to(self.pl_mean.device)
 
     # Phases.
 
     def g_main(self, batch: Batch) -> Iterator[Tensor]:
         """G's adversarial loss, L_G = softplus(-D(G(z))) (GLeaD, Eq. 8)."""
-        img = self.G.synthesis(self._map(batch.gen_z, batch.gen_c))
+        img = self.G.synthesis(self._map(batch.gen_z, batch.gen_c, batch.units))
         logits = self.D(self._shown(img, batch.gen_c).img, batch.gen_c)
         real_logits = None
         if self.adversarial.paired:
@@ -73,23 +90,37 @@ class StyleGAN2Loss:
 
     def g_path_length(self, batch: Batch) -> Iterator[Tensor]:
         """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on a part of the batch."""
-        n = max(batch.gen_z.shape[0] // self.config.pl_batch_shrink, 1)
-        ws = self._map(batch.gen_z[:n], batch.gen_c[:n])
+        z, c, units = self._shrink(batch)
+        ws = self._map(z, c, units)
         with conv2d_gradfix.second_order():
             img = self.G.synthesis(ws)
             y = torch.randn_like(img) / np.sqrt(img.shape[2] * img.shape[3])
             grads = _input_gradient((img * y).sum(), ws)  # [N, num_ws, w_dim]
         lengths = grads.square().sum(2).mean(1).sqrt()
-        pl_mean = self.pl_mean.lerp(lengths.mean(), self.config.pl_decay)
-        self._pl_means.append(pl_mean.detach())
-        penalty = (lengths - pl_mean).square()  # the gradient goes through the mean, too, as in published results
+        lengths = lengths.unflatten(0, [units.num if units else 1, -1])
+        pl_mean = self.pl_mean.lerp(lengths.mean(1, keepdim=True), self.config.pl_decay)
+        self._pl_means.append(pl_mean.detach().mean())
+        # The gradient flows through the mean as well, as in published results.
+        penalty = (lengths - pl_mean).square().flatten()
         loss = penalty * self.config.pl_weight
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", loss)
         yield loss.mean()
 
+    def _shrink(self, batch: Batch) -> tuple[Tensor, Tensor, Units | None]:
+        """Latents and labels of the first images of each unit, as many as path length regularisation looks at."""
+        units = batch.units or Units(1, *[torch.arange(len(batch.gen_z), device=batch.gen_z.device)] * 2)
+        n = max(len(batch.gen_z) // units.num // self.config.pl_batch_shrink, 1)
+        rows = units.order.unflatten(0, [units.num, -1])[:, :n].flatten()
+        order = torch.arange(len(rows), device=rows.device)
+        return batch.gen_z[rows], batch.gen_c[rows], batch.units and Units(units.num, order // n, order)
+
+    def forget_parts(self) -> None:
+        """Before the parts of a batch are computed again from the first one on."""
+        self._pl_means.clear()
+
     def update_pl_mean(self) -> None:
-        """After path length regularisation of all parts of the batch: one step of the moving average, on all ranks."""
+        """One step of the moving average of path lengths, after all parts of the batch. All ranks call this."""
         self.pl_mean = distributed.all_reduce_mean_(torch.stack(self._pl_means).mean())
         self._pl_means.clear()
 
@@ -107,7 +138,7 @@ class StyleGAN2Loss:
             return
         loss_fake = self.adversarial.d_fake(fake.logits)
         yield loss_fake.mean() + self._run_tasks("fake", self.fake_tasks, fake, shown)
-        loss_fake, fake = loss_fake.detach(), None  # frees the graph of the fake images
+        loss_fake, fake = loss_fake.detach(), None  # free the graph of the fake images
 
         shown = self._shown(batch.real_img, batch.real_c)
         real = self._judge("real", shown, self.real_tasks)
@@ -133,20 +164,26 @@ class StyleGAN2Loss:
 
     # Parts.
 
-    def _map(self, z: Tensor, c: Tensor) -> Tensor:
-        """ws [N, num_ws, w_dim]; with some probability two latents are mixed at a random layer."""
+    def _map(self, z: Tensor, c: Tensor, units: Units | None = None) -> Tensor:
+        """ws [N, num_ws, w_dim]. With `style_mixing_prob`, a second latent takes over at a random layer of a unit."""
         ws = self.G.mapping(z, c)
-        if self.config.style_mixing_prob > 0 and torch.rand([]).item() < self.config.style_mixing_prob:
-            cutoff = int(torch.randint(1, ws.shape[1], []))  # drawn on the host: nothing waits for the device
-            other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
-            ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
-        return ws
+        num_ws, prob, count = ws.shape[1], self.config.style_mixing_prob, units.num if units else 1
+        # Drawn on the host, so that nothing waits for the device.
+        mixed = [prob > 0 and torch.rand([]).item() < prob for _ in range(count)]
+        if not any(mixed):
+            return ws
+        cutoffs = [int(torch.randint(1, num_ws, [])) if is_mixed else num_ws for is_mixed in mixed]
+        other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+        if units is None:
+            return torch.cat([ws[:, :cutoffs[0]], other[:, cutoffs[0]:]], dim=1)
+        first = misc.upload(torch.arange(num_ws) < torch.tensor(cutoffs)[:, None], ws.device)   # [count, num_ws]
+        return torch.where(first[units.number][:, :, None], ws, other)
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with the states of G that its tasks ask for."""
+        """Fake images for D, with those states of G that D's tasks need."""
         keep = sorted({res for task in self.fake_tasks for res in task.states})
-        ws = self._map(batch.gen_z, batch.gen_c)
+        ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
         return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)
 
@@ -159,7 +196,7 @@ class StyleGAN2Loss:
         return Shown(out.images, img, c, states, **latents)
 
     def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task]) -> DiscriminatorOutput:
-        """What D makes of images; its decoder and heads run only for `tasks`."""
+        """D's output. Its decoder and heads run only if there are tasks for them."""
         if tasks:
             out = self.D.run(shown.img, shown.c)
         else:

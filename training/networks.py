@@ -22,29 +22,41 @@ Tensor = torch.Tensor
 
 
 class SynthesisState(NamedTuple):
-    """Where synthesis stands after the block of resolution `res`, or from where it goes on (GLeaD, Eq. 5 and 6)."""
+    """The result of the block of resolution `res`, from which synthesis can resume (GLeaD, Eq. 5 and 6)."""
 
     res: int
     x: Tensor               # Feature map [N, channels at res, res, res].
-    img: Optional[Tensor]   # Image so far [N, img_channels, res, res]; None where the architecture keeps none.
+    img: Optional[Tensor]   # Image up to here [N, img_channels, res, res]; None where the architecture keeps none.
 
 
 class SynthesisOutput(NamedTuple):
     img: Tensor                         # [N, img_channels, R, R] float32, about [-1, 1].
-    states: Dict[int, SynthesisState]   # What was asked for, by resolution.
+    states: Dict[int, SynthesisState]   # Those that were asked for, by resolution.
 
 
 class DiscriminatorOutput(NamedTuple):
     logits: Tensor              # Realness [N, 1].
     fmaps: Dict[int, Tensor]    # Decoder features by resolution [N, channels of D at r, r, r]; empty without decoder.
     f: Optional[Tensor]         # Feature map for G [N, channels of G at res_g, r, r]; None without such a head.
-    img: Optional[Tensor]       # Basis image for G [N, img_channels, r, r]; likewise.
-    w: Optional[Tensor]         # One latent for all layers of G [N, w_dim]; likewise.
+    img: Optional[Tensor]       # Basis image for G [N, img_channels, r, r]; None without such a head.
+    w: Optional[Tensor]         # One latent for all layers of G [N, w_dim]; None without such a head.
 
 
 @misc.profiled_function
 def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+
+
+def _check_choices(architecture: str, half_type: str) -> None:
+    if architecture not in ("orig", "skip", "resnet"):
+        raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', got {architecture!r}")
+    if half_type not in ("float16", "bfloat16"):
+        raise ValueError(f"half_type is 'float16' or 'bfloat16', got {half_type!r}")
+
+
+def _initial_weight(out_channels: int, in_channels: int, kernel_size: int, channels_last: bool) -> Tensor:
+    weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+    return weight.to(memory_format=torch.channels_last) if channels_last else weight
 
 
 def precision(block: Any, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
@@ -56,13 +68,13 @@ def precision(block: Any, device: torch.device, force_fp32: bool) -> Tuple[torch
 
 
 def _modulation(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Weights and styles to use, and the factors [N, C_out] that scale the result to unit deviation, if asked for."""
+    """Weights and styles to use, and factors [N, C_out] that scale the result to unit deviation (None = don't)."""
     in_channels, kh, kw = weight.shape[1:]
     misc.assert_shape(x, [None, in_channels, None, None])
     misc.assert_shape(styles, [x.shape[0], in_channels])
     if not demodulate:
         return weight, styles, None
-    if x.dtype == torch.float16:  # the result does not depend on these factors, so take them out before overflow
+    if x.dtype == torch.float16:  # demodulation cancels such factors; without them, float16 does not overflow
         weight = weight / weight.abs().amax(dim=[1, 2, 3], keepdim=True) / np.sqrt(in_channels * kh * kw)
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     # Sum over (in, kh, kw) of (w s)^2 without building the weights of each image.
@@ -72,7 +84,7 @@ def _modulation(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool) -> 
 def _scaled_conv2d(
     x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool = True, **resample: Any
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """The convolution of scaled activations, and what is still to scale the result, [N, C_out]."""
+    """The convolution of scaled activations, and the factors [N, C_out] by which the caller has to scale it."""
     weight, styles, dcoefs = _modulation(x, weight, styles, demodulate)
     x = x * styles.to(x.dtype)[:, :, None, None]
     return conv2d_resample.conv2d_resample(x=x, w=weight.to(x.dtype), **resample), dcoefs
@@ -171,7 +183,7 @@ class Conv2dLayer(torch.nn.Module):
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: Optional[float] = None,     # Limit of the absolute value of the output; None = no limit.
         channels_last: bool = False,
-        trainable: bool = True,                 # False = weights are buffers, and stay as they are.
+        trainable: bool = True,                 # False = weights are buffers, which training leaves unchanged.
     ):
         super().__init__()
         self.in_channels = in_channels
@@ -185,8 +197,7 @@ class Conv2dLayer(torch.nn.Module):
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2)
         self.act_gain = bias_act.activation_funcs[activation].def_gain
 
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=memory_format)
+        weight = _initial_weight(out_channels, in_channels, kernel_size, channels_last)
         values = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
         for name, value in values.items():
             if trainable:
@@ -250,7 +261,7 @@ class MappingNetwork(torch.nn.Module):
         z: Optional[Tensor],                        # [N, z_dim].
         c: Optional[Tensor],                        # [N, c_dim].
         truncation_psi: float = 1,                  # 1 = no truncation, 0 = the mean w.
-        truncation_cutoff: Optional[int] = None,    # So many ws are truncated; None = all.
+        truncation_cutoff: Optional[int] = None,    # How many ws are truncated; None = all.
         skip_w_avg_update: bool = False,
     ) -> Tensor:
         parts = []
@@ -308,9 +319,7 @@ class SynthesisLayer(torch.nn.Module):
         self.padding = kernel_size // 2
         self.act_gain = bias_act.activation_funcs[activation].def_gain
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        self.weight = torch.nn.Parameter(weight.to(memory_format=memory_format))
+        self.weight = torch.nn.Parameter(_initial_weight(out_channels, in_channels, kernel_size, channels_last))
         if use_noise:
             self.register_buffer("noise_const", torch.randn([resolution, resolution]))
             self.noise_strength = torch.nn.Parameter(torch.zeros([]))
@@ -330,7 +339,7 @@ class SynthesisLayer(torch.nn.Module):
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         epilogue = dict(act=self.activation, gain=self.act_gain * gain, clamp=clamp)
         fused = modconv_epilogue is not None and self.activation in ("linear", "relu", "lrelu") and not fused_modconv
-        if fused and (noise is None or not noise.requires_grad):  # a projector may train the noise
+        if fused and (noise is None or not noise.requires_grad):  # noise requires it in projectors
             x, scale = _scaled_conv2d(x, self.weight, styles, f=self.resample_filter, **resample)
             strength = None if noise is None else self.noise_strength
             return modconv_epilogue(x, scale, noise, strength, self.bias, **epilogue)
@@ -360,9 +369,7 @@ class ToRGBLayer(torch.nn.Module):
         self.out_channels = out_channels
         self.conv_clamp = None if conv_clamp is None else float(conv_clamp)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=memory_format)
-        self.weight = torch.nn.Parameter(weight)
+        self.weight = torch.nn.Parameter(_initial_weight(out_channels, in_channels, kernel_size, channels_last))
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2)
 
@@ -393,10 +400,7 @@ class SynthesisBlock(torch.nn.Module):
         half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
         **layer_kwargs: Any,                                # For SynthesisLayer.
     ):
-        if architecture not in ("orig", "skip", "resnet"):
-            raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', got {architecture!r}")
-        if half_type not in ("float16", "bfloat16"):
-            raise ValueError(f"half_type is 'float16' or 'bfloat16', got {half_type!r}")
+        _check_choices(architecture, half_type)
         super().__init__()
         self.in_channels = in_channels
         self.w_dim = w_dim
@@ -408,8 +412,8 @@ class SynthesisBlock(torch.nn.Module):
         self.half_type = half_type
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
-        self.num_conv = 0
-        self.num_torgb = 0
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.num_torgb = 1 if is_last or architecture == "skip" else 0
         common = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
         layer = dict(w_dim=w_dim, resolution=resolution, **common, **layer_kwargs)
 
@@ -417,12 +421,9 @@ class SynthesisBlock(torch.nn.Module):
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, resample_filter=resample_filter, **layer)
-            self.num_conv += 1
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
-        self.num_conv += 1
-        if is_last or architecture == "skip":
+        if self.num_torgb > 0:
             self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
-            self.num_torgb += 1
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
                 in_channels, out_channels, kernel_size=1, bias=False, up=2, resample_filter=resample_filter,
@@ -435,7 +436,7 @@ class SynthesisBlock(torch.nn.Module):
         img: Optional[Tensor],
         ws: Tensor,                             # [N, num_conv + num_torgb, w_dim].
         force_fp32: bool = False,
-        fused_modconv: Optional[bool] = None,   # None = what is faster.
+        fused_modconv: Optional[bool] = None,   # None = whichever is faster.
         **layer_kwargs: Any,
     ) -> Tuple[Tensor, Optional[Tensor]]:
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
@@ -483,7 +484,7 @@ class SynthesisNetwork(torch.nn.Module):
         img_channels: int,
         channel_base: int = 32768,      # Channels at resolution r: channel_base / r, at most channel_max.
         channel_max: int = 512,
-        num_fp16_res: int = 0,          # So many of the highest resolutions use half precision.
+        num_fp16_res: int = 0,          # How many of the highest resolutions use half precision.
         **block_kwargs: Any,            # For SynthesisBlock.
     ):
         if img_resolution < 4 or img_resolution & (img_resolution - 1):
@@ -513,9 +514,9 @@ class SynthesisNetwork(torch.nn.Module):
         return self.run(ws, **block_kwargs).img
 
     def num_ws_from(self, res: int) -> int:
-        """How many ws going on from resolution `res` takes: 2 log2(R / res) + 1, or all from the constant (res < 4)."""
+        """How many ws are needed to resume from resolution `res`: 2 log2(R / res) + 1; all of them for res < 4."""
         blocks = [getattr(self, f"b{r}") for r in self.block_resolutions if r > res]
-        # From the last resolution itself nothing runs; a w is still asked for, as the released program does.
+        # Above the last resolution nothing runs. One w is needed even there, as in the released program.
         return sum(block.num_conv for block in blocks) + 1
 
     def run(
@@ -529,8 +530,8 @@ class SynthesisNetwork(torch.nn.Module):
 
         Args:
             ws:    [N, num_ws_from(start.res) or more, w_dim]; the first one is for the first layer that runs.
-            start: Feature map and image to go on from.
-            keep:  Resolutions whose states are returned besides the image.
+            start: Feature map and image to resume from.
+            keep:  Resolutions whose states are returned beside the image.
         """
         x, img = (None, None) if start is None else (start.x, start.img)
         ws = ws.to(torch.float32)
@@ -602,12 +603,9 @@ class DiscriminatorBlock(torch.nn.Module):
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
-        freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): layers below stay as they are.
+        freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): layers below are not trained.
     ):
-        if architecture not in ("orig", "skip", "resnet"):
-            raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', got {architecture!r}")
-        if half_type not in ("float16", "bfloat16"):
-            raise ValueError(f"half_type is 'float16' or 'bfloat16', got {half_type!r}")
+        _check_choices(architecture, half_type)
         super().__init__()
         self.in_channels = in_channels
         self.resolution = resolution
@@ -735,11 +733,11 @@ class DiscriminatorEpilogue(torch.nn.Module):
 
 @persistence.persistent_class
 class Discriminator(torch.nn.Module):
-    """StyleGAN2's discriminator, with the decoder of GGDR and the heads of GLeaD if they are asked for.
+    """StyleGAN2's discriminator; optionally with the decoder of GGDR and the heads of GLeaD.
 
-    The decoder's level r in {8, 16, ..., decoder_res} is a 1x1 convolution with up-sampling by 2 of the previous level
-    and the backbone's features at r / 2. On its last level sit the heads: feature map, basis image and w for G (GLeaD,
-    Eq. 3 and 4), or, for glead_res_g = 1, w only (Table 3, "1x1").
+    The decoder has levels r = 8, 16, ..., decoder_res. Each is a 1x1 convolution of two inputs, the previous level and
+    the backbone's features at r / 2, followed by up-sampling by 2. The heads use the last level. They give a feature
+    map, a basis image and a w for G (GLeaD, Eq. 3 and 4); for glead_res_g = 1, only w (Table 3, "1x1").
     """
 
     def __init__(
@@ -752,7 +750,7 @@ class Discriminator(torch.nn.Module):
         channel_max: int = 512,
         num_fp16_res: int = 0,
         conv_clamp: Optional[float] = None,
-        cmap_dim: Optional[int] = None,                             # None = as many as channels at 4x4.
+        cmap_dim: Optional[int] = None,                             # None = the number of channels at 4x4.
         block_kwargs: Dict[str, Any] = {},                          # noqa: B006 - For DiscriminatorBlock; read only.
         mapping_kwargs: Dict[str, Any] = {},                        # noqa: B006 - For MappingNetwork; read only.
         epilogue_kwargs: Dict[str, Any] = {},                       # noqa: B006 - For DiscriminatorEpilogue; read only.
@@ -841,7 +839,7 @@ class Discriminator(torch.nn.Module):
             x = fmaps[res] = getattr(self, f"b{res}_dec")(x)
         if not self.has_heads:
             return fmaps, None, None, None
-        mean = x.mean(dim=[2, 3], keepdim=True)  # a linear head of the mean is the mean of the head, and far cheaper
+        mean = x.mean(dim=[2, 3], keepdim=True)  # the head is linear: head(mean) = mean(head), at far less cost
         if self.spatial_heads:
             return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(mean).flatten(1)
         return fmaps, None, None, self.final_proj(mean).flatten(1)

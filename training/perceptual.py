@@ -1,6 +1,7 @@
 """Perceptual distances between images: LPIPS, feature nets, mean squared error.
 
-All take images in [-1, 1], and embedding is apart from comparing, so that a target is embedded once, without a graph.
+All take images in [-1, 1]. A distance first embeds both images, and then compares the results. So a target can be
+embedded once, without a graph.
 """
 
 import abc
@@ -16,7 +17,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
 
-from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once, sha256_of
+from dnnlib.util import UserError, cache_dir, cached_path, check_all, is_url, open_url, say_once
 from torch_utils import distributed
 from torch_utils import formats as network_formats
 from torch_utils.formats import feature_nets, safetensors_file
@@ -26,7 +27,7 @@ _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for im
 _LPIPS_STD = (0.458, 0.448, 0.450)
 _LPIPS_EPS = 1e-10
 _RANDOM_SEED = 0
-_FLOAT16_MARGIN_LOG2 = 4    # So far below the number of pixels stays the gain of gradients: few sum up to a large one.
+_FLOAT16_MARGIN_LOG2 = 4    # Gradients are scaled by a 16th of the number of pixels, so that sums don't overflow.
 
 
 class PerceptualLoss(torch.nn.Module, abc.ABC):
@@ -34,7 +35,7 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What `distance` compares.
+        """Compute what `compare` compares.
 
         Args:
             img: float [N, C, H, W] in [-1, 1], C = 1 (grey, repeated to RGB where a net wants it) or 3.
@@ -48,8 +49,8 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
 
     @torch.no_grad()
     def embed_target(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `embed`, without a graph."""
-        # Once it has seen an image that needs a gradient, TorchScript records a graph even here: hence detach.
+        """Do what `embed` does, without recording a graph."""
+        # TorchScript records a graph even here, once it has seen an image that requires a gradient: hence `detach`.
         return tuple(part.detach() for part in self.embed(img))
 
     @abc.abstractmethod
@@ -96,8 +97,8 @@ class FeatureDistance(PerceptualLoss):
 class LPIPS(PerceptualLoss):
     """Learned Perceptual Image Patch Similarity (Zhang et al., CVPR 2018), Eq. 1.
 
-    d(x, y) = sum over taps of the mean over positions of w . (u(x) - u(y))^2, where u is a tap's feature map scaled to
-    unit length over channels.
+    d(x, y) is the sum over taps of the mean over positions of w . (u(x) - u(y))^2. Here u is a tap's feature map, which
+    is scaled to unit length over channels.
 
     Args:
         layers:  The feature net; takes RGB images normalised with ImageNet's statistics.
@@ -131,8 +132,8 @@ class LPIPS(PerceptualLoss):
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _check_size(min(img.shape[2:]), self.min_size)
         x = (_as_rgb(img) - self.mean) / self.std
-        # A mean over a batch of images has gradients of about 1e-7, which float16 can't hold: they are taken up by a
-        # power of two before they enter the net, and down again when they leave it.
+        # A mean over a batch of images has gradients of about 1e-7, which float16 can't hold. A power of two scales
+        # them up before they enter the net, and down again when they leave it.
         gain = 2.0 ** int(math.log2(img.numel()) - _FLOAT16_MARGIN_LOG2) if self.half_type == torch.float16 else 1.0
         if self.half_type is not None:
             x = _scale_gradient(x, 1 / gain).to(dtype=self.half_type, memory_format=torch.channels_last)
@@ -150,7 +151,7 @@ class LPIPS(PerceptualLoss):
     def compare_taps(
         self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """What each tap adds to the distance, float [taps, N]."""
+        """The part of each tap in the distance, float [taps, N]."""
         distances = []
         for i, (a, b) in enumerate(zip(embedding, target_embedding, strict=True)):
             per_position = torch.nn.functional.conv2d((a - b).square(), self.get_buffer(f"weight{i}"))  # [N, 1, H, W]
@@ -233,8 +234,23 @@ def build_perceptual(
     return loss.to(device).eval().requires_grad_(False)
 
 
+def build_stand_in(
+    spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32, resolution: int
+) -> PerceptualLoss:
+    """A distance that costs about as much as that of `build_perceptual`; it needs no file, and its numbers say nothing.
+
+    Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
+    """
+    backbone = _BACKBONES["alex" if spec.partition(":")[0].endswith("-alex") else "vgg"]
+    with torch.device(device):
+        layers = backbone.features()
+        weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
+        small = spec == "mse" or resolution < _min_input_size(layers)
+        return PixelMSE() if small else LPIPS(layers, backbone.taps, weights, dtype=dtype)
+
+
 def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:
-    """Make sure, before long work starts, that `build_perceptual(spec)` will succeed, for images of `resolution`.
+    """Check before long work starts that `build_perceptual(spec)` will succeed for images of `resolution`.
 
     Weights that are not on this machine yet are downloaded into the cache.
 
@@ -318,7 +334,7 @@ def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype) -> LPI
 
 
 def _random_lpips(name: str, *, dtype: torch.dtype = torch.float32) -> LPIPS:
-    """LPIPS's structure with He-initialised convolutions and all channels weighted 1, the same on every machine."""
+    """An untrained LPIPS: He-initialised convolutions, all channels weighted 1. It is the same on every machine."""
     backbone = _BACKBONES[name]
     generator = torch.Generator().manual_seed(_RANDOM_SEED)  # leaves the global generator alone
     with torch.device("meta"):
@@ -344,35 +360,27 @@ def _linear_weights_file(name: str) -> Path:
 
 
 def _load_backbone(name: str, file: str | None) -> dict[str, torch.Tensor]:
-    """torchvision's weights, known by the start of the file's SHA-256, or by that of their convolutions alone.
+    """torchvision's weights, from `file` or where they usually lie, recognised by the SHA-256 of their convolutions.
 
     Raises:
-        UserError: They can't be had, or others are there in their place.
+        UserError: They can't be had, or the file holds other weights.
     """
-    filename, expected = _BACKBONES[name].filename, _BACKBONES[name].sha256
     if file is not None and not os.path.isfile(file):
         raise UserError(f"lpips-{name}:{file}: there is no file {file}")
     path = _backbone_file(name) if file is None else Path(file)
     state = read_backbone(name, path)
-    convolutions = hashlib.sha256()
-    for value in state.values():
-        convolutions.update(value.contiguous().numpy().tobytes())
-    if convolutions.hexdigest() != expected:
-        if file is not None:
-            raise UserError(f"{file} holds other weights than {filename}: over the convolutions, SHA-256 is "
-                            f"{convolutions.hexdigest()[:16]}..., expected {expected[:16]}...")
-        actual, start = sha256_of(path), _sha256_start(filename)
-        if not actual.startswith(start):
-            raise UserError(f"{path} has SHA-256 {actual[:16]}, expected {start}...: delete it and try again")
+    if _digest(state) != _BACKBONES[name].sha256:
+        advice = "delete it and try again" if file is None else f"SHA-256 over the convolutions is {_digest(state)}"
+        raise UserError(f"{path} holds other weights than {_BACKBONES[name].filename}: {advice}")
     return state
 
 
-def _sha256_start(filename: str) -> str:
-    return Path(filename).stem.rpartition("-")[2]
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in state.values())).hexdigest()
 
 
 def _backbone_file(name: str) -> Path:
-    """Where torchvision's weights lie: in PyTorch's hub cache, in ours, or downloaded into the latter."""
+    """The file of torchvision's weights: in PyTorch's hub cache, or in ours, into which it is downloaded."""
     filename = _BACKBONES[name].filename
     folders = [Path(torch.hub.get_dir(), "checkpoints"), cache_dir()]
     for path in (folder / filename for folder in folders):
@@ -380,7 +388,7 @@ def _backbone_file(name: str) -> Path:
             return path
     url = _WEIGHTS_URL + filename
     try:
-        open_url(url, sha256=_sha256_start(filename)).close()
+        open_url(url, sha256=Path(filename).stem.rpartition("-")[2]).close()
     except UserError as e:
         others = [f"lpips-{other}" for other in _BACKBONES if other != name]
         raise UserError(
@@ -421,7 +429,7 @@ def _as_rgb(img: torch.Tensor) -> torch.Tensor:
 
 
 def _apply(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A 3x3 convolution of one pixel sees padding but for its centre, a ninth of its weights: AlexNet at 32x32."""
+    """Apply a layer. A padded 3x3 convolution of a single pixel (AlexNet at 32x32) needs only its central weights."""
     if isinstance(layer, Conv2d) and x.shape[2:] == (1, 1) and (layer.kernel_size, layer.padding) == ((3, 3), (1, 1)):
         return torch.nn.functional.linear(x.flatten(1), layer.weight[:, :, 1, 1], layer.bias)[:, :, None, None]
     return layer(x)
@@ -443,7 +451,7 @@ def _scale_gradient(x: torch.Tensor, gain: float) -> torch.Tensor:
 
 
 def _unit_length(x: torch.Tensor) -> torch.Tensor:
-    """Scale [N, C, H, W] to length 1 over C. At zero, `vector_norm` has the gradient 0; a square root has none."""
+    """Scale [N, C, H, W] to length 1 over C. The gradient of `vector_norm` at zero is 0, that of a root infinite."""
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _LPIPS_EPS)
 
 

@@ -1,18 +1,19 @@
 """Training phases: which loss updates which network, how often, and what happens to the gradients on the way."""
 
 import dataclasses
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
+from torch_utils.state import Misfit, check
 
 from .config.schema import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
 
-MAX_BAD_ITERATIONS = 100    # A run whose gradients stay non-finite for so long stops ...
-CHECK_INTERVAL = 10         # ... at a check, of which there is one every so many iterations.
+MAX_BAD_ITERATIONS = 100    # A run stops after this many iterations in a row with non-finite gradients.
+CHECK_INTERVAL = 10         # Iterations between two checks for that.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,16 @@ class Phase:
     module: torch.nn.Module                             # Whose weights it updates; shared with other phases.
     opt: torch.optim.Optimizer
     loss: Callable[[Batch], Iterator[torch.Tensor]]
-    interval: int                                       # Runs every so many iterations ...
-    gain: float                                         # ... with its loss scaled by this.
-    finish: Callable[[], None] | None = None            # Comes after the loss of all parts of the batch.
+    interval: int                                       # Iterations from one run of the phase to the next.
+    gain: float                                         # Scales its loss.
+    finish: Callable[[], None] = lambda: None           # Called after the loss of all parts of the batch.
+
+    def backward(self, parts: Iterable[Batch], *, num: int) -> None:
+        """Compute the gradients of a batch, given as `num` parts."""
+        self.opt.zero_grad(set_to_none=True)
+        for batch in parts:
+            for term in self.loss(batch):
+                (term * (self.gain / num)).backward()
 
 
 def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
@@ -58,10 +66,45 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
     return torch.optim.Adam(module.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
-class GradientGuard:
-    """Averages gradients over ranks in one all-reduce, counts non-finite ones, and replaces them.
+class AdamMoments:
+    """What an optimiser has to remember: the step and Adam's two moments of each parameter, by its number.
 
-    Counts stay on the device. Nothing waits for it.
+    Settings, such as the learning rate, are no state: they are those of the present run and device.
+    """
+
+    def __init__(self, opt: torch.optim.Optimizer):
+        self.opt = opt
+
+    def state_dict(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Empty before the first step."""
+        return self.opt.state_dict()["state"]
+
+    def load_state_dict(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Moments come into the layout in memory of their parameters, which a fused optimiser wants; with another
+        --nhwc, those of a state have another one."""
+        params = self.opt.param_groups[0]["params"]
+        check(state, {int: dict})
+        for number, moments in state.items():
+            if not 0 <= number < len(params):
+                raise Misfit(str(number))
+            like = {"step": torch.zeros([]), "exp_avg": params[number], "exp_avg_sq": params[number]}
+            check(moments, like, str(number))
+        self.opt.load_state_dict({"state": state, "param_groups": self.opt.state_dict()["param_groups"]})
+        for param, own in self.opt.state.items():
+            for name, moment in own.items():
+                if moment.shape == param.shape and moment.stride() != param.stride():
+                    own[name] = torch.empty_like(param).copy_(moment)
+
+
+def optimizer_moments(phases: Sequence[Phase]) -> dict[str, AdamMoments]:
+    """Of the optimisers of G and D, which phases share."""
+    return {phase.name[0]: AdamMoments(phase.opt) for phase in phases}
+
+
+class GradientGuard:
+    """Averages gradients over ranks in one all-reduce, counts non-finite values, and replaces them.
+
+    Counts stay on the device, so that the host never waits for it.
     """
 
     def __init__(self, device: torch.device):
@@ -73,13 +116,14 @@ class GradientGuard:
     def process(self, module: torch.nn.Module) -> None:
         """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5.
 
-        A parameter that the phase did not reach gets a gradient of 0, as in the published programs: Adam would skip it
-        without. Lazy regularisation (`lazy_optimizer`) counts on a step of every parameter in every phase.
+        A parameter that the phase did not reach gets a gradient of 0, as in the published programs. Adam would skip a
+        parameter without a gradient, but lazy regularisation (`lazy_optimizer`) expects a step of every parameter in
+        every phase.
         """
         params = list(module.parameters())
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        # As they lie in memory: a fused optimiser wants gradients to have the layout of the parameters.
+        # In the order of memory: a fused optimiser wants gradients to have the layout of their parameters.
         flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)
         clean = torch.nan_to_num(flat, nan=0, posinf=1e5, neginf=-1e5)
@@ -95,17 +139,19 @@ class GradientGuard:
         self._streak = (self._streak + 1) * (bad > 0)
         return bad
 
-    def state(self) -> torch.Tensor:
-        """What going on needs, between iterations."""
-        return self._streak
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, between iterations. It is the same on all ranks."""
+        return {"streak": self._streak}
 
-    def restore(self, state: torch.Tensor) -> None:
-        self._streak, self._sent = state.to(self._zero), None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"streak": self._zero})
+        self._streak = state["streak"].to(self._zero)
+        self._sent = None
 
     def check(self) -> None:
         """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.
 
-        By now that number has long been on the host.
+        That number has reached the host since then: nothing waits for it.
         """
         before, self._sent = self._sent, misc.HostCopy(self._streak)
         bad = 0 if before is None else int(before.wait())

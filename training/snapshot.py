@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: image grids and network pickles; and how another one starts from them."""
+"""Image grids that a run saves from time to time, and how a run starts from the networks of another one."""
 
 import os
 import re
@@ -20,13 +20,13 @@ from .networks import Discriminator, Generator
 from .tasks import reconstruct
 
 _MAX_CELLS = 32                 # Columns and rows of a grid.
-# Packing takes a quarter of the time that it takes at Pillow's default level, for files that are 0 to 3 % larger.
+# Four times as fast as Pillow's default, for files that are 0 to 3 % larger.
 _PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _RECON_COLUMNS = 16
 
 
 class Grid(NamedTuple):
-    """A fixed selection of images, labels and latents that is drawn again and again during a run."""
+    """A fixed selection of images, labels and latents, of which a run draws a picture with each snapshot."""
 
     columns: int
     rows: int
@@ -36,10 +36,10 @@ class Grid(NamedTuple):
 
 
 def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int) -> Grid:
-    """A random selection of as many images as fit; in a labelled dataset each row shows one label.
+    """A random selection of images that fills the grid. In a labelled dataset, each row shows one label.
 
     Args:
-        size: The most pixels that the grid is wide and high.
+        size: Largest width and height in pixels.
     """
     columns = rows = min(max(size // dataset.resolution, 1), _MAX_CELLS)
     rng = np.random.RandomState(seed)
@@ -82,7 +82,7 @@ def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int
 
 @torch.no_grad()
 def draw_fakes(G_ema: Generator, grid: Grid, *, batch_gpu: int) -> np.ndarray:
-    """What the averaged generator makes of the grid's latents, with fixed noise: uint8 [columns * rows, C, H, W]."""
+    """Images of the averaged generator for the grid's latents, with fixed noise: uint8 [columns * rows, C, H, W]."""
     device = next(G_ema.parameters()).device
     z, c = grid.z.to(device), grid.c.to(device)
     images = [_quantise(G_ema(z, c, noise_mode="const")) for z, c in zip(z.split(batch_gpu), c.split(batch_gpu))]
@@ -106,8 +106,8 @@ def save_pictures(
 
     Args:
         pkl:  The network pickle that is saved beside them, `network-snapshot-KKKKKK.pkl`.
-        save: Called with a path, a function that writes the file, and the arguments of that beside the path: packing
-              a grid as PNG takes seconds, for which GPUs need not wait.
+        save: Called with a path, a function that writes the file, and further arguments of that function. Packing a
+              grid as PNG takes seconds, for which GPUs need not wait.
     """
     fakes = draw_fakes(G_ema, grid, batch_gpu=config.batch_gpu)
     kimg = pkl.stem.rpartition("-")[2]
@@ -119,7 +119,7 @@ def save_pictures(
 
 @torch.no_grad()
 def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int) -> np.ndarray:
-    """Four rows: real images, what D and G rebuild of them; fake images, likewise (as Fig. 5 of the paper).
+    """Four rows: real images, their reconstructions by D and G, fake images, their reconstructions (GLeaD, Fig. 5).
 
     Returns:
         uint8 [4 * columns, C, H, W].
@@ -139,23 +139,29 @@ def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid:
 
 
 def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) -> None:
-    """Transfer learning: take over whatever fits from a network pickle, a path or URL, which may lack networks."""
+    """Transfer learning: copy all tensors that fit from a file with networks, a path or URL. It may lack networks."""
     with open_url(source) as f:
         networks = read_networks(f, only=("G", "D", "G_ema"))
     for key, spare, target in (("G", "G_ema", G), ("G_ema", "G", G_ema)):
         network = networks[key] or networks[spare]
-        sizes = sizes_of(network)
-        copy_matching(network, target, label=f"{key} of {source} ({sizes.map_depth} mapping layers, cbase "
-                                             f"{sizes.channel_base}, cmax {sizes.channel_max})")
+        copy_matching(network, target, label=f"{key} of {source}{_sizes(network)}")
     if networks["D"] is None:
         distributed.print0(f"{source} holds no D: it starts anew")
     else:
         copy_matching(networks["D"], D, label=f"D of {source}")
 
 
+def _sizes(G: torch.nn.Module) -> str:
+    """In words, for generators of StyleGAN2."""
+    if not hasattr(G.synthesis, "init_kwargs"):
+        return ""
+    sizes = sizes_of(G)
+    return f" ({sizes.map_depth} mapping layers, cbase {sizes.channel_base}, cmax {sizes.channel_max})"
+
+
 @torch.no_grad()
 def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: str) -> None:
-    """Copy parameters and buffers of the same name and shape; say which others `source` has, and `target`."""
+    """Copy parameters and buffers of the same name and shape, and print which others `source` and `target` have."""
     theirs = source.state_dict()
     ours = target.state_dict()
     matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]

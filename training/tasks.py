@@ -1,10 +1,10 @@
-"""What D has to do besides telling real from fake: a task gives a loss for each image, from what D extracted from it.
+"""What D has to do besides telling real from fake. A task gives a loss for each image, from what D extracted of it.
 
-A task owns all that is particular to it. Adding one means adding a class with the decorator `task`; neither the
-training loop nor the loss knows which tasks there are.
+All that concerns a single task is in its class. A new task is a class with the decorator `task`: neither the training
+loop nor the loss knows which tasks there are.
 """
 
-from typing import Callable, ClassVar, Collection, Literal, NamedTuple, Protocol, TypeVar
+from typing import Callable, ClassVar, Collection, Literal, Mapping, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,19 @@ class Shown(NamedTuple):
     ws: Tensor | None = None            # Of fake images, [N, num_ws, w_dim].
 
 
+class TaskOption(NamedTuple):
+    """A number that a task can be told, and its range, both ends included; an integer if the default is one."""
+
+    default: float
+    low: float
+    high: float
+
+
 class Context(NamedTuple):
-    """What a task is built from, beside its own settings."""
+    """What a task is built from, beside `TaskConfig`."""
 
     config: TrainingConfig
+    options: Mapping[str, float]                # The task's own: those of `TaskConfig.options`, else their defaults.
     G: Generator
     distance: Callable[[str], PerceptualLoss]   # The distance between images that `TaskConfig.distance` names.
 
@@ -42,8 +51,9 @@ class Task(Protocol):
     kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/<real or fake>_<kind>".
     distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
     compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
+    options: ClassVar[Mapping[str, TaskOption]]  # Its own, by name.
     weight: float
-    states: Collection[int]                 # Resolutions at which it needs G's states.
+    states: Collection[int]                 # Resolutions at which it needs states of G.
 
     @classmethod
     def from_config(cls, task: TaskConfig, context: Context) -> "Task": ...
@@ -78,6 +88,7 @@ class FeatureMatching:
     kind = "feature"
     distances = ("cosine",)
     compared = "feature maps (gfeat)"
+    options: Mapping[str, TaskOption] = {}
 
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
@@ -109,13 +120,14 @@ class ImageReconstruction:
     kind = "reconstruction"
     distances = ("perceptual", "mse")
     compared = "images (gfwimage)"
+    options: Mapping[str, TaskOption] = {}
     states: Collection[int] = ()
 
     def __init__(
         self,
         *,
         G: Generator,
-        res_g: int,                                         # G goes on from this resolution; 1 = from its constant.
+        res_g: int,                                         # Where G continues; 1 = from its constant input.
         distance: PerceptualLoss,
         weight: float,                                      # Lambda 1 for real images, lambda 2 for fake ones.
         target: Literal["input", "clean"] = "input",        # What D was shown, or the image before augmentation.
@@ -146,7 +158,7 @@ class ImageReconstruction:
 
 
 def validate_tasks(config: TrainingConfig) -> None:
-    """Raise UserError where D has no such task, or where a task can't compare as it is told to."""
+    """Raise UserError where D has no such task, or where a task can't compare, or has no options, as it is told."""
     for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
         if task is None:
             continue
@@ -158,10 +170,30 @@ def validate_tasks(config: TrainingConfig) -> None:
             names = " or ".join(LEGACY_DISTANCES[name] for name in fits) or "nothing else than the task itself"
             came, what = LEGACY_DISTANCES.get(task.distance), TASKS[task.kind].compared
             raise UserError(f"--reg_loss_{images} is {came}, but {what} are compared by {names}")
+        _options_of(task, images)
 
 
-def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[Task]]:
+def _options_of(task: TaskConfig, images: str) -> dict[str, float]:
+    """The task's own options, with defaults for those that are not said."""
+    known, where = TASKS[task.kind].options, f"D's task {task.kind!r} on {images} images"
+    for name, value in task.options.items():
+        if name not in known:
+            raise UserError(f"{where} has no option {name!r}: expected {', '.join(known) or 'none'}")
+        default, low, high = known[name]
+        integer = isinstance(default, int)
+        if type(value) not in ((int,) if integer else (int, float)) or not low <= value <= high:
+            kind = "an integer" if integer else "a number"
+            raise UserError(f"option {name} of {where} is {value!r}, expected {kind} from {low} to {high}")
+    return {name: option.default for name, option in known.items()} | task.options
+
+
+def build_tasks(
+    config: TrainingConfig, G: Generator, *, build_distance: Callable[..., PerceptualLoss] = build_perceptual
+) -> tuple[list[Task], list[Task]]:
     """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one.
+
+    Args:
+        build_distance: Called as `build_perceptual` is.
 
     Raises:
         UserError: As `validate_tasks`.
@@ -173,24 +205,25 @@ def build_tasks(config: TrainingConfig, G: Generator) -> tuple[list[Task], list[
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
             device = next(G.parameters()).device
-            distances[spec] = build_perceptual(spec, device=device, img_channels=config.dataset.num_channels,
-                                               dtype=_perceptual_type(config, device))
+            distances[spec] = build_distance(spec, device=device, img_channels=config.dataset.num_channels,
+                                             dtype=_perceptual_type(config, device))
         return distances[spec]
 
-    context = Context(config, G, distance)
-    real, fake = ([] if task is None else [TASKS[task.kind].from_config(task, context)]
-                  for task in (config.loss.real_task, config.loss.fake_task))
+    real, fake = (
+        [] if task is None else
+        [TASKS[task.kind].from_config(task, Context(config, _options_of(task, images), G, distance))]
+        for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)))
     return real, fake
 
 
 def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """The type in which D's highest resolution computes, or float32 if that was asked for."""
+    """The type in which D computes its highest resolution; float32 if the user asked for that."""
     half = config.D.num_fp16_res > 0 and (device.type == "cuda" or config.D.half_type == "bfloat16")
     return getattr(torch, config.D.half_type) if half and not config.lpips_fp32 else torch.float32
 
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:
-    """Images [N, C, R, R] that G makes of D's (f, basis image, w), going on from resolution `res_g` (Eq. 5 and 6)."""
+    """Images [N, C, R, R] that G makes of D's (f, basis image, w), from resolution `res_g` on (Eq. 5 and 6)."""
     start = None
     if out.f is not None:
         start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))

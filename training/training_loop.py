@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from tqdm import tqdm
 
 from dnnlib.util import UserError, format_time
 from torch_utils import distributed, misc, training_stats
+from torch_utils.state import Parts, capture
 
-from . import run_state, snapshot
+from . import snapshot
 from .ada import build_augmentation, current_strength
 from .build import build_networks
-from .config.schema import TrainingConfig, to_legacy_kwargs
+from .config.schema import TrainingConfig, to_json, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
-from .data.loader import Batch, BatchLoader, TrainingOrder
-from .draws import draw_part
+from .data.loader import BatchLoader, ImageBatch, TrainingOrder
+from .draws import divide_batch
 from .ema import ema_beta, update_ema
 from .loss import StyleGAN2Loss
-from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases
-from .runs.checkpoints import Checkpoints, Keep
-from .runs.evaluation import Scores, evaluate
+from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases, optimizer_moments
+from .runs.checkpoints import Checkpoints, Keep, PickleNames
+from .runs.evaluation import UnfinishedTick, evaluate
 from .runs.interrupt import StopRequest
 from .runs.run_log import Progress, RunLog
-from .runs.training_state import PickleNames
+from .runs.training_state import find_state, resume_from
 from .tasks import build_tasks
 
 
@@ -55,7 +55,7 @@ class Trainer:
     """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks.
 
     Args:
-        resume: Go on from this training state, or from the "newest" good one in `run_dir`; None = from the start.
+        resume: Resume from this training state, or from the "newest" good one in `run_dir`; None = from the start.
         anyway: Resume although the images are not those of the run.
         begin:  Called on all ranks with the fingerprint of the images, before anything in `run_dir` is changed.
     """
@@ -66,31 +66,26 @@ class Trainer:
         self.device = distributed.current_device(config.device)
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        state = None if resume is None else run_state.find(self.run_dir, resume)
-        self.progress = Progress(**state["progress"]) if state else Progress()
-        self.unfinished_tick: bool | None = None    # A tick to finish first; is a snapshot due in it?
-        self.pickles = PickleNames(self.run_dir)
-        self.saved_nimg = self.progress.nimg        # Position of the last training state.
-        self.known_scores: Scores = {}              # Of the unfinished tick.
-        self.problem: str | None = None             # Why no rank can go on.
+        self.total_nimg = int(config.total_kimg * 1000)
+        self.stopping = False               # Asked to stop, or a rank can't continue ...
+        self.problem: str | None = None     # ... for this reason.
+        state = None if resume is None else find_state(self.run_dir, resume)
         self._open_data()
         self._build_networks(start_from=None if state else config.resume)
-        if state:
-            run_state.restore(self, state, anyway=anyway)
+        self._build_records()
+        if state is not None:
+            resume_from(state, self.parts(), run_dir=self.run_dir, dataset=self.dataset, anyway=anyway)
+        self.saved_nimg = self.progress.nimg    # Position of the last training state.
         begin(self.dataset.fingerprint)
-        self._start_logs(state and state["log"])
+        self._start_logs(first_start=state is None)
+        self._start_loader()
 
     def _open_data(self) -> None:
         c = self.config.dataset
         self.dataset = ImageFolderDataset(c.path, resolution=c.resolution, use_labels=c.use_labels, max_size=c.max_size,
                                           xflip=c.xflip, random_seed=c.random_seed)
-        distributed.print0(f"Training on {len(self.dataset)} images {self.dataset.image_shape}, labels "
-                           f"{self.dataset.label_shape}")
-        self.loader = BatchLoader(
-            self.dataset, order=TrainingOrder(len(self.dataset), self.config.random_seed),
-            batch_size=self.config.batch_size, start_index=self.progress.nimg, rank=distributed.rank(),
-            num_ranks=distributed.world_size(), num_workers=self.config.workers, pin_memory=self.device.type == "cuda",
-        )
+        shapes = f"{self.dataset.image_shape}, labels {self.dataset.label_shape}"
+        distributed.print0(f"Training on {len(self.dataset)} images {shapes}")
 
     def _build_networks(self, *, start_from: str | None) -> None:
         c = self.config
@@ -107,21 +102,51 @@ class Trainer:
             observe_real=self.ada.observe if self.ada else None,
         )
         self.phases = build_phases(c, self.loss)
+        self.division = divide_batch(c, self.device)
         self.guard = GradientGuard(self.device)
-        self.parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment_pipe}
-        counts = {n: sum(p.numel() for p in self.parts[n].parameters()) / 1e6 for n in ("G", "D")}
+        self.networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment_pipe}
+        counts = {n: sum(p.numel() for p in self.networks[n].parameters()) / 1e6 for n in ("G", "D")}
         distributed.print0(f"Networks on {self.device.type}: G {counts['G']:.2f} M, D {counts['D']:.2f} M parameters")
 
-    def _start_logs(self, state: dict[str, Any] | None) -> None:
-        c, first = self.config, distributed.rank() == 0
-        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=c.random_seed,
-                                         size=c.grid_size) if first else None
-        self.log = RunLog(self.run_dir, config=c, device=self.device, state=state)
+    def _build_records(self) -> None:
+        c = self.config
+        self.progress = Progress()
+        self.pickles = PickleNames(self.run_dir)
+        self.tick = UnfinishedTick(self.run_dir, c.metrics)
+        self.log = RunLog(self.run_dir, config=c, device=self.device, progress=self.progress)
         self.checkpoints = Checkpoints(self.run_dir, keep=Keep.parse(c.keep), metric=next(iter(c.metrics), None),
                                        snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1))
-        if first and state is None:
+
+    def parts(self) -> Parts:
+        """All that has state, in the order in which it is restored. A training state holds it by these names."""
+        return {
+            "progress": self.progress,
+            "networks": self.networks,
+            "optimizers": optimizer_moments(self.phases),
+            "loss": self.loss,
+            "ada": self.ada,
+            "guard": self.guard,
+            "stats": training_stats,
+            "log": self.log,
+            "pickles": self.pickles,
+            "tick": self.tick,
+        }
+
+    def _start_logs(self, *, first_start: bool) -> None:
+        c, first_rank = self.config, distributed.rank() == 0
+        self.grid = snapshot.choose_grid(self.dataset, z_dim=self.G.z_dim, seed=c.random_seed,
+                                         size=c.grid_size) if first_rank else None
+        self.log.open()
+        if first_rank and first_start:
             snapshot.save_first_pictures(self.run_dir, self.G_ema, self.grid, batch_gpu=c.batch_gpu,
                                          save=self.checkpoints.save_file)
+
+    def _start_loader(self) -> None:
+        self.loader = BatchLoader(
+            self.dataset, order=TrainingOrder(len(self.dataset), self.config.random_seed),
+            batch_size=self.config.batch_size, start_index=self.progress.nimg, rank=distributed.rank(),
+            num_ranks=distributed.world_size(), num_workers=self.config.workers, pin_memory=self.device.type == "cuda",
+        )
 
     def close(self) -> None:
         self.loader.close()
@@ -129,67 +154,60 @@ class Trainer:
         self.checkpoints.close()
 
     def train(self, stop: StopRequest) -> None:
-        """Step until all images have been shown or a stop is requested, with maintenance after each tick."""
-        c = self.config
-        total_nimg, tick_nimg = int(c.total_kimg * 1000), c.kimg_per_tick * 1000
-        distributed.print0(f"Training for {c.total_kimg:g} kimg ...")
-        bar = self._bar()
-        stopping = False
+        """Train tick by tick, until all images have been shown or the run is stopped."""
+        distributed.print0(f"Training for {self.config.total_kimg:g} kimg ...")
         try:
-            if self.unfinished_tick is not None:
-                if self.unfinished_tick and not self.pickles.last.exists():
-                    self._write_snapshot()  # that could not be saved before
-                self._finish_tick(stop)
-            while self.progress.nimg < total_nimg:
-                batch, self.problem = stop.agree(self.next_batch)
-                if stopping := batch is None:
-                    self.pickles.choose(self.progress.nimg, self.log.next_due_nimg(self.progress.tick))
-                    self._save_state()  # what going on needs comes first
-                    self._write_snapshot()
-                    break
-                self.step(batch)
-                bar.update(c.batch_size)
-                done = self.progress.nimg >= total_nimg
-                if done or self.progress.tick == 0 or self.progress.nimg - self.log.tick_start_nimg >= tick_nimg:
-                    bar.close()
-                    self.maintain(stop, done=done)
-                    bar = self._bar()
-        except KeyboardInterrupt:  # in the middle of something: only what was saved before it is good
-            stopping = True
-        finally:
-            bar.close()
-        self._end(stopping=stopping)
+            if self.tick.pending:   # the run was ended in the middle of maintenance
+                self._resume_tick(stop)
+            while not self.stopping and self.progress.nimg < self.total_nimg:
+                self._train_tick(stop)
+                if self.stopping:
+                    self._save_within_tick()
+                else:
+                    self.maintain(stop)
+        except KeyboardInterrupt:  # in the middle of something: the last state that was saved counts
+            self.stopping = True
+        self._end()
 
-    def next_batch(self) -> Batch:
-        """What `step` takes."""
-        if self.progress.iteration % CHECK_INTERVAL == 0:
-            self.guard.check()
-        return next(self.loader)
+    def _train_tick(self, stop: StopRequest) -> None:
+        """Step until the tick is over, or the run is stopping."""
+        over = False
+        with self.log.progress_bar() as bar:
+            while not over and not self.stopping:
+                agreed = stop.agree(self.next_batch)
+                if agreed.result is None:
+                    self.stopping = True
+                    self.problem = agreed.problem
+                else:
+                    self.step(agreed.result)
+                    bar.update(self.config.batch_size)
+                    over = self.log.is_tick_over()
 
-    def _end(self, *, stopping: bool) -> None:
+    def _end(self) -> None:
         problems = self.checkpoints.wait() + self.log.problems()
-        if stopping and not problems:
-            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg, saved {self.pickles.last}. To resume: "
+        if self.stopping and not problems:
+            saved = "" if self.pickles.last is None else f", saved {self.pickles.last}"
+            distributed.print0(f"Stopped at {self.saved_nimg / 1000:.1f} kimg{saved}. To resume: "
                                f"python train.py --resume={self.run_dir}", flush=True)
         elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")
         if self.problem is not None:
-            distributed.any_rank(False)     # a rank that fails ends the run: rank 0 has saved first
+            distributed.any_rank(False)     # Rank 0 saves before another rank fails, which would end the run.
             problems.insert(0, self.problem)
         if problems:
             raise UserError("; ".join(problems))
 
-    def _bar(self) -> tqdm:
-        """Progress within a tick, on a terminal only; ticks have lines of their own."""
-        return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
-                    leave=False, disable=None if distributed.rank() == 0 else True)
+    def next_batch(self) -> ImageBatch:
+        """The images for `step`. Raises UserError: one is unreadable, or training has diverged."""
+        if self.progress.iteration % CHECK_INTERVAL == 0:
+            self.guard.check()
+        return next(self.loader)
 
-    def step(self, batch: Batch) -> None:
-        """One iteration: every phase whose turn it is, then the moving average."""
+    def step(self, batch: ImageBatch) -> None:
+        """One iteration: the phases that are due in it, then the moving average of G."""
         c = self.config
-        images, labels = batch
-        real_img = misc.upload(images, self.device).to(torch.float32) / 127.5 - 1
-        real_c = misc.upload(labels, self.device)
+        real_img = misc.upload(batch.images, self.device).to(torch.float32) / 127.5 - 1
+        real_c = misc.upload(batch.labels, self.device)
         for index, phase in enumerate(self.phases):
             if self.progress.iteration % phase.interval == 0:
                 self._run_phase(index, phase, real_img, real_c)
@@ -205,57 +223,78 @@ class Trainer:
             self.ada.adjust()
 
     def _run_phase(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
-        """Accumulate the gradients of the batch, part by part, and update the phase's network."""
-        parts = list(zip(real_img.split(self.config.batch_gpu), real_c.split(self.config.batch_gpu)))
-        first_nimg = self.progress.nimg + distributed.rank() * len(real_img)
-        phase.opt.zero_grad(set_to_none=True)
+        """Accumulate the gradients of the batch, and update the phase's network."""
         phase.module.requires_grad_(True)
-        for number, (img, c) in enumerate(parts):
-            # Keyed by position, so that an interrupted run, or one on another number of GPUs, draws the same.
-            key = (self.config.random_seed, first_nimg + number * self.config.batch_gpu, index)
-            for term in phase.loss(draw_part(key, img, c, z_dim=self.G.z_dim, dataset=self.dataset)):
-                (term * (phase.gain / len(parts))).backward()
+        while not self._accumulate(index, phase, real_img, real_c):
+            self.loss.forget_parts()    # they are computed again, in smaller ones
         phase.module.requires_grad_(False)
-        if phase.finish is not None:
-            phase.finish()
+        phase.finish()
         self.guard.process(phase.module)
         phase.opt.step()
 
-    def maintain(self, stop: StopRequest, *, done: bool) -> None:
+    def _accumulate(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> bool:
+        """Compute the gradients of the batch part by part; False if the memory of the GPU does not suffice."""
+        key = (self.config.random_seed, self.progress.nimg + distributed.rank() * len(real_img), index)
+        batches = self.division.draw(real_img, real_c, key=key, z_dim=self.G.z_dim, dataset=self.dataset)
+        try:
+            phase.backward(batches, num=len(self.division.parts))
+        except torch.OutOfMemoryError:
+            if not self.config.fill_gpu or not self.division.halve():
+                raise
+            return False
+        return True
+
+    def maintain(self, stop: StopRequest) -> None:
         """End a tick: status line, grids, pickle, training state, metrics, statistics."""
         c, progress = self.config, self.progress
-        self.log.end_tick(progress, training_stats.collect(),
-                          augment_p=current_strength(self.augment_pipe, self.ada))
+        self.log.end_tick(training_stats.collect(), augment_p=current_strength(self.augment_pipe, self.ada))
         self.checkpoints.report()
-        due = done or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
-        self.unfinished_tick = distributed.any_rank(due or self.checkpoints.overdue)
-        if self.unfinished_tick:
-            self.pickles.choose(progress.nimg, None if due else self.log.next_due_nimg(progress.tick))
+        at_end = progress.nimg >= self.total_nimg
+        due = at_end or bool(c.snapshot_ticks) and progress.tick % c.snapshot_ticks == 0
+        write = distributed.any_rank(due or self.checkpoints.overdue)
+        if write:
+            self.pickles.choose(progress.nimg, None if due else self.log.next_due_nimg())
             self._write_snapshot()
+        self.tick.begin(self.pickles.last if write else None)
         self._save_state()      # before metrics, which take long
         self._finish_tick(stop)
 
+    def _resume_tick(self, stop: StopRequest) -> None:
+        """Finish the tick after which the state was saved; its network pickle may have found no room on the disk."""
+        if self.tick.snapshot_pkl is not None and not self.tick.snapshot_pkl.exists():
+            self._write_snapshot()
+        self._finish_tick(stop)
+
     def _finish_tick(self, stop: StopRequest) -> None:
-        if self.unfinished_tick:
+        if self.tick.snapshot_pkl is not None:
             with stop.at_once():
-                evaluate(self.config, self.G_ema, self.dataset, self.device, snapshot_pkl=self.pickles.last,
-                         log=self.log, known=self.known_scores, stop=stop, settle=self.checkpoints.settle)
+                evaluate(self.config, self.G_ema, self.dataset, self.device, tick=self.tick, log=self.log, stop=stop,
+                         settle=self.checkpoints.settle)
             if distributed.rank() == 0:
                 self.checkpoints.prune()    # the scores are known now
-        self.log.start_tick(self.progress)
+        self.log.start_tick()
         self.progress.tick += 1
-        self.unfinished_tick, self.known_scores = None, {}
+        self.tick.end()
+
+    def _save_within_tick(self) -> None:
+        """Before the run stops: the state first, which resuming needs, then a network pickle beside the schedule."""
+        self.pickles.choose(self.progress.nimg, self.log.next_due_nimg())
+        self._save_state()
+        self._write_snapshot()
 
     def _write_snapshot(self) -> None:
         if distributed.rank() != 0:
             return
-        c, pkl, self.checkpoints.overdue = self.config, self.pickles.last, False
-        snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=c, save=self.checkpoints.save_file)
-        kwargs = to_legacy_kwargs(c)["training_set_kwargs"]
-        self.checkpoints.save_networks(pkl, networks=self.parts, training_set_kwargs=kwargs)
+        pkl = self.pickles.last
+        self.checkpoints.overdue = False
+        snapshot.save_pictures(pkl, self.G, self.D, self.G_ema, self.grid, config=self.config,
+                               save=self.checkpoints.save_file)
+        kwargs = to_legacy_kwargs(self.config)["training_set_kwargs"]
+        self.checkpoints.save_networks(pkl, networks=self.networks, training_set_kwargs=kwargs)
 
     def _save_state(self) -> None:
-        state = run_state.capture(self)
+        """All ranks call this together."""
+        state = {"config": to_json(self.config), "dataset": self.dataset.fingerprint, **capture(self.parts())}
         if distributed.rank() == 0:
             self.checkpoints.save_state(state, nimg=self.progress.nimg)
         self.saved_nimg = self.progress.nimg

@@ -11,7 +11,8 @@ import forking
 from benchmarks import scaling
 from paths import ROOT
 from training import launch
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
 
@@ -58,7 +59,7 @@ def test_text_shows_the_values_that_went_in():
 
 
 def test_setting_is_that_of_the_preset():
-    options = Options(preset="paper256", method="stylegan2", num_gpus=8)
+    options = Options(cfg="paper256", method="stylegan2", gpus=8)
     config = resolve(options, DatasetConfig(path="d", resolution=256), device="cuda")
     s, parameters = scaling.PAPER256, count_parameters(config)
     assert (s.n_G, s.n_D, s.B, s.g) == (parameters.G, parameters.D, config.batch_size, config.batch_gpu)

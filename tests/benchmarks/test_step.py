@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import statistics
 
 import click
 import pytest
@@ -14,7 +15,7 @@ from paths import ROOT
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module("benchmarks.step")
-    tiny = dict(preset="auto", channel_base=256, channel_max=32, map_depth=2)
+    tiny = dict(cfg="auto", cbase=256, cmax=32, map_depth=2)
     monkeypatch.setitem(module.SIZES, "small", (32, tiny, 4))
     monkeypatch.setitem(module.MATMUL_SIDE, "cpu", 64)
     return module
@@ -22,14 +23,14 @@ def bench(monkeypatch):
 
 @pytest.mark.parametrize("method", ["ggdr", "glead"])
 def test_baselines_compute_the_same(bench, method):
-    said = dict(size="small", device="cpu", batch=None, perceptual="random-alex", channels_last=False)
-    config, gradients = bench.configure(method, "float16", **said), {}
+    said = dict(size="small", device="cpu", batch=None, perceptual="random-alex")
+    config, gradients = bench.configure(method, "float16", "nchw", **said), {}
     for path in ("float32", *bench.BASELINES):
         step = bench.Step(config, path)
         torch.manual_seed(1)
         step.run(next(phase for phase in step.phases if phase.name == "Dmain"))
         gradients[path] = torch.cat([p.grad.flatten() for p in step.D.parameters()])
-    for path in bench.BASELINES:
+    for path in set(gradients) - {"float32"}:
         difference = gradients[path] - gradients["float32"]
         assert difference.norm() < 1e-4 * gradients["float32"].norm()
 
@@ -39,7 +40,7 @@ def test_figures(bench, tmp_path, capsys):
     threads = torch.get_num_threads()
     bench.main(["--methods=stylegan2,ggdr", "--half=float16,bfloat16", "--baseline=zero-insertion", "--repeats=2",
                 f"--threads={threads}", f"--out={out}"], standalone_mode=False)
-    assert "Time relative to the baseline" in capsys.readouterr().out
+    assert "Time of each part relative to zero-insertion" in capsys.readouterr().out
     result = json.loads(out.read_text())
     rows = {(row["method"], row["path"]): row for row in result["rows"]}
     assert rows.keys() == {(method, path) for method in ("stylegan2", "ggdr")
@@ -57,12 +58,33 @@ def test_figures(bench, tmp_path, capsys):
         assert row["gflop"]["Dmain"] > row["gflop"]["Gmain"] > 0 and row["memory_gb"] is None
     zeros, ours = (rows["stylegan2", path]["gflop"]["iteration"] for path in ("zero-insertion", "float32"))
     assert zeros > ours
-    assert rows["stylegan2", "zero-insertion"]["to_baseline"]["iteration"] == 1
-    assert rows["ggdr", "bfloat16"]["to_stylegan2"]["Dmain"] > 0
+    assert rows["stylegan2", "float32"]["ratios"].keys() == {"to zero-insertion"}
+    ggdr, stylegan2 = (rows[method, "bfloat16"]["sec"]["Dmain"] for method in ("ggdr", "stylegan2"))
+    expected = statistics.median(a / b for a, b in zip(ggdr, stylegan2))
+    assert rows["ggdr", "bfloat16"]["ratios"]["to stylegan2"]["Dmain"] == pytest.approx(expected)
+
+
+def test_paths(bench):
+    said = dict(size="small", batch=4, perceptual="random-alex", device="cpu")
+    configs = bench.configurations(["glead"], ["float16", "bfloat16"], ("nchw", "nhwc"),
+                                   ["native-convolutions", "straightforward"], **said)
+    assert [path for _, path in configs] == ["float32 nchw", "float32 nhwc", "bfloat16 nchw", "bfloat16 nhwc",
+                                             "native-convolutions", "straightforward"]
+    assert [config.G.channels_last for config in configs.values()] == [False, True, False, True, False, False]
+
+
+def test_what_a_path_computes(bench):
+    for path, own, heuristics in (("float32", None, False), ("native-convolutions", False, False),
+                                  ("cudnn-heuristics", None, True)):
+        with bench.computing(path):
+            assert bench.conv2d_gradfix.enabled is own
+            assert torch.backends.cudnn.benchmark is not heuristics
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--methods=gan"], "--methods is gan, expected some of stylegan2"),
+    (["--format=nwhc"], "--format is nwhc, expected some of nchw, nhwc"),
+    (["--baseline=none-such"], "--baseline is none-such, expected some of straightforward"),
     (["--half=none"], "--half is none at all, expected some of float16"),
 ])
 def test_mistakes(bench, arguments, message):

@@ -410,7 +410,7 @@ def test_detectors_are_checked_early(tmp_path, detector, monkeypatch):
 
 
 def test_a_standard_net_that_is_not_there_is_named_with_its_place(monkeypatch):
-    def download(url, file, timeout_sec):
+    def download(url, file):
         raise UserError(f"can't download {url}: no network")
 
     monkeypatch.setattr("dnnlib.util._download", download)

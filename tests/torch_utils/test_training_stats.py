@@ -52,7 +52,7 @@ def test_going_on_from_what_is_pending_changes_nothing():
     for stop in (None, 2, 3):
         for number, values in enumerate(iterations):
             if number == stop:
-                training_stats.restore(training_stats.pending())
+                training_stats.load_state_dict(training_stats.state_dict())
             for name, value in values.items():
                 training_stats.report(name, torch.as_tensor(value))
             training_stats.flush()

@@ -8,7 +8,8 @@ import torch
 
 from training.ada import AdaController, build_augmentation, current_strength
 from training.augment import AugmentPipe
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 
 
@@ -26,7 +27,7 @@ def config(**said):
 def test_golden_adjustments(shared, program):
     facts = json.loads((shared / f"golden/misc/train_configs_{program}.json").read_text())["loop_facts"]["ada_adjust"]
     for fact in facts:
-        base = config(aug="ada", batch_size=fact["batch"], target=fact["target"])
+        base = config(aug="ada", batch=fact["batch"], target=fact["target"])
         augment = dataclasses.replace(base.augment, ada_kimg=fact["ada_kimg"], interval=fact["interval"], p=0.25)
         pipe, ada = build_augmentation(dataclasses.replace(base, augment=augment), torch.device("cpu"))
         positive = round((1 + fact["sign_mean"]) / 2 * 100)

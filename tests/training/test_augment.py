@@ -10,9 +10,10 @@ import scipy.special
 import torch
 import torch.nn.functional as F
 
-from torch_utils.formats.network_pickle import read_network_pickle, save_network_pkl
+from torch_utils.formats import read_networks
+from torch_utils.formats.network_pickle import save_network_pkl
 from training import augment
-from training.augment import AugmentPipe, Draws, Geometry, PercentileDraws
+from training.augment import AugmentPipe, Geometry, PercentileDraws, TransformDraws
 from training.networks import Generator
 
 GEOMETRY = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
@@ -30,7 +31,7 @@ class StoredNoise(PercentileDraws):
         return self.noise
 
 
-class StoredDraws(Draws):
+class StoredDraws(TransformDraws):
     def __init__(self, p, draws):
         super().__init__(4, p)
         self.draws = draws
@@ -104,7 +105,7 @@ def test_golden_random_path(golden):
 # What the transforms are.
 
 
-class Chosen(Draws):
+class Chosen(TransformDraws):
     """All transforms happen where the gate's name is listed; values are given by name, else neutral."""
 
     def __init__(self, n, **values):
@@ -216,9 +217,9 @@ def test_band_gains_act_on_their_frequencies():
 
 
 def test_band_gains_keep_the_expected_power():
-    gains = AugmentPipe(imgfilter=1).draw(Draws(50, 1.0), num_channels=3).gains
+    gains = AugmentPipe(imgfilter=1).draw(TransformDraws(50, 1.0), num_channels=3).gains
     # Each of the four steps keeps it for what was white before; the first one alone does so exactly.
-    one = AugmentPipe(imgfilter=1, imgfilter_bands=[0, 1, 0, 0]).draw(Draws(50, 1.0), num_channels=3).gains
+    one = AugmentPipe(imgfilter=1, imgfilter_bands=[0, 1, 0, 0]).draw(TransformDraws(50, 1.0), num_channels=3).gains
     power = (np.array([10, 1, 1, 1]) / 13 * one**2).sum(1)
     np.testing.assert_allclose(power, 1)
     assert gains.shape == (50, 4) and (gains.std(0) > 0).all()
@@ -265,7 +266,7 @@ def test_strength_zero_changes_nothing_and_draws_follow_p():
     assert torch.equal(pipe(x), x)
     pipe.p.fill_(0.3)
     n = 4000
-    t = pipe.draw(Draws(n, 0.3), num_channels=3)
+    t = pipe.draw(TransformDraws(n, 0.3), num_channels=3)
     g = t.geometry
     turned = ~(np.isclose(g.warp[:, 0, 1], 0) & np.isclose(g.warp[:, 1, 0], 0))
     rates = {
@@ -377,7 +378,7 @@ def test_pickles_travel(tmp_path):
                   synthesis_kwargs={"channel_base": 32, "channel_max": 4})
     save_network_pkl(tmp_path / "net.pkl", dict(G_ema=G, augment_pipe=pipe))
     with open(tmp_path / "net.pkl", "rb") as f:
-        loaded = read_network_pickle(f)["augment_pipe"]
+        loaded = read_networks(f)["augment_pipe"]
     x = random_images(2, 3, 16, 16)
     assert float(loaded.p) == 0.375 and loaded.rotate_max == 0.25
     assert torch.equal(loaded(x, debug_percentile=0.7), pipe(x, debug_percentile=0.7))

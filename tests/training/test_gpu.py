@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.soak import small_config
 from torch_utils import training_stats
-from training import run_state
+from torch_utils.state import capture
 from training.runs.training_state import list_states, read_state
 from training.training_loop import Trainer
 
@@ -29,14 +29,14 @@ def same_draws(monkeypatch, small_grids):
     monkeypatch.setattr(torch, "randn_like", lambda x: randn(x.shape, dtype=x.dtype).to(x.device))
     monkeypatch.setattr(Trainer, "_write_snapshot", lambda self: None)
     yield
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 @pytest.fixture
 def make_trainer(tiny_dataset, tmp_path):
     """`make_trainer(device, "--option", ..., resume=None)`; batches of 8 images of 16x16 in two parts."""
     def make(device, *options, resume=None):
-        training_stats.restore({})
+        training_stats.load_state_dict({})
         net = ["--reg_loss_real=lpips", "--perceptual=random-vgg"] if "--method=glead" in options[0] else []
         config = small_config(tiny_dataset, "--cbase=512", "--cmax=32", "--batch-gpu=4", *net, *options)
         if config.augment is not None:
@@ -107,9 +107,9 @@ def test_states_go_from_device_to_device(make_trainer, first, second):
     state = read_state(list_states(trainer.run_dir)[0].path)
     assert state["progress"]["iteration"] == 4 and 0.5 != float(state["networks"]["augment_pipe"]["p"]) == p
     resumed = make_trainer(second, *options, resume="newest")
-    again = run_state.capture(resumed)
+    again = capture(resumed.parts())
     assert same(state["networks"], again["networks"]) and same(state["optimizers"], again["optimizers"])
-    assert same({k: state[k] for k in ("pl_mean", "ada_signs")}, {k: again[k] for k in ("pl_mean", "ada_signs")})
+    assert same({k: state[k] for k in ("loss", "ada")}, {k: again[k] for k in ("loss", "ada")})
     before = resumed.G.mapping.fc0.weight.clone()
     resumed.step(resumed.next_batch())
     assert all(p.isfinite().all() for p in (*resumed.G.parameters(), *resumed.D.parameters()))

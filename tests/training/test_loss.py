@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.training.lpips_small import small_lpips
 from torch_utils import training_stats
 from training.augment import AugmentOutput
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, LossConfig, discriminator_kwargs, generator_kwargs
 from training.loss import Batch, StyleGAN2Loss
 from training.networks import Discriminator, DiscriminatorOutput, Generator
@@ -375,7 +376,7 @@ class WeightGradients(TorchDispatchMode):
 
 
 def built_as_configured(method, **options):
-    config = resolve(Options(method=method, aug="noaug", channel_base=256, channel_max=32, batch_size=4, map_depth=2,
+    config = resolve(Options(method=method, aug="noaug", cbase=256, cmax=32, batch=4, map_depth=2,
                              perceptual="random-alex" if method.startswith("glead") else None, **options),
                      DatasetConfig(path="random", resolution=32), device="cpu")
     torch.manual_seed(0)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from training.config.presets import Options, resolve
+from training.config.options import Options
+from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, OptimizerConfig, discriminator_kwargs, generator_kwargs
 from training.ema import ema_beta, update_ema
 from training.loss import Batch, StyleGAN2Loss
@@ -71,9 +72,9 @@ def test_guard_replaces_and_counts():
     guard.process(net)
     assert net[0].weight.grad[0].tolist() == [0, 1e5, -1e5]
     assert (net[0].weight.grad[1:] == 1).all() and (net[2].weight.grad == 1).all() and (net[2].bias.grad == 0).all()
-    assert guard.end_iteration() == 3 and guard.state() == 1
+    assert guard.end_iteration() == 3 and guard.state_dict() == {"streak": 1}
     guard.process(net)
-    assert guard.end_iteration() == 0 and guard.state() == 0
+    assert guard.end_iteration() == 0 and guard.state_dict() == {"streak": 0}
 
 
 def test_gradients_keep_the_layout_of_their_parameters():
@@ -105,7 +106,7 @@ def test_every_parameter_takes_a_step_in_every_phase():
     With beta1 = 0 they stay where they are, and Adam's second moment decays: by the closed form after 16 steps with
     gradients of 1 and one without.
     """
-    config = resolve(Options(method="glead", channel_base=64, channel_max=8),
+    config = resolve(Options(method="glead", cbase=64, cmax=8),
                      DatasetConfig(path="d", resolution=32), device="cpu")
     G, D = Generator(**generator_kwargs(config)), Discriminator(**discriminator_kwargs(config))
     phases = {phase.name: phase for phase in build_phases(config, StyleGAN2Loss(G, D, config=config.loss))}

@@ -18,19 +18,12 @@ from benchmarks.soak import differences, fork_training, small_config
 from dnnlib.util import EasyDict, UserError
 from torch_utils import training_stats
 from torch_utils.formats import network_pickle
-from training import run_state, snapshot, training_loop
+from training import snapshot, training_loop
 from training.launch import Job, run_rank, write_options
 from training.runs import checkpoints, evaluation, run_log, training_state
+from training.runs.checkpoints import PickleNames
 from training.runs.run_log import Progress
-from training.runs.training_state import (
-    PickleNames,
-    list_pickles,
-    list_states,
-    pickle_path,
-    read_state,
-    state_path,
-    write_state,
-)
+from training.runs.training_state import list_pickles, list_states, pickle_path, read_state, state_path, write_state
 from training.training_loop import Trainer
 
 METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
@@ -52,7 +45,7 @@ MOMENTS = [
 
 @pytest.fixture(autouse=True)
 def start_afresh(small_grids, warm):
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 def kill_in(owner, name, call):
@@ -182,7 +175,6 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
     """Their checksums are right: another program, or another version, wrote them."""
     config, run_dir = run
     training_loop.run_training(dataclasses.replace(config, total_kimg=0.008), str(run_dir))
-    trainer = Trainer(config, str(run_dir), resume="newest")
     good = read_state(list_states(run_dir)[0].path)
     path = state_path(run_dir, 8)
     deep = []
@@ -190,29 +182,28 @@ def test_states_that_do_not_fit_are_refused_in_one_line(run):
         deep = [deep]
     layer = "mapping.fc0.weight"
     for where, value in (
-        ("progress", None), ("progress.tick", None), ("progress", dict(nimg=-8, iteration=0, tick=0)),
-        ("log.record", deep), ("stats", {"a": [1, 2]}), ("saved", "../elsewhere.pkl"), ("saved", None),
-        ("unfinished_tick", None), ("unfinished_tick", 1), ("ada_signs", None), ("networks.G", None),
-        ("networks.D", {}),
+        ("progress", None), ("progress.tick", None), ("progress.nimg", -8), ("log.record", deep),
+        ("log.more", 1), ("stats", {"a": [1, 2]}), ("pickles.last", "../elsewhere.pkl"), ("pickles.last", None),
+        ("tick.snapshot_pkl", "../elsewhere.pkl"), ("tick.pending", None), ("tick.pending", 1), ("networks.G", None),
+        ("networks.D", {}), ("guard", {}), ("loss.pl_mean", torch.zeros(3)), ("ada", {"signs": torch.zeros(2)}),
         ("networks.G", good["networks"]["G"] | {"more": torch.zeros(1)}), ("optimizers.G", {99: {}}),
         (f"networks.G.{layer}", torch.zeros(2, 3)), (f"networks.G.{layer}", "large"), ("optimizers.D", None),
-        ("optimizers.D.0.exp_avg", torch.zeros(1)), ("pl_mean", torch.zeros(3)), ("ada_signs", torch.zeros(2)),
+        ("optimizers.D.0.exp_avg", torch.zeros(1)),
     ):
         state = parent = copy.deepcopy(good)
         first, _, rest = where.partition(".")
         names = [first, *(rest.split(".", 1) if first == "networks" else rest.split("."))] if rest else [first]
         for name in names[:-1]:
             parent = parent[int(name) if name.isdecimal() else name]
-        parent.pop(names[-1])
+        parent.pop(names[-1], None)
         if value is not None:
             parent[names[-1]] = value
         write_state(path, state)
         before = content_of(run_dir)
         with pytest.raises(UserError) as caught:
-            run_state.restore(trainer, run_state.find(run_dir, "newest"), anyway=False)
+            Trainer(config, str(run_dir), resume="newest")
         assert str(caught.value).startswith(f"training state {path} does not fit this run: {where}")
         assert content_of(run_dir) == before
-    trainer.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -223,11 +214,11 @@ def snapshot_names(total_kimg, *, tick, snap, stops=()):
     """Names of the pickles of a run that is stopped at some positions, each time it gets there: the due ones, all."""
     log = object.__new__(run_log.RunLog)
     log.config = EasyDict(total_kimg=total_kimg, kimg_per_tick=tick, snapshot_ticks=snap)
-    log.tick_start_nimg = 0
-    pickles, progress, due_names, names, positions, stops = PickleNames("run"), Progress(), [], [], {}, list(stops)
+    log.tick_start_nimg, log.progress = 0, Progress()
+    pickles, progress, due_names, names, positions, stops = PickleNames("run"), log.progress, [], [], {}, list(stops)
 
     def save(due):
-        pickles.choose(progress.nimg, None if due else log.next_due_nimg(progress.tick))
+        pickles.choose(progress.nimg, None if due else log.next_due_nimg())
         names.append(pickles.last.stem[17:])
         due_names.extend(names[-1:] if due else [])
         assert positions.setdefault(names[-1], progress.nimg) == progress.nimg, "no pickle replaces another one"
@@ -236,11 +227,11 @@ def snapshot_names(total_kimg, *, tick, snap, stops=()):
         if stops and progress.nimg >= stops[0]:
             del stops[0]
             save(due=False)
-            state, pickles = pickles.state(), PickleNames("run")
-            pickles.restore(state, None)
+            state, pickles = pickles.state_dict(), PickleNames("run")
+            pickles.load_state_dict(state)
         progress.nimg += 8
         done = progress.nimg >= total_kimg * 1000
-        if done or progress.tick == 0 or progress.nimg - log.tick_start_nimg >= tick * 1000:
+        if log.is_tick_over():
             if done or snap and progress.tick % snap == 0:
                 save(due=True)
             log.tick_start_nimg = progress.nimg
@@ -399,7 +390,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(run, monkeypatch, capsys,
     with full_disk(monkeypatch, writes=4) as failed:
         training_loop.run_training(config, str(run_dir), resume="newest")
     out = capsys.readouterr().out
-    assert len(failed) == 4 and out.count("No space left on device; training goes on, and tries again") >= 4
+    assert len(failed) == 4 and out.count("No space left on device; training continues, and tries again") >= 4
     assert "stats.jsonl" in out and "training-state" in out and "network-snapshot" in out and "fakes" in out
     assert before.nimg == 8 and [s.nimg for s in list_states(run_dir)] == [64, 56]
     lost = pickle_path(straight, 24, exact=True)

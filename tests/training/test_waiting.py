@@ -81,9 +81,9 @@ def make_trainer(monkeypatch, tmp_path):
                 phase.opt.step = lambda: None
         return trainer
 
-    monkeypatch.setattr(Trainer, "_start_logs", lambda self, state: None)
+    monkeypatch.setattr(Trainer, "_start_logs", lambda self, first_start: None)
     yield make
-    training_stats.restore({})
+    training_stats.load_state_dict({})
 
 
 @pytest.mark.parametrize("device", ["meta", gpu])

@@ -1,4 +1,4 @@
-"""Networks in the formats of other tools, beside network pickles: safetensors, state dicts by torch.save, ONNX.
+"""Network files: network pickles, safetensors, state dicts by torch.save, ONNX.
 
 | module             | suffix         | holds                                                             |
 |--------------------|----------------|-------------------------------------------------------------------|
@@ -7,29 +7,27 @@
 | `state_dict_file`  | `.pt`          | generators of the skip architecture, under rosinality's names     |
 | `onnx_file`        | `.onnx`        | one generator, as a graph that other run-time systems execute     |
 
-`read_networks` tells them apart by their content. Reading never runs code from a file: what a file describes is built
-by this project's constructors and filled with tensors, whose names and shapes have to fit.
+`read_networks` tells them apart by their content. Reading never runs code from a file: this project's constructors
+build the networks that a file describes, and its tensors fill them. Names and shapes of the tensors have to fit.
 """
 
-import io
 import os
-from typing import Any, BinaryIO, Callable, NamedTuple, Sequence
+from typing import Any, BinaryIO, NamedTuple, Sequence
 
 from dnnlib.util import UserError
 
 from . import network_pickle
 
-_HEAD_BYTES = 16
 _PICKLED_TORCH_SAVE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before PyTorch 1.6.
 
 
 class Format(NamedTuple):
-    """What can be written in a format."""
+    """Properties of a format."""
 
     suffix: str
     keys: tuple[str, ...]   # Those of `network_pickle.KEYS` that it can hold.
-    lossless: bool          # Whether reading it back gives the same arguments and, bit for bit, the same tensors.
-    tolerance: float        # How much images may change on the way; times their largest value, if that is above 1.
+    lossless: bool          # Whether a file, read again, gives the same arguments and, bit for bit, the same tensors.
+    tolerance: float        # How much images may change by conversion, relative to the largest value (1 if it is less).
 
 
 FORMATS = {
@@ -45,50 +43,43 @@ def read_networks(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | 
 
     Args:
         file:  Open in binary mode.
-        trust: Use the ordinary unpickler for network pickles, and run the source in them. The other formats hold none.
+        trust: Use the ordinary unpickler for network pickles, and run the source code that they carry. Other formats
+               hold no code.
         only:  Build only these of `network_pickle.KEYS`; the others are None.
 
     Returns:
         A dict with the keys `network_pickle.KEYS`; modules are on the CPU, None stands for what the file lacks.
 
     Raises:
-        UserError: The file is of no such format, damaged, or holds networks of another architecture. The message is one
-            line and begins with the file's name.
+        UserError: The file is of no such format, is damaged, asks for globals that are refused, or holds networks of
+            another architecture. The message is one line and begins with the file's name.
     """
-    if not file.seekable():
-        file = io.BytesIO(network_pickle.read_all(file))
-    start = file.tell()
-    read = _reader(file.read(_HEAD_BYTES))
-    file.seek(start)
-    if read is None:
-        return network_pickle.read_network_pickle(file, trust=trust, only=only)
     name = getattr(file, "name", None)
-    name = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
+    path = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
     try:
-        return dict.fromkeys(network_pickle.KEYS) | read(network_pickle.read_all(file), path=name, only=only)
+        return dict.fromkeys(network_pickle.KEYS) | _read(network_pickle.read_all(file), path, trust, only)
     except UserError as e:
-        raise UserError(str(e) if name is None else f"{name}: {e}") from e
+        raise UserError(str(e) if path is None else f"{path}: {e}") from e
 
 
-def _reader(head: bytes) -> Callable[..., dict[str, Any]] | None:
-    """The function that reads a file which begins so; None = a pickle, or nothing known."""
-    if head.startswith((b"PK\x03\x04", _PICKLED_TORCH_SAVE)):
+def _read(data: bytes, path: str | None, trust: bool, only: Sequence[str] | None) -> dict[str, Any]:
+    if data.startswith((b"PK\x03\x04", _PICKLED_TORCH_SAVE)):
         from . import state_dict_file
-        return state_dict_file.read
-    if is_safetensors(head):
+        return state_dict_file.read(data, only=only)
+    if is_safetensors(data):
         from . import safetensors_file
-        return safetensors_file.read
-    if is_onnx(head):
+        return safetensors_file.read(data, path=path, only=only)
+    if is_onnx(data):
         from . import onnx_file
-        return onnx_file.read
-    return None
+        return onnx_file.read(data, only=only)
+    return network_pickle.read(data, trust=trust, only=only)
 
 
 def is_safetensors(head: bytes) -> bool:
-    """By the size of the header (less than 4 GiB), and its first byte."""
+    """Recognise a safetensors file by the size of its header (less than 4 GiB), and the header's first byte."""
     return head[4:9] == b"\0\0\0\0{"
 
 
 def is_onnx(head: bytes) -> bool:
-    """By the fields of ONNX's ModelProto: its version, and any other."""
+    """Recognise an ONNX file by the first two fields of its ModelProto: the version, and any other."""
     return len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"

@@ -1,11 +1,11 @@
-"""Pickles read as data: by the ordinary unpickler, which finds only stand-ins of this module.
+"""Reads pickles as data, with the ordinary unpickler, which gets only functions of this module.
 
-Globals are known by their *names*; nothing is imported. Each allowed one stands for a function of this module: an
-object of a persistent class becomes a `ModuleRecord`, a tensor a `TensorRecord`, which is a view of bytes in the file.
-Any other global is noted as refused, and what the file does with it has no effect.
+Pickles ask for globals by name. Nothing is imported: an allowed name stands for a function of this module. An object of
+a persistent class becomes a `ModuleRecord`, and a tensor a `TensorRecord`, which is a view of bytes in the file. Other
+names are noted as refused, and using them has no effect.
 
-The ordinary unpickler trusts the file with time and memory. So `_check` goes through all operations first, without
-carrying them out, and refuses those that would take more than the size of the file accounts for.
+The ordinary unpickler does not limit time and memory. So `_check` goes through all operations first, without executing
+them, and refuses a pickle that would take more than its size accounts for.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ from dnnlib.util import UserError
 from .. import persistence
 from .module_state import ModuleRecord, TensorRecord
 
-_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, calls as they count here.
-_CALL_OPCODES = 10       # A call counts as so many.
-_MAX_REFUSED = 100       # Names that are noted.
+_MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, with calls counted as below.
+_CALL_OPCODES = 10       # A call counts as this number of operations.
+_MAX_REFUSED = 100       # How many refused names are noted.
 
 
 class Content(NamedTuple):
-    """What a pickle holds."""
+    """The content of a pickle."""
 
     value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
-    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted; if any, `value` is of no use.
+    refused: list[str]     # Globals that are not allowed, as `module.name`, sorted. If there are any, ignore `value`.
 
 
 def loads(data: bytes) -> Content:
@@ -45,15 +45,39 @@ def loads(data: bytes) -> Content:
         data: A pickle; the tensors in the result are views of it, and must not be written to.
 
     Returns:
-        The content, and the names of the globals that it asks for and that are not allowed. Strings of Python 2 are
-        bytes.
+        The content, and the globals that it asks for and that are not allowed. Strings of Python 2 are bytes.
 
     Raises:
         UserError: The pickle is truncated or damaged, or does what no network pickle does.
     """
-    unpickler = _Unpickler(data)
+    return _read(_Unpickler(data), _Views(data))
+
+
+def check_torch_save(data: bytes, num_pickles: int) -> list[str]:
+    """Go through pickles of a file by torch.save before `torch.load(weights_only=True)` does.
+
+    That function runs no code from a file, but a tiny file can keep it busy without end.
+
+    Args:
+        data:        Begins with the pickles.
+        num_pickles: How many there are.
+
+    Returns:
+        The globals that are neither tensors nor plain data, as `module.name`.
+
+    Raises:
+        UserError: A pickle is truncated or damaged, or does what torch.save does not do.
+    """
+    stream, refused = _Views(data), set()
+    for _ in range(num_pickles):
+        refused.update(_read(_TorchSaveUnpickler(data, stream.tell()), stream).refused)
+    return sorted(refused)
+
+
+def _read(unpickler: "_Unpickler", stream: "_Views") -> Content:
+    """Check the pickle at the stream's position, and read it. The position is behind it then."""
     try:
-        _check(data)
+        _check(stream, persistent_ids=isinstance(unpickler, _TorchSaveUnpickler))
         return Content(unpickler.load(), sorted(unpickler.refused))
     except (
         pickle.UnpicklingError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError,
@@ -68,9 +92,9 @@ def loads(data: bytes) -> Content:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the ordinary unpickler must not meet.
+# What the ordinary unpickler must not execute.
 
-_UNEXPECTED = frozenset("PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
+_UNEXPECTED = frozenset("PERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
 _CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
 _PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
 _GETS = frozenset("GET BINGET LONG_BINGET".split())
@@ -85,31 +109,31 @@ _KEYS = {  # Where keys stand among what an operation takes from the stack, the 
 }
 
 
-def _check(data: bytes) -> None:
+def _check(stream: "_Views", *, persistent_ids: bool) -> None:
     """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
 
-    The stack and the memo change here as they do in the unpickler. For each value, they only say whether it may be a
+    The stack and the memo change here as they do in the unpickler. Instead of a value, they hold whether it may be a
     key of a dict or a member of a set.
     """
     stack: list[bool | None] = []  # None = a mark.
     memo: dict[int, bool | None] = {}
     num_opcodes = frame_end = 0
-    for opcode, arg, position in pickletools.genops(_Views(data)):
+    for opcode, arg, position in pickletools.genops(stream):
         name, before = opcode.name, opcode.stack_before
         num_opcodes += _CALL_OPCODES if name in _CALLS else 1
         if num_opcodes > _MAX_OPCODES:
             raise ValueError("too many operations")
-        if name in _UNEXPECTED or opcode.proto > 5:
+        if name in _UNEXPECTED or opcode.proto > 5 or name == "BINPERSID" and not persistent_ids:
             raise ValueError(f"unexpected operation {name}")
         if position == frame_end:
             frame_end = 0
-        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would read on somewhere else
+        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would continue somewhere else
             raise ValueError("a frame that ends within an operation")
         if name == "FRAME":
             frame_end = position + 9 + arg
         if name in _PUTS:
             index = len(memo) if arg is None else arg
-            if index >= _MAX_OPCODES:  # the unpickler's memo is an array of so many
+            if index >= _MAX_OPCODES:  # the unpickler's memo is an array that reaches to this index
                 raise ValueError("a number of the memo out of range")
             memo[index] = stack[-1]
         elif name in _GETS:
@@ -132,7 +156,7 @@ def _check(data: bytes) -> None:
 
 
 class _Views(io.BytesIO):
-    """Gives large pieces as views: only their lengths matter, and what copies of them take stays with the process."""
+    """Gives large pieces as views instead of copies: only their lengths matter."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -149,14 +173,16 @@ def _is_key(value: Any) -> bool:
     """Whether a value is hashed and compared quickly, and can't be chosen to collide with many others."""
     if isinstance(value, (str, bytes)):
         return len(value) <= 1000
-    return value is None or isinstance(value, int) and abs(value) < 1 << 31
+    return value is None or isinstance(value, int) and abs(value) < 1 << 60
 
 
 class _Unpickler(pickle.Unpickler):
-    """Takes every global for a stand-in."""
+    """Finds a function of this module, or something inert, for every global."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        file = io.BytesIO(data)
+        file.seek(start)
+        super().__init__(file, encoding="bytes")
         self.refused: set[str] = set()
         self._stand_ins: dict[str, type] = {}
         work_left = 2 * len(data) + (1 << 18)
@@ -172,9 +198,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         name = f"{module[:100]}.{name[:100]}"
         if name not in _GLOBALS:
-            if len(self.refused) < _MAX_REFUSED:
-                self.refused.add(name[:100])
-            return _Refused
+            return self._refuse(name)
         target = _GLOBALS[name]
         if not callable(target):
             return target
@@ -182,11 +206,29 @@ class _Unpickler(pickle.Unpickler):
             self._stand_ins[name] = _stand_in(target, self._charge)
         return self._stand_ins[name]
 
+    def _refuse(self, name: str) -> type:
+        if len(self.refused) < _MAX_REFUSED:
+            self.refused.add(name[:100])
+        return _Inert
+
+
+class _TorchSaveUnpickler(_Unpickler):
+    """Takes every global and every storage for something that does nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _DictWithAttributes
+        name = f"{module[:100]}.{name[:100]}"
+        return _Inert if name in _TORCH_SAVE_GLOBALS else self._refuse(name)
+
+    def persistent_load(self, pid: Any) -> "_Inert":
+        return _Inert()
+
 
 def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
-    """A class, as NEWOBJ takes nothing else, that gives what `function` returns in place of instances.
+    """A class that, when it is called, returns what `function` returns: the operation NEWOBJ accepts only classes.
 
-    `charge` counts the sizes of arguments: a small file could have a large string copied endlessly.
+    `charge` counts the sizes of arguments, because a small file could have a large string copied endlessly.
     """
 
     def new(_cls: type, *args: Any) -> Any:
@@ -196,15 +238,15 @@ def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
     return type("stand_in", (), {"__new__": new, "__setstate__": None})  # None: nothing can be set in it
 
 
-class _Refused:
-    """Stands for a global that is not allowed, and for whatever comes of using it."""
+class _Inert:
+    """Stands for a global that is not allowed, or of no interest, and for whatever comes of using it."""
 
     __slots__ = ()
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
-    def _ignore(self, *_args: Any, **_kwargs: Any) -> "_Refused":
+    def _ignore(self, *_args: Any, **_kwargs: Any) -> "_Inert":
         return self
 
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
@@ -219,6 +261,16 @@ class _Dict(dict):
     def __setstate__(self, state: Any) -> None:
         if state:
             raise ValueError("an attribute is set where none is known")
+
+
+class _DictWithAttributes(_Dict):
+    """The result of `state_dict()`, which has an attribute `_metadata`.
+
+    As `_Dict`, it takes no arguments: a key among them could take endless time to hash.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -239,7 +291,7 @@ def _make_set(items: list[Any]) -> set:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Protocol 2 writes bytes so."""
+    """Protocol 2 writes bytes as encoded text."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("text in an unexpected encoding")
     return text.encode("latin-1")
@@ -288,7 +340,7 @@ _MAX_HEADER = 100                            # Operations in each pickle of a st
 def _storage(data: bytes) -> TensorRecord:
     """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data.
 
-    The pickles are not carried out: what they hold is known from the arguments of their operations.
+    The pickles are not executed: the arguments of their operations tell what they hold.
     """
     if not isinstance(data, bytes):
         raise ValueError("a storage without bytes")
@@ -306,7 +358,7 @@ def _storage(data: bytes) -> TensorRecord:
 
 
 def _literals(stream: io.BytesIO) -> list[Any]:
-    """The arguments of the operations of the next pickle, but for those of the memo."""
+    """The arguments of the operations in the next pickle, except those of the memo."""
     operations = list(itertools.islice(pickletools.genops(stream), _MAX_HEADER))
     if operations[-1][0].name != "STOP":
         raise ValueError("a storage in an unknown format")
@@ -383,7 +435,7 @@ class Array:
 
 
 class TfNetwork:
-    """What stands for a network of TensorFlow: its name, options and variables, see `tf_pickle`."""
+    """Stands for a network of TensorFlow. Its state holds the name, options and variables; see `tf_pickle`."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -426,3 +478,8 @@ _GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a
     **{f"{module}.numeric._frombuffer": _array_of_buffer for module in ("numpy.core", "numpy._core")},
     "dnnlib.tflib.network.Network": TfNetwork,
 }
+_TORCH_SAVE_GLOBALS = frozenset({
+    *(name for name in _GLOBALS if name.startswith("torch.")),
+    *(kind.replace(" ", ".") for kind in _STORAGE_DTYPES),
+    "argparse.Namespace",  # training programs save their options so
+})

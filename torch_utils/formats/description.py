@@ -17,31 +17,39 @@ import torch
 
 from dnnlib.util import UserError, to_easydict
 
-from ..persistence import find_class
-from .module_state import check_tensors, construct
+from .. import persistence
+from .module_state import CLASS_OF, build_module
 
 FORMAT = "glead-networks"
 VERSION = 1
-CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
 MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
-_MAX_LAYERS = 100
+
+
+def check_class(cls: type, key: str) -> None:
+    """Raise UserError unless a network of a persistent class can stand under `key` of a file.
+
+    Each class of this project has its place. Others may be anything that is a module.
+    """
+    ours = cls.__module__ in persistence.OUR_MODULES
+    if ours and cls.__name__ != CLASS_OF[key] or not issubclass(cls, torch.nn.Module):
+        raise UserError(f"{key} is of class {cls.__name__}, expected {CLASS_OF[key]}")
 
 
 def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
     """The description of networks.
 
     Args:
-        networks: Some of `network_pickle.KEYS`; None = not there.
+        networks: Some of `network_pickle.KEYS`; None = without it.
 
     Raises:
         UserError: A constructor's argument is no plain data.
     """
     modules = {}
-    for key, class_name in CLASS_OF.items():
+    for key in CLASS_OF:
         module = networks.get(key)
         if module is not None:
             modules[key] = {
-                "class_name": class_name,
+                "class_name": type(module).__name__,
                 "init_args": _plain(list(module.init_args), f"the arguments of {key}"),
                 "init_kwargs": _plain(dict(module.init_kwargs), f"the arguments of {key}"),
             }
@@ -50,7 +58,7 @@ def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_of(networks: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Copies of all tensors, on the CPU, contiguous, none sharing memory with another."""
+    """Contiguous copies of all tensors on the CPU. No two of them share memory."""
     return {
         f"{key}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key in CLASS_OF if networks.get(key) is not None
@@ -59,10 +67,10 @@ def tensors_of(networks: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def parse(text: bytes | str) -> dict[str, Any]:
-    """Check that a description is one of ours, of a version that is known.
+    """Read the JSON of a description.
 
     Raises:
-        UserError: It isn't.
+        UserError: It is damaged, or of an unknown version.
     """
     if len(text) > MAX_JSON_BYTES:
         raise UserError(f"its description of networks is longer than {MAX_JSON_BYTES >> 20} MiB")
@@ -78,8 +86,8 @@ def parse(text: bytes | str) -> dict[str, Any]:
     for key, entry in found["networks"].items():
         if key not in CLASS_OF:
             raise UserError(f"its description holds an unknown network {key[:40]!a}; known: {', '.join(CLASS_OF)}")
-        if not isinstance(entry, dict) or entry.get("class_name") != CLASS_OF[key]:
-            raise UserError(f"its description of {key} is no {CLASS_OF[key]}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+            raise UserError(f"its description of {key} lacks the name of a class")
         if not isinstance(entry.get("init_args"), list) or not isinstance(entry.get("init_kwargs"), dict):
             raise UserError(f"its description of {key} lacks constructor arguments")
     if not isinstance(found.get("training_set_kwargs"), dict | None):
@@ -94,14 +102,14 @@ def build(
 
     Args:
         description: As `parse` returns it.
-        tensors:     By name, `G_ema.synthesis.b4.const`; names of networks that aren't described are refused.
+        tensors:     By name, such as `G_ema.synthesis.b4.const`.
         only:        Build only these.
 
     Returns:
-        The networks (frozen, in eval mode, on the CPU) and `training_set_kwargs`, where there are such.
+        The networks (frozen, in eval mode, on the CPU) and, if the file has them, `training_set_kwargs`.
 
     Raises:
-        UserError: Tensors are missing, too many, or of another shape; the message names the first of them.
+        UserError: A tensor is missing, unknown or of another shape. The message names it.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {key: {} for key in description["networks"]}
     for name, tensor in tensors.items():
@@ -118,40 +126,20 @@ def build(
 
 
 def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    with torch.device("meta"):  # shapes without memory: what the file declares may be far larger than what it holds
-        check_tensors(_construct(key, entry), tensors, prefix=f"{key}.")
-    module = _construct(key, entry)
-    module.load_state_dict(tensors)
-    return module.eval().requires_grad_(False)
-
-
-def _construct(key: str, entry: Mapping[str, Any]) -> torch.nn.Module:
-    args, kwargs = to_easydict(entry["init_args"]), to_easydict(entry["init_kwargs"])
-    for options in (kwargs, *args, *kwargs.values()):
-        if isinstance(options, dict) and _is_large(options.get("num_layers")):  # layers take time even without memory
-            count = options["num_layers"]
-            raise UserError(f"its {key} has {count} layers in a mapping network; up to {_MAX_LAYERS} are read")
-    return construct(find_class(CLASS_OF[key]), {"_init_args": args, "_init_kwargs": kwargs})
-
-
-def _is_large(num_layers: Any) -> bool:
-    return isinstance(num_layers, (int, float)) and num_layers > _MAX_LAYERS
-
-
+    try:
+        cls = persistence.find_class(entry["class_name"])
+    except UserError as e:
+        raise UserError(f"{key} is of class {entry['class_name'][:80]!a}, which this project doesn't define") from e
+    check_class(cls, key)
+    arguments = {f"_{name}": to_easydict(entry[name]) for name in ("init_args", "init_kwargs")}
+    return build_module(cls, {**arguments, "_parameters": tensors}, prefix=f"{key}.")
 
 
 def _plain(value: Any, where: str) -> Any:
-    """As JSON can hold it: tuples become lists, NumPy's numbers and arrays Python's."""
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise UserError(f"{where} hold a dict whose keys are no strings: JSON can't hold it")
-        return {key: _plain(item, where) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), where)
-    if isinstance(value, np.generic):
-        return _plain(value.item(), where)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise UserError(f"{where} hold a {type(value).__name__}: JSON can't hold it")
+    """The value as JSON gives it back: tuples become lists, NumPy's numbers and arrays Python's."""
+    def default(item: Any) -> Any:
+        if isinstance(item, (np.ndarray, np.generic)):
+            return item.tolist()
+        raise UserError(f"{where} hold a {type(item).__name__}: JSON can't hold it")
+
+    return json.loads(json.dumps(value, default=default))

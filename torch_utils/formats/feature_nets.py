@@ -1,4 +1,4 @@
-"""Feature nets from files: the one place that tells their formats apart, opens them, and decides what may be run.
+"""Feature nets from files: recognises their formats, opens them, and decides what may be run.
 
 | format      | what it is                                          | opens                                         |
 |-------------|-----------------------------------------------------|-----------------------------------------------|
@@ -7,10 +7,10 @@
 | DINOv2      | the authors' weights; the package timm has the net  | always: it is data                            |
 | TorchScript | a program                                           | if its SHA-256 is among the known ones        |
 
-The known ones stand in `known-nets.txt` in the cache folder: those that the user said to trust (`trust_net`), each with
-the place where it came from.
+`known-nets.txt` in the cache folder lists the nets that the user has trusted (`trust_net`), with the paths and URLs
+that they came from.
 
-Every net is called in the way of NVIDIA's feature nets; `CALL_OPTIONS` has the arguments for each of the outputs.
+Nets are called as NVIDIA's feature nets are; `CALL_OPTIONS` has the arguments for each output.
 """
 
 import contextlib
@@ -90,18 +90,18 @@ def open_net(source: str | os.PathLike, device: str | torch.device, *, trusted: 
 
 
 def origins(digest: str) -> list[str]:
-    """Where the known net of this SHA-256 came from, paths and URLs; empty for nets that are not known."""
+    """The paths and URLs that the net of this SHA-256 came from; empty for an unknown net."""
     return [origin for known, origin in _known() if known == digest]
 
 
 def trust_net(source: str | os.PathLike, *, always_the_same: bool = False) -> None:
-    """From now on, open the TorchScript net at a path or URL wherever this very file lies; others need no trust.
+    """Trust the TorchScript net at a path or URL from now on, wherever a copy of it lies. Other formats need no trust.
 
     Args:
-        always_the_same: Trust the first content that comes from this source, and no other one later.
+        always_the_same: Trust only the first content that ever came from this source.
 
     Raises:
-        UserError: The file can't be had; or it is `always_the_same`, and has changed.
+        UserError: The file can't be had, or has changed although it should be `always_the_same`.
     """
     data = _read(source)
     if not always_the_same and not _is_torchscript(data):
@@ -118,7 +118,7 @@ def trust_net(source: str | os.PathLike, *, always_the_same: bool = False) -> No
 
 
 def _known() -> list[tuple[str, str]]:
-    """Pairs of SHA-256 and origin, as `sha256sum` would list them."""
+    """Pairs of SHA-256 and origin."""
     path = cache_dir(_KNOWN_NAME)
     lines = path.read_text().splitlines() if path.is_file() else []
     return [(digest, origin) for digest, _, origin in (line.partition("  ") for line in lines)]
@@ -155,7 +155,7 @@ def _load_torchscript(data: bytes, name: str, device: str | torch.device) -> tor
 
 @contextlib.contextmanager
 def _without_deprecation_notices() -> Iterator[None]:
-    """PyTorch 2.15 deprecates TorchScript, which is the format of the field's published nets: no news to the user."""
+    """Silence PyTorch 2.15's notice that TorchScript is deprecated: the field's published nets are in this format."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is (deprecated|not supported)")
         yield

@@ -1,9 +1,8 @@
-"""Networks of other projects' pickles, in terms of this project's constructors.
+"""Translates networks in other projects' pickles into arguments of this project's constructors.
 
-StyleGAN2-ADA, StyleGAN3 (in its StyleGAN2 configurations), GGDR and GLeaD share the names of parameters and, mostly, of
-constructor arguments. What differs is translated here: how arguments are passed, and defaults. An argument that a file
-leaves out has the default of the project that wrote it, which is no longer known; its effect is an attribute of the
-modules in the file.
+StyleGAN2-ADA, StyleGAN3 (in its StyleGAN2 configurations), GGDR and GLeaD share the names of parameters and most names
+of constructor arguments. They differ in how arguments are passed, and in defaults. If a file leaves an argument out,
+the default of the project that wrote it counts. The file doesn't name that default, but attributes of modules show it.
 """
 
 from typing import Any, Mapping
@@ -29,7 +28,7 @@ def translate(class_name: str, state: Any) -> Any:
 
     Args:
         class_name: This project's name of the class.
-        state:      What the file says; returned as it is where there is nothing to translate.
+        state:      From the file. It is returned unchanged where there is nothing to translate.
 
     Raises:
         UserError: It is a network of a kind that this project doesn't have.
@@ -50,11 +49,11 @@ def _translate_generator(state: Mapping[str, Any], kwargs: EasyDict) -> None:
         raise UserError(NO_STYLEGAN3)
     options = kwargs.get("synthesis_kwargs", {})
     if not isinstance(options, Mapping) or not isinstance(kwargs.get("mapping_kwargs", {}), Mapping):
-        return  # the constructor says what it doesn't like
-    # StyleGAN3 passes what is for the synthesis network on the same level.
+        return  # the constructor gives the error
+    # StyleGAN3 passes the synthesis network's arguments beside those of the generator.
     flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _POSITIONS["Generator"]}
     options = EasyDict({**options, **flat})
-    options.pop("fused_modconv_default", None)  # a matter of speed alone, which the present network settles itself
+    options.pop("fused_modconv_default", None)  # matters only for speed, which this project's network decides itself
     _set_missing(options, conv_clamp=_number(_child(_child(synthesis, "b4"), "conv1"), "conv_clamp"))
     _set_missing(options, num_fp16_res=_num_fp16_res(synthesis))
     kwargs.synthesis_kwargs = options
@@ -81,7 +80,7 @@ def _set_missing(options: EasyDict, **values: Any) -> None:
 
 
 def _number(state: Mapping[str, Any], name: str) -> Any:
-    """A number or None among the attributes of a module; ... if there is nothing of the kind."""
+    """An attribute of a module if it is a number or None; otherwise `...`."""
     value = state.get(name, ...)
     is_number = isinstance(value, (int, float)) and abs(value) < 1 << 31
     return value if value is None or is_number else ...

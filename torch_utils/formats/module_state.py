@@ -1,4 +1,4 @@
-"""The state of a module as pickles hold it, and how it becomes a module again: built, checked, filled."""
+"""The state of a module as pickles hold it, and how a module is built from it."""
 
 import dataclasses
 import types
@@ -9,19 +9,21 @@ import torch
 
 from dnnlib.util import UserError
 
+CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
 _MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128  # Of module trees; ten times what networks have.
+_MAX_LAYERS = 100                                    # Of a mapping network.
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ModuleRecord:
-    """What stands for a module while a pickle is read as data (see `data_unpickler`)."""
+    """Stands for a module while a pickle is read as data (see `data_unpickler`)."""
 
     class_name: str = "container"
     module_src: str = ""
     state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What pickles of ModuleList and its like call."""
+        """Pickles of ModuleList and other containers call this."""
         if not isinstance(state, dict):
             raise ValueError("a module whose state is no dict")
         self.state = state
@@ -29,7 +31,7 @@ class ModuleRecord:
 
 @dataclasses.dataclass(eq=False)
 class TensorRecord:
-    """What stands for a tensor while a pickle is read as data: a view of bytes, checked to lie within them."""
+    """Stands for a tensor while a pickle is read as data: a view of bytes, which is checked to lie within them."""
 
     data: bytes = dataclasses.field(repr=False)
     dtype: torch.dtype
@@ -56,45 +58,47 @@ def state_of(child: torch.nn.Module | ModuleRecord) -> Mapping[str, Any]:
     return child.state if isinstance(child, ModuleRecord) else vars(child)
 
 
-def build_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+def build_module(cls: type, state: Mapping[str, Any], *, prefix: str = "") -> torch.nn.Module:
     """Build a module by calling its constructor, and fill it with the parameters and buffers of a state.
 
+    The sizes that the constructor's arguments ask for take memory only if tensors of these sizes are there.
+
     Args:
-        cls:   A persistent `torch.nn.Module` class.
-        state: A module's `__dict__`, in which children are modules or `ModuleRecord`s; has `_init_args` and
-               `_init_kwargs`.
+        cls:    A persistent `torch.nn.Module` class.
+        state:  A module's `__dict__`, in which children are modules or `ModuleRecord`s. `_init_args` and
+                `_init_kwargs` are the constructor's arguments. Filters (`resample_filter`) may be missing: they follow
+                from these arguments.
+        prefix: What error messages put before the names of tensors.
 
     Returns:
         The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is
         untouched.
 
     Raises:
-        UserError: The constructor refuses the arguments, or the parameters don't fit; the message names the first that
-                   doesn't.
+        UserError: The constructor refuses the arguments, or the tensors don't fit. The message names the first tensor
+            that doesn't.
     """
-    return fill_module(construct(cls, state), state)
-
-
-def fill_module(module: torch.nn.Module, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Give a newly built module the tensors, training mode and `requires_grad` of a state; see `build_module`."""
     tensors = flatten_state(state)
-    check_tensors(module, tensors)
-    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
+    with torch.device("meta"):  # shapes without memory
+        _check_tensors(_construct(cls, state), tensors, prefix)
+    module = _construct(cls, state)
+    module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, strict=False)
     module.train(state.get("training") is True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(tensors[name].requires_grad)
     return module
 
 
-def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched.
-
-    Raises:
-        UserError: There are no arguments, or the constructor objects to them.
-    """
+def _construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
+    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched."""
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
         raise UserError(f"{cls.__name__} in the file lacks the arguments that it was built with")
+    for options in (kwargs, *args, *kwargs.values()):
+        count = options.get("num_layers") if isinstance(options, Mapping) else None
+        if isinstance(count, (int, float)) and count > _MAX_LAYERS:     # layers take time even without memory
+            raise UserError(f"{cls.__name__} in the file has {count} layers in a mapping network; at most "
+                            f"{_MAX_LAYERS} are read")
     try:
         with torch.random.fork_rng(devices=[]):
             return cls(*args, **kwargs)
@@ -106,15 +110,14 @@ def construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
         raise UserError(message) from e
 
 
-def check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, prefix: str = "") -> None:
-    """Raise a `UserError` unless `tensors` has just the names and shapes of the state dict of `module`.
-
-    The message puts `prefix` before the name of the tensor.
-    """
+def _check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
+    """Raise a `UserError` unless `tensors` has the names and shapes of the state dict of `module`."""
     cls = type(module).__name__
     expected = module.state_dict()
     for name, tensor in expected.items():
         if name not in tensors:
+            if name.endswith("resample_filter"):
+                continue
             raise UserError(f"{cls} in the file lacks {prefix}{name} {list(tensor.shape)}: another architecture")
         if tensors[name].shape != tensor.shape:
             shapes = f"{list(tensors[name].shape)}, expected {list(tensor.shape)}"

@@ -1,76 +1,54 @@
 """Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
 
-`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. Networks are
-then built by this project's constructors, and filled with the tensors. What a file declares is checked against what it
-holds before memory is set aside for it.
+`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. This
+project's constructors then build the networks, and the tensors fill them. Sizes that a file declares are compared with
+what it holds before they take memory.
 """
 
 import copy
 import io
-import math
 import os
 import pickle
 from typing import Any, BinaryIO, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
 from .. import persistence
 from . import data_unpickler, module_state, tf_pickle
-from .module_state import ModuleRecord
+from .description import check_class
+from .module_state import CLASS_OF, ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
-_CLASS_OF = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator", "augment_pipe": "AugmentPipe"}
 
-# Limits on files of unknown origin: far above what networks need, far below what would fill a machine.
+# Limits for files of unknown origin: far above what networks need, far below what a machine has.
 _MAX_FILE_BYTES = 8 << 30
 _READ_BYTES = 64 << 20
 _MAX_CONSTRUCTOR_INT = 1 << 17
 _MAX_PLAIN_VALUES = 2_000         # In constructor arguments and dataset options.
-_BYTES_PER_BYTE = 4               # Made by constructors, for each byte of the file; intermediate results count.
-_OPERATIONS_PER_TENSOR = 50       # Tensor operations of constructors, for each tensor in the state.
-_SLACK_BYTES = 64 << 20           # Likewise, for buffers that constructors compute and pickles leave out.
+_BYTES_PER_BYTE = 4               # Of a network's tensors, for each byte of the file: tensors may share data.
 
 _TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Entrances.
-
-
-def read_network_pickle(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read a network pickle.
-
-    Args:
-        file:  Open in binary mode.
-        trust: Use the ordinary unpickler, and run the source code that the file carries for its classes.
-        only:  Build only these of `KEYS`; the others are None.
+def read(data: bytes, *, trust: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the networks in the bytes of a network pickle; see `formats.read_networks`.
 
     Returns:
-        A dict with the keys `KEYS`; modules are on the CPU, None stands for what the file lacks.
-
-    Raises:
-        UserError: The file is no network pickle, is damaged, needs globals that are refused, or holds networks of
-            another architecture. The message is one line and begins with the file's name.
+        Those of `KEYS` that the file has; modules are on the CPU.
     """
-    name = getattr(file, "name", None)
-    try:
-        data = read_all(file)
-        _check_kind(data)
-        content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
-        if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
-            raise UserError("no network pickle: a dict with G, D or G_ema was expected")
-        wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
-        found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
-        for key in found.keys() & _CLASS_OF.keys():
-            if not isinstance(found[key], torch.nn.Module):
-                raise UserError(f"{key} is no network")
-        return dict.fromkeys(KEYS) | found
-    except UserError as e:
-        raise UserError(f"{os.fspath(name)}: {e}" if isinstance(name, (str, os.PathLike)) else str(e)) from e
+    _check_kind(data)
+    content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
+    if not isinstance(content, dict) or not any(content.get(key) is not None for key in ("G", "D", "G_ema")):
+        raise UserError("no network pickle: a dict with G, D or G_ema was expected")
+    wanted = [key for key in (KEYS if only is None else only) if content.get(key) is not None]
+    found = {key: _network(key, content[key], len(data), trust=trust) for key in wanted}
+    for key in found.keys() & CLASS_OF.keys():
+        if not isinstance(found[key], torch.nn.Module):
+            raise UserError(f"{key} is no network")
+    return found
 
 
 def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> None:
@@ -78,8 +56,8 @@ def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> No
 
     Args:
         path:     File to write or replace.
-        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and stay as
-                  they are: CPU copies in eval mode whose parameters require no gradient are written.
+        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and are not
+                  changed. The file gets copies on the CPU in eval mode, whose parameters require no gradient.
 
     Raises:
         ValueError: A key is not one of `KEYS`.
@@ -108,7 +86,7 @@ def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
 def read_all(file: BinaryIO) -> bytes:
     """The rest of the file; `UserError` if it is larger than any networks."""
     buffer = io.BytesIO()
-    while chunk := file.read(_READ_BYTES):  # a larger read would set its memory aside at once
+    while chunk := file.read(_READ_BYTES):  # `read` allocates all that it is asked for
         buffer.write(chunk)
         if buffer.tell() > _MAX_FILE_BYTES:
             raise UserError(f"larger than {_MAX_FILE_BYTES >> 30} GiB: no networks")
@@ -131,7 +109,7 @@ def _check_kind(data: bytes) -> None:
 
 
 class _TrustedUnpickler(pickle.Unpickler):
-    """The ordinary unpickler, but tensors come to the CPU wherever they were when they were written."""
+    """The ordinary unpickler, but it reads all tensors to the CPU."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
@@ -166,71 +144,34 @@ def _load_as_data(data: bytes) -> Any:
 
 
 def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
-    """What goes under this key of the result; `num_bytes` is the size of the file."""
+    """The network or options under `key`; `num_bytes` is the size of the file."""
     if isinstance(value, data_unpickler.TfNetwork):
-        record = tf_pickle.rebuild(value, _CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
-        return _build(persistence.find_class(record.class_name), record.state, num_bytes, with_filters=False)
+        record = tf_pickle.rebuild(value, CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
+        return _build(persistence.find_class(record.class_name), record.state, num_bytes)
     if trust:
         return value
-    if key not in _CLASS_OF:
+    if key not in CLASS_OF:
         return _plain_copy(value)
     if not isinstance(value, ModuleRecord):
         raise UserError(f"{key} is no network")
     cls = persistence.find_class(value.class_name, value.module_src)
-    if cls.__name__ != _CLASS_OF[key]:
-        raise UserError(f"{key} is of class {cls.__name__}, expected {_CLASS_OF[key]}")
+    check_class(cls, key)
     return _build(cls, persistence.upgrade_state(cls, value.state, value.module_src), num_bytes)
 
 
-def _build(cls: type, state: Mapping[str, Any], num_bytes: int, *, with_filters: bool = True) -> torch.nn.Module:
-    """Build a module; unless the state comes with filters, they are those that the constructor makes."""
+def _build(cls: type, state: Mapping[str, Any], num_bytes: int) -> torch.nn.Module:
     state = dict(state)
     for name in ("_init_args", "_init_kwargs"):
         if name in state:
             state[name] = _plain_copy(state[name], max_int=_MAX_CONSTRUCTOR_INT)
-    num_tensors = len(module_state.flatten_state(state))
-    budget = _Budget(
-        max_bytes=_SLACK_BYTES + _BYTES_PER_BYTE * num_bytes,
-        max_operations=1000 + _OPERATIONS_PER_TENSOR * num_tensors,
-    )
-    with budget:
-        module = module_state.construct(cls, state)
-    if not with_filters:
-        state["_buffers"] = {k: v for k, v in module.state_dict().items() if k.endswith("resample_filter")}
-    return module_state.fill_module(module, state)
-
-
-class _Budget(TorchFunctionMode):
-    """Within this context, tensor operations may make `max_bytes` bytes of tensors, in `max_operations` steps."""
-
-    def __init__(self, *, max_bytes: int, max_operations: int) -> None:
-        super().__init__()
-        self.bytes_left, self.operations_left = max_bytes, max_operations
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operations_left -= 1
-        sizes = [size for size in (args, *args, *kwargs.values()) if self._is_size(size)]
-        self._check(max((math.prod(size) for size in sizes), default=0))  # before memory is set aside
-        result = func(*args, **kwargs)
-        known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
-        for tensor in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.bytes_left -= tensor.numel() * tensor.element_size()
-        self._check(0)
-        return result
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self.bytes_left or self.bytes_left < 0 or self.operations_left < 0:
-            raise UserError("a network in the pickle is declared to be larger than the file")
-
-    @staticmethod
-    def _is_size(arg: Any) -> bool:
-        return isinstance(arg, (list, tuple)) and all(type(n) is int for n in arg)
+    tensors = module_state.flatten_state(state).values()
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _BYTES_PER_BYTE * num_bytes:
+        raise UserError("a network in the pickle is declared to be larger than the file")
+    return module_state.build_module(cls, state)
 
 
 def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:
-    """A copy of plain data; dicts become EasyDicts. Refuses what is too large, too deep, or not plain."""
+    """A copy of plain data, in which dicts are EasyDicts. Refuses data that are too large, too deep, or not plain."""
     remaining = _MAX_PLAIN_VALUES
 
     def visit(value: Any, depth: int) -> Any:

@@ -1,17 +1,16 @@
 """G_ema as an ONNX graph, for run-time systems without PyTorch, and back.
 
-Inputs: z [N, z_dim]; c [N, c_dim], for conditional generators; truncation_psi [], 1 where it isn't given (generators
-that track the mean w only). Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
+Inputs: z [N, z_dim]; c [N, c_dim] if the generator is conditional; truncation_psi [], optional, 1 by default, if it
+tracks the mean w. Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
 
-The graph's initialisers keep the names of the state dict, and its metadata hold the description: so files written here
-are read back into a generator. Other ONNX files can't be: a graph doesn't tell what constructor it came from.
+The graph's initialisers keep the names of the state dict, and its metadata hold the description, so that the generator
+can be built again from the file. Other ONNX files can't be read: a graph doesn't tell what constructor it came from.
 """
 
 import copy
 import importlib
 import json
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Mapping, Sequence
@@ -21,14 +20,12 @@ import torch
 
 from dnnlib.util import UserError, atomic_write
 
-from ..ops import upfirdn2d
 from . import description
 
 _METADATA_KEY = "glead"
 _KEY = "G_ema"
 _OPSET = 18             # Of 2022: widely supported.
 _MAX_BYTES = 2_000_000_000   # Messages of protobuf end at 2 GiB.
-_FILTER = "resample_filter"   # The same for all layers of a generator that resample.
 
 
 def write(
@@ -46,20 +43,23 @@ def write(
     """
     onnx = _import("onnx")
     _import("onnxscript")  # what torch.onnx translates with
+    if not hasattr(getattr(networks[_KEY], "synthesis", None), "block_resolutions"):
+        raise UserError(f"{_KEY} is a {type(networks[_KEY]).__name__}: only generators of StyleGAN2 can be exported as "
+                        "ONNX files; use .safetensors")
     G = networks[_KEY] if noise_mode == "const" else without_noise(networks[_KEY])
     if sum(t.numel() * t.element_size() for t in G.state_dict().values()) > _MAX_BYTES:
         raise UserError(f"{_KEY} takes more than the 2 GB that an ONNX file can hold; use .safetensors")
     model = _export(G)
     _strip(model)
     stored = {initializer.name for initializer in model.graph.initializer}
-    missing = [name for name in G.state_dict() if f"{_KEY}.{name}" not in stored and not name.endswith(f".{_FILTER}")]
+    wanted = [name for name in G.state_dict() if not name.endswith("resample_filter")]  # used ones only are stored
+    missing = [name for name in wanted if f"{_KEY}.{name}" not in stored]
     if missing:
         raise RuntimeError(f"the exported graph lacks {', '.join(missing)}")
     if G.mapping.w_avg_beta is not None:
         one = onnx.numpy_helper.from_array(np.ones([], np.float32), "truncation_psi")
         model.graph.initializer.append(one)  # an input with an initialiser is an optional one
     described = description.describe({_KEY: G, "training_set_kwargs": networks.get("training_set_kwargs")})
-    described[_FILTER] = G.synthesis.b4.resample_filter.tolist()
     onnx.helper.set_model_props(model, {_METADATA_KEY: json.dumps(described)})
     onnx.checker.check_model(model)
     with atomic_write(path) as f:
@@ -67,7 +67,7 @@ def write(
     return [Path(path)]
 
 
-def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
+def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read a generator back from the bytes of a file that `write` wrote; see `description.build`.
 
     Raises:
@@ -86,7 +86,7 @@ def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = N
         raise UserError(f"damaged: its description is not one of {_KEY} alone")
     tensors = {tensor.name: _to_tensor(onnx, tensor) for tensor in model.graph.initializer
                if tensor.name.startswith(f"{_KEY}.")}
-    return description.build(described, tensors | _filters(described, tensors), only=only)
+    return description.build(described, tensors, only=only)
 
 
 def without_noise(G: torch.nn.Module) -> torch.nn.Module:
@@ -120,7 +120,7 @@ class Session:
 
 
 class _Sampler(torch.nn.Module):
-    """What is exported; the attribute gives the initialisers their names."""
+    """The module that is exported. Names of initialisers begin with the name of its attribute."""
 
     def __init__(self, G: torch.nn.Module) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def _export(G: torch.nn.Module) -> Any:
     if G.mapping.w_avg_beta is not None:
         inputs["truncation_psi"], shapes["truncation_psi"] = torch.ones([]), {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parts of PyTorch about one another
+        warnings.simplefilter("ignore")  # parts of PyTorch warn of other parts
         program = torch.onnx.export(
             _Sampler(G).eval(), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
             output_names=["img"], opset_version=_OPSET, optimize=False, verbose=False,  # optimised, weights lose names
@@ -170,18 +170,6 @@ def _to_tensor(onnx: Any, tensor: Any) -> torch.Tensor:
     if not plain or any(dim < 0 for dim in tensor.dims) or len(tensor.raw_data) != 4 * num_values:
         raise UserError(f"damaged: {tensor.name[:120]!a} is no float32 tensor within the file")
     return torch.from_numpy(np.frombuffer(tensor.raw_data, "<f4").astype(np.float32).reshape(list(tensor.dims)))
-
-
-def _filters(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The resampling filter under all its names: the graph holds those only that an operation uses."""
-    try:
-        kernel = torch.tensor(described[_FILTER], dtype=torch.float32)
-    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as e:
-        raise UserError(f"damaged: its description lacks the {_FILTER}") from e
-    layers = {match[1] for name in tensors if (match := re.match(r"(.*\.(?:conv[01]|skip)\.)weight$", name))}
-    blocks = {re.sub(r"(?:conv[01]|skip)\.$", "", name) for name in layers}
-    default = upfirdn2d.setup_filter([1, 3, 3, 1])  # of layers that don't resample, without effect
-    return {name + _FILTER: default if name.endswith("conv1.") else kernel for name in layers | blocks}
 
 
 def _import(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Networks in safetensors files: tensors and, in the metadata under `glead`, the description; no code.
 
-The description is also written beside the file, as NAME.json, for people, and for reading the file after a tool has
-dropped its metadata. Without either, the file can't be read: tensors alone don't tell what network they belong to.
+The description is also written beside the file, as NAME.json: for people to read, and for files whose metadata another
+tool has dropped. Without any description, a file can't be read: tensors don't tell what network they belong to.
 """
 
 import json

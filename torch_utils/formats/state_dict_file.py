@@ -1,15 +1,14 @@
 """Generators as state dicts by torch.save, under the names of rosinality's stylegan2-pytorch and its many descendants.
 
-A file is {"g_ema": state dict, "g": likewise (optional), "latent_avg": mean w [w_dim] (optional)}. Only unconditional
-RGB generators of the skip architecture have names there. The networks are the same function of the same numbers: only
-names, dimensions of size 1 and the factor of the up-sampling filters differ.
+A file is {"g_ema": state dict, "g": state dict (optional), "latent_avg": mean w [w_dim] (optional)}. It can hold only
+unconditional RGB generators of the skip architecture. These compute the same function as this project's: only names,
+dimensions of size 1 and the factor of the up-sampling filters differ.
 """
 
 import argparse
 import io
 import math
 import os
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,15 +18,14 @@ import torch
 
 from dnnlib.util import UserError, atomic_write
 
-from ..ops import upfirdn2d
-from . import description
+from . import data_unpickler, description
 
 _KEYS = {"g_ema": "G_ema", "g": "G"}    # Names there -> ours.
-_LR_MULTIPLIER = 0.01                   # Of the mapping network; their layers have it built in.
+_LR_MULTIPLIER = 0.01                   # That of the mapping network, which is fixed there.
 _UP_GAIN = 4                            # Their filters for up-sampling by 2 contain this factor.
 _DEFAULT_TAPS = [1, 3, 3, 1]
 _NUM_LATENTS = 10_000                   # From which the mean w is computed where a file lacks it.
-_FILTER_NAME = re.compile(r"(?:convs\.\d+\.conv\.blur|to_rgbs\.\d+\.upsample)\.kernel")
+_NUM_PICKLES = 5                        # At the start of a file by torch.save before PyTorch 1.6.
 
 
 class _Entry(NamedTuple):
@@ -40,7 +38,7 @@ class _Entry(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What the shapes of a generator follow from."""
+    """The numbers from which all shapes in a generator follow."""
 
     num_layers: int             # Of the mapping network.
     w_dim: int
@@ -53,7 +51,7 @@ class _Size(NamedTuple):
 
 
 def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
-    """Write `G_ema` and `G`, as far as they are there.
+    """Write those of `G_ema` and `G` that are given.
 
     Raises:
         UserError: A network can't be expressed in this format; the message says why.
@@ -93,6 +91,7 @@ def _check_expressible(G: torch.nn.Module, key: str) -> None:
         if not ok:
             raise UserError(f"{key} {what}: .pt files of this kind can't express that; use .safetensors")
 
+    expect(hasattr(getattr(G, "synthesis", None), "block_resolutions"), f"is a {type(G).__name__}, not of StyleGAN2")
     blocks = [getattr(G.synthesis, f"b{res}") for res in G.synthesis.block_resolutions]
     layers = [layer for block in blocks for layer in (getattr(block, "conv0", None), block.conv1) if layer is not None]
     dense = [getattr(G.mapping, f"fc{idx}") for idx in range(G.mapping.num_layers)]
@@ -114,7 +113,7 @@ def _check_expressible(G: torch.nn.Module, key: str) -> None:
 # Reading.
 
 
-def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
+def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read the generators in the bytes of a file by torch.save; see `description.build`.
 
     Raises:
@@ -164,11 +163,6 @@ def from_state_dict(
     if unknown:
         raise UserError(f"{key} has {unknown[0][:120]!a}, which generators of this format lack")
     taps = _taps([_get(state, name, key) for name in _filter_names(size)], key)
-    kernel = taps if taps.numel() >= 8 else torch.outer(taps, taps)
-    for res in size.channels:
-        block = f"G_ema.synthesis.b{res}"
-        tensors |= {f"{block}.{layer}resample_filter": kernel for layer in ("", "conv0.") if res > 4 or not layer}
-        tensors[f"{block}.conv1.resample_filter"] = upfirdn2d.setup_filter(_DEFAULT_TAPS)
     no_mean = latent_avg is None
     mean = torch.zeros([size.w_dim]) if no_mean else _checked("latent_avg", latent_avg, key)
     if mean.numel() != size.w_dim:
@@ -181,37 +175,41 @@ def from_state_dict(
 
 
 def _load(data: bytes) -> Any:
-    """What torch.save wrote, as plain data and tensors; `UserError` for everything else."""
-    if data[:2] == b"PK":
-        _check_zip(data)
+    """The content of a file by torch.save: plain data and tensors. Anything else raises `UserError`."""
+    is_zip = data.startswith(b"PK")
+    refused = data_unpickler.check_torch_save(*((_zipped_pickle(data), 1) if is_zip else (data, _NUM_PICKLES)))
+    if refused:
+        raise UserError(f"refused, because it asks for {ascii(refused[0])[1:-1]}: only tensors and plain data are read")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training programs save their options so
+        with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises all kinds of things on damage
-        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(e))
-        if refused:
-            name = refused[1][:100]
-            raise UserError(f"refused, because it asks for {name}: only tensors and plain data are read") from e
         raise UserError(f"truncated, damaged, or not written by torch.save ({type(e).__name__})") from e
 
 
-def _check_zip(data: bytes) -> None:
+def _zipped_pickle(data: bytes) -> bytes:
+    """The pickle in a zip archive by torch.save."""
     try:
-        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        entries = {entry.filename.partition("/")[2].lower(): entry for entry in archive.infolist()}
+        if "constants.pkl" in entries:
+            raise UserError("the file is a TorchScript program: it holds code, not networks that could be read")
+        if "data.pkl" not in entries:
+            raise UserError("the file is a zip archive, but not one written by torch.save (a dataset?)")
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
+        if compressed or sum(entry.file_size for entry in entries.values()) > len(data):
+            raise UserError("damaged: a compressed zip archive, which torch.save doesn't write")
+        if len(entries) < len(archive.infolist()):
+            raise UserError("damaged: a zip archive in which a name stands twice")
+        return archive.read(entries["data.pkl"])
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
+        if isinstance(e, UserError):
+            raise
         raise UserError("the file is a zip archive that is truncated or damaged") from e
-    names = [entry.filename.partition("/")[2] for entry in entries]
-    if "constants.pkl" in names:
-        raise UserError("the file is a TorchScript program: it holds code, not networks that could be read")
-    if "data.pkl" not in names:
-        raise UserError("the file is a zip archive, but not one written by torch.save (a dataset?)")
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if compressed or sum(entry.file_size for entry in entries) > len(data):
-        raise UserError("damaged: a compressed zip archive, which torch.save doesn't write")
 
 
 def _check_amount(state: Mapping[str, Any], num_bytes: int, key: str) -> None:
-    """Views of a small storage may pretend to be large tensors, and many to be different ones."""
+    """Refuse tensors that are larger than the file: views of a small storage, or of a shared one."""
     if sum(tensor.numel() for tensor in state.values() if isinstance(tensor, torch.Tensor)) > num_bytes:
         raise UserError(f"damaged: {key} has more numbers than the file has bytes")
 
@@ -246,7 +244,7 @@ def _infer_size(state: Mapping[str, torch.Tensor], key: str) -> _Size:
 
 
 def _taps(kernels: list[torch.Tensor], key: str) -> torch.Tensor:
-    """The one filter, 1-D and of unit sum, that all up-sampling kernels are made of."""
+    """The filter, 1-D and of unit sum, from which all up-sampling kernels are made."""
     if not kernels:
         return torch.tensor(_DEFAULT_TAPS, dtype=torch.float32) / sum(_DEFAULT_TAPS)
     kernel = kernels[0] / _UP_GAIN
@@ -288,7 +286,7 @@ def _compute_mean(G: torch.nn.Module) -> None:
 
 
 def _layout(size: _Size) -> list[_Entry]:
-    """Every tensor that both sides store, but for filters and the mean w."""
+    """Every tensor that both projects store, except filters and the mean w."""
     entries = []
 
     def add(theirs: str, ours: str, *shape: int, before: int = 0, after: int = 0) -> None:

@@ -1,13 +1,13 @@
 """Networks of the TensorFlow programs StyleGAN2 and StyleGAN2-ADA, rebuilt from their variables.
 
-Their pickles are tuples (G, D, Gs) of `dnnlib.tflib.network.Network`. Such an object is its options (`static_kwargs`),
-its variables by name, its components (networks again), and the source of the function that builds its graph, which is
-not looked at. Conventions differ as follows:
+Their pickles are tuples (G, D, Gs) of `dnnlib.tflib.network.Network`. Such an object holds options (`static_kwargs`),
+variables by name, components (networks again), and the source of the function that builds its graph, which is ignored.
+Conventions differ as follows:
 
 * Convolution weights are [kh, kw, in, out] there and [out, in, kh, kw] here; dense ones [in, out] and [out, in].
-* Layers that up-sample correlate the image, after zeros have been inserted, with the stored weights. Here they are
-  stored as `conv_transpose2d` uses them: flipped. Down-sampling ones correlate in both.
-* 1 is added to the bias of a style there when it is used; here it is part of the bias.
+* Layers that up-sample insert zeros there, and correlate the result with the stored weights. Here the weights are
+  stored flipped, as `conv_transpose2d` uses them. Layers that down-sample correlate in both.
+* The bias of a style is stored without 1 there, and with 1 here.
 * The noise inputs of all layers are numbered from the lowest resolution up.
 """
 
@@ -27,7 +27,7 @@ _OLDER = re.compile(r"_lod\d*/|StyleMod/")  # In names of variables of earlier a
 
 
 def networks_of(content: Any) -> Any:
-    """What a network pickle of PyTorch would hold, if `content` is one of TensorFlow; otherwise `content` itself.
+    """Networks of TensorFlow as the dict that a pickle of PyTorch would hold; any other `content` as it is.
 
     Raises:
         UserError: It holds networks of TensorFlow, but not the three of StyleGAN2.
@@ -46,13 +46,12 @@ def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRec
     """Rename the variables of a network of TensorFlow, and find the constructor arguments that go with them.
 
     Args:
-        network:    As it stands in the file.
+        network:    From the file.
         class_name: "Generator" or "Discriminator".
-        max_bytes:  Of all tensors together: a small file can show the same data under many names.
+        max_bytes:  Limit for all tensors together: a small file can hold the same data under many names.
 
     Returns:
-        What a pickled module of that class would be, but for the filters (`resample_filter`): those follow from the
-        arguments.
+        The state of a module of that class, without the filters (`resample_filter`), which follow from the arguments.
 
     Raises:
         UserError: The network is damaged or of another kind.
@@ -90,7 +89,7 @@ def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRec
 
 
 def _collect(network: TfNetwork) -> dict[str, np.ndarray]:
-    """The variables of a network and its components, with the latter's names before theirs."""
+    """The variables of a network and its components. Names begin with those of the components."""
     result: dict[str, np.ndarray] = {}
     for prefix, state in _walk(network):
         variables = state.get("variables")
@@ -112,7 +111,7 @@ def _collect(network: TfNetwork) -> dict[str, np.ndarray]:
 
 
 def _walk(network: TfNetwork) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The states of a network and its components, each with the start of its variables' names."""
+    """The states of a network and its components, each with the prefix of its variables' names."""
     pending = [("", network)]
     for _ in range(_MAX_NETWORKS):
         if not pending:
@@ -138,11 +137,11 @@ def _unchanged(weight: np.ndarray) -> np.ndarray:
 
 
 def _unscaled_label(weight: np.ndarray) -> np.ndarray:
-    """Weights [c_dim, w_dim] that are used as they are; here dense layers divide by the root of their width."""
+    """Weights [c_dim, w_dim] that are not scaled there; here dense layers divide by the root of their width."""
     return weight * np.sqrt(len(weight))
 
 
-# Layers, by their scope there: a pattern, the name here, and what happens to the weights besides transposition.
+# Layers: a pattern of their scope there, the name here, and what happens to the weights beside transposition.
 _Layers = tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...]
 _LAYERS: dict[str, _Layers] = {
     "Generator": (
@@ -206,7 +205,7 @@ def _translate(name: str, value: np.ndarray, class_name: str) -> tuple[str, np.n
 
 
 class _Facts:
-    """What the options and the shapes of a network say. Options may stand with a component instead."""
+    """What the options and the shapes of a network say. Options may also belong to a component."""
 
     def __init__(self, network: TfNetwork, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors

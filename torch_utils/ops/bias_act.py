@@ -15,45 +15,22 @@ Tensor = torch.Tensor
 
 
 class Activation(NamedTuple):
-    func: Callable[[Tensor, float], Tensor]         # (x, alpha) -> y
-    def_alpha: float                                # Slope of the negative side, where there is one.
-    def_gain: float                                 # Keeps the second moment of normal input about 1.
-    slope: float | None = None                      # Negative slope if piecewise linear; -1 = alpha. Else None.
-    first: Callable[[Tensor], Tensor] | None = None     # Derivative of a smooth activation, from its result r ...
-    second: Callable[[Tensor], Tensor] | None = None    # ... and that derivative's derivative in r. Or both from
-    from_input: bool = False                            # the activation's input, if the result does not tell.
+    func: Callable[[Tensor, float], Tensor]     # (x, alpha) -> y
+    def_alpha: float                            # Slope of the negative side, where there is one.
+    def_gain: float                             # Keeps the second moment of normal input about 1.
+    slope: float | None = None                  # Negative slope if piecewise linear; -1 = alpha. Else None.
 
 
-_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-
-
-def _swish_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
-
-
-def _swish_curve(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 - s) * (2 + x * (1 - 2 * s))
-
-
-activation_funcs = {  # bias_act.cu has them in the same order
+activation_funcs = {  # bias_act.cu has the piecewise linear ones in the same order
     "linear":   Activation(lambda x, alpha: x,                      0.0, 1.0,        slope=1.0),
     "relu":     Activation(lambda x, alpha: F.relu(x),              0.0, np.sqrt(2), slope=0.0),
     "lrelu":    Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, np.sqrt(2), slope=-1.0),
-    "tanh":     Activation(lambda x, alpha: torch.tanh(x),          0.0, 1.0,
-                           first=lambda r: 1 - r * r, second=lambda r: -2 * r),
-    "sigmoid":  Activation(lambda x, alpha: torch.sigmoid(x),       0.0, 1.0,
-                           first=lambda r: r * (1 - r), second=lambda r: 1 - 2 * r),
-    "elu":      Activation(lambda x, alpha: F.elu(x),               0.0, 1.0,
-                           first=lambda r: torch.where(r > 0, 1, r + 1), second=lambda r: (r <= 0).to(r.dtype)),
-    "selu":     Activation(lambda x, alpha: F.selu(x),              0.0, 1.0,
-                           first=lambda r: torch.where(r > 0, _SELU_SCALE, r + _SELU_SCALE * _SELU_ALPHA),
-                           second=lambda r: (r <= 0).to(r.dtype)),
-    "softplus": Activation(lambda x, alpha: F.softplus(x),          0.0, 1.0,
-                           first=lambda r: -torch.expm1(-r), second=lambda r: torch.exp(-r)),
-    "swish":    Activation(lambda x, alpha: torch.sigmoid(x) * x,   0.0, np.sqrt(2),
-                           first=_swish_slope, second=_swish_curve, from_input=True),
+    "tanh":     Activation(lambda x, alpha: torch.tanh(x),          0.0, 1.0),
+    "sigmoid":  Activation(lambda x, alpha: torch.sigmoid(x),       0.0, 1.0),
+    "elu":      Activation(lambda x, alpha: F.elu(x),               0.0, 1.0),
+    "selu":     Activation(lambda x, alpha: F.selu(x),              0.0, 1.0),
+    "softplus": Activation(lambda x, alpha: F.softplus(x),          0.0, 1.0),
+    "swish":    Activation(lambda x, alpha: torch.sigmoid(x) * x,   0.0, np.sqrt(2)),
 }
 
 
@@ -77,10 +54,14 @@ def bias_act(
         alpha: Negative slope of `lrelu`; None = 0.2. Other activations have no parameter.
         gain:  None = the activation's own, sqrt(2) for the ReLU family.
         clamp: Limit of the absolute value of the result; None = no limit.
-        impl:  "ref" composes plain operations, the oracle of the tests; else the fastest path there is.
+        impl:  "ref" composes plain operations, with which tests compare. "cuda" takes the fastest way that there is;
+               smooth activations, which StyleGAN2 doesn't use, have only plain operations.
 
     Returns:
         Shape and type of `x`.
+
+    Raises:
+        ValueError: There is no such activation, or the bias does not fit.
     """
     if act not in activation_funcs:
         raise ValueError(f"activation {act!r} is none of {', '.join(activation_funcs)}")
@@ -89,8 +70,8 @@ def bias_act(
     gain = float(spec.def_gain if gain is None else gain)
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
-    # Other programs know plain operations alone; the operator's derivative needs a result that tells the input's sign.
-    if impl == "ref" or gain == 0 or alpha < 0 or torch.compiler.is_exporting():
+    # Exported graphs hold plain operations only. The operator's derivative needs a result that tells the input's sign.
+    if impl == "ref" or spec.slope is None or gain == 0 or alpha < 0 or torch.compiler.is_exporting():
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
     if act == "linear" and gain == 1 and clamp is None:
         return x if b is None else x + _along(b, x, dim)
@@ -111,32 +92,27 @@ def _reference(x, b, dim, func, alpha, gain, clamp) -> Tensor:
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
-def _slope(act: str, alpha: float) -> float | None:
-    """Of the negative side, if piecewise linear."""
+def _slope(act: str, alpha: float) -> float:
+    """The slope of the negative side."""
     slope = activation_funcs[act].slope
+    assert slope is not None
     return alpha if slope == -1 else slope
 
 
-# The operators. `ref` is the result y, or for activations of which it doesn't tell the derivative, the input x; clamp
-# < 0 means none. bias_act_grad is linear in dy, so its derivative in dy is itself.
+# The operators, for piecewise linear activations; clamp < 0 means none. `y` is the result of bias_act, from which the
+# derivative follows. bias_act_grad is linear in dy, so its derivative is itself.
 
-_SETTINGS = "int dim, str act, float alpha, float gain, float clamp"
-kernels.library.define(f"bias_act(Tensor x, Tensor? b, {_SETTINGS}) -> Tensor")
-kernels.library.define(f"bias_act_grad(Tensor dy, Tensor ref, Tensor? b, {_SETTINGS}) -> Tensor")
-kernels.library.define(f"bias_act_grad2(Tensor dy, Tensor ref, Tensor? b, Tensor ddx, {_SETTINGS}) -> Tensor")
+_SETTINGS = "str act, float alpha, float gain, float clamp"
+kernels.library.define(f"bias_act(Tensor x, Tensor? b, int dim, {_SETTINGS}) -> Tensor")
+kernels.library.define(f"bias_act_grad(Tensor dy, Tensor y, {_SETTINGS}) -> Tensor")
 
 
 def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """In place on one buffer where that is possible."""
+    """The operation by PyTorch's own ones, in place where that is possible."""
     slope = _slope(act, alpha)
-    early = gain if slope is not None and gain > 0 else 1.0  # a positive factor passes through (leaky) ReLUs
-    if b is None:
-        y = x * early
-    else:
-        y = torch.add(_along(b, x, dim) * early, x, alpha=early)
-    if slope is None:
-        y = activation_funcs[act].func(y, alpha)
-    elif slope == 0:
+    early = gain if gain > 0 else 1.0  # a positive factor passes through (leaky) ReLUs
+    y = x * early if b is None else torch.add(_along(b, x, dim) * early, x, alpha=early)
+    if slope == 0:
         y.relu_()  # 0 * -inf would not be a number
     elif slope != 1:
         F.leaky_relu_(y, slope)
@@ -150,56 +126,27 @@ def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain:
 
 @functools.lru_cache(maxsize=None)
 def _as_held(clamp: float, dtype: torch.dtype) -> float:
-    """The limit as a result of that type holds it, to tell what was clamped."""
+    """The limit, rounded to a type: results that were clamped have this very value."""
     return torch.tensor(clamp, dtype=dtype).item()
 
 
-def _native_grad(
-    dy: Tensor, ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
-) -> Tensor:
+def _native_grad(dy: Tensor, y: Tensor, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
     slope = _slope(act, alpha)
-    if slope is None:
-        r, y = _result(ref, b, dim, act, alpha, gain)
-        dx = dy * activation_funcs[act].first(r) * gain
+    signed = y if gain > 0 else -y  # has the sign of the input
+    if slope == 1:
+        dx = dy * gain
     else:
-        y = ref if gain > 0 else -ref  # the input's sign; one pass each, in place and without masks in between
-        if slope == 1:
-            dx = dy * gain
-        else:
-            dx = torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
-            if gain != 1:
-                dx.mul_(gain)
+        dx = torch.ops.aten.leaky_relu_backward(dy, signed, slope, True)  # one pass, without a mask in between
+        if gain != 1:
+            dx.mul_(gain)
     if clamp >= 0:
         limit = _as_held(clamp, dy.dtype)
-        torch.ops.aten.hardtanh_backward(dx, y, -limit, limit, grad_input=dx)
+        torch.ops.aten.hardtanh_backward(dx, signed, -limit, limit, grad_input=dx)
     return dx
 
 
-def _native_grad2(
-    dy: Tensor, ref: Tensor, b: Tensor | None, ddx: Tensor, dim: int, act: str, alpha: float, gain: float, clamp: float
-) -> Tensor:
-    spec = activation_funcs[act]
-    r, y = _result(ref, b, dim, act, alpha, gain)
-    d = dy * ddx * spec.second(r)
-    if spec.from_input:
-        d = d * gain
-    if clamp >= 0:
-        limit = _as_held(clamp, dy.dtype)
-        d = torch.ops.aten.hardtanh_backward(d, y, -limit, limit)
-    return d
-
-
-def _result(ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float) -> tuple[Tensor, Tensor]:
-    """What a smooth activation's derivative is told from, and the result before the clamp."""
-    spec = activation_funcs[act]
-    if not spec.from_input:
-        return ref / gain, ref
-    r = ref if b is None else ref + _along(b, ref, dim)
-    return r, spec.func(r, alpha) * gain
-
-
 _Params = kernels.params(
-    out=ctypes.c_void_p, x=ctypes.c_void_p, ref=ctypes.c_void_p, ddx=ctypes.c_void_p, b=ctypes.c_void_p,
+    out=ctypes.c_void_p, x=ctypes.c_void_p, ref=ctypes.c_void_p, b=ctypes.c_void_p,
     size=ctypes.c_int64, step=ctypes.c_int64, num_b=ctypes.c_int64,
     alpha=ctypes.c_double, gain=ctypes.c_double, clamp=ctypes.c_double,
 )
@@ -213,7 +160,7 @@ def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, in
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """What the networks use: linear and leaky ReLU, with bias and without, single elements and full vectors."""
+    """The kernels of networks: linear and leaky ReLU, with bias and without, single elements and full vectors."""
     return [
         _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
         for dtype in (torch.float16, torch.bfloat16, torch.float32)
@@ -223,20 +170,21 @@ def standard_kernels() -> list[custom_ops.Kernel]:
 
 
 def _launch(
-    order: int, x: Tensor, b: Tensor | None, ref: Tensor | None, ddx: Tensor | None,
-    dim: int, act: str, alpha: float, gain: float, clamp: float,
+    order: int, x: Tensor, b: Tensor | None, ref: Tensor | None, dim: int,
+    act: str, alpha: float, gain: float, clamp: float,
 ) -> Tensor | None:
-    """Through a CUDA kernel; None where there is none."""
+    """Run a CUDA kernel; None where there is none."""
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return None
-    kernels.check_devices(x, b, ref, ddx)
+    kernels.check_devices(x, b, ref)
     x = kernels.dense(x)
     out = torch.empty_like(x)
-    ref, ddx = (t if t is None or t.stride() == x.stride() else torch.empty_like(x).copy_(t) for t in (ref, ddx))
+    if ref is not None and ref.stride() != x.stride():
+        ref = torch.empty_like(x).copy_(ref)
     if b is not None:
         b = b.to(x.dtype).contiguous()
-    tensors = (x, out, ref, ddx)
-    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # the stride of a single one means nothing
+    tensors = (x, out, ref)
+    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # a dimension of size 1 may have any stride
     if step == 1 and b is not None and len(b) > 1:  # the vector runs over channels
         vec = kernels.vector_size(x.dtype, len(b), (*tensors, b))
         bias = 1 if vec == 1 else 2
@@ -249,62 +197,45 @@ def _launch(
     if launch is None or grid > kernels.MAX_GRID:
         return None
     address = kernels.address
-    launch(grid, _Params(address(out), address(x), address(ref), address(ddx), address(b),
+    launch(grid, _Params(address(out), address(x), address(ref), address(b),
                          x.numel(), step, 1 if b is None else len(b), alpha, gain, clamp))
     return out
 
 
 def _cuda(x, b, dim, act, alpha, gain, clamp):
-    y = _launch(0, x, b, None, None, dim, act, alpha, gain, clamp)
+    y = _launch(0, x, b, None, dim, act, alpha, gain, clamp)
     return _native(x, b, dim, act, alpha, gain, clamp) if y is None else y
 
 
-def _cuda_grad(dy, ref, b, dim, act, alpha, gain, clamp):
-    dx = _launch(1, dy, b, ref, None, dim, act, alpha, gain, clamp)
-    return _native_grad(dy, ref, b, dim, act, alpha, gain, clamp) if dx is None else dx
-
-
-def _cuda_grad2(dy, ref, b, ddx, dim, act, alpha, gain, clamp):
-    d = _launch(2, dy, b, ref, ddx, dim, act, alpha, gain, clamp)
-    return _native_grad2(dy, ref, b, ddx, dim, act, alpha, gain, clamp) if d is None else d
+def _cuda_grad(dy, y, act, alpha, gain, clamp):
+    dx = _launch(1, dy, None, y, 0, act, alpha, gain, clamp)
+    return _native_grad(dy, y, act, alpha, gain, clamp) if dx is None else dx
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, b, *ctx.settings = inputs
-    from_input = activation_funcs[ctx.settings[1]].from_input
+    _x, b, ctx.dim, *ctx.settings = inputs
     ctx.has_bias = b is not None
-    ctx.save_for_backward(*((x, b) if from_input else (output, None)))
+    ctx.save_for_backward(output)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple:
-    ref, b = ctx.saved_tensors
-    dx = torch.ops.glead.bias_act_grad(dy, ref, b, *ctx.settings)
+    (y,) = ctx.saved_tensors
+    dx = torch.ops.glead.bias_act_grad(dy, y, *ctx.settings)
     db = None
     if ctx.has_bias and ctx.needs_input_grad[1]:
-        db = dx.sum([i for i in range(dx.ndim) if i != ctx.settings[0]])
-    return dx, db, *[None] * len(ctx.settings)
+        db = dx.sum([i for i in range(dx.ndim) if i != ctx.dim])
+    return dx, db, None, *[None] * len(ctx.settings)
 
 
 def _setup_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    dy, ref, b, *ctx.settings = inputs
-    ctx.save_for_backward(dy, ref, b)
+    _dy, y, *ctx.settings = inputs
+    ctx.save_for_backward(y)
 
 
 def _backward_grad(ctx: Any, ddx: Tensor) -> tuple:
-    dy, ref, b = ctx.saved_tensors
-    dim, act, alpha, gain, clamp = ctx.settings
-    ddy = torch.ops.glead.bias_act_grad(ddx, ref, b, *ctx.settings) if ctx.needs_input_grad[0] else None
-    d_ref = db = None
-    if activation_funcs[act].slope is None and any(ctx.needs_input_grad[1:3]):
-        if torch.is_grad_enabled():  # still higher derivatives are wanted: plain operations have them all
-            d_ref = _native_grad2(dy, ref, b, ddx, *ctx.settings)
-        else:
-            d_ref = torch.ops.glead.bias_act_grad2(dy, ref, b, ddx, *ctx.settings)
-        if b is not None:
-            db = d_ref.sum([i for i in range(d_ref.ndim) if i != dim])
-    return ddy, d_ref, db, *[None] * len(ctx.settings)
+    (y,) = ctx.saved_tensors
+    return torch.ops.glead.bias_act_grad(ddx, y, *ctx.settings), None, *[None] * len(ctx.settings)
 
 
 kernels.register("bias_act", cpu=_native, cuda=_cuda, setup_context=_setup, backward=_backward)
 kernels.register("bias_act_grad", cpu=_native_grad, cuda=_cuda_grad, setup_context=_setup_grad, backward=_backward_grad)
-kernels.register("bias_act_grad2", cpu=_native_grad2, cuda=_cuda_grad2)

@@ -77,7 +77,7 @@ def conv2d(
     Returns:
         [N, C_out, H', W'].
     """
-    options = _Options(_pair(stride), _pair(padding), _pair(dilation), False, (0, 0), groups)
+    options = _ConvOptions(_pair(stride), _pair(padding), _pair(dilation), False, (0, 0), groups)
     return _run(input, weight, bias, options)
 
 
@@ -101,12 +101,12 @@ def conv_transpose2d(
     Returns:
         [N, C_out, H', W'].
     """
-    options = _Options(_pair(stride), _pair(padding), _pair(dilation), True, _pair(output_padding), groups)
+    options = _ConvOptions(_pair(stride), _pair(padding), _pair(dilation), True, _pair(output_padding), groups)
     return _run(input, weight, bias, options)
 
 
-class _Options(NamedTuple):
-    """What `torch.convolution` takes behind the bias, in its order."""
+class _ConvOptions(NamedTuple):
+    """The last arguments of `torch.convolution`, in its order."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -120,7 +120,7 @@ def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _ConvOptions) -> Tensor:
     if not _use_functions(x, w):
         return _convolve(x, w, bias, options)
     y = _Convolution.apply(x, w, options)
@@ -130,11 +130,11 @@ def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor
 def _use_functions(x: Tensor, w: Tensor) -> bool:
     wanted = _second_order if enabled is None else enabled
     if not wanted or torch.compiler.is_exporting() or torch.compiler.is_compiling():
-        return False    # other programs and compilers know PyTorch's own operations
+        return False    # exported graphs and compilers need PyTorch's own operations
     return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
 
 
-def _convolve(x: Tensor, w: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+def _convolve(x: Tensor, w: Tensor, bias: Tensor | None, options: _ConvOptions) -> Tensor:
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _convolve(x, w, bias, options)
@@ -148,7 +148,7 @@ class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, options: _Options) -> Tensor:
+    def forward(x: Tensor, w: Tensor, options: _ConvOptions) -> Tensor:
         return _convolve(x, w, None, options)
 
     @staticmethod
@@ -165,9 +165,9 @@ class _Convolution(torch.autograd.Function):
 
 
 def _gradients(
-    dy: Tensor, x: Tensor, w: Tensor, options: _Options, mask: tuple[bool, bool]
+    dy: Tensor, x: Tensor, w: Tensor, options: _ConvOptions, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and w for which `mask` is true. For one that is not, only the shape of the other counts."""
+    """Those gradients of x and w for which `mask` is true. If only one is asked for, its own values don't matter."""
     return _ConvolutionBackward.apply(dy, x, w, options, mask) if any(mask) else (None, None)
 
 
@@ -176,7 +176,7 @@ class _ConvolutionBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        dy: Tensor, x: Tensor, w: Tensor, options: _Options, mask: tuple[bool, bool]
+        dy: Tensor, x: Tensor, w: Tensor, options: _ConvOptions, mask: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, w, None, *options, [*mask, False])
         return dx, dw

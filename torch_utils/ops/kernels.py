@@ -1,4 +1,4 @@
-"""What the operations that have CUDA kernels share: element types, sizes of vectors, parameters by address."""
+"""What the operations with CUDA kernels share: element types, sizes of vectors, parameters by address."""
 
 import ctypes
 from typing import Any, Callable, Sequence
@@ -10,7 +10,7 @@ from .build import custom_ops
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 BLOCK = 256             # Threads of a block.
-VECTOR_BYTES = 16       # What one instruction reads or writes at most.
+VECTOR_BYTES = 16       # The most that one instruction reads or writes.
 MAX_GRID = 2**31 - 1
 
 library = torch.library.Library("glead", "FRAGMENT")  # The operators, as `torch.ops.glead.<name>`.
@@ -24,7 +24,7 @@ def register(
     setup_context: Callable[..., None] | None = None,   # For `backward`, as torch.library.register_autograd takes them;
     backward: Callable[..., tuple] | None = None,       # None = not differentiable.
 ) -> None:
-    """Give the operator `name`, defined in `library`, its implementations. Plain operations serve fake tensors, too."""
+    """Give the operator `name`, which is defined in `library`, its implementations. `cpu` also serves fake tensors."""
     library.impl(name, cpu, "CompositeExplicitAutograd")  # any device that has no kernels
     library.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"glead::{name}", cpu, lib=library)
@@ -36,7 +36,7 @@ def register(
 def _differentiable(
     op: torch._ops.OpOverload, *, setup_context: Callable[..., None], backward: Callable[..., tuple]
 ) -> Callable[..., Any]:
-    """What `torch.library.register_autograd` makes, at a third of its overhead, which small networks feel."""
+    """As `torch.library.register_autograd`, at a third of its overhead, which slows small networks down."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -49,7 +49,7 @@ def _differentiable(
 
     def differentiable(*args: Any) -> Any:
         if (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
-                or forward_ad._current_level >= 0):  # of which it says that there is no such derivative
+                or forward_ad._current_level >= 0):  # forward derivatives, for which `apply` raises an error
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -65,18 +65,18 @@ def params(**fields: Any) -> type[ctypes.Structure]:
 def kernel(
     name: str, params: type[ctypes.Structure], *, dtype: torch.dtype, block: int = BLOCK, **macros: int | str
 ) -> custom_ops.Kernel:
-    """The kernel of `name`.cu for elements of a type, with the parameters that it will be given."""
+    """The kernel of `name`.cu for elements of type `dtype`. `params` is the structure of its parameters."""
     common: dict[str, int | str] = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
     return custom_ops.Kernel(name, tuple((common | macros).items()))
 
 
 def index_type(numel: int) -> str:
-    """Unsigned type that can count so many elements."""
+    """An unsigned C++ type that can count `numel` elements."""
     return "unsigned" if numel < 2**31 else "unsigned long long"
 
 
 def check_devices(x: torch.Tensor, *others: torch.Tensor | None) -> None:
-    """A kernel would read addresses of another device as its own. Raises ValueError."""
+    """Raise ValueError unless all tensors are on one device: a kernel would misread addresses of another one."""
     for other in others:
         if other is not None and other.device != x.device:
             raise ValueError(f"all tensors must be on one device, got {x.device} and {other.device}")
@@ -87,12 +87,12 @@ def address(x: torch.Tensor | None) -> int | None:
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
-    """What kernels calculate in: half types are widened to float32."""
+    """The type that kernels calculate in: half types are widened to float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor | None]) -> int:
-    """Most elements of one access: a power of two that divides `length`, with all tensors aligned to it."""
+    """How many elements to access at once: the largest power of two that divides `length` and suits all addresses."""
     size = VECTOR_BYTES // dtype.itemsize
     addresses = [t.data_ptr() for t in tensors if t is not None]
     while size > 1 and (length % size or any(a % (size * dtype.itemsize) for a in addresses)):
@@ -101,12 +101,12 @@ def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor 
 
 
 def is_dense(x: torch.Tensor) -> bool:
-    """Do the elements fill their memory, in whichever order of dimensions?"""
+    """Whether the elements fill their memory without gaps, contiguous or with channels last."""
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """Itself or a copy, which stays channels last, as PyTorch's own operations would have it."""
+    """The tensor itself if it is dense, or a dense copy. A copy keeps channels last, as PyTorch's operations do."""
     if is_dense(x):
         return x
     last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
@@ -114,5 +114,5 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Is each pixel's channels' memory consecutive, and not only by chance?"""
+    """Whether the format is channels last and not, for want of channels or pixels, contiguous as well."""
     return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What follows the convolution of G's layers, as one operation: demodulation, noise, bias, activation, gain, clamp."""
+"""Everything after the convolution of a layer of G as one operation: demodulation, noise, bias, activation, clamp."""
 
 import ctypes
 import functools
@@ -51,7 +51,7 @@ def modconv_epilogue(
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
     scale, noise, strength, b = (None if t is None else t.to(dtype) for t in (scale, noise, strength, b))
-    if torch.compiler.is_exporting():  # other programs know plain operations alone; torch.compile says yes, too
+    if torch.compiler.is_exporting():  # exported graphs hold plain operations only
         return _native(x, scale, noise, strength, b, act, gain, clamp)
     return torch.ops.glead.modconv_epilogue(x, scale, noise, strength, b, act, gain, clamp)
 
@@ -69,7 +69,7 @@ def _slope(act: str) -> float:
 
 
 def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
-    if gain > 0:  # a positive factor passes through (leaky) ReLUs, and on small tensors costs next to nothing
+    if gain > 0:  # a positive factor passes through (leaky) ReLUs: apply it to the small tensors
         scale = torch.full([1, 1], gain, device=x.device) if scale is None else scale * gain
         strength, b = (None if t is None else t * gain for t in (strength, b))
     elif scale is None:
@@ -85,12 +85,12 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
         y = y * gain
     if clamp >= 0:
         limit = bias_act._as_held(clamp, y.dtype)
-        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # leaky_relu_ remembers its result
+        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # leaky_relu_ keeps its result
     return y
 
 
 def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
-    """dx, and what the other derivatives are made of, from g."""
+    """dx, and the sums [3, N, C] from which the other derivatives follow."""
     dtype = kernels.compute_type(x.dtype)
     dx = g if scale is None else g * scale[:, :, None, None].to(g.dtype)
     if kernels.is_channels_last(g):
@@ -102,9 +102,9 @@ def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
 
 
 def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
-    """[N, 1 or 2, C]: sums of g and of g * noise, by row, as products of matrices, and then over the rows.
+    """Sums of g and of g * noise over pixels, [N, 1 or 2, C]: products of matrices for each row, then a sum over rows.
 
-    With channels last, that takes half as long or less, and adds as few numbers in a row as accuracy wants.
+    With channels last, this takes at most half the time of a plain sum, and is more accurate.
     """
     n, c, h, w = g.shape
     weights = g.new_ones([n, h, 1, w])
@@ -117,10 +117,10 @@ def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
     alpha = bias_act.activation_funcs[act].def_alpha
     if scale is None:
-        return _sums(bias_act._native_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
-    g = bias_act._native_grad(dy, y if gain > 0 else -y, None, 1, act, alpha, 1.0, clamp)
+        return _sums(bias_act._native_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
+    g = bias_act._native_grad(dy, y if gain > 0 else -y, act, alpha, 1.0, clamp)
     dx, sums = _sums(g, x, scale * gain, noise)
-    return dx, sums * gain  # on small tensors, the factor costs next to nothing
+    return dx, sums * gain  # cheaper than to multiply the large tensor g
 
 
 _Params = kernels.params(
@@ -150,7 +150,7 @@ def _grad_kernel(dtype: torch.dtype, *, tc: int, block: int, vec: int, scale: bo
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """What G's layers use."""
+    """The kernels of G's layers."""
     found = []
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         vec = kernels.VECTOR_BYTES // dtype.itemsize
@@ -162,7 +162,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
 
 
 def _layout(x: Tensor, *tensors: Tensor) -> tuple[bool, int]:
-    """Is it channels last, and how many elements has a vector?"""
+    """Whether it is channels last, and the number of elements of a vector."""
     last = kernels.is_channels_last(x)
     return last, kernels.vector_size(x.dtype, x.shape[1] if last else x.shape[2] * x.shape[3], (x, *tensors))
 
@@ -248,7 +248,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple:
     act, gain, clamp = ctx.settings
     if torch.is_grad_enabled():  # higher derivatives are wanted: operations that have them
         alpha = bias_act.activation_funcs[act].def_alpha
-        dx, sums = _sums(torch.ops.glead.bias_act_grad(dy, y, None, 1, act, alpha, gain, clamp), x, scale, noise)
+        dx, sums = _sums(torch.ops.glead.bias_act_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
     else:
         dx, sums = torch.ops.glead.modconv_epilogue_grad(dy, y, x, scale, noise, act, gain, clamp)
     need = ctx.needs_input_grad

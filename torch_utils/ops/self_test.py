@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import Any, Callable, Collection, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Literal, NamedTuple, Sequence
 
 import torch
 from tqdm import tqdm
@@ -20,50 +20,61 @@ class Check(NamedTuple):
     bound: float
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     name: str
     fn: Callable[..., Tensor]                   # The operation, of `inputs`.
     reference: Callable[..., Tensor] | None     # None = `fn` with impl="ref".
     inputs: tuple[Tensor, ...]                  # Double precision, on the CPU.
 
 
-def self_test(device: torch.device, dtypes: Collection[torch.dtype] = tuple(BOUNDS)) -> list[Check]:
-    """Every operation in every floating-point type and both memory formats."""
+def self_test(device: torch.device) -> list[Check]:
+    """Compare operations with their references in float16 and float32, as networks use them.
+
+    It needs only some of the standard kernels, so that a GPU has little to compile: more would take longer than 10 s.
+    """
+    x, b, noise, scale = draw_inputs(64, 16, 32)    # sizes that suit the largest vectors
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+    moves = [(1, 1, (2, 2, 2, 2)), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1))]
+    cases = [bias_act_case("lrelu", x, b), *(fir_case("upfirdn2d 4x4", f, *move, x) for move in moves),
+             modconv_case(x, b, noise, scale)]
+    progress = tqdm(cases, desc="Testing operations", unit="case", leave=False, delay=1)
+    return [check for case in progress for check in compare(case, device, (torch.float16, torch.float32))]
+
+
+def compare(case: Case, device: torch.device, dtypes: Collection[torch.dtype]) -> list[Check]:
+    """Compare an operation on a device with its reference, in these types and both memory formats.
+
+    The reference runs on the CPU in double precision.
+    """
     checks = []
-    # NVRTC takes a tenth of a second for each of 250 kernels that networks don't usually need.
-    for case in tqdm(list(_cases()), desc="Testing operations", unit="case", leave=False, delay=1):
-        reference = case.reference or functools.partial(case.fn, impl="ref")
-        expected = _derivatives(reference, case.inputs)
-        for dtype, channels_last in itertools.product(dtypes, (False, True)):
-            inputs = [t.to(device=device, dtype=dtype) for t in case.inputs]
-            if channels_last:
-                inputs[0] = inputs[0].to(memory_format=torch.channels_last)
-            error = max(_error(*pair) for pair in zip(_derivatives(case.fn, inputs), expected, strict=True))
-            kind = str(dtype).removeprefix("torch.") + (" channels last" if channels_last else "")
-            checks.append(Check(f"{case.name}, {kind}", error, BOUNDS[dtype]))
+    expected = _derivatives(case.reference or functools.partial(case.fn, impl="ref"), case.inputs)
+    for dtype, channels_last in itertools.product(dtypes, (False, True)):
+        inputs = [t.to(device=device, dtype=dtype) for t in case.inputs]
+        if channels_last:
+            inputs[0] = inputs[0].to(memory_format=torch.channels_last)
+        error = max(_error(*pair) for pair in zip(_derivatives(case.fn, inputs), expected, strict=True))
+        kind = str(dtype).removeprefix("torch.") + (" channels last" if channels_last else "")
+        checks.append(Check(f"{case.name}, {kind}", error, BOUNDS[dtype]))
     return checks
 
 
-def _cases() -> Iterator[_Case]:
+def draw_inputs(c: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [2, c, h, w], b [c], noise [2, 1, h, w] and scale [2, c], of values that all types hold exactly."""
     generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        """Multiples of 1/8, which all types hold exactly."""
-        return torch.randint(-24, 25, shape, generator=generator) / 8.0
-
-    x, b, noise = (draw(*shape).double() for shape in [(2, 24, 17, 40), (24,), (2, 1, 17, 40)])
+    x, b, noise = (torch.randint(-24, 25, shape, generator=generator).double() / 8
+                   for shape in [(2, c, h, w), (c,), (2, 1, h, w)])
     b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
-    scale = 2.0 ** torch.randint(-1, 2, [2, 24], generator=generator).double()
-    for act in bias_act.activation_funcs:
-        settings: dict[str, Any] = dict(act=act, clamp=1.5 if act == "lrelu" else None)
-        yield _Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
+    return x, b, noise, 2.0 ** torch.randint(-1, 2, [2, c], generator=generator).double()
 
-    taps = {"4x4": [1.0, 3, 3, 1], "12": [1.0, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1], "3x2": [[1.0, 2], [3, 4], [5, 6]]}
-    moves = [(1, 1, (2, 1, 2, 1)), (2, 1, (5, 6, 7, 4)), (1, 2, (5, 6, 6, 5)), ((3, 1), (1, 2), (9, -1, 7, 8))]
-    for (name, f), move in itertools.product(taps.items(), moves):
-        yield _fir_case(f"upfirdn2d {name}", upfirdn2d.setup_filter(f), *move, x)
-    yield _fir_case("upfirdn2d 24x24", torch.rand([24, 24], generator=generator), 2, 5, (23, 20, 19, 25), x)
 
+def bias_act_case(act: str, x: Tensor, b: Tensor) -> Case:
+    """`bias_act` of x [N, C, H, W] and b [C]."""
+    settings: dict[str, Any] = dict(act=act, clamp=1.5)
+    return Case(f"bias_act {act}", functools.partial(bias_act.bias_act, **settings), None, (x, b))
+
+
+def modconv_case(x: Tensor, b: Tensor, noise: Tensor, scale: Tensor) -> Case:
+    """`modconv_epilogue` of x [N, C, H, W], b [C], noise [N, 1, H, W] and scale [N, C]."""
     def plain(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
         x = x * scale[:, :, None, None] + noise.to(x.device) * strength
         return bias_act.bias_act(x, b, act="lrelu", clamp=1.5, impl="ref")
@@ -71,14 +82,15 @@ def _cases() -> Iterator[_Case]:
     def fused(x: Tensor, scale: Tensor, strength: Tensor, b: Tensor) -> Tensor:
         return modconv_epilogue.modconv_epilogue(x, scale, noise.to(x.device), strength, b, clamp=1.5)
 
-    yield _Case("modconv_epilogue", fused, plain, (x, scale, torch.tensor(0.5).double(), b))
+    return Case("modconv_epilogue", fused, plain, (x, scale, torch.tensor(0.5).double(), b))
 
 
-def _fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...], x: Tensor) -> _Case:
+def fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...], x: Tensor) -> Case:
+    """`upfirdn2d` of x [N, C, H, W]."""
     def fn(x: Tensor, impl: Literal["cuda", "ref"] = "cuda") -> Tensor:
         return upfirdn2d.upfirdn2d(x, f.to(x.device), up, down, padding, gain=1.5, impl=impl)
 
-    return _Case(f"{name} up {up} down {down}", fn, None, (x,))
+    return Case(f"{name} up {up} down {down}", fn, None, (x,))
 
 
 def _derivatives(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -84,23 +84,23 @@ def upfirdn2d(
         padding:     In up-sampled pixels: one number, [x, y] or [x0, x1, y0, y1]; negative = crop.
         flip_filter: False = convolution, True = correlation.
         gain:        Factor of the result.
-        impl:        "ref" inserts the zeros, the oracle of the tests; else the fastest path there is.
+        impl:        "ref" inserts the zeros, for tests to compare with; "cuda" takes the fastest way that there is.
 
     Returns:
-        [N, C, (H * up + padding - fh) // down + 1, likewise W], the type of `x`.
+        [N, C, (H * up + padding - fh) // down + 1, (W * up + padding - fw) // down + 1], the type of `x`.
     """
     spec = _Spec(_pair(up), _pair(down), _padding(padding), bool(flip_filter), float(gain))
     if f is None:
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
     if impl == "ref":
         return _reference(x, f, spec)
-    if torch.compiler.is_exporting():  # other programs know plain operations alone
+    if torch.compiler.is_exporting():  # exported graphs hold plain operations only
         return _native(x, f, spec)
     return torch.ops.glead.upfirdn2d(x, f, *spec)
 
 
 def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Filter so that the image keeps its size, up to extra `padding`; arguments as in `upfirdn2d`."""
+    """Filter an image and keep its size, but for extra `padding`. Arguments are those of `upfirdn2d`."""
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
     p = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
@@ -108,7 +108,7 @@ def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
 
 
 def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Enlarge by `up`, brightness kept; `padding` is in output pixels, other arguments as in `upfirdn2d`."""
+    """Enlarge by `up` and keep the brightness. `padding` is in output pixels; the rest is as in `upfirdn2d`."""
     upx, upy = _pair(up)
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
@@ -117,7 +117,7 @@ def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
 
 
 def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Shrink by `down`; `padding` is in input pixels, other arguments as in `upfirdn2d`."""
+    """Shrink by `down`. `padding` is in input pixels; the rest is as in `upfirdn2d`."""
     downx, downy = _pair(down)
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
@@ -159,7 +159,7 @@ def _reference(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     return x[:, :, ::downy, ::downx]
 
 
-# The operator. It is linear in x, and its derivative is again such an operator: factors swapped, filter turned around.
+# The operator. It is linear in x. Its derivative is the same operator with swapped factors and a reversed filter.
 
 kernels.library.define(
     "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip, float gain) -> Tensor")
@@ -228,19 +228,13 @@ _Params = kernels.params(
     in_w=ctypes.c_int64, in_h=ctypes.c_int64, out_w=ctypes.c_int64, out_h=ctypes.c_int64,
     first_x=ctypes.c_int64, first_y=ctypes.c_int64, gain=ctypes.c_double,
 )
-_AnyParams = kernels.params(**{name: ctypes.c_void_p for name in ("y", "x", "f")}, **{name: ctypes.c_int64 for name in (
-    "f_stride_x", "f_stride_y", "images", "channels", "in_w", "in_h", "out_w", "out_h",
-    "in_stride_n", "in_stride_c", "in_stride_y", "in_stride_x",
-    "out_stride_n", "out_stride_c", "out_stride_y", "out_stride_x",
-    "up_x", "up_y", "down_x", "down_y", "pad_x", "pad_y", "fw", "fh", "flip",
-)}, gain=ctypes.c_double)
-
-_MOST_TAPS = 32     # Of a specialised kernel, in both directions together; its code is unrolled.
+# Limits of the kernels, whose code is unrolled. Beyond them, PyTorch's own operations do the work.
+_MOST_TAPS = 32     # In both directions together.
 _MOST_FACTOR = 4
 
 
 class _Plan(NamedTuple):
-    """How a specialised kernel shares out the work; see upfirdn2d.cu."""
+    """How a kernel divides the work; see upfirdn2d.cu."""
 
     kernel: custom_ops.Kernel
     step: tuple[int, int]       # Outputs of a thread: x, y.
@@ -250,7 +244,7 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, vout: int, channels: int) -> _Plan:
-    """For channels-last images, `channels` is their number, else 0. `vec`, `vout`: elements of vectors."""
+    """Plan for vectors of `vec` inputs and `vout` outputs. `channels` is 0 for images that are not channels last."""
     (upx, upy), (downx, downy), (px0, _, py0, _), flip, _ = spec
     fw, fh = taps
     tall = 8 if fh > 6 else 1 if fh == 1 else 2 if downy > 1 else 4     # many taps: more outputs share an input
@@ -272,8 +266,8 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """What the networks use with the filter 1, 3, 3, 1, forward and backward; small images take a few more."""
-    found = [_any_kernel(dtype, last) for dtype in kernels.TYPES for last in (False, True)]
+    """The kernels of networks with the filter 1, 3, 3, 1, forward and backward. Small images need a few more."""
+    found = []
     for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
         most = kernels.VECTOR_BYTES // dtype.itemsize
         for up, down, pad, vec, vout in [  # beside convolutions of stride 2, images have odd sizes: no vectors there
@@ -286,22 +280,17 @@ def standard_kernels() -> list[custom_ops.Kernel]:
     return list(dict.fromkeys(found))
 
 
-@functools.lru_cache(maxsize=None)
-def _any_kernel(dtype: torch.dtype, channels_last: bool) -> custom_ops.Kernel:
-    return kernels.kernel("upfirdn2d_any", _AnyParams, dtype=dtype, CHANNELS_LAST=int(channels_last))
-
-
 def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
-    """Through a CUDA kernel; None where there is none. `f` is 2-D."""
+    """Run a CUDA kernel; None where there is none. `f` is 2-D."""
+    fw, fh = _filter_size(f)
+    if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
+        return None
     x = kernels.dense(x)
     n, c, h, w = x.shape
     channels_last = kernels.is_channels_last(x)
     out_h, out_w = _out_size(x, f, spec)
     y = torch.empty([n, c, out_h, out_w], dtype=x.dtype, device=x.device,
                     memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    fw, fh = _filter_size(f)
-    if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
-        return _launch_any(x, f, y, spec)
     if channels_last:
         vec = vout = kernels.vector_size(x.dtype, c, (x, y))
     else:
@@ -316,25 +305,11 @@ def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | Non
         grid = -(-groups_x * groups_y * n * c // kernels.BLOCK)
     launch = custom_ops.load(plan.kernel, x.device)
     if launch is None or grid * kernels.BLOCK >= 2**32:
-        return _launch_any(x, f, y, spec)
+        return None
     address = kernels.address
     launch(grid, _Params(address(y), address(x), address(f), f.stride(1), f.stride(0),
                          n if channels_last else n * c, c if channels_last else 1, w, h, out_w, out_h, *plan.first,
                          spec.gain))
-    return y
-
-
-def _launch_any(x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
-    launch = custom_ops.load(_any_kernel(x.dtype, kernels.is_channels_last(x)), x.device)
-    grid = -(-y.numel() // kernels.BLOCK)
-    if launch is None or grid > kernels.MAX_GRID:
-        return None
-    n, c, h, w = x.shape
-    fw, fh = _filter_size(f)
-    address = kernels.address
-    launch(grid, _AnyParams(address(y), address(x), address(f), f.stride(1), f.stride(0), n, c, w, h, y.shape[3],
-                            y.shape[2], *x.stride(), *y.stride(), *spec.up, *spec.down, spec.padding[0],
-                            spec.padding[2], fw, fh, spec.flip, spec.gain))
     return y
 
 
@@ -359,19 +334,19 @@ def _fir_down(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
 
 
 def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
-    # A transposed convolution gives all places where the filter overlaps the input; padding says which are wanted.
+    # A transposed convolution gives all positions where the filter overlaps the input. Padding selects some of them.
     (upx, upy), (px0, px1, py0, py1), (fh, fw) = spec.up, spec.padding, f.shape
     left, right, top, bottom = fw - 1 - px0, fw - upx - px1, fh - 1 - py0, fh - upy - py1
     cx, cy = max(min(left, right), 0), max(min(top, bottom), 0)
     if spec.flip:
         f = f.flip([0, 1])  # conv_transpose2d convolves
-    # CPUs have no fast kernel for it in half precision; the small side is what is converted.
+    # CPUs have no fast half-precision kernel for it. The small side, the input, is converted instead.
     dtype = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     y = F.conv_transpose2d(x.to(dtype), _depthwise(f.to(dtype), x), stride=(upy, upx), padding=(cy, cx),
                            groups=x.shape[1]).to(x.dtype)
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
-    # A view would not let itself be changed in place, as results of other calls do.
+    # A clone can be changed in place, as other results can; a view of an operator's result cannot.
     return y[:, :, :: spec.down[1], :: spec.down[0]].clone() if max(spec.down) > 1 else y
 
 

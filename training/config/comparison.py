@@ -2,14 +2,16 @@
 
 import os
 import re
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from metrics.published import DATASETS
-from training.config.presets import PUBLISHED_RUNS, RESUME_SOURCES, Options, PublishedRun, published_data, resolve
-from training.config.schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 
-NAME_LENGTH = 40            # Of a run directory's name, behind its number.
-DATASET_NAME_LENGTH = 24    # Of the part that names the data set.
+from .options import Options
+from .presets import PUBLISHED_RUNS, PublishedRun, published_data
+from .resolve import resolve
+from .schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
+
+DATASET_NAME_LENGTH = 24    # Of the part of a run directory's name that names the data set.
 
 
 class Setting(NamedTuple):
@@ -17,7 +19,6 @@ class Setting(NamedTuple):
 
     label: str
     value: Callable[[TrainingConfig], str]
-    words: Mapping[str, str] = {}   # For the name of the run, by the field of `Options` that was said.
     by_cfg: bool = False            # Compared with what --cfg gives: another --cfg is one departure, not many.
 
 
@@ -48,27 +49,29 @@ def _rebuilt(c: TrainingConfig) -> str:
 
 
 SETTINGS = (
-    Setting("augmentation", _augmentation, {"aug": "{}", "p": "p{:g}", "target": "target{:g}", "augpipe": "{}"}),
+    Setting("augmentation", _augmentation),
     Setting("mirroring", lambda c: "yes" if c.dataset.xflip else "no"),
     Setting("labels", lambda c: "yes" if c.dataset.use_labels else "no"),
     Setting("images", lambda c: "all" if c.dataset.max_size is None else str(c.dataset.max_size)),
-    Setting("length", lambda c: f"{c.total_kimg:g} kimg", {"total_kimg": "kimg{:g}"}),
-    Setting("batch", lambda c: str(c.batch_size), {"batch_size": "batch{}"}),
+    Setting("length", lambda c: f"{c.total_kimg:g} kimg"),
+    Setting("batch", lambda c: str(c.batch_size)),
     Setting("minibatch deviation", lambda c: f"over {min(c.D.mbstd_group_size, c.batch_gpu)}"),
-    Setting("f", _f, {"res_g": "f{}"}),
-    Setting("resolution of D's decoder", _of_decoder("decoder_res"), {"decoder_res": "dec{}"}),
-    Setting("kernel of D's decoder", _of_decoder("decoder_kernel"), {"decoder_kernel": "kernel{}"}),
-    Setting("activation of D's decoder", _of_decoder("decoder_act"), {"decoder_act": "{}"}),
-    Setting("compared features of G", lambda c: f"at {c.loss.feature_res}", {"ggdr_res": "res{}"}),
-    Setting("task on real images", lambda c: _task(c.loss.real_task), {"lambda_real": "real{:g}"}),
-    Setting("task on generated images", lambda c: _task(c.loss.fake_task), {"lambda_fake": "fake{:g}"}),
-    Setting("perceptual net", lambda c: _stem(c.perceptual or "none"), {"perceptual": "{}"}),
+    Setting("f", _f),
+    Setting("resolution of D's decoder", _of_decoder("decoder_res")),
+    Setting("kernel of D's decoder", _of_decoder("decoder_kernel")),
+    Setting("activation of D's decoder", _of_decoder("decoder_act")),
+    Setting("compared features of G", lambda c: f"at {c.loss.feature_res}"),
+    Setting("task on real images", lambda c: _task(c.loss.real_task)),
+    Setting("task on generated images", lambda c: _task(c.loss.fake_task)),
+    Setting("perceptual net", lambda c: _stem(c.perceptual or "none")),
     Setting("phases with the task on real images", lambda c: "Dmain, Dreg" if c.loss.real_task_in_dreg else "Dmain"),
     Setting("what G rebuilds", _rebuilt),
     Setting("settings", lambda c: f"--cfg={c.preset}"),
-    Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", {"r1_gamma": "gamma{:g}"}, by_cfg=True),
+    Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", by_cfg=True),
+    Setting("learning rates", lambda c: f"{c.G_opt.lr:g} of G, {c.D_opt.lr:g} of D", by_cfg=True),
+    Setting("adversarial loss", lambda c: c.loss.adversarial),
     Setting("networks", lambda c: f"{c.G.map_depth} mapping layers, cbase {c.G.channel_base}, cmax {c.G.channel_max}",
-            {"map_depth": "map{}", "channel_base": "cbase{}", "channel_max": "cmax{}"}, by_cfg=True),
+            by_cfg=True),
     Setting("start", lambda c: _stem(c.resume or "new networks")),
     Setting("frozen layers of D", lambda c: str(c.D.freeze_layers)),
     Setting("precision", lambda c: c.D.half_type if c.D.num_fp16_res else "float32"),
@@ -106,41 +109,18 @@ def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
 
 def _defaults(config: TrainingConfig, **said: Any) -> TrainingConfig:
     """The same method on the same data with the settings of --cfg; `said` are fields of `Options`."""
-    return resolve(Options(preset=config.preset, method=config.method, **said), config.dataset, device=config.device)
+    return resolve(Options(cfg=config.preset, method=config.method, **said), config.dataset, device=config.device)
 
 
 def _as_cfg_says(config: TrainingConfig) -> TrainingConfig:
     """As `_defaults`, in the batches of `config`."""
-    return _defaults(config, num_gpus=config.num_gpus, batch_size=config.batch_size, batch_gpu=config.batch_gpu,
-                     mbstd_group_size=config.D.mbstd_group_size)
+    return _defaults(config, gpus=config.num_gpus, batch=config.batch_size, batch_gpu=config.batch_gpu,
+                     mbstd_group=config.D.mbstd_group_size)
 
 
-def describe(options: Options, config: TrainingConfig, dataset_name: str) -> str:
-    """What the run directory is called behind its number: `<dataset>-<method>`, and what was said beyond that.
-
-    That is what differs from the published run on this data set or, on others, from the method's defaults, as far as
-    there is room for it.
-    """
-    data = published_data(config.dataset)
-    published = [run for run in PUBLISHED_RUNS if (run.options["method"], run.data) == (config.method, data)]
-    by_cfg = _as_cfg_says(config)
-    reference = _configuration(published[0], device=config.device) if published else _defaults(config)
-    words: list[str] = [config.recipe] if config.recipe != "paper" else []
-    words += ["cond"] if config.dataset.use_labels else []
-    words += [f"subset{config.dataset.max_size}"] if config.dataset.max_size is not None else []
-    words += ["mirror"] if config.dataset.xflip and not (published and data.mirror) else []
-    if config.resume is not None:
-        words.append(f"resume{options.resume if options.resume in RESUME_SOURCES else 'custom'}")
-    words += [f"freezed{config.D.freeze_layers}"] if config.D.freeze_layers else []
-    words += [f"seed{config.random_seed}"] if config.random_seed else []
-    for setting in SETTINGS:
-        if setting.value(config) != setting.value(by_cfg if setting.by_cfg else reference):
-            said = [(pattern, getattr(options, field)) for field, pattern in setting.words.items()]
-            words += [pattern.format(_stem(value)) for pattern, value in said if value is not None]
-    name = f"{dataset_name[:DATASET_NAME_LENGTH]}-{config.method}"
-    for word in words:
-        name += f"-{word}" if len(name) + 1 + len(word) <= NAME_LENGTH else ""
-    return re.sub(r"[^\w.,=+-]", "_", name)
+def run_name(dataset_name: str, method: str) -> str:
+    """What the run directory is called behind its number: `church256-glead`. Its options tell the rest."""
+    return re.sub(r"[^\w.,=+-]", "_", f"{dataset_name[:DATASET_NAME_LENGTH]}-{method}")
 
 
 def _stem(value: Any) -> Any:

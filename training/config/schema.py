@@ -1,15 +1,14 @@
-"""What one training run is: frozen dataclasses, their cross-checks, and their JSON form.
+"""What one training run is: frozen dataclasses, and their JSON form.
 
-Defaults that users may leave out are filled in by `presets.resolve`; here every field has been decided. A field with a
+Defaults that users may leave out are filled in by `resolve.resolve`; here every field has been decided. A field with a
 default is one that few published settings vary.
 """
 
 import dataclasses
-import math
+import functools
+import json
 import reprlib
-import types
-import typing
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
@@ -31,51 +30,14 @@ LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}
 LEGACY_TARGETS = {"reconstruction": "gfwimage", "feature": "gfeat"}
 
 
-# Options of train.py, and the fields that each sets: its own first, then those that follow from it.
-OPTION_FIELDS = {
-    "--method":         ("method", "D.heads", "loss.real_task.kind", "loss.fake_task.kind"),
-    "--cfg":            ("preset", "D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "G_opt.lr", "D_opt.lr",
-                         "ema_kimg", "ema_rampup"),
-    "--recipe":         ("recipe", "loss.real_task_in_dreg"),
-    "--cond":           ("dataset.use_labels", "dataset.label_dim"),
-    "--subset":         ("dataset.max_size",),
-    "--mirror":         ("dataset.xflip",),
-    "--seed":           ("random_seed", "dataset.random_seed"),
-    "--gamma":          ("loss.r1_gamma",),
-    "--batch":          ("batch_size",),
-    "--batch-gpu":      ("batch_gpu",),
-    "--mbstd-group":    ("D.mbstd_group_size",),
-    "--map-depth":      ("G.map_depth",),
-    "--cbase":          ("G.channel_base", "D.channel_base"),
-    "--cmax":           ("G.channel_max", "D.channel_max"),
-    "--aug":            ("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
-    "--p":              ("augment.p",),
-    "--target":         ("augment.target",),
-    "--augpipe":        ("augment.pipe", "augment.transforms"),
-    "--recon-target":   ("loss.recon_target",),
-    "--lambda-real":    ("loss.real_task.weight", "loss.real_task"),
-    "--lambda-fake":    ("loss.fake_task.weight", "loss.fake_task"),
-    "--reg_loss_real":  ("loss.real_task.distance",),
-    "--reg_loss_fake":  ("loss.fake_task.distance",),
-    "--perceptual":     ("perceptual",),
-    "--lpips-fp32":     ("lpips_fp32",),
-    "--res-g":          ("D.res_g",),
-    "--ggdr-res (--res-g for glead+ggdr)":    ("loss.feature_res",),
-    "--res-decoder":    ("D.decoder_res",),
-    "--decoder-kernel": ("D.decoder_kernel",),
-    "--decoder-act":    ("D.decoder_act",),
-    "--freezed":        ("D.freeze_layers",),
-    "--half":           ("G.half_type", "D.half_type"),
-    "--nhwc":           ("G.channels_last", "D.channels_last"),
-    "--allow-tf32":     ("allow_tf32",),
-    "--fp32 (resolutions in half precision)": ("G.num_fp16_res", "D.num_fp16_res", "G.conv_clamp", "D.conv_clamp"),
-    "the resolution of the images":           ("dataset.resolution",),
-    "the number of channels of the images":   ("dataset.num_channels",),
-}
+class _Strict:
+    """How pydantic reads the dataclasses below from JSON: no unknown fields, and no value made to fit its type."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(_Strict):
     path: str                       # Folder or zip.
     resolution: int                 # Side of the square images, a power of two.
     num_channels: int = 3           # 1 or 3.
@@ -87,7 +49,7 @@ class DatasetConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
+class GeneratorConfig(_Strict):
     class_name: str = "training.networks.Generator"     # A persistent class; see `training.build`.
     z_dim: int = 512
     w_dim: int = 512
@@ -95,19 +57,19 @@ class GeneratorConfig:
     channel_base: int               # Channels at resolution r are channel_base / r, at most channel_max.
     channel_max: int = 512
     num_fp16_res: int               # So many of the highest resolutions run in half precision.
-    conv_clamp: float | None        # Clamps the output of convolutions; needed for float16.
+    conv_clamp: int | None          # Clamps the output of convolutions; needed for float16.
     half_type: HalfType = "float16"
     channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(_Strict):
     class_name: str = "training.networks.Discriminator"
     architecture: Literal["orig", "skip", "resnet"] = "resnet"
     channel_base: int
     channel_max: int = 512
     num_fp16_res: int
-    conv_clamp: float | None
+    conv_clamp: int | None
     mbstd_group_size: int           # Images that share a minibatch standard deviation.
     freeze_layers: int = 0          # FreezeD: so many of the highest-resolution layers stay as they are.
     half_type: HalfType = "float16"
@@ -120,16 +82,17 @@ class DiscriminatorConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(_Strict):
     """What D has to do with one kind of image besides telling real from fake."""
 
     kind: str                           # One of `tasks.TASKS`: let G rebuild the image, reproduce G's features, ...
     distance: Distance | None = None    # How the task compares; None where it has no choice.
     weight: float                       # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)   # The task's own; see `Task.options`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(_Strict):
     r1_gamma: float
     style_mixing_prob: float = 0.9
     pl_weight: float = 2.0
@@ -144,7 +107,7 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(_Strict):
     """What happens to the images before D sees them (Karras et al., NeurIPS 2020)."""
 
     pipe: str                                       # Name of the set of transforms, such as "bgc".
@@ -157,7 +120,7 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(_Strict):
     lr: float
     beta1: float = 0.0
     beta2: float = 0.99
@@ -165,7 +128,7 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_Strict):
     method: Method
     preset: str
     recipe: Recipe
@@ -180,7 +143,8 @@ class TrainingConfig:
     lpips_fp32: bool = False                    # LPIPS computes in float32, even where D computes in half precision.
     total_kimg: float
     batch_size: int                             # Images per iteration, over all GPUs.
-    batch_gpu: int                              # Images in one forward pass on one GPU.
+    batch_gpu: int                              # Images in one forward pass on one GPU; see `training.draws`.
+    fill_gpu: bool = False                      # Compute as many such parts at once as fit the memory of a GPU.
     ema_kimg: float                             # Half-life of the weights of G_ema.
     ema_rampup: float | None                    # The half-life is at most this share of the images seen so far.
     g_reg_interval: int = 4                     # Path length regularisation every so many iterations.
@@ -202,46 +166,49 @@ class TrainingConfig:
 
 
 def to_json(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration as plain data, for `training_options.json`."""
-    return dataclasses.asdict(config)
+    """The configuration as plain data, for `training_options.json`; tasks without options of their own have none."""
+    data = dataclasses.asdict(config)
+    for task in (data["loss"]["real_task"], data["loss"]["fake_task"]):
+        if task is not None and not task["options"]:
+            del task["options"]
+    return data
 
 
 def from_json(data: dict[str, Any]) -> TrainingConfig:
     """The configuration that `to_json` wrote, also when it stands under the key "config" of `training_options.json`.
 
+    A field that has a default may be missing: earlier versions had fewer of them.
+
     Raises:
-        UserError: A field is missing, unknown, or not of its type.
+        UserError: Fields are missing, unknown, or not of their type; it names all of them.
     """
+    import pydantic  # not needed for --help
+
     if isinstance(data, dict) and isinstance(data.get("config"), dict):
         data = data["config"]
-    return _build(TrainingConfig, data, "config")
+    try:
+        return _adapter().validate_json(json.dumps(data))   # of JSON, strict types include arrays for tuples
+    except pydantic.ValidationError as e:
+        raise UserError("; ".join(_describe_mistake(error) for error in e.errors(include_url=False))) from e
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """Turn JSON data into `kind`: a dataclass, a Literal, a union, a tuple or a plain type."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise UserError(f"{where} is {reprlib.repr(data)}, expected an object with the fields of {kind.__name__}")
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-        for problem, names in (("unknown", data.keys() - fields.keys()), ("missing", required - data.keys())):
-            if names:
-                raise UserError(f"{where} has {problem} fields: {', '.join(sorted(names))}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if data is None and type(None) in args:
-            return None
-        (kind,) = [arg for arg in args if arg is not type(None)]  # Every union here is "something or None".
-        return _build(kind, data, where)
-    if origin is tuple and isinstance(data, (list, tuple)):
-        return tuple(_build(args[0], item, where) for item in data)
-    if origin is Literal and data in args:
-        return data
-    if kind is float and type(data) in (int, float) or isinstance(kind, type) and type(data) is kind:
-        return data
-    raise UserError(f"{where} is {reprlib.repr(data)}, expected {kind.__name__ if isinstance(kind, type) else kind}")
+@functools.cache
+def _adapter() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(TrainingConfig)
+
+
+def _describe_mistake(error: Mapping[str, Any]) -> str:
+    """What pydantic found, such as `config.loss.r1_gamma is None, expected a valid number`."""
+    where = ".".join(["config", *map(str, error["loc"])])
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{where} is unknown"
+    if error["type"] == "json_invalid":
+        return f"{where} is no JSON that can be read: {error['ctx']['error']}"
+    return f"{where} is {reprlib.repr(error['input'])}, {error['msg'].replace('Input should be', 'expected')}"
 
 
 def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
@@ -402,136 +369,3 @@ def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
                 f"reg_weight_{images}": task.weight if task else 0.0,
             }
     return kwargs
-
-
-def validate(config: TrainingConfig) -> None:
-    """Check what can be checked without touching the machine: ranges, and fields against one another.
-
-    Raises:
-        UserError: Names the option, what came and what was expected.
-    """
-    _validate_numbers(config)
-    _validate_batch(config)
-    _validate_networks(config)
-    _validate_tasks(config)
-    _validate_augment(config)
-
-
-def count_freezable_layers(architecture: str, resolution: int) -> int:
-    """How many of D's layers, counted from the image on, FreezeD can leave as they are: all but those of 4x4.
-
-    Each block has two convolutions; "resnet" adds one beside them, "skip" a layer that reads the image. The others
-    read it in the first block alone.
-    """
-    blocks = resolution.bit_length() - 3  # From the image's resolution down to 8x8.
-    if blocks == 0:
-        return 0
-    return {"orig": 2 * blocks + 1, "resnet": 3 * blocks + 1, "skip": 3 * blocks}[architecture]
-
-
-def validate_gpus(num_gpus: int) -> None:
-    """Raise UserError unless `num_gpus` is a power of two."""
-    _expect(_is_power_of_two(num_gpus), "--gpus", num_gpus, "a power of two")
-
-
-def _is_power_of_two(value: int) -> bool:
-    return value >= 1 and value & (value - 1) == 0
-
-
-def _expect(ok: bool, option: str, value: Any, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{option} is {value}, expected {expected}")
-
-
-def _validate_numbers(config: TrainingConfig) -> None:
-    at_least = (
-        ("--kimg",       config.total_kimg,       0.001,  True),
-        ("--tick",       config.kimg_per_tick,        0,  False),
-        ("--snap",       config.snapshot_ticks,       0,  True),
-        ("--grid-size",  config.grid_size, config.dataset.resolution, True),
-        ("--gamma",      config.loss.r1_gamma,        0,  True),
-        ("--workers",    config.workers,              0,  True),
-        ("--seed",       config.random_seed,          0,  True),
-        ("--freezed",    config.D.freeze_layers,      0,  True),
-        ("--map-depth",  config.G.map_depth,          1,  True),
-        ("--cmax",       config.G.channel_max,        1,  True),
-        ("EMA kimg",     config.ema_kimg,             0,  True),
-        ("learning rate of G", config.G_opt.lr,       0,  False),
-        ("learning rate of D", config.D_opt.lr,       0,  False),
-    )
-    at_most = (("--cbase", config.G.channel_base, 1 << 20), ("--cmax", config.G.channel_max, 1 << 14),
-               ("--map-depth", config.G.map_depth, 64), ("--batch", config.batch_size, 1 << 20),
-               ("--decoder-kernel", config.D.decoder_kernel, 15), ("--workers", config.workers, 1024),
-               ("--grid-size", config.grid_size, 1 << 15))
-    for option, number, high in at_most:
-        _expect(number <= high, option, number, f"at most {high}")
-    for option, value, low, inclusive in at_least:
-        _expect(math.isfinite(value), option, value, "a finite number")
-        ok = value >= low if inclusive else value > low
-        _expect(ok, option, value, f"at least {low}" if inclusive else f"more than {low}")
-    _expect(config.random_seed < 2**31, "--seed", config.random_seed, "less than 2147483648")
-
-
-def _validate_batch(config: TrainingConfig) -> None:
-    gpus, batch, batch_gpu = config.num_gpus, config.batch_size, config.batch_gpu
-    validate_gpus(gpus)
-    ok = batch >= 1 and batch % gpus == 0
-    _expect(ok, "--batch", batch, f"at least 1 and divisible by --gpus={gpus}")
-    ok = batch_gpu >= 1 and batch // gpus % batch_gpu == 0
-    _expect(ok, "--batch-gpu", batch_gpu, f"a divisor of {batch // gpus}, the share of one GPU (--batch / --gpus)")
-    group = config.D.mbstd_group_size
-    _expect(group >= 1, "--mbstd-group", group, "at least 1")
-    ok = batch_gpu % min(group, batch_gpu) == 0
-    _expect(ok, "--mbstd-group", group, f"a divisor of {batch_gpu}, the images that one GPU sees at once (--batch-gpu)")
-
-
-def _validate_networks(config: TrainingConfig) -> None:
-    res, D, glead = config.dataset.resolution, config.D, config.method in ("glead", "glead+ggdr")
-    _expect(_is_power_of_two(res) and res >= 4, "the resolution of the images", res, "a power of two, at least 4")
-    channels = config.dataset.num_channels
-    _expect(channels in (1, 3), "the number of channels of the images", channels, "1 or 3")
-    for net in (config.G, D):
-        _expect(net.channel_base >= res, "--cbase", net.channel_base, f"at least {res}, the resolution of the images")
-    layers = count_freezable_layers(D.architecture, res)
-    _expect(D.freeze_layers <= layers, "--freezed", D.freeze_layers,
-            f"at most {layers}, the layers of D above 4x4 for images of {res}x{res}")
-    if D.decoder_res is not None:
-        ok = _is_power_of_two(D.decoder_res) and 8 <= D.decoder_res <= res
-        option = "--res-decoder" if glead else "--ggdr-res"
-        _expect(ok, option, D.decoder_res, f"a power of two from 8 to {res}, the resolution of the images")
-        ok = D.decoder_kernel >= 1 and D.decoder_kernel % 2 == 1
-        _expect(ok, "--decoder-kernel", D.decoder_kernel, "an odd number")
-    if D.heads:
-        ok = D.res_g == 1 or _is_power_of_two(D.res_g) and 4 <= D.res_g < res
-        expected = f"a power of two from 4 to {res // 2}, below the resolution of the images, or 1 for w alone"
-        _expect(ok, "--res-g", D.res_g, expected)
-    elif glead and config.loss.feature_res is not None:
-        ok = _is_power_of_two(config.loss.feature_res) and 8 <= config.loss.feature_res <= D.decoder_res
-        _expect(ok, "--res-g", config.loss.feature_res, f"a power of two from 8 to {D.decoder_res}, the resolution of "
-                "D's decoder, whose features are compared where D has no task on real images")
-
-
-def _validate_tasks(config: TrainingConfig) -> None:
-    loss = config.loss
-    for option, task in (("--lambda-real", loss.real_task), ("--lambda-fake", loss.fake_task)):
-        if task is None:
-            continue
-        _expect(math.isfinite(task.weight), option, task.weight, "a finite number")
-        _expect(task.weight > 0, option, task.weight, "at least 0")
-    if config.method != "stylegan2" and loss.real_task is None and loss.fake_task is None:
-        raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
-    if config.D.res_g == 1 and config.method == "glead+ggdr":
-        raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")
-
-
-def _validate_augment(config: TrainingConfig) -> None:
-    augment = config.augment
-    if augment is None:
-        return
-    _expect(0 <= augment.p <= 1, "--p", augment.p, "0 to 1")
-    _expect(math.isfinite(augment.ada_kimg) and augment.ada_kimg > 0, "ADA kimg", augment.ada_kimg, "more than 0")
-    _expect(augment.interval >= 1, "the interval of ADA", augment.interval, "at least 1")
-    if augment.mode == "ada":
-        _expect(augment.target is not None and 0 <= augment.target <= 1, "--target", augment.target, "0 to 1")
-    else:
-        _expect(augment.target is None, "--target", augment.target, "none with --aug=fixed")

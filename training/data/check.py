@@ -1,46 +1,37 @@
-"""Reading all of a dataset to find all that is wrong with it; `ImageFolderDataset.check` is the quick look."""
+"""A complete check of a dataset: every image is read and decoded. `ImageFolderDataset.check` is the quick check."""
 
 import dataclasses
-import itertools
 import json
 import os
 import sys
 import time
 from array import array
-from collections import Counter, deque
-from concurrent.futures import Future
-from typing import Any, Callable, Iterator, Literal, NamedTuple
+from collections import Counter
+from typing import Callable, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dnnlib.reader_pool import ReaderPool
 from dnnlib.util import UserError, format_time, num_cores
+from dnnlib.worker_pool import WorkerPool
 from training.data.dataset import NUM_CHANNELS
 from training.data.image_files import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
-    ChecksumError,
-    FolderFiles,
     ImageFiles,
-    ZipFiles,
-    beside_shards,
+    ImageFolder,
+    ImageZip,
     check_readable,
     find_shards,
-    is_label_entry,
     is_turned,
-    label_problem,
-    limit_labels,
-    parse_labels,
-    read_record,
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
-from training.data.zip_directory import open_directory
+from training.data.labels import label_width, match_labels, read_entries, stray_metadata
+from training.data.zip_directory import ChecksumError, Entry, open_directory
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
-_AHEAD = 4                      # Groups that each process is given in advance.
 
 Kind = Literal["archive", "name", "duplicate", "unreadable", "checksum", "huge", "size", "mode", "label", "turned"]
 
@@ -53,41 +44,33 @@ class Problem(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelSummary:
     kind: Literal["classes", "vectors"]
-    width: int                                      # Largest class + 1, or length of the vectors.
+    width: int                                      # Number of classes (largest class + 1), or length of the vectors.
     per_class: tuple[int, float, int] | None        # Minimum, median and maximum number of images; None for vectors.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
+class CheckSummary:
     path: str
     num_images: int
     num_bytes: int                  # Of the image files that could be read.
     resolution: int | None          # Of most images; None where not one is as it must be.
     num_channels: int | None
     labels: LabelSummary | None
-    left_out: dict[str, int]        # Files that are no images, by reason.
+    left_out: dict[str, int]        # Number of files that are not images, by reason.
     left_out_text: str              # The same in words, with the first name of each; "" = none.
     problems: dict[str, int]        # By kind.
     seconds: float
 
 
 class _Look(NamedTuple):
-    """What one image turned out to be."""
+    """What was found about one image."""
 
     num_bytes: int
-    shape: tuple[int, int, str] | None  # Width, height, mode; None where that is beyond knowing.
+    shape: tuple[int, int, str] | None  # Width, height and mode; None where the image can't be read.
     problem: Problem | None
 
 
-class _Archive(NamedTuple):
-    """A folder or zip whose listing could be read."""
-
-    files: ImageFiles
-    where: str                      # Names its dataset.json in messages.
-    read_metadata: Callable[[], bytes | None]
-
-
-def look_at_images(files: ImageFiles) -> list[_Look]:
+def look_at_images(_state: None, files: ImageFiles) -> list[_Look]:
     """Read and decode images; runs in reader processes."""
     return [_look(files, index) for index in range(len(files))]
 
@@ -140,29 +123,27 @@ class DatasetCheck:
         progress: bool = True,
     ):
         self._path, self._report = str(path), report
-        self._workers, self._progress = workers or num_cores(), progress
+        self._workers, self._progress = min(workers or num_cores(), num_cores()), progress
         self._problems: Counter[str] = Counter()
         self._num_bytes = 0
-        self._left_out = LeftOut.none()
 
-    def run(self) -> Summary:
-        """Look at everything.
+    def run(self) -> CheckSummary:
+        """Read the whole dataset and report its problems.
 
         Raises:
             UserError: There is no dataset at the path, or a reader process was killed.
         """
         start = time.monotonic()
-        archives = self._open()
-        labels = self._check_labels(archives)
-        shape = self._check_images(archives)
-        num_images = sum(len(archive.files) for archive in archives)
-        if not num_images:
+        files = self._open()
+        labels = self._check_labels(files)
+        shape = self._check_images(files)
+        if not len(files):
             self._found("archive", f"no images in {shown(self._path)}")
-        return Summary(
-            path=self._path, num_images=num_images, num_bytes=self._num_bytes,
+        return CheckSummary(
+            path=self._path, num_images=len(files), num_bytes=self._num_bytes,
             resolution=shape[0] if shape else None, num_channels=NUM_CHANNELS[shape[2]] if shape else None,
-            labels=labels, left_out=dict(self._left_out.counts), problems=dict(self._problems),
-            left_out_text=str(self._left_out) if self._left_out else "", seconds=time.monotonic() - start,
+            labels=labels, left_out=dict(files.left_out.counts), problems=dict(self._problems),
+            left_out_text=str(files.left_out) if files.left_out else "", seconds=time.monotonic() - start,
         )
 
     def _found(self, kind: Kind, message: str) -> None:
@@ -171,39 +152,33 @@ class DatasetCheck:
 
     # --- Listing.
 
-    def _open(self) -> list[_Archive]:
-        is_folder = os.path.isdir(self._path)
-        shards = find_shards(self._path) if is_folder else []
-        if not is_folder:
-            check_readable(self._path)
-        elif not shards:
-            files = FolderFiles(self._path)
-            self._left_out = files.left_out
-            return [_Archive(files, f"{METADATA_NAME} of {self._path}", files.read_metadata)]
-        else:
-            self._left_out = beside_shards(self._path, shards)
-            if os.path.exists(os.path.join(self._path, METADATA_NAME)):
-                self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
-        archives = []
-        for path in [os.path.join(self._path, shard) for shard in shards] or [self._path]:
+    def _open(self) -> ImageFiles:
+        """All folders and zips that can be opened."""
+        check_readable(self._path, f"dataset {self._path}")
+        paths, left_out = [self._path], LeftOut.none()
+        if os.path.isdir(self._path):
+            shards, left_out = find_shards(self._path)
+            if not shards:
+                return ImageFiles(self._path, [ImageFolder(self._path)])
+            paths = [os.path.join(self._path, shard) for shard in shards]
+        zips = []
+        for path in paths:
             try:
-                archives.append(self._open_zip(path))
-            except UserError as e:
+                zips.append(self._open_zip(path))
+            except (UserError, OSError) as e:
                 self._found("archive", str(e))
-        return archives
+        return ImageFiles(self._path, zips, left_out)
 
-    def _open_zip(self, path: str) -> _Archive:
+    def _open_zip(self, path: str) -> ImageZip:
+        """All images in a zip, good or bad. Raises UserError or OSError where the zip can't be read."""
         directory = open_directory(path)
-        places = [(chunk.positions, chunk.begins, chunk.ends) for chunk in directory.chunks()]
+        names, rows = directory.entries()
         try:
-            directory.check_places([begins for _, begins, _ in places], [ends for _, _, ends in places])
+            directory.check_places(names, rows)
         except UserError as e:
             self._found("archive", str(e))
-        positions = np.concatenate([np.zeros([0], dtype=np.int64), *(positions for positions, _, _ in places)])
-        del places
-        images, metadata, seen = array("Q"), None, set()
-        for position, record in zip(positions.tolist(), directory.records(positions)):
-            name = record.name
+        images, metadata, left_out, seen = [], None, LeftOut.none(), set()
+        for i, name in enumerate(names):
             if name.endswith("/"):
                 continue
             if name in seen:
@@ -212,123 +187,74 @@ class DatasetCheck:
                 self._found("name", f"{shown(name)} in {path} leads out of the folder that it is unpacked to")
             seen.add(name)
             if name == METADATA_NAME:
-                metadata = record
+                metadata = Entry(*rows[i].item())
             elif reason := why_left_out(name):
-                self._left_out.add(reason, name)
+                left_out.add(reason, name)
             else:
-                images.append(position)
-        where = f"{METADATA_NAME} of {path}"
-        files = ZipFiles.from_entries(directory, np.array(images, dtype=np.uint64))
-
-        def read_metadata() -> bytes | None:
-            if metadata is None:
-                return None
-            limit_labels(where, metadata.size, len(files))
-            return read_record(directory, metadata, where)
-
-        return _Archive(files, where, read_metadata)
+                images.append(i)
+        return ImageZip(directory, (names[i] for i in images), rows[images], metadata, left_out)
 
     # --- Labels.
 
-    def _check_labels(self, archives: list[_Archive]) -> LabelSummary | None:
-        """Two passes, for the first image or zip may be the bad one: what most labels are like, then all of them."""
-        kinds: Counter[int | None] = Counter()
-        counts = []
-        for archive in archives:
-            entries = self._parse(archive, tell=True)
-            counts.append(None if entries is None else len(entries))
-            labels = [entry[1] for entry in entries or [] if is_label_entry(entry)]
-            kinds.update(len(label) if type(label) is list else None for label in labels if type(label) in (int, list))
-        if not any(counts):
+    def _check_labels(self, files: ImageFiles) -> LabelSummary | None:
+        if stray_metadata(files.path, files.containers):
+            self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
+        width, any_labels, classes, without = None, False, array("q"), []
+        for container in files.containers:
+            try:
+                entries = read_entries(container)
+            except UserError as e:
+                self._found("label", str(e))
+                continue
+            if not entries:
+                without.append(container)
+                continue
+            if not any_labels:
+                width, any_labels = label_width(entries), True
+            matched = match_labels(container.names(), entries, width)
+            for problem in matched.problems:
+                self._found("label", f"{METADATA_NAME} of {container.path}: {problem}")
+            if width is None:
+                classes.extend(matched.labels)
+        if not any_labels:
             return None
-        width = kinds.most_common(1)[0][0] if kinds else None
-        classes = array("q")
-        for archive, count in zip(archives, counts):
-            if count == 0:
-                self._found("label", f"{archive.where} has no labels, but there are some in other zips")
-            elif count:
-                classes.extend(self._match(archive, self._parse(archive, tell=False) or [], width))
+        for container in without:
+            self._found("label", f"{METADATA_NAME} of {container.path} has no labels, but there are some in other zips")
         if width is not None:
             return LabelSummary(kind="vectors", width=width, per_class=None)
         sizes = np.bincount(np.array(classes, dtype=np.int64))
         per_class = (int(sizes.min()), float(np.median(sizes)), int(sizes.max())) if len(sizes) else (0, 0.0, 0)
         return LabelSummary(kind="classes", width=len(sizes), per_class=per_class)
 
-    def _parse(self, archive: _Archive, *, tell: bool) -> list[Any] | None:
-        """All entries of a dataset.json, which are many objects: of one archive at a time."""
-        try:
-            return parse_labels(archive.read_metadata(), archive.where)
-        except UserError as e:
-            if tell:
-                self._found("label", str(e))
-            return None
-
-    def _match(self, archive: _Archive, entries: list[Any], width: int | None) -> Iterator[int]:
-        """Reports labels that are not as they must be; gives the good ones if they are classes."""
-        missing = set(archive.files.iter_names())
-        labelled = set()
-        for entry in entries:
-            if not is_label_entry(entry):
-                self._found("label", f'{archive.where}: expected ["name.png", label], found {json.dumps(entry)[:80]}')
-                continue
-            name, label = entry
-            if name in labelled:
-                self._found("label", f"{archive.where}: a second label for {shown(name)}, {json.dumps(label)[:80]}")
-                continue
-            labelled.add(name)
-            if name not in missing:
-                self._found("label", f"{archive.where}: a label for {shown(name)}, which is not there")
-                continue
-            missing.discard(name)
-            problem = label_problem(label, width)
-            if problem:
-                self._found("label", f"{archive.where}: label of {shown(name)} is {json.dumps(label)[:80]}, {problem}")
-            elif width is None:
-                yield label
-        for name in sorted(missing):
-            self._found("label", f"{archive.where}: no label for {shown(name)}")
-
     # --- Images.
 
-    def _check_images(self, archives: list[_Archive]) -> tuple[int, int, str] | None:
-        """Width, height and mode of most images that could be used."""
+    def _check_images(self, files: ImageFiles) -> tuple[int, int, str] | None:
+        """Find problems of images. Returns the most frequent width, height and mode that training takes."""
         shapes: dict[tuple[int, int, str] | None, int] = {None: 0}
-        codes = [array("I") for _ in archives]
-        total = sum(len(archive.files) for archive in archives)
-        with tqdm(total=total, desc=f"Checking {shown(os.path.basename(os.path.abspath(self._path)))}", unit="img",
-                  disable=not self._progress, leave=False, file=sys.stderr) as bar:
-            for number, looks in self._look_at_all(archives):
+        codes = array("I")
+        groups = ((files.select(range(first, min(first + _GROUP, len(files)))),)
+                  for first in range(0, len(files), _GROUP))
+        name = shown(os.path.basename(os.path.abspath(self._path)))
+        with WorkerPool(self._workers) as pool, tqdm(
+            total=len(files), desc=f"Checking {name}", unit="img", disable=not self._progress, leave=False,
+            file=sys.stderr,
+        ) as bar:
+            for _, looks in pool.map(look_at_images, groups):
                 for look in looks:
                     self._num_bytes += look.num_bytes
-                    codes[number].append(shapes.setdefault(look.shape, len(shapes)))
+                    codes.append(shapes.setdefault(look.shape, len(shapes)))
                     if look.problem:
                         self._found(*look.problem)
                 bar.update(len(looks))
-        counts: Counter[int] = Counter(itertools.chain.from_iterable(codes))
+        counts = Counter(codes)
         usable = [shape for shape in shapes if shape is not None and _is_usable(*shape)]
         most = max(usable, key=lambda shape: counts[shapes[shape]], default=None)
         by_code = list(shapes)
-        for archive, archive_codes in zip(archives, codes):
-            for index, code in enumerate(archive_codes):
-                if by_code[code] not in (None, most):
-                    self._found(*_describe_odd(archive.files, index, by_code[code], most))
+        for index, code in enumerate(codes):
+            shape = by_code[code]
+            if shape is not None and shape != most:
+                self._found(*_describe_odd(files, index, shape, most))
         return most
-
-    def _look_at_all(self, archives: list[_Archive]) -> Iterator[tuple[int, list[_Look]]]:
-        """Number of the archive and what some of its images are, in order."""
-        groups = (
-            (number, archive.files.select(range(first, min(first + _GROUP, len(archive.files)))))
-            for number, archive in enumerate(archives) for first in range(0, len(archive.files), _GROUP)
-        )
-        waiting: deque[tuple[int, Future]] = deque()
-        with ReaderPool(self._workers) as pool:
-            for number, files in groups:
-                waiting.append((number, pool.submit(look_at_images, files)))
-                if len(waiting) >= _AHEAD * pool.num_workers:
-                    first, future = waiting.popleft()
-                    yield first, pool.result(future)
-            for number, future in waiting:
-                yield number, pool.result(future)
 
 
 def _is_usable(width: int, height: int, mode: str) -> bool:
@@ -352,7 +278,7 @@ def _describe_odd(
 # --- What people and programs see.
 
 
-def format_summary(summary: Summary) -> str:
+def format_summary(summary: CheckSummary) -> str:
     """The last lines of the report."""
     channels = {None: "", 1: ", 1 channel (grayscale)", 3: ", 3 channels (RGB)"}[summary.num_channels]
     side = summary.resolution
@@ -378,7 +304,7 @@ def _format_labels(labels: LabelSummary | None) -> str:
     return f"{labels.width} classes, images per class: min {least}, median {median:g}, max {most}"
 
 
-def to_json(summary: Summary, problems: list[Problem]) -> str:
+def to_json(summary: CheckSummary, problems: list[Problem]) -> str:
     """The whole report as one JSON object."""
     found = [problem._asdict() for problem in problems]
     return json.dumps({**dataclasses.asdict(summary), "seconds": round(summary.seconds, 3), "found": found}, indent=1)

@@ -14,18 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dnnlib.util import UserError, say_once
-from training.data.image_files import (
-    MAX_RESOLUTION,
-    MIN_RESOLUTION,
-    ImageFiles,
-    ImageHeader,
-    load_labels,
-    open_image_files,
-)
+from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, open_image_files
 from training.data.image_names import shown
+from training.data.labels import load_labels
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
-_MAX_NAMED = 5                     # A report of bad images names at most so many.
+_MAX_NAMED = 5                     # A report of bad images names at most 5.
 
 
 class ItemDetails(NamedTuple):
@@ -40,12 +34,12 @@ class CheckResult(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A few items' images, wherever they are in a dataset: all that a process needs to read them."""
+    """All that a process needs to read the images of a few items."""
 
-    files: ImageFiles               # Those of the items alone.
+    files: ImageFiles               # The files of these items only.
     flips: Sequence[bool]           # Mirrored?
     shape: tuple[int, int, int]     # [C, H, W] that they must have.
-    like: str                       # The file that set this example.
+    like: str                       # The file whose shape all others must have: the first.
 
     def read(self, position: int) -> np.ndarray:
         """One image: uint8 [C, H, W]. Raises UserError, naming it, where it can't be read or has another shape."""
@@ -61,7 +55,7 @@ class Images(NamedTuple):
         return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
     def check_file(self, position: int) -> ImageHeader:
-        """Look at header and end of the file only, unless they are odd. Raises UserError."""
+        """Read a file, check its header and its end, and decode it only if its end is odd. Raises UserError."""
         header = self.files.probe(position)
         self.check_header(position, header.width, header.height, header.mode)
         if not header.complete:
@@ -83,9 +77,9 @@ class ImageFolderDataset:
     """Square images of one size in a folder, zip or folder of zips, with optional labels from dataset.json.
 
     Items are in sorted order of file names; mirrored copies, if asked for, come after all of the unmirrored ones.
-    Objects can be pickled and used in forked or spawned processes. They hold about eight bytes for each image in zips.
+    Objects can be pickled and used in forked or spawned processes. They hold about 60 bytes for each image.
 
-    Files that are no images are counted, by reason, on stderr.
+    Other files are counted on stderr, by the reason for which they are left out.
 
     Args:
         path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale; or a
@@ -93,7 +87,7 @@ class ImageFolderDataset:
                      orientation in EXIF data is ignored, as in StyleGAN2-ADA.
         resolution:  Expected side; None takes it from the images.
         use_labels:  Give labels, if there are any; without, every label is empty.
-        max_size:    Keep a random subset of so many images; None keeps all.
+        max_size:    Keep a random subset of at most max_size images; None keeps all.
         xflip:       Append a mirrored copy of each image.
         random_seed: Draws the subset.
 
@@ -112,7 +106,7 @@ class ImageFolderDataset:
         random_seed: int = 0,
     ):
         self._files = open_image_files(path)
-        if self._files.left_out and os.environ.get("RANK", "0") == "0":  # Of several processes, one says it.
+        if self._files.left_out and os.environ.get("RANK", "0") == "0":  # Only one of several processes says it.
             say_once(f"left out of {self.path}", f"Left out of {self.path}: {self._files.left_out}")
         self._image_shape = self._find_shape()
         self._first_name = self._files.get_name(0)
@@ -203,7 +197,7 @@ class ImageFolderDataset:
 
     @property
     def label_dim(self) -> int:
-        """Width of the labels; of class labels, the largest class of *all* files + 1, whatever the subset."""
+        """Width of the labels. For classes, it is the largest class of *all* files + 1, even if a subset is kept."""
         return self._label_dim
 
     @property
@@ -216,20 +210,16 @@ class ImageFolderDataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of all files, whatever the subset: float32 [number of files, label_dim]."""
-        if not self.has_onehot_labels:
-            return self._raw_labels.copy()
-        labels = np.zeros([len(self._files), self.label_dim], dtype=np.float32)
-        labels[np.arange(len(labels)), self._raw_labels] = 1
-        return labels
+        """Labels of all files, even if a subset is kept: float32 [number of files, label_dim]."""
+        return self._as_vectors(self._raw_labels)
 
     @property
     def fingerprint(self) -> str:
         """Hex digest of what the items are: names, sizes and checksums of files, labels, options.
 
-        Neither where the files are, nor when they were written, nor how they are divided among zips matters. For a
-        folder, contents are read: all of them, or a sample of a large one (`ImageFiles.identity`). That is done once;
-        where it takes more than a second, the result is kept in the cache.
+        It does not depend on where the files are, when they were written, or how they are divided among zips. Files of
+        a folder are read for it: all of them, or a sample if there are many (`ImageFiles.identity`). This is done once.
+        If it takes more than a second, the result is kept in the cache.
         """
         options = {key: self._options[key] for key in ("use_labels", "xflip")}
         labels = self._raw_labels.astype(np.int64) if self.has_onehot_labels else self._raw_labels
@@ -264,9 +254,12 @@ class ImageFolderDataset:
 
     def get_labels(self, indices: Sequence[int]) -> np.ndarray:
         """Labels of some items: float32 [N, label_dim]."""
-        raw_labels = self._raw_labels[[self._locate(index)[0] for index in indices]]
+        return self._as_vectors(self._raw_labels[[self._locate(index)[0] for index in indices]])
+
+    def _as_vectors(self, raw_labels: np.ndarray) -> np.ndarray:
+        """A copy of vectors, or classes as one-hot vectors: float32 [N, label_dim]."""
         if not self.has_onehot_labels:
-            return raw_labels
+            return raw_labels.copy()
         labels = np.zeros([len(raw_labels), self.label_dim], dtype=np.float32)
         labels[np.arange(len(labels)), raw_labels] = 1
         return labels
@@ -278,42 +271,33 @@ class ImageFolderDataset:
             UserError: The image, which is named, can't be read or is not like the first one.
         """
         raw_idx, flip = self._locate(index)
-        return self._all_images().decode(raw_idx, flip=flip), self._label(raw_idx)
+        return self._all_images().decode(raw_idx, flip=flip), self.get_label(index)
 
     def get_label(self, index: int) -> np.ndarray:
         """The label of one item, float32 [label_dim]."""
-        return self._label(self._locate(index)[0])
+        return self.get_labels([index])[0]
 
     def get_details(self, index: int) -> ItemDetails:
         raw_idx, flip = self._locate(index)
-        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=self._raw_label(raw_idx))
+        raw_label = np.array(self._raw_labels[raw_idx], dtype=np.int64 if self.has_onehot_labels else np.float32)
+        return ItemDetails(raw_idx=raw_idx, xflip=flip, raw_label=raw_label)
 
     def get_name(self, index: int) -> str:
         """The file name of one item, relative to the path of the dataset."""
         return self._files.get_name(self._locate(index)[0])
 
-    def _raw_label(self, raw_idx: int) -> np.ndarray:
-        return np.array(self._raw_labels[raw_idx], dtype=np.int64 if self.has_onehot_labels else np.float32)
-
-    def _label(self, raw_idx: int) -> np.ndarray:
-        if not self.has_onehot_labels:
-            return self._raw_labels[raw_idx].copy()
-        label = np.zeros(self.label_dim, dtype=np.float32)
-        label[self._raw_labels[raw_idx]] = 1
-        return label
-
     # --- Checks before training.
 
     def check(self, *, progress: bool = True, budget_sec: float = 20) -> CheckResult:
-        """Read the header and the end of every image, so that damage shows now and not in the middle of training.
+        """Read every image file, without decoding, so that damage is found now and not in the middle of training.
 
-        Images are visited in an order that is random but always the same. When the time is over the rest is left out,
-        and stderr says so. A file whose end looks odd is decoded to be sure. Images that EXIF turns are counted on
-        stderr. The fingerprint, which may take long, is computed.
+        The order of images is random, but always the same. When the time is over, the remaining images are skipped, and
+        stderr says so. A file whose end looks odd is decoded. Images that EXIF data rotates are counted on stderr. The
+        fingerprint is computed too, which may take long.
 
         Args:
             progress:   Show a progress bar on stderr.
-            budget_sec: Stop after so many seconds.
+            budget_sec: Stop after this many seconds.
 
         Raises:
             UserError: Some images are unreadable, damaged or of another size or kind; some of them are named.

@@ -1,24 +1,24 @@
-"""Which files are the images of a dataset, and why others are left out: the one place that decides.
+"""Which files are the images of a dataset, and why others are left out. Only this module decides that.
 
-`train.py` goes by names alone, as StyleGAN2-ADA does. `dataset_tool.py` and the tools that take users' own images go by
-content, too: a file of any other name is taken if it begins like an image of a format that Pillow reads.
+`train.py` takes files by their names alone, as StyleGAN2-ADA does. `dataset_tool.py`, and the tools that take users'
+own images, also take a file of any other name if it begins like an image of a format that Pillow reads.
 """
 
 import functools
 import io
 import os
+import re
 import struct
 import zlib
 from collections import Counter
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
-import numpy as np
 from PIL import Image
 
 METADATA_NAME = "dataset.json"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Of datasets; Pillow's other decoders are not let near them.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Of datasets. Pillow's other decoders are not used for them.
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
-HEAD_BYTES = 4096                         # So much of a file shows what it is.
+HEAD_BYTES = 4096                         # Bytes at the beginning of a file that are read to recognise its format.
 
 # Reasons to leave a file out.
 HIDDEN = "hidden"
@@ -30,16 +30,27 @@ UNREADABLE = "unreadable"
 MISPLACED = f"{METADATA_NAME} not at the top"
 UNKNOWN = "unknown suffix"                # Reported by suffix.
 
-# Folders of macOS, Synology and Windows that hold copies, thumbnails and deleted files; and what Windows leaves about.
+# Folders of macOS, Synology and Windows for copies, thumbnails and deleted files; and files that Windows adds.
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 _SYSTEM_NAMES = frozenset((*_SYSTEM_FOLDERS, "Thumbs.db", "ehthumbs.db", "desktop.ini"))
 _MAX_REASONS = 20
+
+# Fits nearly all images of large datasets, and nothing that is hidden or of the operating system.
+_is_plain = re.compile(r"[A-Za-z0-9/-]+(?:" + "|".join(map(re.escape, IMAGE_EXTENSIONS)) + ")").fullmatch
 
 # What Pillow's decoders are known to raise on damaged data.
 DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
 )
+
+
+def describe_decoding_error(what: str, error: Exception, formats: Sequence[str]) -> str:
+    """One line for users about an image, named by `what`, that can't be decoded."""
+    # Pillow's "cannot identify image file" shows only a memory address.
+    text = "" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())[:100]
+    return (f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
+            f"{', '.join(formats)}")
 
 
 def shown(name: str) -> str:
@@ -49,6 +60,8 @@ def shown(name: str) -> str:
 
 def why_left_out(name: str) -> str | None:
     """The reason, by the name relative to the dataset alone; None = the file is an image."""
+    if _is_plain(name):
+        return None
     parts = name.split("/")
     if not _SYSTEM_NAMES.isdisjoint(parts):
         return SYSTEM
@@ -59,31 +72,6 @@ def why_left_out(name: str) -> str | None:
     return None if parts[-1].lower().endswith(IMAGE_EXTENSIONS) else UNKNOWN
 
 
-def are_images(names: np.ndarray) -> np.ndarray:
-    """bool [N]: `why_left_out(name) is None` for many names at once, in UTF-8: fixed width, or Python objects."""
-    if not len(names):
-        return np.zeros(0, dtype=bool)
-    if names.dtype != object:
-        text = names.tobytes()
-        odd = any(part in text for part in (b"/.", *map(str.encode, _SYSTEM_FOLDERS)))
-        if not odd and not (names.astype("S1") == b".").any():  # Only suffixes matter: system files have others.
-            return _have_suffix(names)
-    return np.array([why_left_out(name.decode(errors="surrogateescape")) is None for name in names.tolist()])
-
-
-def _have_suffix(names: np.ndarray) -> np.ndarray:
-    suffixes = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
-    width = names.dtype.itemsize
-    matrix = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), width)
-    matrix = matrix[:, -max(map(len, suffixes)) :]
-    lower = np.where((matrix >= 65) & (matrix <= 90), matrix | 32, matrix)
-    found = np.zeros(len(names), dtype=bool)
-    for suffix in suffixes:
-        if len(suffix) <= width:
-            found |= (lower[:, -len(suffix) :] == np.frombuffer(suffix, np.uint8)).all(1)
-    return found
-
-
 @functools.cache
 def source_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are converted to datasets; AVIF where this Pillow knows it."""
@@ -92,7 +80,7 @@ def source_formats() -> tuple[str, ...]:
 
 
 def begins_like_image(name: str, head: bytes) -> bool:
-    """Whether a file is an image of `source_formats`, whatever it is called.
+    """Whether the content of a file is an image of `source_formats`.
 
     Args:
         name: Of the file.
@@ -102,11 +90,11 @@ def begins_like_image(name: str, head: bytes) -> bool:
         try:
             if Image.OPEN[kind][1](head[:16]) is not True:  # A string says that Pillow was built without the decoder.
                 continue
-            if kind in ("BMP", "PPM"):  # Two letters: some texts begin like that, too.
+            if kind in ("BMP", "PPM"):  # Known by two letters only, with which texts may begin.
                 Image.open(io.BytesIO(head), formats=[kind])
         except DECODING_ERRORS:
             continue
-        # Raw files of cameras are TIFF files, of which Pillow would show the thumbnail.
+        # Raw files of cameras are TIFF files, too. Pillow would read only their thumbnail.
         return kind != "TIFF" or os.path.splitext(name)[1].lower() in ("", ".tif", ".tiff")
     return False
 
@@ -148,10 +136,10 @@ class LeftOut(NamedTuple):
 def scan(root: str, prefix: str = "") -> Iterator[tuple[str, str | None]]:
     """All files below a folder but its dataset.json: relative names, sorted, with the reason to leave each out or None.
 
-    One folder is in memory at a time. Hidden and linked folders are not looked into; each counts as one file.
+    One folder is in memory at a time. Hidden and linked folders are not entered; each counts as one file.
     """
     with os.scandir(os.path.join(root, prefix)) as entries:
-        # A folder's place among its neighbours is that of the names in it, which go on with a slash.
+        # Sort a folder by its name with a slash: so do the names of the files in it.
         found = sorted((entry.name + "/" if entry.is_dir() else entry.name, _obstacle(entry)) for entry in entries)
     for name, obstacle in found:
         if name == METADATA_NAME and not prefix:

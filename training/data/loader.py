@@ -12,8 +12,8 @@ from training.data.dataset import ImageFolderDataset
 class TrainingOrder:
     """The endless sequence of dataset indices that training sees: every epoch is a permutation of its own.
 
-    It is keyed by (seed, position) alone: no state, the same for any number of processes, and any position can be the
-    start. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
+    It is a function of (seed, position) alone. So it is the same for any number of processes, and can start at any
+    position. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
     streams of `RandomState` never change.
 
     Args:
@@ -35,16 +35,10 @@ class TrainingOrder:
             small = self.dataset_size <= np.iinfo(np.int32).max
             permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
             generator.shuffle(permutation)
-            while len(self._epochs) > 1:  # A batch may lie across the border of two epochs: keep two.
+            while len(self._epochs) > 1:  # A batch may lie across two epochs: keep two.
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = permutation
         return self._epochs[number]
-
-    def __getitem__(self, k: int) -> int:
-        """The dataset index at position k = 0, 1, 2, ..."""
-        if k < 0:
-            raise IndexError(f"position {k} in the training order: expected 0 or more")
-        return int(self.epoch(k // self.dataset_size)[k % self.dataset_size])
 
     def take(self, start: int, count: int) -> np.ndarray:
         """The dataset indices at positions start ... start + count - 1: int64 [count]."""
@@ -59,28 +53,28 @@ class TrainingOrder:
         return np.concatenate(parts) if parts else np.zeros([0], dtype=np.int64)
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     images: torch.Tensor  # uint8 [N, C, H, W].
     labels: torch.Tensor  # float32 [N, label_dim].
 
 
 class BatchLoader:
-    """Endless iterator of training batches; closes its workers by `close()`, `with`, or when an error is raised.
+    """Endless iterator of training batches. `close()`, the end of `with` or an error ends its workers.
 
-    Positions k ... k + batch_size - 1 of the order form one global batch, of which each rank gets a contiguous part.
+    Positions k ... k + batch_size - 1 of the order form one global batch. Each rank gets a contiguous part of it.
 
     Args:
         dataset:     What the indices of `order` refer to.
         order:       The order of training.
         batch_size:  Images of one global batch, a multiple of `num_ranks`.
-        start_index: Position of the first image; that of an earlier run's end goes on from there.
+        start_index: Position of the first image; a resumed run gives the position where it stopped.
         rank:        The part that this process gets.
         num_ranks:   Number of parts.
         num_workers: Processes that decode images, at most one for each core; 0 decodes here.
         pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
 
     Yields:
-        Batch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
+        ImageBatch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
 
     Raises:
         UserError: On `next`, when an image can't be read; the image is named.
@@ -116,9 +110,9 @@ class BatchLoader:
     def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> ImageBatch:
         indices, images = next(self._reader)
-        return Batch(images, torch.from_numpy(self._dataset.get_labels(indices)))
+        return ImageBatch(images, torch.from_numpy(self._dataset.get_labels(indices)))
 
     def close(self) -> None:
         """Stop the workers; iteration is over."""

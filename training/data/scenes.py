@@ -22,7 +22,7 @@ TEXTURES = ("plain", "gradient", "stripes", "checks", "dots")
 BACKGROUNDS = ("plain", "gradient", "stripes", "blobs", "clouds", "horizon")
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 
-_PIXELS_AT_ONCE = 1 << 17   # Scenes are drawn in groups of about so many pixels, to stay in the processor's cache.
+_PIXELS_AT_ONCE = 1 << 17   # Pixels drawn at a time: they stay in the processor's cache.
 _NUM_DRAWS = 48             # Random numbers that describe a scene ...
 _CLOUD_GRIDS = (4, 9)       # Sides of the random lattices that clouds are interpolated from, coarse and fine.
 _NUM_SPARE = sum(side * side for side in _CLOUD_GRIDS)  # ... and those that its background is made of.
@@ -102,7 +102,7 @@ def _half_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _drop(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # The hull of a disc and a point above it: beyond where the tangent touches, the straight side; else the disc.
+    # The hull of a disc and a point above it. Its outline is the disc, and above the tangent points straight lines.
     radius, centre, apex = 0.56, -0.34, 1.0
     normal_v = radius / (apex - centre)
     normal_u = math.sqrt(1 - normal_v**2)

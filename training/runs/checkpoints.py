@@ -1,4 +1,4 @@
-"""Writing what a run saves, beside training: network pickles, of which not all are kept, and training states."""
+"""Writes network pickles and training states beside training, and deletes the pickles that are not to be kept."""
 
 import concurrent.futures
 import copy
@@ -12,17 +12,18 @@ import torch
 
 from dnnlib.util import UserError, say_once
 from torch_utils.formats.network_pickle import save_network_pkl
+from torch_utils.state import Misfit, check
 
 from .best import find_best
-from .training_state import list_pickles, state_path, write_state
+from .training_state import list_pickles, pickle_kimg, pickle_path, state_path, write_state
 
 
 class Keep(NamedTuple):
-    """Which network pickles of a run stay; those that any of these rules names."""
+    """Which network pickles of a run stay: each that one of these rules names."""
 
-    last: int | None = None     # So many of the newest; None = all of them.
+    last: int | None = None     # This number of the newest ones; None = all.
     best: bool = False          # The one with the best score of the first metric.
-    every: int | None = None    # One of so many; None = no such rule.
+    every: int | None = None    # The first one in each period of this number; None = no such rule.
 
     @classmethod
     def parse(cls, text: str) -> "Keep":
@@ -42,19 +43,58 @@ class Keep(NamedTuple):
         return cls(**values)
 
 
-class Checkpoints:
-    """Writes in a thread of its own. Training waits for a write only if another is due; the copies that are written are
-    made by the device between two iterations, while the host goes on.
+class PickleNames:
+    """Names the network pickles of a run. A name is that of the kimg, or an exact one if the former is taken."""
 
-    A write that fails is reported, and training goes on: the next state follows with the next tick, and `overdue` says
-    that a network pickle should.
+    def __init__(self, run_dir: str | os.PathLike) -> None:
+        self.run_dir = Path(run_dir)
+        self.last: Path | None = None           # The pickle that was named last.
+        self.last_nimg: int | None = None       # Its position. None = there is none, or it is not known.
+        self.plain_kimg: int | None = None      # The kimg of the last name that is not an exact one.
+
+    def choose(self, nimg: int, next_due_nimg: int | None = None) -> None:
+        """Name the pickle to be saved after `nimg` images, and make it `last`. A position keeps its name.
+
+        Args:
+            next_due_nimg: For a pickle beside the schedule, as when a run is stopped: the earliest position of the next
+                           one that is due. Its name is left free, so that those on schedule have the same names as in
+                           a run that was not stopped.
+        """
+        if nimg == self.last_nimg:
+            return
+        kimg, self.last_nimg = nimg // 1000, nimg
+        exact = kimg == self.plain_kimg or next_due_nimg is not None and kimg >= next_due_nimg // 1000
+        if not exact:
+            self.plain_kimg = kimg
+        self.last = pickle_path(self.run_dir, nimg, exact=exact)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": None if self.last is None else self.last.name, "last_nimg": self.last_nimg,
+                "plain_kimg": self.plain_kimg}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"last": (str, type(None)), "last_nimg": (int, type(None)), "plain_kimg": (int, type(None))})
+        name = state["last"]
+        if name is not None and pickle_kimg(name) is None:
+            raise Misfit("last")
+        self.last = None if name is None else self.run_dir / name
+        self.last_nimg = state["last_nimg"]
+        self.plain_kimg = state["plain_kimg"]
+
+
+class Checkpoints:
+    """Writes in a thread of its own. Training waits only if a file of the same kind is still being written. The device
+    copies what is to be written between two iterations, and the host does not wait for that.
+
+    A write that fails is reported, and training continues: the next tick saves a state anyway, and `overdue` asks it
+    for a network pickle as well.
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep: Keep, metric: str | None, snapshot_kimg: float):
         self.run_dir = Path(run_dir)
         self.keep = keep
-        self.snapshot_kimg = snapshot_kimg  # From one pickle to the next.
-        self.metric = metric                # By which the best pickle is found.
+        self.snapshot_kimg = snapshot_kimg  # Distance of two pickles on schedule.
+        self.metric = metric                # Decides which pickle is the best one.
         self.overdue = False
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writes: list[tuple[Path, concurrent.futures.Future]] = []
@@ -78,28 +118,25 @@ class Checkpoints:
         return path
 
     def save_file(self, path: Path, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Have `write(path, ...)` called beside training, before whatever is handed over later is written.
-
-        It never waits: the pickle that belongs to a snapshot's pictures does, for the one before.
-        """
+        """Call `write(path, ...)` in the thread, before the files that are handed over later. It never waits."""
         self._submit(path, write, path, *args, **kwargs)
 
     def _failed(self, path: Path, error: OSError) -> None:
-        """Take note of a file of a snapshot that can't be written."""
+        """Note a file that could not be written."""
         self.overdue |= path.suffix != ".pt"
         self._problems.append(f"can't save {error.filename or path}: {error.strerror or error}")
 
     def report(self) -> None:
-        """Say what has failed so far, and begin a tick in which it is tried again."""
+        """Print what has failed since the last call."""
         for problem in self._collect():
-            print(f"Warning: {problem}; training goes on, and tries again with the next tick", flush=True)
+            print(f"Warning: {problem}; training continues, and tries again with the next tick", flush=True)
 
     def settle(self) -> None:
         """Wait until everything is written."""
         concurrent.futures.wait([write for _, write in self._writes])
 
     def wait(self) -> list[str]:
-        """Until everything is written; what went wrong since the last `report`, a line for each file."""
+        """Wait until everything is written; a line for each file that has failed since the last `report`."""
         self.settle()
         return self._collect()
 
@@ -110,7 +147,7 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _make_room(self, path: Path) -> None:
-        """Copies are not heaped up in memory: one that is still being written comes first."""
+        """Wait for a file of the same kind that is still being written, so that copies do not pile up in memory."""
         concurrent.futures.wait([write for other, write in self._writes if other.suffix == path.suffix])
 
     def _submit(self, path: Path, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
@@ -132,7 +169,7 @@ class Checkpoints:
         self._prune()
 
     def prune(self) -> None:
-        """Have the pickles deleted that no rule of `keep` names; the scores may have changed."""
+        """Delete, in the thread, the pickles that no rule of `keep` names. The scores may have changed."""
         self._submit(self.run_dir, self._prune)
 
     def _prune(self) -> None:
@@ -152,10 +189,10 @@ class Checkpoints:
 
 
 class HostCopies(NamedTuple):
-    """Copies that are on their way from the device; other threads may wait for them."""
+    """Copies that the device is still making. Any thread may wait for them."""
 
     content: Any
-    arrival: torch.cuda.Event | None    # None = they are there.
+    arrival: torch.cuda.Event | None    # None = they are complete.
 
     def wait(self) -> Any:
         if self.arrival is not None:
@@ -164,25 +201,29 @@ class HostCopies(NamedTuple):
 
 
 def host_copy(value: Any) -> HostCopies:
-    """A deep copy of dicts, lists, tensors and modules, tensors on the CPU.
+    """A deep copy of dicts, lists, tensors and modules, with all tensors on the CPU.
 
-    Those of a GPU come in page-locked memory, all in one piece. The GPU copies them before whatever it is told to do
-    next, and the host doesn't wait for it.
+    Tensors of a GPU are copied to one piece of page-locked memory. The GPU does that before the next operations that it
+    is given, and the host does not wait.
     """
-    tensors = {id(tensor): tensor.detach() for tensor in _tensors(value)}
+    tensors = {id(tensor): tensor for tensor in _tensors(value)}
     on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
     memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
-    copies = {key: memory.take(tensor) if tensor.is_cuda else tensor.clone() for key, tensor in tensors.items()}
-    return HostCopies(_rebuild(value, copies), torch.cuda.current_stream().record_event() if on_gpu else None)
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        copied = memory.take(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[key] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return HostCopies(copy.deepcopy(value, memo), torch.cuda.current_stream().record_event() if on_gpu else None)
 
 
 class _HostMemory:
-    """Page-locked memory for many tensors, each of which gets a storage of its own: files hold storages whole."""
+    """Page-locked memory for many tensors. Each gets a storage of its own, because files hold whole storages."""
 
     def __init__(self, num_bytes: int):
         try:
             memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
-        except RuntimeError as e:  # a container, or the machine, has no more of it
+        except RuntimeError as e:  # the limit of the container or the machine is reached
             say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
                                f"({str(e).strip().splitlines()[0]}): training waits for these copies")
             memory = torch.empty([num_bytes], dtype=torch.uint8)
@@ -195,7 +236,7 @@ class _HostMemory:
         return math.ceil(tensor.numel() * tensor.element_size() / 64) * 64
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy of a tensor, in the same layout, once the device has come to it."""
+        """A copy in the same layout. Its numbers are there once the device has made it."""
         part = self._bytes[self._used : self._used + tensor.numel() * tensor.element_size()]
         self._used += self.room(tensor)
         layout = torch.empty_like(tensor, device="meta").stride()
@@ -211,17 +252,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-
-
-def _rebuild(value: Any, copies: dict[int, torch.Tensor]) -> Any:
-    """`value`, with the copy of each tensor by its id."""
-    if isinstance(value, torch.Tensor):
-        return copies[id(value)]
-    if isinstance(value, torch.nn.Module):
-        parameters = {id(p): torch.nn.Parameter(copies[id(p)], p.requires_grad) for p in value.parameters()}
-        return copy.deepcopy(value, copies | parameters)
-    if isinstance(value, dict):
-        return {key: _rebuild(item, copies) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_rebuild(item, copies) for item in value)
-    return value

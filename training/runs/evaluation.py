@@ -1,10 +1,9 @@
-"""Scoring the averaged generator in the middle of a run."""
+"""Scores the averaged generator during a run."""
 
-import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Sequence
 
 import torch
 
@@ -13,37 +12,39 @@ from metrics import metric_main
 from metrics.options import Shared
 from metrics.progress import ScoreBar
 from torch_utils import distributed
+from torch_utils.state import Misfit, check
 from training.config.schema import TrainingConfig
 from training.data.dataset import ImageFolderDataset
 
 from .best import mark_best
 from .interrupt import StopRequest
 from .run_log import RunLog, read_records
+from .training_state import pickle_kimg
 
-Scores = dict[str, dict[str, float]]    # Results, by metric.
-
-_BATCH = 64             # Images that metrics generate at once at up to 256x256, and fewer in proportion beyond: small
-_BATCH_SIDE = 256       # batches leave a GPU waiting for the host, and without gradients they need little memory.
+# Metrics generate up to this many images at once: small batches leave a GPU waiting for the host, and without gradients
+# images need little memory. Above this size of images, batches get smaller in proportion to the number of pixels.
+_BATCH = 64
+_BATCH_SIDE = 256
 
 
 def evaluate(
     config: TrainingConfig, G_ema: torch.nn.Module, dataset: ImageFolderDataset, device: torch.device, *,
-    snapshot_pkl: Path, log: RunLog, known: Scores, stop: StopRequest, settle: Callable[[], None],
+    tick: "UnfinishedTick", log: RunLog, stop: StopRequest, settle: Callable[[], None],
 ) -> None:
     """Calculate the metrics of `config`, on all ranks together, and report them in the log and in `metric-*.jsonl`.
 
-    A metric that can't be had, for want of a feature net for example, is no reason to stop training.
+    A metric that can't be calculated, for want of a feature net for example, does not stop training.
 
     Args:
-        known:  Scores that have been reported already.
-        stop:   A request is followed between metrics, or, where there is one process, within one.
-        settle: Waits until the training state is written: a score that is reported before might come again.
+        tick:   Has a snapshot. Its scores that are known are not calculated again.
+        stop:   With several processes, a request takes effect between two metrics; with a single one, at once.
+        settle: Waits until the training state is written. A score that is reported before could be reported twice.
 
     Raises:
         KeyboardInterrupt: Requested to stop.
         LostRank:          Another process of the run is missing.
     """
-    c = config
+    c, snapshot_pkl, known = config, tick.snapshot_pkl, tick.scores
     kept_real: dict[str, Any] = {}
     shared = Shared([metric for metric in c.metrics if metric not in known])
     progress = ScoreBar() if sys.stderr.isatty() else None
@@ -84,17 +85,48 @@ def metric_batch(config: TrainingConfig) -> int:
     return max(config.batch_gpu, min(_BATCH, _BATCH * _BATCH_SIDE**2 // resolution**2))
 
 
-def report_sizes(metrics: tuple[str, ...], run_dir: Path) -> dict[str, int]:
-    """How long the reports are, by metric: what comes later are the scores of this tick."""
-    paths = {metric: _report_path(run_dir, metric) for metric in metrics}
-    return {metric: os.path.getsize(path) if path.exists() else 0 for metric, path in paths.items()}
+class UnfinishedTick:
+    """What is left to do for a tick whose training is over: a snapshot, if one is due, its scores, and the record.
 
+    A training state is saved before the scores, which take long. A run that is killed while they are calculated resumes
+    with those that are missing.
+    """
 
-def scores_since(sizes: Mapping[str, int], run_dir: Path, snapshot_pkl: str | None) -> Scores:
-    """What training reported of a network pickle after `report_sizes` had been asked."""
-    return {metric: record["results"] for metric, size in sizes.items()
-            for record in read_records(_report_path(run_dir, metric), start=size)
-            if record.get("snapshot_pkl") == snapshot_pkl and "protocol" not in record}
+    def __init__(self, run_dir: Path, metrics: Sequence[str]):
+        self.run_dir, self.metrics = run_dir, metrics
+        self.pending = False                        # Is anything left to do?
+        self.snapshot_pkl: Path | None = None       # The network pickle of the snapshot; None = none is due.
+        self.scores: dict[str, dict[str, float]] = {}   # By metric: those that were reported before it was resumed.
+
+    def begin(self, snapshot_pkl: Path | None) -> None:
+        """Training of the tick is over."""
+        self.pending = True
+        self.snapshot_pkl = snapshot_pkl
+
+    def end(self) -> None:
+        """All is done."""
+        self.pending = False
+        self.snapshot_pkl = None
+        self.scores.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Reports in `metric-*.jsonl` beyond their present sizes will be the scores of this tick."""
+        sizes = {metric: path.stat().st_size if path.exists() else 0 for metric in self.metrics
+                 for path in [_report_path(self.run_dir, metric)]}
+        name = None if self.snapshot_pkl is None else self.snapshot_pkl.name
+        return {"pending": self.pending, "snapshot_pkl": name, "report_sizes": sizes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check(state, {"pending": bool, "snapshot_pkl": (str, type(None)), "report_sizes": {str: int}})
+        name = state["snapshot_pkl"]
+        if name is not None and (pickle_kimg(name) is None or not state["pending"]):
+            raise Misfit("snapshot_pkl")
+        self.pending = state["pending"]
+        self.snapshot_pkl = None if name is None else self.run_dir / name
+        scores = {metric: record["results"] for metric, size in state["report_sizes"].items()
+                  for record in read_records(_report_path(self.run_dir, metric), start=size)
+                  if record.get("snapshot_pkl") == name and "protocol" not in record}
+        self.scores = distributed.from_rank0({} if name is None else scores)
 
 
 def _report_path(run_dir: Path, metric: str) -> Path:

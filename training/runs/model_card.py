@@ -1,4 +1,4 @@
-"""Model cards: what a file with networks is, where it comes from, and what is not known about it, as Markdown."""
+"""Model cards in Markdown: what a file of networks is, where it comes from, and what is not known about it."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
+from .run_log import read_records
 from .training_state import pickle_kimg
 
 _UNKNOWN = "unknown"
@@ -18,7 +19,7 @@ _METHODS = {
     "glead": "StyleGAN2 with GLeaD (Bai et al., CVPR 2023)",
     "glead+ggdr": "StyleGAN2 with GLeaD on real and GGDR on fake images (Bai et al., CVPR 2023, \"Ours*\")",
 }
-_OPTIONS = {  # Label -> where training_options.json, of this project and of others, has it.
+_OPTIONS = {  # Label -> place in training_options.json, of this project or of others.
     "batch": "batch_size",
     "GPUs": "num_gpus",
     "length of the run (kimg)": "total_kimg",
@@ -40,7 +41,7 @@ _OPTIONS = {  # Label -> where training_options.json, of this project and of oth
     "recipe": "config.recipe",
 }
 _DATA_OPTIONS = {
-    "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most so many": "max_size",
+    "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most": "max_size",
 }
 _MAX_FILE_BYTES = 16 << 20      # Of what is read from a run directory.
 _MAX_CELL = 200
@@ -58,23 +59,26 @@ class Score(NamedTuple):
     detector: str       # What computed the features.
 
 
-class Run(NamedTuple):
-    """What a run directory says about one of its snapshots."""
+class Origin(NamedTuple):
+    """The run that a network comes from, as its run directory describes it."""
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
     kimg: float | None                  # From the name of the snapshot.
     scores: list[Score]
 
 
-def read_run(network: str | os.PathLike) -> Run | None:
-    """What is known of the run that the file lies in; None if its folder is no run directory."""
+def read_origin(network: str | os.PathLike) -> Origin | None:
+    """The run in whose directory a network lies; None if its folder is no run directory."""
     path = Path(network)
-    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
     options_path = path.parent / "training_options.json"
     if not options_path.is_file():
         return None
-    options = _parse(_read(options_path))
-    return Run(options, kimg, _read_scores(path))
+    try:
+        options = json.loads(options_path.read_bytes()[:_MAX_FILE_BYTES])
+    except (ValueError, RecursionError):
+        options = None
+    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
+    return Origin(options if isinstance(options, dict) else None, kimg, _read_scores(path))
 
 
 def render(
@@ -82,7 +86,7 @@ def render(
     files: Sequence[ModelFile],
     *,
     origin: ModelFile | str,
-    run: Run | None,
+    run: Origin | None,
     difference: float | None,
     noise_mode: str = "const",
 ) -> str:
@@ -91,10 +95,10 @@ def render(
     Args:
         networks:   Those of `network_pickle.KEYS` that the first of `files` holds.
         files:      What was written, the networks first.
-        origin:     The file that it was converted from, or its URL.
-        run:        From `read_run`.
-        difference: Between images of origin and result; None = no generator.
-        noise_mode: Of an ONNX graph.
+        origin:     The file or the URL that the first of `files` was converted from.
+        run:        From `read_origin`.
+        difference: The largest difference between images of origin and result; None = no generator.
+        noise_mode: That of an ONNX graph.
     """
     options = (run.options if run else None) or {}
     trained_on = networks.get("training_set_kwargs") or options.get("training_set_kwargs")
@@ -118,7 +122,7 @@ The images that they were trained on keep their own licence, which may limit wha
 used for. *(To fill in: the licence of the data, and how it was collected.)*"""
 
 
-def _training(options: Mapping[str, Any], run: Run | None) -> str:
+def _training(options: Mapping[str, Any], run: Origin | None) -> str:
     kimg = _UNKNOWN if run is None or run.kimg is None else f"{run.kimg:,.10g}"
     rows = [("method", _method(options)), ("images shown to D until this snapshot (kimg)", kimg)]
     rows += [(label, value) for label, where in _OPTIONS.items() if (value := _find(options, where)) is not None]
@@ -133,7 +137,7 @@ def _data(trained_on: Any) -> str:
     return _table(("dataset", ""), rows)
 
 
-def _scores(run: Run | None) -> str:
+def _scores(run: Origin | None) -> str:
     if run is None or not run.scores:
         return f"{_UNKNOWN.capitalize()}: none was recorded for this snapshot."
     table = _table(("metric", "value", "features"), [(s.name, f"{s.value:.5g}", s.detector) for s in run.scores])
@@ -161,10 +165,11 @@ def _shape(net: torch.nn.Module) -> str:
 
 def _details(net: torch.nn.Module) -> str:
     labels = f"labels: {net.c_dim} numbers" if net.c_dim > 0 else "unconditional"
-    if hasattr(net, "mapping") and hasattr(net, "synthesis"):
-        architecture = getattr(net.synthesis, f"b{net.img_resolution}").architecture
+    architecture = getattr(getattr(getattr(net, "synthesis", net), f"b{net.img_resolution}", None), "architecture", "")
+    if not architecture:    # networks of another kind than StyleGAN2's
+        return labels
+    if hasattr(net, "synthesis"):
         return f"{architecture}, z {net.z_dim}, w {net.w_dim}, {net.mapping.num_layers} mapping layers, {labels}"
-    architecture = getattr(net, f"b{net.img_resolution}").architecture
     levels = getattr(net, "decoder_resolutions", [])
     decoder = f", decoder to {levels[-1]}x{levels[-1]}" if levels else ""
     return f"{architecture}, {labels}{decoder}{', heads for G' if getattr(net, 'has_heads', False) else ''}"
@@ -211,7 +216,7 @@ def _sampling(networks: Mapping[str, Any], name: str, noise_mode: str) -> str:
 
 
 def _in_rosinality(G: torch.nn.Module) -> str:
-    """What to build there: its numbers of channels are fixed but for a multiplier at the high resolutions."""
+    """What to build in rosinality's program, whose numbers of channels follow from a multiplier."""
     size, layers = f"{G.img_resolution}, {G.w_dim}, {G.mapping.num_layers}", G.synthesis
     channels = {res: getattr(layers, f"b{res}").conv1.out_channels for res in layers.block_resolutions}
     for multiplier in (1, 2):
@@ -221,7 +226,7 @@ def _in_rosinality(G: torch.nn.Module) -> str:
             f"`{channels}`.")
 
 
-def _not_known(options: Mapping[str, Any], run: Run | None, trained_on: Any) -> str:
+def _not_known(options: Mapping[str, Any], run: Origin | None, trained_on: Any) -> str:
     lines = []
     if run is None:
         lines.append("how it was trained: the source lay in no run directory")
@@ -256,9 +261,8 @@ def _read_scores(path: Path) -> list[Score]:
     """The latest value of each score that was recorded for this snapshot."""
     found: dict[str, Score] = {}
     for metric_path in sorted(path.parent.glob("metric-*.jsonl")):
-        for line in _read(metric_path).splitlines():
-            entry = _parse(line)
-            if entry is None or entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
+        for entry in read_records(metric_path):
+            if entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
                 continue
             detector = entry.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
@@ -266,20 +270,6 @@ def _read_scores(path: Path) -> list[Score]:
                 if isinstance(value, (int, float)) and abs(value) < 1e300:
                     found[name] = Score(name, value, str(detector or "not recorded"))
     return list(found.values())
-
-
-def _read(path: Path) -> str:
-    with open(path, "rb") as f:
-        return f.read(_MAX_FILE_BYTES).decode(errors="replace")
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-    """A JSON object; None if it is something else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -296,12 +286,12 @@ def _printable(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """On one line, and as text: what it may hold of Markdown and HTML is escaped, for much of it comes from files."""
+    """The value as text on one line. Markdown and HTML in it are escaped, because much of it comes from files."""
     text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     text = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", r"\\\g<0>", text)
 
 
 def _code(name: str) -> str:
-    """A name of a file as code, or as text where it holds what would end the code."""
+    """A file's name as code, or as text if it holds characters that would end the code."""
     return f"`{name}`" if re.fullmatch(r"[\w.:/?=#%@+, -]{1,200}", name) else _cell(name)

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, is_url
+from training.config.checks import validate_gpus
+from training.config.options import OF_IMAGES, OPTIONS
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
-from training.config.schema import OPTION_FIELDS, TrainingConfig, from_json, to_json, validate_gpus
+from training.config.schema import TrainingConfig, from_json, to_json
 
 from .training_state import list_states, pickle_path
 
@@ -22,19 +25,11 @@ OPTIONS_NAME = "training_options.json"
 _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
 
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
-FREE_OPTIONS = frozenset((
-    "outdir", "gpus", "snap", "tick", "metrics", "detector", "device", "dry_run", "workers", "resume", "resume_anyway",
-    "kimg", "nobench", "grid_size", "timeout", "keep", "outcome", "trust_net",
-))
-_FREE_FIELDS = ("snapshot_ticks", "kimg_per_tick", "metrics", "detector", "device", "workers", "total_kimg",
-                "cudnn_benchmark", "timeout_sec", "keep", "grid_size")
+FREE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.free)
+_FREE_FIELDS = {"dataset.path", "fill_gpu"}.union(*(option.fields for option in OPTIONS.values() if option.free))
 # Fields that say of what the state consists: no state fits into a run in which one of them is another.
-_SHAPE_FIELDS = frozenset((
-    "G.z_dim", "G.w_dim", "G.map_depth", "G.channel_base", "G.channel_max", "D.architecture", "D.channel_base",
-    "D.channel_max", "D.freeze_layers", "D.decoder_res", "D.decoder_kernel", "D.heads", "D.res_g", "dataset.resolution",
-    "dataset.num_channels", "dataset.label_dim", "dataset.use_labels", "dataset.max_size", "dataset.xflip",
-    "augment.mode", "augment.p",
-))
+_SHAPE_FIELDS = {"G.z_dim", "G.w_dim", *OF_IMAGES.values()}.union(*(option.shape for option in OPTIONS.values()))
+NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
 class Run(NamedTuple):
@@ -103,6 +98,47 @@ class Found(NamedTuple):
 
     run: Run | None             # To go on with.
     busy: str | None = None     # Where another program is training, if that is why there is none.
+
+
+def find(command: Mapping[str, Any]) -> Found:
+    """The run that --resume names, or that the same command left unfinished, or none for a new one.
+
+    Args:
+        command: What was said, by option.
+
+    Raises:
+        UserError: --resume names nothing that is there, or a run that can't resume.
+    """
+    wanted = command.get("resume", "auto")
+    if wanted == "auto":
+        return find_run(command["outdir"], command) if command.get("outdir") else Found(None)
+    if wanted == "noresume" or wanted in RESUME_SOURCES or is_url(wanted) or wanted.endswith(NETWORK_SUFFIXES):
+        return Found(None)  # a network is checked with the other ones
+    check_exists(wanted)
+    if not is_run(wanted):
+        return Found(None)
+    try:
+        return Found(open_run(wanted))
+    except UserError as e:
+        raise UserError(f"--resume: {e}") from e
+
+
+def check_exists(source: str) -> None:
+    """Raise UserError where there is nothing at the path that --resume names."""
+    if not is_url(source) and not os.path.exists(source):
+        raise UserError(f"--resume: {_describe_missing(source)}; give the folder of a run, one of its training states, "
+                        f"a network pickle (path or URL), or one of {', '.join(RESUME_SOURCES)}")
+
+
+def _describe_missing(path: str) -> str:
+    """That there is nothing at a path, and what is there instead under a name like that."""
+    folder, name = os.path.split(os.path.normpath(path))
+    if not os.path.isdir(folder or "."):
+        return f"there is no folder {folder}"
+    there = [*sorted(os.listdir(folder or ".")), *RESUME_SOURCES]
+    names = difflib.get_close_matches(name, there) or [n for n in there if n.split("-")[0] == name.split("-")[0]][:3]
+    near = [name if name in RESUME_SOURCES else os.path.join(folder, name) for name in names]
+    return f"there is no {path or repr(path)}" + (f" (there is {', '.join(near)})" if near else "")
 
 
 def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
@@ -184,10 +220,12 @@ def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
 def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]]:
     """What differs and may not: a text for each option, and the fields that it sets."""
     before, now = _flat(to_json(old)), _flat(to_json(new))
-    free = {*_FREE_FIELDS, "num_gpus", "resume", "dataset.path"}
-    changed = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
+    changed = [name for name in {**before, **now} if name not in _FREE_FIELDS and before.get(name) != now.get(name)]
+    fields_of = {option.flag_name + (f" ({option.note})" if option.note else ""): option.fields
+                 for option in OPTIONS.values()}
+    fields_of |= {words: (name,) for words, name in OF_IMAGES.items()}
     texts = {}
-    for option, fields in {**OPTION_FIELDS, **{name: (name,) for name in changed}}.items():
+    for option, fields in {**fields_of, **{name: (name,) for name in changed}}.items():
         found = [name for name in fields if name in changed]
         if found:
             name = option if found[0] == fields[0] else f"{found[0]} ({option})"

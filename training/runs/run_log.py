@@ -11,71 +11,100 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from dnnlib.util import append_text, atomic_write, format_time
 from torch_utils import distributed
+from torch_utils.state import Misfit, check
 from training.config.schema import TrainingConfig
+
+_NUMBER = (int, float)
+_RECORD = {str: {"num": _NUMBER, "mean": _NUMBER, "std": _NUMBER}}  # Of a tick: statistics by name.
 
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is. Images and random draws follow from `nimg`: they have no other state."""
 
     nimg: int = 0               # Real images shown to D.
     iteration: int = 0
     tick: int = 0
 
+    def state_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        check(state, dict.fromkeys(self.state_dict(), int))
+        for name, value in state.items():
+            if value < 0:
+                raise Misfit(name)
+            setattr(self, name, value)
+
 
 class RunLog:
-    """Measures ticks and writes their records; only rank 0 writes."""
+    """Measures ticks and writes their records; only rank 0 writes, from `open` on."""
 
-    def __init__(
-        self, run_dir: Path, *, config: TrainingConfig, device: torch.device, state: dict[str, Any] | None = None
-    ):
-        """Resume from `state`, which `RunLog.state` gave. Later records in `run_dir` are dropped: they come again."""
-        state = state or dict(elapsed_sec=0.0, tick_start_nimg=0, start_nimg=0, record={}, unwritten=[],
-                              step_nimg=1000 if config.kimg_per_tick >= 1 else 1)
+    def __init__(self, run_dir: Path, *, config: TrainingConfig, device: torch.device, progress: Progress):
         self.config = config
         self.device = device
-        self._tick_start = self._tick_end = time.monotonic()
-        self.start_time = self._tick_start - state["elapsed_sec"]
-        self.tick_start_nimg = state["tick_start_nimg"]
-        self._timed_from_nimg = state["start_nimg"]     # Where the clock of this tick was started.
-        self._step_nimg = state.get("step_nimg", 1000)  # Images to a step on TensorBoard's axis.
+        self.progress = progress
+        self.start_time = self._tick_start = self._tick_end = time.monotonic()
+        self.tick_start_nimg = self._timed_from_nimg = 0    # Where this tick began; where its clock was started.
+        self._step_nimg = 1000 if config.kimg_per_tick >= 1 else 1  # Images to a step on TensorBoard's axis.
         self._maintenance_sec = 0.0
-        self._record: dict[str, Any] = state["record"]  # Of a tick that ended, while it waits for scores.
-        self._unwritten: list[dict[str, Any]] = state["unwritten"]  # Finished records that found no room on the disk.
+        self._record: dict[str, Any] = {}               # Of a tick that ended, while it waits for scores.
+        self._unwritten: list[dict[str, Any]] = []      # Finished records that found no room on the disk.
         self._path = run_dir / "stats.jsonl"
-        self._main = distributed.rank() == 0
-        if self._main:
-            _drop_records(self._path, state["tick_start_nimg"] / 1000, self._unwritten)
+        self._tensorboard: SummaryWriter | None = None  # On rank 0.
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
+                    record=self._record, unwritten=list(self._unwritten), step_nimg=self._step_nimg)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave, after that of `progress` was loaded."""
+        check(state, {"elapsed_sec": _NUMBER, "tick_start_nimg": int, "record": _RECORD, "unwritten": [_RECORD],
+                      "step_nimg": int})
+        self.start_time = time.monotonic() - state["elapsed_sec"]
+        self.tick_start_nimg = state["tick_start_nimg"]
+        self._timed_from_nimg = self.progress.nimg
+        self._record, self._unwritten = state["record"], state["unwritten"]
+        self._step_nimg = state["step_nimg"]
+
+    def open(self) -> None:
+        """Begin to write. Later records that are in the run directory are dropped: they come again."""
+        if distributed.rank() == 0:
+            _drop_records(self._path, self.tick_start_nimg / 1000, self._unwritten)
             self._open_tensorboard()
 
     def _open_tensorboard(self) -> None:
         step = self.tick_start_nimg // self._step_nimg
         self._tensorboard = SummaryWriter(self._path.parent, purge_step=step + 1 if step else None)
 
-    def state(self, nimg: int) -> dict[str, Any]:
-        """What going on after `nimg` images needs, plain data."""
-        return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
-                    start_nimg=nimg, record=self._record, unwritten=list(self._unwritten), step_nimg=self._step_nimg)
+    def progress_bar(self) -> tqdm:
+        """Progress within a tick, on a terminal only; ticks have lines of their own."""
+        return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
+                    leave=False, disable=None if distributed.rank() == 0 else True)
 
-    def next_due_nimg(self, tick: int) -> int:
-        """Where the next snapshot is due, at the earliest: a tick ends with the iteration that makes it long enough.
+    def is_tick_over(self) -> bool:
+        """After an iteration. The first tick is a single one."""
+        progress, c = self.progress, self.config
+        done, tick_nimg = progress.nimg >= int(c.total_kimg * 1000), progress.nimg - self.tick_start_nimg
+        return done or progress.tick == 0 or tick_nimg >= c.kimg_per_tick * 1000
 
-        Args:
-            tick: That which is not over yet.
-        """
-        c, total_nimg = self.config, int(self.config.total_kimg * 1000)
+    def next_due_nimg(self) -> int:
+        """Where the next snapshot is due, at the earliest: a tick ends with the iteration that makes it long enough."""
+        c, tick, total_nimg = self.config, self.progress.tick, int(self.config.total_kimg * 1000)
         if c.snapshot_ticks == 0:
             return total_nimg
         num_ticks = -tick % c.snapshot_ticks + 1 if tick > 0 else 0     # the first tick is one iteration
         return min(self.tick_start_nimg + int(num_ticks * c.kimg_per_tick * 1000), total_nimg)
 
-    def end_tick(self, progress: Progress, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
+    def end_tick(self, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
         """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
+        progress = self.progress
         self._tick_end = time.monotonic()
-        fields = self._measure(progress) | {"Progress/augment": augment_p}  # strength of augmentation
+        fields = self._measure() | {"Progress/augment": augment_p}  # strength of augmentation
         self._record = {**stats, **_constants(fields)}
         f = fields
         left_sec = (self.config.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
@@ -90,7 +119,8 @@ class RunLog:
         if bad > 0:
             distributed.print0(f"Warning: {bad:.3g} gradient values per iteration were not finite, and were replaced.")
 
-    def _measure(self, progress: Progress) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
+        progress = self.progress
         total_sec, tick_sec = self._tick_end - self.start_time, self._tick_end - self._tick_start
         gpu = self.device.type == "cuda"
         return {
@@ -107,19 +137,19 @@ class RunLog:
         }
 
     def add_metrics(self, results: dict[str, float]) -> None:
-        """Scores that belong to the tick that ended last."""
+        """Add scores to the record of the tick that ended last."""
         self._record.update(_constants({f"Metrics/{name}": value for name, value in results.items()}))
 
-    def start_tick(self, progress: Progress) -> None:
+    def start_tick(self) -> None:
         """Maintenance is over: write the record of the last tick, and measure the next one from here."""
-        if self._main:
+        if self._tensorboard is not None:
             self._unwritten.append(self._record)
             self._write_records()
-            self._show_on_tensorboard(self._record, progress)
+            self._show_on_tensorboard(self._record)
         self._record = {}
         self._tick_start = time.monotonic()
         self._maintenance_sec = self._tick_start - self._tick_end
-        self.tick_start_nimg = self._timed_from_nimg = progress.nimg
+        self.tick_start_nimg = self._timed_from_nimg = self.progress.nimg
 
     def _write_records(self) -> None:
         try:
@@ -128,31 +158,32 @@ class RunLog:
                 append_text(self._path, json.dumps(record) + "\n")
                 del self._unwritten[0]
         except OSError as e:
-            print(f"Warning: can't write {self._path}: {e.strerror}; training goes on, and tries again with the next "
-                  "tick")
+            print(f"Warning: can't write {self._path}: {e.strerror}; training continues, and tries again with the "
+                  "next tick")
 
-    def _show_on_tensorboard(self, record: dict[str, Any], progress: Progress) -> None:
+    def _show_on_tensorboard(self, record: dict[str, Any]) -> None:
+        nimg = self.progress.nimg
         try:
             for name, value in record.items():
-                self._tensorboard.add_scalar(name, value["mean"], global_step=progress.nimg // self._step_nimg)
+                self._tensorboard.add_scalar(name, value["mean"], global_step=nimg // self._step_nimg)
             self._tensorboard.flush()
         except OSError as e:
-            print(f"Warning: TensorBoard lacks the tick at {progress.nimg / 1000:.1f} kimg: {e.strerror or e}")
+            print(f"Warning: TensorBoard lacks the tick at {nimg / 1000:.1f} kimg: {e.strerror or e}")
             with contextlib.suppress(OSError):  # a writer that failed once can't be used again
                 self._open_tensorboard()
 
     def problems(self) -> list[str]:
-        """What could not be written until now."""
+        """A line if records could not be written until now."""
         return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
 
     def close(self) -> None:
-        if self._main:
+        if self._tensorboard is not None:
             with contextlib.suppress(OSError):
                 self._tensorboard.close()
 
 
 def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
-    """The JSON objects that stand on lines of their own in a file, from byte `start` on; none without a file."""
+    """The JSON objects of a file with one object per line, from byte `start` on; none if there is no file."""
     try:
         lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
     except FileNotFoundError:
@@ -167,7 +198,7 @@ def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, A
 
 
 def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
-    """Leave out records of later ticks, those that will be written again, and what a crash has left of a line."""
+    """Remove records of later ticks, records that will be written again, and an incomplete last line."""
     try:
         lines = path.read_text().splitlines(keepends=True)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
-"""Scores of all network pickles of a run: which are missing, calculating them, waiting for more pickles, a table.
+"""Scores of all network pickles of a run: finds those that are missing, calculates them, waits for more pickles, and
+makes a table.
 
-Training need not run for that. It may run meanwhile, on other devices or on machines that share the run directory.
+The run may be training meanwhile, on other devices, or on other machines that share the run directory.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
 
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
-    """Of the images that a run was trained on; None where it doesn't say, as those of other programs and versions."""
+    """Fingerprint of the images that a run was trained on; None if another program or version made the run."""
     try:
         content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
     except (OSError, ValueError, RecursionError):
@@ -71,8 +72,8 @@ def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
 class ScoreBook:
     """The scores of a run that were measured with the same feature nets and in the same way.
 
-    Records say under `protocol` what was not as in training: other images, another seed. Training's own, and those of
-    earlier versions, have no such entry.
+    A record has an entry `protocol` if something was not as in training, such as other images or another seed. Records
+    of training itself and of earlier versions have none.
 
     Args:
         run_dir:  Where `metric-<name>.jsonl` are.
@@ -81,7 +82,7 @@ class ScoreBook:
         protocol: What is not as in training, as `report_metric` notes it.
 
     Raises:
-        UserError: A feature net can't be had.
+        UserError: A feature net is missing.
     """
 
     def __init__(
@@ -128,8 +129,8 @@ class ScoreBook:
 def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[float, float]]:
     """All scores in `metric-*.jsonl`: by name of the result, then by kimg of the pickle; the last one counts.
 
-    What was not measured as in training has a name of its own, such as "fid50k (seed 1)"; and so has what another
-    feature net gave than the first one of that name, "fid50k@net (net 0a1b2c3d)".
+    Scores that were not measured as in training have names of their own, such as "fid50k (seed 1)". So have scores of
+    another feature net than the first one with that name: "fid50k@net (net 0a1b2c3d)".
     """
     scores: dict[str, dict[float, float]] = {}
     first_nets: dict[str, str] = {}     # SHA-256, by name of the result.
@@ -170,9 +171,9 @@ class RunScorer:
     book: ScoreBook
     load: Callable[[str], torch.nn.Module]      # Gives the generator of a pickle. Raises UserError: it can't be read.
     calculate: Callable[..., dict[str, Any]]    # As `calc_metric`, called with (metric, G=, shared=).
-    stop: StopRequest                           # A request ends the work at once; what is reported stays.
-    say: Callable[[str], None]                  # Is given lines on what is done.
-    warn: Callable[[str], None]                 # Is given lines on what can't be done.
+    stop: StopRequest                           # A request ends the work at once. Scores that are reported stay.
+    say: Callable[[str], None]                  # Called with lines about the progress.
+    warn: Callable[[str], None]                 # Called with lines about problems.
     idle: Callable[[], None] = lambda: None     # Called every few seconds while there is nothing to score.
     num_scored: int = 0
     broken: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # What can't be read, by name.
@@ -214,7 +215,7 @@ class RunScorer:
                 time.sleep(_POLL_SEC)
 
     def update_queue(self) -> list[PickleFile]:
-        """The pickles that are not scored by every metric, in order; those that can't be read only if they changed."""
+        """The pickles that lack a score, in order. A pickle that could not be read counts again once it has changed."""
         complete = self.book.complete()
         pickles = list_pickles(self.run_dir)
         for gone in {pickle.name for pickle in self._queue} - {pickle.name for pickle in pickles}:
@@ -249,22 +250,22 @@ class RunScorer:
 
     def is_finished(self) -> bool:
         """Whether the run has come to its end, and has written its last pickle."""
-        total_kimg = read_options(self.run_dir).total_kimg  # may change when a run is resumed
+        total_kimg = read_options(self.run_dir).total_kimg  # changes if a run is resumed with another --kimg
         if list_states(self.run_dir):
             return is_finished(str(self.run_dir), total_kimg)
         pickles = list_pickles(self.run_dir)
         return bool(pickles) and pickles[-1].kimg >= int(total_kimg)
 
     def _look_for_training(self) -> None:
-        """Say once each time that training was given up before its end."""
+        """Say so, once each time, if no program is training any more."""
         busy = is_busy(self.run_dir)
         if not busy and not self._said_to_stand_still:
-            self.say(f"No program is training in {self.run_dir}, whose end is not reached: waiting for it to go on")
+            self.say(f"No program is training in {self.run_dir}, which is not finished: waiting for it to resume")
         self._said_to_stand_still = not busy
 
 
 def _file_state(path: Path) -> tuple[int, int] | None:
-    """Tells apart two files that stood at one path one after the other; None where there is none."""
+    """Differs if the file at a path was replaced; None if there is no file."""
     try:
         stat = os.stat(path)
     except FileNotFoundError:
@@ -284,7 +285,7 @@ class Row(NamedTuple):
 
 
 class ScoreTable:
-    """The scores of a run in order of kimg; the best ones are sought among the pickles that are there."""
+    """The scores of a run in order of kimg. Only pickles that still exist count for the best score."""
 
     def __init__(self, book: ScoreBook):
         scores = book.read()
@@ -299,7 +300,7 @@ class ScoreTable:
         self.first = next(iter(self.columns), None)     # by which pickles are compared
 
     def best(self, column: str) -> Row | None:
-        """The row with the best value, the first one of several; None of standard deviations, and without a value."""
+        """The first row with the best value; None for a column of standard deviations or without values."""
         rows = [row for row in self.rows if row.there and math.isfinite(row.results.get(column, math.nan))]
         if score_of(column) is None or not rows:
             return None

@@ -1,4 +1,4 @@
-"""Processes that score pickles together: the first one says what comes next, the others do it with it."""
+"""Processes that score pickles together. Rank 0 gives the orders, and all carry them out."""
 
 from typing import Any, Callable
 
@@ -12,9 +12,9 @@ from torch_utils import distributed
 class Team:
     """All processes that have met by `distributed.join`, or a single one.
 
-    Rank 0 calls `load`, `calculate` and `idle`, as `RunScorer` does, and `dismiss` in the end. The others call `serve`
-    instead of all that. They wait for rank 0 no longer than the processes wait for one another anyway, so that it has
-    to call `idle` from time to time.
+    Rank 0 calls `load`, `calculate` and `idle`, as `RunScorer` does, and `dismiss` in the end. The other ranks call
+    `serve` instead. They wait for rank 0 at most as long as processes of a run wait for one another. So rank 0 has to
+    call `idle` from time to time.
 
     Args:
         load:      Gives the generator of a pickle. Raises UserError or OSError: it can't be read.
@@ -28,7 +28,7 @@ class Team:
         """Have all processes load a pickle.
 
         Raises:
-            UserError: One of them can't; the others don't keep it, either.
+            UserError: A process can't load it. Then none of them keeps it.
         """
         distributed.from_rank0({"load": path})
         return self._load_together(path)
@@ -39,19 +39,19 @@ class Team:
         return self._calculate(metric, G=G, shared=shared)
 
     def idle(self) -> None:
-        """Let the others know that rank 0 is alive."""
+        """Tell the others that rank 0 is alive."""
         distributed.from_rank0({"wait": True})
 
     def dismiss(self) -> None:
-        """Have `serve` return."""
+        """Make `serve` return on the other ranks."""
         distributed.from_rank0({"leave": True})
 
     def serve(self) -> None:
-        """Do what rank 0 says, until it dismisses this process."""
+        """Carry out the orders of rank 0, until it dismisses this process."""
         G = shared = None
         while "leave" not in (order := distributed.from_rank0(None)):
             if "load" in order:
-                G = shared = None   # memory of the last one is free before the next one takes some
+                G = shared = None   # free the memory of the last one first
                 try:
                     G = self._load_together(order["load"])
                 except UserError:

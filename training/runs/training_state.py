@@ -1,4 +1,4 @@
-"""Training state: everything that going on with a run needs, in files that are whole and checked, or not used.
+"""Training state: everything that resuming a run needs, in files that are whole and checked, or not used.
 
 A state is tensors and plain data in PyTorch's own format, a zip archive, so that `torch.load(path, weights_only=True)`
 reads it. The archive's comment, its last 64 bytes, is the SHA-256 of all that stands before.
@@ -10,14 +10,15 @@ import pickle
 import re
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Mapping, NamedTuple
 
 from dnnlib.util import UserError, atomic_write
 
-FORMAT = 1                                  # Of what a state holds; another number is refused.
+FORMAT = 2                                  # Of what a state holds: 1 is translated, other numbers are refused.
+_FRAME = ("format", "config", "dataset", "path")    # What it holds beside the parts of the trainer.
 PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Of network pickles: kimg, further images.
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
-_KEPT = 2                                   # States that a run keeps: the newest, and one in case it is damaged.
+_KEPT = 2                                   # States that a run keeps: the newest, and one in case that is damaged.
 _DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
 _ZIP_END = struct.Struct("<4s16sH")         # Last record of an archive without comment: mark, ..., comment length.
 _CHUNK = 1 << 22
@@ -30,7 +31,7 @@ class StateFile(NamedTuple):
 
 class PickleFile(NamedTuple):
     path: Path
-    kimg: float     # As the name says: whole kimg, unless the name has the further images, too.
+    kimg: float     # As the name says: whole kimg, unless the name is an exact one.
 
     @property
     def name(self) -> str:
@@ -56,45 +57,6 @@ def pickle_kimg(name: str) -> float | None:
     return None if match is None else (int(match[1]) * 1000 + int(match[2] or 0)) / 1000
 
 
-class PickleNames:
-    """Names of the network pickles that a run saves one after the other: by kimg, unless that is another one's name."""
-
-    def __init__(self, run_dir: str | os.PathLike) -> None:
-        self.run_dir = Path(run_dir)
-        self.last: Path | None = None           # The pickle that was named last ...
-        self.last_nimg: int | None = None       # ... and its position, if it is known; there it keeps the name.
-        self.plain_kimg: int | None = None      # The kimg that was last used up as a name.
-
-    def choose(self, nimg: int, next_due_nimg: int | None = None) -> None:
-        """Let `last` be a pickle to be saved after `nimg` images.
-
-        Args:
-            next_due_nimg: Of a pickle beside the schedule, as when a run is stopped: where the next one is due, at the
-                           earliest. So due ones have the same names as in a run that was not stopped.
-        """
-        if nimg == self.last_nimg:
-            return
-        kimg, self.last_nimg = nimg // 1000, nimg
-        exact = kimg == self.plain_kimg or next_due_nimg is not None and kimg >= next_due_nimg // 1000
-        if not exact:
-            self.plain_kimg = kimg
-        self.last = pickle_path(self.run_dir, nimg, exact=exact)
-
-    def state(self) -> dict[str, Any]:
-        return {"saved": None if self.last is None else self.last.name, "plain_kimg": self.plain_kimg}
-
-    def restore(self, state: dict[str, Any], nimg: int | None) -> None:
-        """Go on from what `state` gave.
-
-        Args:
-            nimg: Position of the last pickle; None = unknown.
-        """
-        name = state["saved"]
-        self.last, self.last_nimg = None if name is None else self.run_dir / name, nimg
-        known = None if name is None else int(pickle_kimg(name))    # earlier versions named all of them so
-        self.plain_kimg = state.get("plain_kimg", known)
-
-
 def list_pickles(run_dir: str | os.PathLike) -> list[PickleFile]:
     """The network pickles in a run directory, in order; their content is not looked at."""
     found = [PickleFile(Path(run_dir, name), kimg)
@@ -113,7 +75,7 @@ def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
 
 
 def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a state, whole or not at all, and delete older ones in its folder but for one.
+    """Write a state, whole or not at all. Then keep one older state in its folder, and delete the others.
 
     Args:
         path:    From `state_path`.
@@ -157,25 +119,39 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
             raise
         raise UserError(f"training state {path} is not as train.py writes it: its checksum is right, but it does not "
                         "hold tensors and plain data alone") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found == 1:
+        try:
+            return _from_format_1(content)
+        except (LookupError, TypeError, AttributeError) as e:
+            raise UserError(f"training state {path} is not as versions with format 1 wrote it: {e!r}") from e
+    if found != FORMAT:
         raise UserError(f"training state {path} has format {found}, expected {FORMAT}: another version wrote it")
     return content
 
 
-def clear_way(run_dir: str | os.PathLike, nimg: int) -> None:
-    """Before a run is resumed at `nimg` images: set later states aside, delete what a killed program was writing."""
-    for path in Path(run_dir).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    for state in list_states(run_dir):
-        if state.nimg > nimg:  # it would pass for the newest again
-            aside = state.path.with_suffix(".pt.unused")
-            print(f"Setting aside {state.path} as {aside.name}")
-            os.replace(state.path, aside)
+def _from_format_1(old: dict[str, Any]) -> dict[str, Any]:
+    """What version 0.1 would have written in the present format."""
+    saved, snapshot_due = old["saved"], old["unfinished_tick"]
+    kept = ("config", "dataset", "progress", "networks", "optimizers", "stats")
+    return {name: old[name] for name in kept} | {
+        "loss": {"pl_mean": old["pl_mean"]},
+        "guard": {"streak": old["bad_gradients"]},
+        **({} if old["ada_signs"] is None else {"ada": {"signs": old["ada_signs"]}}),
+        "log": {"step_nimg": 1000} | {name: value for name, value in old["log"].items() if name != "start_nimg"},
+        "pickles": {
+            "last": saved,
+            "last_nimg": old["progress"]["nimg"] if snapshot_due else None,
+            "plain_kimg": old["plain_kimg"] if "plain_kimg" in old else saved and int(pickle_kimg(saved)),
+        },
+        "tick": {"pending": snapshot_due is not None, "snapshot_pkl": saved if snapshot_due else None,
+                 "report_sizes": old["report_sizes"]},
+        "format": FORMAT,
+    }
 
 
 def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
-    """The content of a state and its "path", the same one on all ranks: rank 0 looks for it. Nothing is changed.
+    """The content of a state and its "path". Rank 0 looks for it, and all ranks read the same. Nothing is changed.
 
     Args:
         wanted: Path of a state, or "newest": the newest good one in `run_dir`.
@@ -198,8 +174,54 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     return {**(content or read_state(chosen)), "path": chosen}
 
 
+def resume_from(
+    state: dict[str, Any], parts: Mapping[str, Any], *, run_dir: str | os.PathLike, dataset: Any, anyway: bool
+) -> None:
+    """Give the parts of a new trainer their state, perhaps on another number of ranks, which call this together.
+
+    Args:
+        state:   From `find_state`.
+        parts:   By the names that they have in the state; see `torch_utils.state`.
+        run_dir: Is made ready for the files that are to come.
+        dataset: The images to train on.
+        anyway:  Resume with other images than those of the run, too.
+
+    Raises:
+        UserError: The state is that of another run, or the images are not those that the run was trained on.
+    """
+    from torch_utils import distributed
+    from torch_utils.state import Misfit, restore
+
+    try:
+        restore(parts, {name: part for name, part in state.items() if name not in _FRAME})
+    except Misfit as e:
+        raise UserError(f"training state {state['path']} does not fit this run: {e} is missing, or of another kind or "
+                        "shape. Resume from another state (--resume=FILE), or start a new run") from e
+    if state.get("dataset") != dataset.fingerprint:
+        problem = f"the images in {dataset.path} are not those that {run_dir} was trained on"
+        if not anyway:
+            hint = (" (needed once after an update, if the run began with a version that compared the times of files)"
+                    if os.path.isdir(dataset.path) else "")
+            raise UserError(f"{problem}: give the right ones with --data, or say --resume-anyway to take these{hint}")
+        distributed.print0(f"Warning: {problem}: resuming with these all the same")
+    distributed.any_rank(False)     # all of them have restored it
+    if distributed.rank() == 0:
+        clear_way(run_dir, state["progress"]["nimg"])
+
+
+def clear_way(run_dir: str | os.PathLike, nimg: int) -> None:
+    """Before a run resumes at `nimg` images: set later states aside, and delete half-written files of a killed run."""
+    for path in Path(run_dir).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for state in list_states(run_dir):
+        if state.nimg > nimg:  # else it would be taken for the newest one
+            aside = state.path.with_suffix(".pt.unused")
+            print(f"Setting aside {state.path} as {aside.name}")
+            os.replace(state.path, aside)
+
+
 def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
-    """The path of the newest undamaged state, and its content; None if there is none. Says which ones are damaged."""
+    """Path and content of the newest undamaged state; None if there is none. Warns of damaged ones."""
     for state in list_states(run_dir):
         try:
             return state.path, read_state(state.path)
@@ -209,12 +231,12 @@ def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]]
 
 
 class _SignedWriter:
-    """Passes an archive on, with a checksum of all of it as its comment."""
+    """Writes an archive to a file, with the checksum of the whole archive as its comment."""
 
     def __init__(self, f: BinaryIO):
         self._file = f
         self._digest = hashlib.sha256()
-        self._held = b""                    # The last bytes so far: in the end, the record that gets the comment.
+        self._held = b""                    # The last bytes so far. In the end, they are the record with the comment.
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from dnnlib.util import UserError
 from tests.torch_utils.formats.pickle_makers import Foreign, as_foreign, load
-from torch_utils.formats import network_pickle
+from torch_utils.formats import network_pickle, read_networks
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 
@@ -213,7 +213,7 @@ def test_augmentation_pipes_keep_arguments_strength_and_buffers(class_name, tmp_
         assert torch.equal(actual(images, debug_percentile=0.7), expected)
     network_pickle.save_network_pkl(tmp_path / "a.pkl", {"D": D, "augment_pipe": loaded})
     with open(tmp_path / "a.pkl", "rb") as f:
-        again = network_pickle.read_network_pickle(f)["augment_pipe"]
+        again = read_networks(f)["augment_pipe"]
     assert again.p == 0.375 and torch.equal(again(images, debug_percentile=0.7), expected)
 
 

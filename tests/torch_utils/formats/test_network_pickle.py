@@ -102,7 +102,7 @@ def test_saving_refuses_unknown_keys_and_leaves_nothing_when_it_fails(tmp_path):
         network_pickle.save_network_pkl(tmp_path / "a.pkl", {"G": None, "D_ema": None})
     G = make_generator()
     G.hook = lambda: None
-    with pytest.raises(pickle.PicklingError, match="'hook' of persistent class Generator"):
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):  # the latter before Python 3.14
         network_pickle.save_network_pkl(tmp_path / "a.pkl", {"G": G})
     assert not os.listdir(tmp_path)
 

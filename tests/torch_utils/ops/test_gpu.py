@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.torch_utils.ops.operations import all_cases
 from torch_utils.ops import bias_act, modconv_epilogue, upfirdn2d
 from torch_utils.ops.build import custom_ops
-from torch_utils.ops.self_test import self_test
+from torch_utils.ops.self_test import BOUNDS, compare
 
 pytestmark = pytest.mark.gpu
 
@@ -17,8 +18,8 @@ def exact(monkeypatch):
 
 
 def test_operations_agree_with_their_references():
-    failed = [check for check in self_test(torch.device("cuda")) if not check.error <= check.bound]
-    assert not failed
+    checks = [check for case in all_cases() for check in compare(case, torch.device("cuda"), BOUNDS)]
+    assert not [check for check in checks if not check.error <= check.bound]
 
 
 def test_all_standard_kernels_load():

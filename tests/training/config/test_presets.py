@@ -11,7 +11,9 @@ import pytest
 from dnnlib.util import UserError
 from paths import SHARED
 from training.config import presets
-from training.config.presets import Options, default_res_g, resolve, warnings
+from training.config.options import Options
+from training.config.presets import default_res_g
+from training.config.resolve import resolve, warnings
 from training.config.schema import (
     AugmentConfig,
     DatasetConfig,
@@ -75,7 +77,7 @@ def comparable(legacy, published):
 @pytest.mark.parametrize("program, key, published", CONFIGS, ids=[f"{p}:{k}" for p, k, _ in CONFIGS])
 def test_golden_configs(program, key, published):
     method, preset, gpus, res = key.split("|")
-    options = Options(preset=preset, num_gpus=int(gpus.removeprefix("gpus")), **METHODS[method])
+    options = Options(cfg=preset, gpus=int(gpus.removeprefix("gpus")), **METHODS[method])
     if method == "glead_gfwimage" and preset == "auto":
         ours = default_res_g(dataset(int(res.removeprefix("res"))), "glead")
         assert ours == published["D_kwargs"]["glead_res_g"]
@@ -90,14 +92,14 @@ OPTIONS = {
     "noaug": ({"aug": "noaug"}, {}),
     "fixed_p": ({"aug": "fixed", "p": 0.3, "augpipe": "bgcfnc"}, {}),
     "ada_target": ({"target": 0.7}, {}),
-    "gamma_kimg_batch": ({"r1_gamma": 5.0, "total_kimg": 123, "batch_size": 16}, {}),
+    "gamma_kimg_batch": ({"gamma": 5.0, "kimg": 123, "batch": 16}, {}),
     "mirror_cond_subset": (
-        {"random_seed": 4},
+        {"seed": 4},
         {"use_labels": True, "label_dim": 10, "max_size": 100, "xflip": True, "random_seed": 4},
     ),
-    "resume_freezed": ({"resume": "ffhq256", "freeze_layers": 3}, {}),
-    "fp32_nhwc": ({"fp32": True, "channels_last": True}, {}),
-    "snap_metrics": ({"snapshot_ticks": 5, "metrics": ("fid50k", "kid50k")}, {}),
+    "resume_freezed": ({"resume": "ffhq256", "freezed": 3}, {}),
+    "fp32_nhwc": ({"fp32": True, "nhwc": True}, {}),
+    "snap_metrics": ({"snap": 5, "metrics": ("fid50k", "kid50k")}, {}),
 }
 
 
@@ -108,7 +110,7 @@ def test_golden_options(program, name):
     said, data = OPTIONS[name]
     published = golden(program)["options"][name]
     method = {"sg2": "sg2", "ggdr": "ggdr", "glead": "glead_gfwimage"}[program]
-    options = Options(preset="paper256", num_gpus=8, **METHODS[method], **said)
+    options = Options(cfg="paper256", gpus=8, **METHODS[method], **said)
     config = resolve(options, dataset(**data), device="cuda")
     ours, theirs = comparable(to_legacy_kwargs(config), published["result"])
     assert ours == theirs
@@ -121,10 +123,9 @@ ERRORS = ("bad_gpus", "bad_batch", "fixed_without_p")
 @pytest.mark.parametrize("name", ERRORS)
 def test_golden_errors(name):
     published = golden("sg2")["options"][name]
-    names = {"gpus": "num_gpus", "batch": "batch_size"}
-    said = {"num_gpus": 8} | {names.get(option, option): value for option, value in published["kwargs"].items()}
+    said = {"gpus": 8} | published["kwargs"]
     with pytest.raises(UserError) as e:
-        resolve(Options(preset="paper256", **said), dataset(), device="cuda")
+        resolve(Options(cfg="paper256", **said), dataset(), device="cuda")
     option = published["error"].split()[1]
     assert str(e.value).startswith(option)
 
@@ -159,7 +160,7 @@ def augment(**said):
 def test_augmentation_defaults():
     bgc = {"pipe": "bgc", "transforms": presets.PIPES["bgc"]}
     ada = AugmentConfig(**bgc, mode="ada", p=0.0, target=0.6, ada_kimg=500, interval=4)
-    assert augment() == augment(aug="ada") == augment(preset="paper256", resume="noresume") == ada
+    assert augment() == augment(aug="ada") == augment(cfg="paper256", resume="noresume") == ada
     assert augment(resume="net.pkl") == dataclasses.replace(ada, ada_kimg=100)
     assert augment(aug="ada", target=0.5).target == 0.5
     fixed = AugmentConfig(**bgc, mode="fixed", p=0.2, target=None)
@@ -205,7 +206,7 @@ def test_contradictions_in_augmentation(said, start):
 @pytest.mark.parametrize("augmented", [{}, {"aug": "noaug"}, {"aug": "fixed", "p": 0.5, "augpipe": "bgcfnc"}])
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_json_round_trip(method, recipe, preset, augmented):
-    options = Options(preset=preset, method=method, recipe=recipe, **augmented)
+    options = Options(cfg=preset, method=method, recipe=recipe, **augmented)
     config = resolve(options, dataset(32, label_dim=10, use_labels=True), device="cpu")
     text = json.dumps(to_legacy_kwargs(config), allow_nan=False)
     assert from_json(json.loads(text)) == config
@@ -213,7 +214,7 @@ def test_json_round_trip(method, recipe, preset, augmented):
 
 
 def tasks(**said):
-    config = resolve(Options(preset="paper256", num_gpus=8, **said), dataset(), device="cuda")
+    config = resolve(Options(cfg="paper256", gpus=8, **said), dataset(), device="cuda")
     return config, config.loss.real_task, config.loss.fake_task
 
 
@@ -269,12 +270,12 @@ def test_resolutions_that_follow_from_the_images(resolution, res_g, decoder_res,
         ("paper256", 16, {}, 4),
         ("cifar", 1, {}, 32),
         ("auto", 1, {}, 32),
-        ("paper256", 1, {"batch_size": 32}, 32),
-        ("paper256", 1, {"batch_size": 32, "batch_gpu": 16}, 16),
+        ("paper256", 1, {"batch": 32}, 32),
+        ("paper256", 1, {"batch": 32, "batch_gpu": 16}, 16),
     ],
 )
 def test_published_batches_keep_their_parts_on_other_numbers_of_gpus(preset, num_gpus, said, batch_gpu):
-    options = Options(preset=preset, num_gpus=num_gpus, **said)
+    options = Options(cfg=preset, gpus=num_gpus, **said)
     assert resolve(options, dataset(32), device="cuda").batch_gpu == batch_gpu
 
 
@@ -308,16 +309,16 @@ def test_starting_from_a_pickle_has_no_ema_rampup():
     [
         ({"method": "stylegan2", "lambda_real": 1.0, "res_g": 8}, ["--lambda-real", "--res-g"]),
         ({"method": "stylegan2", "recipe": "released"}, ["--recipe=released"]),
-        ({"method": "ggdr", "perceptual": "lpips-vgg", "decoder_res": 16}, ["--res-decoder", "--perceptual"]),
+        ({"method": "ggdr", "perceptual": "lpips-vgg", "res_decoder": 16}, ["--res-decoder", "--perceptual"]),
         ({"method": "glead", "ggdr_res": 8}, ["--ggdr-res"]),
         ({"method": "glead+ggdr", "ggdr_res": 8}, ["--ggdr-res"]),
-        ({"method": "glead", "distance_real": "mse", "distance_fake": "mse", "perceptual": "x"}, ["--perceptual"]),
-        ({"method": "glead", "lambda_fake": 0.0, "distance_fake": "mse"}, ["--reg_loss_fake"]),
+        ({"method": "glead", "reg_loss_real": "mse", "reg_loss_fake": "mse", "perceptual": "x"}, ["--perceptual"]),
+        ({"method": "glead", "lambda_fake": 0.0, "reg_loss_fake": "mse"}, ["--reg_loss_fake"]),
         ({"method": "glead", "metrics": (), "detector": "x.pt"}, ["--detector"]),
         ({"method": "glead", "lpips_fp32": True}, ["--lpips-fp32"]),    # a CPU computes in float32
         ({"method": "glead", "half": "bfloat16", "lpips_fp32": True}, []),
         ({"method": "ggdr", "half": "bfloat16", "lpips_fp32": True}, ["--lpips-fp32"]),
-        ({"method": "glead", "res_g": 8, "perceptual": "lpips-vgg", "decoder_res": 8, "lambda_fake": 1.0}, []),
+        ({"method": "glead", "res_g": 8, "perceptual": "lpips-vgg", "res_decoder": 8, "lambda_fake": 1.0}, []),
         ({"method": "ggdr", "ggdr_res": 16, "lambda_fake": 1.0, "decoder_kernel": 3}, []),
         ({"method": "glead", "recon_target": "clean"}, []),
         ({"method": "glead", "aug": "noaug", "recon_target": "clean"}, ["--recon-target"]),
@@ -335,4 +336,4 @@ def test_warnings_for_options_without_effect(said, lines):
 
 def test_unknown_preset():
     with pytest.raises(UserError, match="--cfg is nope, expected one of auto, "):
-        resolve(Options(preset="nope"), dataset(), device="cpu")
+        resolve(Options(cfg="nope"), dataset(), device="cpu")

@@ -114,7 +114,7 @@ def test_what_fails_is_said_once_and_makes_a_pickle_overdue(tmp_path, capsys):
     writer.report()
     writer.report()
     out = capsys.readouterr().out
-    assert out.count("training goes on, and tries again with the next tick") == 1
+    assert out.count("training continues, and tries again with the next tick") == 1
     writer.close()
 
 

@@ -55,30 +55,30 @@ def test_discriminators_and_pipes_are_described():
     ("stylegan2", "StyleGAN2 (Karras"), ("ggdr", "GGDR (Lee"), ("glead+ggdr", '"Ours\\*"'), ("new|one", "new\\|one"),
 ])
 def test_methods_are_named(method, text):
-    assert text in render(run=model_card.Run({"config": {"method": method}}, 7, []))
+    assert text in render(run=model_card.Origin({"config": {"method": method}}, 7, []))
 
 
 def test_run_directories(tmp_path):
-    assert model_card.read_run(tmp_path / "network-snapshot-000100.pkl") is None
+    assert model_card.read_origin(tmp_path / "network-snapshot-000100.pkl") is None
     options = {"total_kimg": 200, "ada_target": 0.6, "reg_type": "ggdr"}
     (tmp_path / "training_options.json").write_text(json.dumps(options))
     entry = {"results": {"fid50k_full": 4.0, "x": None}, "snapshot_pkl": "network-snapshot-000100.pkl"}
     (tmp_path / "metric-fid50k_full.jsonl").write_text("[]\n" + json.dumps(entry) + "\nnonsense\n")
-    run = model_card.read_run(tmp_path / "network-snapshot-000100.pkl")
+    run = model_card.read_origin(tmp_path / "network-snapshot-000100.pkl")
     assert run.kimg == 100 and run.scores == [Score("fid50k_full", 4.0, "not recorded")]
     card = render(run=run)
     assert "| fid50k_full | 4 | not recorded |" in card and "no published FID" not in card
     assert "| target of adaptive augmentation | 0.6 |" in card and "StyleGAN2 with GGDR" in card
-    assert model_card.read_run(tmp_path / "other.pkl").kimg is None
-    exact = model_card.read_run(tmp_path / "network-snapshot-025000_512.pkl")
+    assert model_card.read_origin(tmp_path / "other.pkl").kimg is None
+    exact = model_card.read_origin(tmp_path / "network-snapshot-025000_512.pkl")
     assert "(kimg) | 25,000.512 |" in render(run=exact) and "(kimg) | 100 |" in render(run=run)
     (tmp_path / "training_options.json").write_text("{")
-    card = render(run=model_card.read_run(tmp_path / "other.pkl"))
+    card = render(run=model_card.read_origin(tmp_path / "other.pkl"))
     assert "`training_options.json` beside the source is damaged" in card
 
 
 def test_names_cannot_break_the_table():
-    card = render(run=model_card.Run({"training_set_kwargs": {"path": "a|b\n<script>.zip"}}, None, []))
+    card = render(run=model_card.Origin({"training_set_kwargs": {"path": "a|b\n<script>.zip"}}, None, []))
     assert "| name | a\\|b &lt;script>.zip |" in card
 
 
@@ -86,7 +86,7 @@ def test_what_comes_from_files_is_text():
     """No links, images, HTML, code or emphasis of other people's making."""
     evil = "![a](http://b) <b>x</b> `c` *d* _e_ ~~f~~ $g$ &lt; | \\h\u202e"
     options = {"config": {"method": evil, "preset": evil}, "random_seed": evil, "training_set_kwargs": {"path": evil}}
-    run = model_card.Run(options, None, [Score(evil, 1.0, evil)])
+    run = model_card.Origin(options, None, [Score(evil, 1.0, evil)])
     file = ModelFile("a`b; rm -rf [x](y) \".onnx", 1, "ab" * 32)
     G = Generator(8, 3, 16, 8, 1, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=SMALL)
     card = model_card.render({"G_ema": G}, [file], origin=file, run=run, difference=None)

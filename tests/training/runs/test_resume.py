@@ -11,9 +11,10 @@ import pytest
 
 import forking
 from dnnlib.util import UserError
-from training.config.presets import Options
-from training.config.presets import resolve as resolve_options
-from training.config.schema import OPTION_FIELDS, DatasetConfig, to_json, validate
+from training.config.checks import validate
+from training.config.options import OF_IMAGES, OPTIONS, Options
+from training.config.resolve import resolve as resolve_options
+from training.config.schema import DatasetConfig, to_json
 from training.runs import resume
 from training.runs.training_state import pickle_path, state_path
 
@@ -45,7 +46,7 @@ def test_find_run_by_its_command(tmp_path):
     make_run(tmp_path, "00000-a")
     free = dict(outdir=str(tmp_path), gpus=8, snap=1, tick=1.0, metrics=["fid5k"], detector="n.pt", device="cuda",
                 workers=0, resume="auto", resume_anyway=True, kimg=100.0, nobench=True, timeout=5.0, keep="best",
-                dry_run=True, outcome="o.txt", trust_net=True, grid_size=512)
+                dry_run=True, config="c.yaml", outcome="o.txt", trust_net=True, grid_size=512)
     assert free.keys() == resume.FREE_OPTIONS
     assert found(tmp_path, COMMAND | free) == "00000-a"
     for other in ({"gamma": 3.0}, {"cond": True}, {"batch": 8}, {"data": "e"}, {"batch_gpu": 4}, {"seed": 1}):
@@ -63,7 +64,7 @@ def test_find_run_takes_the_newest_that_can_go_on(tmp_path):
     pickle_path(finished, 25_000_000).unlink()
     assert found(tmp_path) == "00012-finished"  # not quite: its last pickle is missing
     pickle_path(finished, 25_000_000).touch()
-    make_run(tmp_path, "00013-shorter", nimg=(100_000,), total_kimg=100)
+    make_run(tmp_path, "00013-shorter", nimg=(100_000,), kimg=100)
     for name, text in (("00014", "{"), ("00015", "null"), ("00016", '{"command": 1, "config": {}}'), ("00017", "\xff")):
         path = Path(make_run(tmp_path, name))
         (path / "training_options.json").write_bytes(text.encode("latin1"))
@@ -111,23 +112,22 @@ def run_with(**said):
 
 
 def test_what_may_change():
-    new = resolve(total_kimg=3, metrics=(), detector="n.pt", workers=0, snapshot_ticks=1, kimg_per_tick=1,
-                  cudnn_benchmark=False, device="cuda", data={"path": "elsewhere"})
-    new = dataclasses.replace(new, keep="best", timeout_sec=5)
+    new = resolve(kimg=3, metrics=(), detector="n.pt", workers=0, snap=1, tick=1, nobench=True, keep="best", timeout=5,
+                  device="cuda", data={"path": "elsewhere"})
     assert resume.changed(run_with(), new, num_gpus=1, anyway=False) == new
 
 
 def test_changes_are_all_listed():
-    new = resolve(r1_gamma=5, method="ggdr", aug="noaug", allow_tf32=True)
+    new = resolve(gamma=5, method="ggdr", aug="noaug", allow_tf32=True)
     with pytest.raises(UserError) as e:
         resume.changed(run_with(), new, num_gpus=1, anyway=False)
     text = str(e.value)
     start, rest = "this command differs from the one that started r: ", ". Leave these as they were, or say"
     assert text.startswith(start) and rest in text and "\n" not in text
     names = [part.partition(" was ")[0] for part in text.removeprefix(start).partition(rest)[0].split("; ")]
-    assert names == ["--method", "--gamma", "--aug", "--p", "--target", "--augpipe", "--lambda-real", "--lambda-fake",
-                     "--reg_loss_real", "--reg_loss_fake", "--perceptual", "--res-g",
-                     "--ggdr-res (--res-g for glead+ggdr)", "--res-decoder", "--allow-tf32"]
+    assert names == ["--gamma", "--aug", "--p", "--target", "--augpipe", "--method", "--lambda-real", "--lambda-fake",
+                     "--res-g", "--res-decoder", "--ggdr-res (--res-g for glead+ggdr)", "--perceptual", "--allow-tf32",
+                     "--reg_loss_real", "--reg_loss_fake"]
 
 
 def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
@@ -138,26 +138,26 @@ def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
             yield from names(inner, f"{prefix}{name}.") if isinstance(inner, dict) else ()
 
     fields = set(names(to_json(resolve(method="glead+ggdr"))))
-    listed = [name for fields in OPTION_FIELDS.values() for name in fields]
+    listed = [name for option in OPTIONS.values() for name in option.fields] + [*OF_IMAGES.values()]
     assert len(listed) == len(set(listed)) and set(listed) <= fields
-    without_option = {"G", "D", "loss", "dataset", "G_opt", "D_opt", "dataset.path", "G.z_dim", "G.w_dim", "num_gpus",
-                      "loss.pl_batch_shrink", "loss.pl_decay", "loss.adversarial", "G.class_name", "D.class_name",
-                      "g_reg_interval", "d_reg_interval", "resume"}  # fmt: skip
+    without_option = {"G", "D", "loss", "dataset", "G_opt", "D_opt", "dataset.path", "G.z_dim", "G.w_dim",
+                      "loss.pl_batch_shrink", "loss.pl_decay", "G.class_name", "D.class_name",
+                      "g_reg_interval", "d_reg_interval"}  # fmt: skip
     without_option |= {f"{net}_opt.{name}" for net in "GD" for name in ("beta1", "beta2", "eps")}
-    assert fields - set(listed) - set(resume._FREE_FIELDS) == without_option
+    assert fields - set(listed) == without_option
 
 
 def test_anyway():
-    new = resolve(r1_gamma=5, lambda_real=1, batch_size=16, batch_gpu=8, allow_tf32=True, random_seed=7,
+    new = resolve(gamma=5, lambda_real=1, batch=16, batch_gpu=8, allow_tf32=True, seed=7,
                   data={"random_seed": 7})
     assert resume.changed(run_with(), new, num_gpus=1, anyway=True) == new
 
 
 @pytest.mark.parametrize(
     "said, text",
-    [({"res_g": 4}, "--res-g was 8, is 4"), ({"channel_max": 64}, "--cmax was 512, is 64"),
+    [({"res_g": 4}, "--res-g was 8, is 4"), ({"cmax": 64}, "--cmax was 512, is 64"),
      ({"map_depth": 3}, "--map-depth was 2, is 3"), ({"method": "stylegan2"}, "--method was glead, is stylegan2"),
-     ({"freeze_layers": 1}, "--freezed was 0, is 1"), ({"aug": "noaug"}, "--aug was ada, is none"),
+     ({"freezed": 1}, "--freezed was 0, is 1"), ({"aug": "noaug"}, "--aug was ada, is none"),
      ({"aug": "fixed", "p": 0.1}, "--aug was ada, is fixed; --p was 0, is 0.1"),
      ({"data": {"resolution": 64}}, "the resolution of the images was 32, is 64"),
      ({"data": {"use_labels": True, "label_dim": 3}}, "--cond was false, is true"),
@@ -172,14 +172,14 @@ def test_changes_that_no_state_fits(said, text):
 @pytest.mark.parametrize(
     "said, num_gpus, batch_gpu",
     [
-        (dict(batch_size=32), 1, 32),
-        (dict(batch_size=32), 8, 4),
-        (dict(batch_size=32), 16, 2),                       # less than the group of minibatch deviation
-        (dict(preset="paper256"), 1, 8),                    # as published, in parts
-        (dict(preset="paper256"), 8, 8),
-        (dict(preset="paper256", num_gpus=8), 2, 8),
-        (dict(batch_size=24, batch_gpu=8), 2, 4),           # 12 each: 6 would leave groups of 4 incomplete
-        (dict(batch_size=48, batch_gpu=4), 8, 3),           # never more at once than before
+        (dict(batch=32), 1, 32),
+        (dict(batch=32), 8, 4),
+        (dict(batch=32), 16, 2),                       # less than the group of minibatch deviation
+        (dict(cfg="paper256"), 1, 8),                    # as published, in parts
+        (dict(cfg="paper256"), 8, 8),
+        (dict(cfg="paper256", gpus=8), 2, 8),
+        (dict(batch=24, batch_gpu=8), 2, 4),           # 12 each: 6 would leave groups of 4 incomplete
+        (dict(batch=48, batch_gpu=4), 8, 3),           # never more at once than before
     ],
 )
 def test_number_of_gpus(said, num_gpus, batch_gpu):

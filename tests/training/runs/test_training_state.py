@@ -76,7 +76,31 @@ def test_other_formats_and_missing_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(training_state, "FORMAT", 0)
     write_state(path, content(8))
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 0, expected 1"):
+    with pytest.raises(UserError, match="has format 0, expected 2"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("unfinished, ada, last_nimg, snapshot_pkl", [
+    (None, None, None, None), (False, None, None, None), (True, torch.ones(2), 2016, "network-snapshot-000002.pkl")])
+def test_states_of_format_1_are_translated(tmp_path, monkeypatch, unfinished, ada, last_nimg, snapshot_pkl):
+    """Of version 0.1, which named pickles by whole kimg alone; a later one wrote `plain_kimg` and `step_nimg`, too."""
+    path, log = state_path(tmp_path, 2016), dict(elapsed_sec=1.5, tick_start_nimg=8, record={}, unwritten=[])
+    kept = dict(config={}, dataset="x", progress=dict(nimg=2016), networks={}, optimizers={}, stats={})
+    old = kept | dict(pl_mean=torch.ones([]), ada_signs=ada, bad_gradients=torch.tensor(3), report_sizes={"fid1k": 7},
+                      unfinished_tick=unfinished, saved="network-snapshot-000002.pkl", log=log | dict(start_nimg=16))
+    monkeypatch.setattr(training_state, "FORMAT", 1)
+    write_state(path, old)
+    monkeypatch.undo()
+    expected = kept | dict(
+        loss=dict(pl_mean=1), guard=dict(streak=3), log=log | dict(step_nimg=1000), format=2,
+        pickles=dict(last="network-snapshot-000002.pkl", last_nimg=last_nimg, plain_kimg=2),
+        tick=dict(pending=unfinished is not None, snapshot_pkl=snapshot_pkl, report_sizes={"fid1k": 7}))
+    found = read_state(path)
+    assert found.pop("ada", {}).keys() == ({"signs"} if unfinished else set()) and found == expected
+    monkeypatch.setattr(training_state, "FORMAT", 1)
+    write_state(path, kept)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="is not as versions with format 1 wrote it: KeyError"):
         read_state(path)
 
 

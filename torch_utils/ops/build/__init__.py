@@ -1,12 +1,11 @@
 """How the source of a CUDA kernel becomes something to launch.
 
-| module       | holds                                                                     |
-|--------------|---------------------------------------------------------------------------|
-| `source`     | kernels, their translation units and what identifies them                 |
-| `disk_cache` | compiled kernels on disk: checked when read, locked while they are built  |
-| `nvrtc`      | route 1: one kernel at a time, by NVIDIA's run-time compiler              |
-| `nvcc`       | route 2: a library of launchers, by nvcc and a C++ compiler               |
-| `driver`     | loads what NVRTC made into a device, and launches it                      |
-
-A route is a module with `version`, `architectures`, `build` and `launcher`; `custom_ops` chooses one.
+| module       | holds                                                              |
+|--------------|--------------------------------------------------------------------|
+| `source`     | kernels, their translation units and what identifies them          |
+| `disk_cache` | compiled kernels on disk, checked when they are read               |
+| `nvrtc`      | compiles a kernel with NVIDIA's run-time compiler                  |
+| `driver`     | loads a compiled kernel into a device, and launches it             |
+| `custom_ops` | what operations call: a launcher for a kernel on a device, or None |
+| `report`     | `python -m torch_utils.ops`                                        |
 """

@@ -1,16 +1,13 @@
-"""The runtime of the project's CUDA kernels: compiles them when they are first needed, keeps them, launches them.
+"""The runtime of the project's CUDA kernels: compiles them when they are first needed, keeps them, launches them."""
 
-Two routes compile the same source. NVRTC is tried first: 0.05 to 0.2 s a kernel, with nothing to install. nvcc takes at
-least 6 s for the smallest library and needs a toolkit and a C++ compiler; its launches take 0.5 us instead of 1.1 us.
-"""
-
+import collections
 import contextlib
 import importlib
 import os
 import pkgutil
 import threading
 from types import ModuleType
-from typing import Any, Iterator
+from typing import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -18,31 +15,29 @@ from tqdm import tqdm
 from dnnlib.util import UserError, cache_dir, say_once
 from torch_utils import ops
 
-from . import nvcc, nvrtc
+from . import driver, nvrtc
 from .disk_cache import DiskCache
 from .source import Built, CompileError, Kernel, Launcher, Unavailable
 
 __all__ = ["Kernel", "Launcher", "load", "prepare", "standard_kernels"]
 
-ROUTES = {"nvrtc": nvrtc, "nvcc": nvcc}  # In the order in which they are tried.
 VARIABLE = "GLEAD_OPS"
+_CHOICES = ("auto", "native")
 
 _launchers: dict[tuple[Kernel, torch.device], Launcher | None] = {}
 _lock = threading.Lock()
 
 
-def chosen_routes(choice: str | None = None) -> tuple[str, ...]:
-    """The routes to try, in order: those of `choice`, or of the environment variable GLEAD_OPS.
+def kernels_wanted() -> bool:
+    """Whether kernels may be used. The environment variable GLEAD_OPS decides: auto (the default) or native.
 
     Raises:
-        UserError: It is none of auto, nvrtc, nvcc, native.
+        UserError: GLEAD_OPS has another value.
     """
-    name = f"{VARIABLE}=" if choice is None else "--route="
-    choice = choice or os.environ.get(VARIABLE) or "auto"
-    routes = {"auto": tuple(ROUTES), "native": (), **{route: (route,) for route in ROUTES}}
-    if choice not in routes:
-        raise UserError(f"{name}{choice}: expected one of {', '.join(routes)}")
-    return routes[choice]
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in _CHOICES:
+        raise UserError(f"{VARIABLE}={choice}: expected one of {', '.join(_CHOICES)}")
+    return choice == "auto"
 
 
 def kernel_cache() -> DiskCache:
@@ -57,24 +52,24 @@ def op_modules() -> Iterator[ModuleType]:
 
 
 def standard_kernels() -> list[Kernel]:
-    """What the networks usually need: all that the modules of operations name by a function of the same name."""
+    """The kernels that networks usually need. Each module of an operation lists its own in `standard_kernels`."""
     lists = [module.standard_kernels() for module in op_modules() if hasattr(module, "standard_kernels")]
     return list(dict.fromkeys(kernel for kernels in lists for kernel in kernels))
 
 
 def load(kernel: Kernel, device: torch.device) -> Launcher | None:
-    """The way to launch a kernel on a device; it is compiled now if it never was.
+    """Get the function that launches a kernel on a device. The kernel is compiled if it never was.
 
     Args:
         kernel: Which.
         device: Of the tensors that it works on.
 
     Returns:
-        None where kernels can't be had, so that PyTorch's own operations have to do: on the CPU, of which nothing is
-        said, or for a reason that is said once in each process.
+        None where PyTorch's own operations have to do the work: on the CPU, and where no kernel can be had. In the
+        latter case, the first call in a process prints the reason.
 
     Raises:
-        UserError: The environment variable GLEAD_OPS holds something else than auto, nvrtc, nvcc, native.
+        UserError: The environment variable GLEAD_OPS is neither auto nor native.
     """
     try:
         return _launchers[kernel, device]
@@ -83,46 +78,43 @@ def load(kernel: Kernel, device: torch.device) -> Launcher | None:
 
 
 def _load(kernel: Kernel, device: torch.device) -> Launcher | None:
+    wanted = kernels_wanted()
     if device.type != "cuda":
-        chosen_routes()
         _launchers[kernel, device] = None
         return None
-    if device.index is None:  # the current one, not always the same
+    if device.index is None:  # the current device, which may be another one at the next call
         return load(kernel, torch.device("cuda", torch.cuda.current_device()))
     with _lock:
         if (kernel, device) not in _launchers:
-            _launchers[kernel, device] = _made(kernel, device)
+            _launchers[kernel, device] = _make_launcher(kernel, device) if wanted else None
+            if not wanted:
+                _say_native(f"{VARIABLE}=native")
         return _launchers[kernel, device]
 
 
-def _made(kernel: Kernel, device: torch.device) -> Launcher | None:
-    arch, cache, reasons = architecture(device), kernel_cache(), []
-    for route in chosen_routes():
-        extra = dict(standard=standard_kernels()) if route == "nvcc" else {}
-        try:
-            return ROUTES[route].launcher(kernel, arch=arch, index=device.index, cache=cache, **extra)
-        except Unavailable as e:
-            reasons.append(f"{route}: {e}")
-        except CompileError as e:  # another compiler would refuse it, too
-            reasons.append(f"{route}: {e}")
-            break
-    why = "; ".join(reasons) or f"{VARIABLE}=native"
-    say_once("native", f"CUDA kernels can't be used ({why}): PyTorch's own operations take their place.")
-    return None
-
-
-class _None(dict):
-    """Holds None for every key."""
-
-    def __missing__(self, key: Any) -> None:
+def _make_launcher(kernel: Kernel, device: torch.device) -> Launcher | None:
+    try:
+        image = nvrtc.image(kernel, arch=architecture(device), cache=kernel_cache())
+        return driver.launcher(kernel, image, index=device.index)
+    except (Unavailable, CompileError) as e:
+        _say_native(str(e))
         return None
+
+
+def _say_native(reason: str) -> None:
+    say_once("native", f"CUDA kernels can't be used ({reason}): PyTorch's own operations take their place.")
+
+
+def all_loaded(device: torch.device) -> bool:
+    """Whether every kernel that this process has asked for on a device could be loaded."""
+    return all(launch is not None for (_, where), launch in _launchers.items() if where == device)
 
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """PyTorch's own operations take the kernels' place in this process, for comparisons."""
+    """Inside, PyTorch's own operations take the kernels' place in this process, for comparisons."""
     global _launchers
-    before, _launchers = _launchers, _None()
+    before, _launchers = _launchers, collections.defaultdict(lambda: None)
     try:
         yield
     finally:
@@ -136,32 +128,28 @@ def architecture(device: torch.device) -> int:
 
 
 def prepare(device: torch.device) -> None:
-    """Compile and load all that the networks usually need, so that nothing is compiled in the middle of something.
+    """Compile and load the standard kernels, several at a time, so that training doesn't wait for them later.
 
-    On the CPU nothing is to be done; what can't be had is said as `load` says it.
+    Does nothing on the CPU. Where kernels can't be had, prints the reason as `load` does.
 
     Raises:
         UserError: As `load`.
     """
-    routes = chosen_routes()
-    if device.type != "cuda":
+    if not kernels_wanted() or device.type != "cuda":
         return
     kernels = standard_kernels()
-    for route in routes:
-        try:
-            built = ROUTES[route].build(kernels, arch=architecture(device), cache=kernel_cache())
-            for _ in progress(built, len(kernels)):
-                pass
-            break
-        except Unavailable:
-            continue  # `load` gives the reasons
+    with contextlib.suppress(Unavailable):  # `load` prints the reason
+        for _ in compile_all(kernels, arch=architecture(device)):
+            pass
     for kernel in kernels:
         load(kernel, device)
 
 
-def progress(built: Iterator[Built], total: int) -> Iterator[Built]:
-    """Shows how many kernels are done, unless that takes less than a second."""
-    with tqdm(total=total, desc="Compiling CUDA kernels", unit="kernel", leave=False, delay=1) as bar:
-        for one in built:
-            bar.update(len(one.kernels))
-            yield one
+def compile_all(kernels: Sequence[Kernel], *, arch: int) -> Iterator[Built]:
+    """Compile kernels, in the order in which they are finished. Shows progress if that takes more than a second.
+
+    Raises:
+        Unavailable: NVRTC is missing, or fails.
+    """
+    built = nvrtc.build(kernels, arch=arch, cache=kernel_cache())
+    yield from tqdm(built, total=len(kernels), desc="Compiling CUDA kernels", unit="kernel", leave=False, delay=1)

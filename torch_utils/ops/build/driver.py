@@ -1,11 +1,10 @@
 """CUDA's driver by ctypes: loads a compiled kernel into a device and launches it.
 
-A launch takes 1.1 us of Python, as much as through the cuda-bindings package, which not every PyTorch brings along.
+A launch takes 1.1 us of Python, the same as with the package cuda-bindings, which does not come with every PyTorch.
 """
 
 import ctypes
 import functools
-from typing import Callable
 
 import torch
 
@@ -45,12 +44,6 @@ def _context(index: int) -> int:
     return context.value
 
 
-def raw_stream() -> Callable[[int], int]:
-    """The function that gives the handle of a device's current stream: PyTorch's own short cut, where it has it."""
-    short_cut = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return short_cut or (lambda index: torch.cuda.current_stream(index).cuda_stream)
-
-
 def launcher(kernel: Kernel, image: bytes, *, index: int) -> Launcher:
     """Load a compiled kernel into a device.
 
@@ -71,15 +64,15 @@ def launcher(kernel: Kernel, image: bytes, *, index: int) -> Launcher:
 
 
 def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_void_p:
-    """In the current context. A stream that this thread is capturing doesn't mind."""
+    """Load the kernel in the current context, also while this thread captures a CUDA graph."""
     module, function, mode = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int(_RELAXED)
     _check(library, library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
     try:
         _check(library, library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         symbol = kernel.symbol.encode()
         _check(library, library.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
-        # Functions may be loaded lazily, but a capture must not be what loads them. Drivers before 12.4 have no
-        # cuFuncLoad: there, cuModuleGetFunction leaves nothing for later.
+        # Functions may be loaded lazily, but not during a capture. Drivers before 12.4 have no cuFuncLoad, and load
+        # functions in cuModuleGetFunction.
         if hasattr(library, "cuFuncLoad"):
             _check(library, library.cuFuncLoad(function), "cuFuncLoad")
     finally:
@@ -90,19 +83,19 @@ def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_vo
 def _launcher(
     library: ctypes.CDLL, kernel: Kernel, function: ctypes.c_void_p, context: ctypes.c_void_p, index: int,
 ) -> Launcher:
-    # The hot path: everything is looked up and converted beforehand. Without `argtypes`, ctypes passes whole numbers as
-    # C int, which takes half the time, so that pointers have to be c_void_p. A launch may have to wait for the device,
-    # and lets other threads run meanwhile; what can't wait doesn't bother (PyDLL).
+    # A launch should be quick, so that everything is looked up and converted beforehand. Without `argtypes`, ctypes
+    # takes half the time; it passes whole numbers as C int, so that pointers have to be c_void_p. A launch may wait for
+    # the device, and lets other threads run meanwhile. Other calls don't wait, and keep the interpreter's lock (PyDLL).
     immediate = ctypes.PyDLL(library._name, handle=library._handle)
     start, current_context = library.cuLaunchKernel, immediate.cuCtxGetCurrent
     push, pop = immediate.cuCtxPushCurrent_v2, immediate.cuCtxPopCurrent_v2
-    block, expected, stream = kernel.block, context.value, raw_stream()
+    block, expected, stream = kernel.block, context.value, torch._C._cuda_getCurrentRawStream
     pointer, byref, addressof = ctypes.c_void_p, ctypes.byref, ctypes.addressof
 
     def launch(grid: int, params: ctypes.Structure) -> None:
         if not grid:
             return
-        # Another device may be current, and in a new thread there is no context before PyTorch needs one itself.
+        # Another device may be current. A new thread has no context until PyTorch needs one.
         current = pointer()
         current_context(byref(current))
         elsewhere = current.value != expected

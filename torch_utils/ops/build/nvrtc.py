@@ -1,4 +1,7 @@
-"""Route 1: NVRTC, NVIDIA's run-time compiler, which comes with PyTorch. Needs neither toolkit nor C++ compiler."""
+"""Compiles kernels with NVRTC, NVIDIA's run-time compiler.
+
+NVRTC comes with PyTorch, and needs neither a CUDA toolkit nor a C++ compiler. It takes 0.05 to 0.2 s for a kernel.
+"""
 
 import ctypes
 import functools
@@ -13,12 +16,11 @@ import torch
 
 from dnnlib.util import num_cores
 
-from . import driver, source
+from . import source
 from .disk_cache import DiskCache
-from .source import Built, CompileError, Kernel, Launcher, Unavailable
+from .source import Built, CompileError, Kernel, Unavailable
 
 OPTIONS = ("--std=c++17",)
-LOCK_SEC = 300          # All kernels take 20 s of one core, which may be a busy one.
 _REJECTED = 6           # NVRTC_ERROR_COMPILATION: the source is at fault. All else is a fault of the compiler.
 _MAX_THREADS = 8
 
@@ -31,10 +33,10 @@ def _library() -> ctypes.CDLL:
         raise Unavailable("this PyTorch is built without CUDA")
     name = f"libnvrtc.so.{torch.version.cuda.split('.')[0]}"
     reason = f"{name} not found"
-    for candidate in (name, *_candidates(name)):  # the first is the one that PyTorch has loaded already
+    for candidate in (name, *_candidates(name)):  # the first one is what PyTorch has loaded
         try:
             for builtins in Path(candidate).parent.glob("libnvrtc-builtins.so.*") if "/" in candidate else ():
-                ctypes.CDLL(str(builtins))  # some releases look for it in the system's folders only
+                ctypes.CDLL(str(builtins))  # some releases search for it only in the system's folders
             return ctypes.CDLL(candidate)
         except OSError as e:
             reason = str(e)
@@ -42,7 +44,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _candidates(name: str) -> list[str]:
-    """Where packages of NVIDIA and the toolkit have it."""
+    """Files of that name in NVIDIA's Python packages and in CUDA toolkits."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else [f for place in spec.submodule_search_locations
                                        for f in Path(place).glob("*/lib")]
@@ -69,7 +71,7 @@ def version() -> str:
 
 @functools.lru_cache(maxsize=None)
 def architectures() -> tuple[int, ...]:
-    """What it compiles for: 90 is sm_90."""
+    """The architectures that NVRTC compiles for; 90 means sm_90."""
     count = ctypes.c_int()
     _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
@@ -78,10 +80,13 @@ def architectures() -> tuple[int, ...]:
 
 
 def target(arch: int, known: Sequence[int]) -> str:
-    """`sm_90`, or for a device that the compiler doesn't know, the newest before it as `compute_90`: the driver's part.
+    """NVRTC's name of the target for a device, such as `sm_90`.
+
+    A device that is newer than the compiler gets the newest code that the compiler knows, such as `compute_90`. The
+    driver translates that.
 
     Raises:
-        Unavailable: The device is older than what the compiler knows.
+        Unavailable: The compiler no longer knows the device.
     """
     older = [a for a in known if a <= arch]
     if not older:
@@ -133,56 +138,54 @@ def _entry(kernel: Kernel, arch: int) -> str:
 
 
 def _find(kernel: Kernel, arch: int, cache: DiskCache) -> bytes | None:
-    image = _images.get((kernel, arch))
-    if image is None:
-        image = cache.read(_entry(kernel, arch))
-        if image is not None:
-            _images[kernel, arch] = image
-    return image
+    if (kernel, arch) not in _images:
+        found = cache.read(_entry(kernel, arch))
+        if found is None:
+            return None
+        _images[kernel, arch] = found
+    return _images[kernel, arch]
+
+
+def is_compiled(kernel: Kernel, *, arch: int, cache: DiskCache) -> bool:
+    """Whether `image` finds the kernel in memory or in the cache."""
+    return _find(kernel, arch, cache) is not None
+
+
+def image(kernel: Kernel, *, arch: int, cache: DiskCache) -> bytes:
+    """The compiled kernel: from memory, from the cache, or compiled now; see `compile_kernel`."""
+    found = _find(kernel, arch, cache)
+    if found is None:
+        found = _images[kernel, arch] = compile_kernel(kernel, arch=arch)
+        cache.write(_entry(kernel, arch), found)
+    return found
 
 
 def _build_one(kernel: Kernel, arch: int, cache: DiskCache) -> Built:
     start = time.perf_counter()
-    image = _find(kernel, arch, cache)  # by now another process may have built it
-    if image is not None:
-        return Built((kernel,), 0, len(image), None)
     try:
-        image = compile_kernel(kernel, arch=arch)
+        num_bytes, error = len(image(kernel, arch=arch, cache=cache)), None
     except CompileError as e:
-        return Built((kernel,), time.perf_counter() - start, 0, e)
-    _images[kernel, arch] = image
-    cache.write(_entry(kernel, arch), image)
-    return Built((kernel,), time.perf_counter() - start, len(image), None)
+        num_bytes, error = 0, e
+    return Built(kernel, time.perf_counter() - start, num_bytes, error)
 
 
 def build(kernels: Sequence[Kernel], *, arch: int, cache: DiskCache) -> Iterator[Built]:
-    """Compile what is neither in memory nor in the cache, several at a time; in the order in which they get ready.
+    """Compile the kernels that are neither in memory nor in the cache, several at a time.
+
+    Yields:
+        The kernels in the order in which they are finished.
 
     Raises:
-        Unavailable: NVRTC can't be had, or fails.
+        Unavailable: NVRTC is missing, or fails.
     """
     missing = []
     for kernel in kernels:
-        image = _find(kernel, arch, cache)
-        if image is None:
+        found = _find(kernel, arch, cache)
+        if found is None:
             missing.append(kernel)
         else:
-            yield Built((kernel,), 0, len(image), None)
-    if not missing:
-        return
-    with cache.lock(LOCK_SEC), ThreadPoolExecutor(min(num_cores(), _MAX_THREADS, len(missing))) as pool:
-        for future in as_completed([pool.submit(_build_one, kernel, arch, cache) for kernel in missing]):
-            yield future.result()
-
-
-def launcher(kernel: Kernel, *, arch: int, index: int, cache: DiskCache) -> Launcher:
-    """Load a kernel into a device, compiled before or now.
-
-    Raises:
-        CompileError: The source is at fault.
-        Unavailable:  NVRTC or the driver can't be had, or fails.
-    """
-    (built,) = build([kernel], arch=arch, cache=cache)
-    if built.error is not None:
-        raise built.error
-    return driver.launcher(kernel, _images[kernel, arch], index=index)
+            yield Built(kernel, 0, len(found), None)
+    if missing:
+        with ThreadPoolExecutor(min(num_cores(), _MAX_THREADS, len(missing))) as pool:
+            for future in as_completed([pool.submit(_build_one, kernel, arch, cache) for kernel in missing]):
+                yield future.result()

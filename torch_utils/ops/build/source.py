@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import re
 from pathlib import Path
-from typing import Callable, Iterable, NamedTuple, Protocol, Sequence
+from typing import Iterable, NamedTuple, Protocol, Sequence
 
 SOURCES = Path(__file__).resolve().parents[1]
 HEADER = "device.h"
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 class Launcher(Protocol):
     """Launches a kernel on the current stream of its device.
 
-    Whichever thread calls, and whichever device is current there; in graph capture, too.
+    Any thread may call it, whichever device is current there, also while a CUDA graph is captured.
 
     Raises:
         RuntimeError: CUDA refuses the launch; names CUDA's error, the kernel and the grid.
@@ -43,20 +43,20 @@ class Launcher(Protocol):
 
 
 class Built(NamedTuple):
-    """What was compiled, or found compiled before."""
+    """A kernel that was compiled now, or before."""
 
-    kernels: tuple[Kernel, ...]     # In one file.
-    seconds: float                  # 0 where it was found.
+    kernel: Kernel
+    seconds: float                  # 0 = before.
     num_bytes: int                  # 0 where it failed.
     error: "CompileError | None"
 
 
 class Unavailable(Exception):
-    """A route can't be had here: the message is the reason, in one line."""
+    """Kernels can't be compiled or loaded here. The message is the reason, in one line."""
 
 
 class CompileError(Exception):
-    """The compiler refuses a source: the message is its first complaint in one line, `log` all of it."""
+    """The compiler refuses a source. The message is the first error in one line; `log` is all that it printed."""
 
     def __init__(self, where: str, log: str) -> None:
         lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
@@ -66,7 +66,7 @@ class CompileError(Exception):
 
 
 def digest(*parts: str | bytes) -> str:
-    """SHA-256 in hexadecimal; where one part ends and the next begins counts."""
+    """SHA-256 of several parts, in hexadecimal. The places where parts end count, too."""
     h = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -80,12 +80,12 @@ def included(kernels: Iterable[Kernel]) -> dict[str, bytes]:
     return {name: (SOURCES / name).read_bytes() for name in names}
 
 
-def unit(kernels: Sequence[Kernel], *, follow: Callable[[Kernel], str] = lambda kernel: "") -> str:
-    """A translation unit with these kernels, each followed by what `follow` says, while its macros still hold."""
+def unit(kernels: Sequence[Kernel]) -> str:
+    """The translation unit of these kernels."""
     text = f'#include "{HEADER}"\n'
     for kernel in kernels:
         macros = (("GLEAD_KERNEL", kernel.symbol), *kernel.macros)
         text += "".join(f"#define {name} {value}\n" for name, value in macros)
-        text += f'#include "{kernel.name}.cu"\n' + follow(kernel)
+        text += f'#include "{kernel.name}.cu"\n'
         text += "".join(f"#undef {name}\n" for name, _ in macros)
     return text

@@ -1,5 +1,6 @@
 """Sources that hold or draw pixels: the CIFAR archives, MNIST, synthetic scenes."""
 
+import abc
 import gzip
 import lzma
 import os
@@ -19,7 +20,7 @@ from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 _MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
 _MAX_IDX_BYTES = 1 << 30       # Unpacked; MNIST has 47 MB, the largest set in its format, EMNIST, 550 MB.
-_DEFLATE_RATIO = 1032          # Deflate packs no more than so many bytes into one.
+_DEFLATE_RATIO = 1032          # Deflate can't compress by a larger factor.
 
 
 def _unpacked_head(path: str, count: int) -> bytes:
@@ -50,7 +51,7 @@ _CIFAR_100 = _Cifar("cifar-100-python", ("train",), "fine_labels", tuple(map(str
 
 
 class _BoundedFile:
-    """Reads at most so many bytes: a small archive may unpack to anything."""
+    """Raises an error after `limit` bytes: a small archive may unpack to any size."""
 
     def __init__(self, f: BinaryIO, limit: int):
         self._f, self._left = f, limit
@@ -63,27 +64,18 @@ class _BoundedFile:
         return data
 
 
-class CifarSource(Source):
-    """The training images of CIFAR-10 or CIFAR-100, in the order of the batches."""
+class _ArraySource(Source):
+    """Images that are in memory."""
 
-    accepts = "cifar-10-python.tar.gz or cifar-100-python.tar.gz"
+    _path: str
+    _images: np.ndarray             # uint8 [N, H, W] or [N, H, W, 3].
+    _classes: list[int] | None      # None = the images have no labels, or none are wanted.
 
-    def __init__(self, path: str, *, use_labels: bool = True):
-        self._path = path
-        kind, members = _read_cifar(path)
-        batches = [_parse_batch(members[name], kind, f"{name} in {path}") for name in kind.batches]
-        self._images = np.concatenate([images for images, _ in batches])
-        self._classes = sum((labels for _, labels in batches), [])
-        self._use_labels = use_labels
-        if use_labels:
-            self.labels = LabelSet(classes=kind.classes)
+    @abc.abstractmethod
+    def __init__(self, path: str, *, use_labels: bool) -> None: ...
 
     @classmethod
-    def matches(cls, path: str) -> bool:
-        return path.lower().endswith((".tar.gz", ".tgz", ".tar")) or _unpacked_head(path, 262)[257:] == b"ustar"
-
-    @classmethod
-    def open(cls, path: str, options: SourceOptions) -> "CifarSource":
+    def open(cls, path: str, options: SourceOptions) -> Source:
         refuse_folders(path, options)
         return cls(path, use_labels=options.labels != "none")
 
@@ -91,18 +83,36 @@ class CifarSource(Source):
         return len(self._images)
 
     def records(self) -> Iterator[Record]:
-        for index, label in enumerate(self._classes):
-            yield Record(index, label if self._use_labels else None)
+        for index in range(len(self._images)):
+            yield Record(index, None if self._classes is None else self._classes[index])
 
     def load(self, key: int) -> Image.Image:
-        return Image.fromarray(self._images[key].reshape(3, 32, 32).transpose(1, 2, 0))
+        return Image.fromarray(self._images[key])
 
     def describe(self, key: int) -> str:
         return f"training image {key} of {self._path}"
 
 
+class CifarSource(_ArraySource):
+    """The training images of CIFAR-10 or CIFAR-100, in the order of the batches."""
+
+    accepts = "cifar-10-python.tar.gz or cifar-100-python.tar.gz"
+
+    def __init__(self, path: str, *, use_labels: bool):
+        self._path = path
+        kind, members = _read_cifar(path)
+        batches = [_parse_batch(members[name], kind, f"{name} in {path}") for name in kind.batches]
+        self._images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self._classes = sum((labels for _, labels in batches), []) if use_labels else None
+        self.labels = LabelSet(classes=kind.classes) if use_labels else None
+
+    @classmethod
+    def matches(cls, path: str) -> bool:
+        return path.lower().endswith((".tar.gz", ".tgz", ".tar")) or _unpacked_head(path, 262)[257:] == b"ustar"
+
+
 def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
-    """Which archive it is, and its batches by name; one pass, since gzip files don't go back."""
+    """Which archive it is, and its batches by name. It is read once from front to end, as gzip files must be."""
     kind, members = None, {}
     try:
         with open(path, "rb") as f:
@@ -117,12 +127,12 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
                     if kind is None or found != [kind]:
                         raise UserError(f"{path} holds {ascii(member.name)[:80]}, so it is neither "
                                         "cifar-10-python.tar.gz nor cifar-100-python.tar.gz; unpack other archives")
-                    if member.size > _MAX_ARCHIVE_BYTES:  # The holes of a sparse file take no room in the archive.
+                    if member.size > _MAX_ARCHIVE_BYTES:  # A sparse file may announce more than the archive holds.
                         raise tarfile.ReadError(f"{ascii(member.name)[:80]} announces {member.size} bytes")
                     if member.isfile() and name.name in kind.batches:
                         members[name.name] = archive.extractfile(member).read()
             while bounded.read(1 << 20):
-                pass  # The checksum stands at the end.
+                pass  # Reading to the end checks the checksum.
     except _UNPACKING_ERRORS as e:
         raise _cannot_unpack(path, e) from e
     if kind is None:
@@ -158,15 +168,14 @@ def _parse_batch(data: bytes, kind: _Cifar, what: str) -> tuple[np.ndarray, list
     return images, labels
 
 
-class MnistSource(Source):
+class MnistSource(_ArraySource):
     """MNIST and sets in its format (Fashion-MNIST, ...): 28x28, padded with black to 32x32, grayscale."""
 
     accepts = "MNIST's train-images-idx3-ubyte.gz (with train-labels-idx1-ubyte.gz beside it)"
 
-    def __init__(self, path: str, *, use_labels: bool = True):
-        self._path = path
-        self._images = _read_idx(path, magic=0x803, record_shape=(28, 28))
-        self._classes: list[int] | None = None
+    def __init__(self, path: str, *, use_labels: bool):
+        self._path, self._classes = path, None
+        self._images = np.pad(_read_idx(path, magic=0x803, record_shape=(28, 28)), [(0, 0), (2, 2), (2, 2)])
         if use_labels:
             folder, name = os.path.split(path)
             labels_path = os.path.join(folder, name.replace("images-idx3", "labels-idx1"))
@@ -182,24 +191,6 @@ class MnistSource(Source):
     @classmethod
     def matches(cls, path: str) -> bool:
         return "images-idx3-ubyte" in os.path.basename(path) or _unpacked_head(path, 4) == b"\0\0\x08\x03"
-
-    @classmethod
-    def open(cls, path: str, options: SourceOptions) -> "MnistSource":
-        refuse_folders(path, options)
-        return cls(path, use_labels=options.labels != "none")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def records(self) -> Iterator[Record]:
-        for index in range(len(self._images)):
-            yield Record(index, None if self._classes is None else self._classes[index])
-
-    def load(self, key: int) -> Image.Image:
-        return Image.fromarray(np.pad(self._images[key], 2))
-
-    def describe(self, key: int) -> str:
-        return f"image {key} of {self._path}"
 
 
 def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.ndarray:
@@ -264,7 +255,7 @@ class SyntheticSource(Source):
                 yield from map(Record, indices, describe_scenes(np.array(indices), seed=self._seed).main.shape.tolist())
 
     def load(self, key: int) -> Image.Image:
-        """Neighbours are drawn together, which is several times faster, and kept until they are asked for."""
+        """Neighbouring images are drawn together, which is several times faster, and kept for the next calls."""
         step = images_at_once(self._resolution)
         begin = key - key % step
         if begin != self._group_begin:

@@ -1,4 +1,4 @@
-"""One image, as it comes, made into one of a dataset: upright, RGB or grayscale, square, of the size of all others."""
+"""Converting single images for a dataset: upright, RGB or grayscale, square, all of one size."""
 
 import contextlib
 import dataclasses
@@ -11,22 +11,22 @@ from PIL import Image, ImageOps
 
 from dnnlib.util import UserError
 from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION
-from training.data.image_names import DECODING_ERRORS, source_formats
+from training.data.image_names import DECODING_ERRORS, describe_decoding_error, source_formats
 
-Transform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
+CropTransform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
 Remark = Literal["squeezed", "recolored", "dark"]
 Color = Literal["auto", "rgb", "gray"]
 
 RESIZE_FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
-MAX_PIXELS = 1 << 27   # 400 MB once decoded, in every worker; a header that announces more is refused.
+MAX_PIXELS = 1 << 27   # 400 MB in each worker when decoded; larger images are refused by their header.
 PNG_LEVEL = 1          # zlib's fastest: training decodes these files again and again.
 
-_WIDE = ("center-crop-wide", "center-crop-letterbox")   # These lay images on a square.
+_WIDE = ("center-crop-wide", "center-crop-letterbox")   # These transforms place images on a black square.
 _DEEP = "more than 8 bits per channel"                  # A key of `Image.info`: pixels came from such a file.
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
-# Remarks about odd EXIF data and palettes: such images are converted by our rules, or refused in one line.
+# Pillow warns of odd EXIF data and palettes. Such images are converted, or refused in one line.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -76,10 +76,7 @@ def _decoding_errors(what: str) -> Iterator[None]:
     except MemoryError as e:
         raise BadImage(f"{what} does not fit in memory when decoded: scale it down or remove it") from e
     except DECODING_ERRORS as e:
-        # Pillow's "cannot identify image file" shows a memory address and tells nothing.
-        text = "" if isinstance(e, Image.UnidentifiedImageError) else " ".join(str(e).split())[:100]
-        raise BadImage(f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
-                       f"{', '.join(source_formats())}") from e
+        raise BadImage(describe_decoding_error(what, e, source_formats())) from e
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -103,7 +100,7 @@ def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def is_dark(original: Image.Image, image: Image.Image) -> bool:
-    """Whether the upper 8 bits, which alone are kept, show next to nothing of a 16-bit image that is not all black.
+    """Whether a 16-bit image becomes nearly black because only its upper 8 bits are kept.
 
     Cameras and scanners write 12 bits in files of 16.
 
@@ -127,14 +124,18 @@ def widest_crop(size: tuple[int, int], width: int, height: int) -> tuple[int, in
 class ConversionOptions:
     """What the user wants of every image."""
 
-    width: int | None = None           # None = all images have the size of the first; `height` then is None, too.
+    width: int | None = None           # None = the size of the first image; then `height` is None as well.
     height: int | None = None
-    transform: Transform | None = None
+    transform: CropTransform | None = None
     resize_filter: Literal["box", "lanczos"] = "lanczos"
     color: Color = "auto"              # "auto" = RGB or grayscale, like the first image.
 
     def check(self, *, size_option: str = "--width") -> None:
-        """Raises UserError where no square images of a usable size can come of it; `size_option` said the size."""
+        """Raises UserError where the result would not be square images of a valid size.
+
+        Args:
+            size_option: The option by which the user gave the size.
+        """
         wide = self.transform in _WIDE
         if (self.width is None) != (self.height is None):
             raise UserError("--width and --height go together: give both, or --resolution")
@@ -227,8 +228,9 @@ class Converter:
                 raise UserError(f"{what} gives {min(image.size)}x{min(image.size)}, expected {self.side}x{self.side} "
                                 "like the first image: resize with --resolution")
         if self._options.transform == "center-crop":
-            image = center_crop(image, min(image.size), min(image.size))  # First: filters must not see the rest.
-        if image.width != image.height:  # No transform made it square: its shape is distorted.
+            # Crop before scaling, so that filters don't mix in what is cut off.
+            image = center_crop(image, min(image.size), min(image.size))
+        if image.width != image.height:  # Not cropped: scaling distorts it.
             remarks.append("squeezed")
         return Converted(self._resized(image, self.side, self.side), tuple(remarks))
 
@@ -242,8 +244,8 @@ class Converter:
         size = widest_crop(image.size, width, height)
         too_small = image.width < width or image.height < height
         if self._options.transform == "center-crop-wide":
-            # As StyleGAN2-ADA does it: the number of rows is that of the whole image scaled to WIDTH, but rows are cut
-            # from the image before it is scaled. Images that are wider than WIDTH are squeezed.
+            # As StyleGAN2-ADA does it: the number of rows to keep is computed for the image scaled to WIDTH, but rows
+            # are cut from the image before it is scaled. So images that are wider than WIDTH are squeezed.
             size = image.width, round(width * image.height / image.width)
             too_small = image.width < width or size[1] < height
         if too_small:

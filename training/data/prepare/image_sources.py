@@ -4,29 +4,30 @@ import contextlib
 import itertools
 import os
 import re
-import struct
 import zipfile
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Sequence
 
 from PIL import Image
 
 from dnnlib.util import UserError
-from training.data.image_files import MAX_FILE_BYTES, ImageFiles, has_metadata, load_labels, open_image_files
+from dnnlib.worker_pool import WorkerPool
+from training.data.image_files import MAX_FILE_BYTES, ImageFiles, open_image_files
 from training.data.image_names import METADATA_NAME, shown
+from training.data.labels import has_metadata, load_labels
 from training.data.prepare.conversion import BadImage, decode
-from training.data.prepare.processes import from_child
 from training.data.prepare.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders
 
-BUCKET = re.compile(r"\d{5,}")  # Folders that only divide a large set, as this tool makes them, are not classes.
+BUCKET = re.compile(r"\d{5,}")  # Sub-folders that divide a large set, as this tool makes them. They are not classes.
+_LMDB_MAGIC = 0xBEEFC0DE.to_bytes(4, "little")
 
 
 class FilesSource(Source):
     """The images of a folder or zip, in sorted order of their names.
 
-    Every file that begins like an image is taken, whatever it is called; hidden files are not.
+    Every file that begins like an image is taken, except hidden files.
 
-    Labels: "auto" takes dataset.json, else sub-folders as classes unless they look like mere divisions of a large set.
-    A folder that holds all the others, as in a zip of one folder, is no class.
+    Labels: "auto" takes dataset.json if there is one, else sub-folders as classes. Sub-folders that only divide a large
+    set are not classes, nor is a folder that holds all others, as in a zip of one folder.
     """
 
     accepts = "a folder or zip of images"
@@ -35,7 +36,7 @@ class FilesSource(Source):
         self._files = files
         self._indices: range | list[int] = range(len(files))
         self.labels, self._item_labels = _find_labels(files, labels, split)
-        inside = [i for i, name in enumerate(files.names) if _after(name, split) is not None] if split else []
+        inside = [i for i, name in enumerate(files.names()) if _after(name, split) is not None] if split else []
         if inside:
             self._indices = inside
             left = len(files) - len(inside)
@@ -80,7 +81,7 @@ def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[
         is_class = array.ndim == 1
         return LabelSet(f"from {METADATA_NAME}", [str(number) for number in range(array.max() + 1)] if is_class else (),
                         None if is_class else array.shape[1]), array.tolist()
-    names: Sequence[str | None] = files.names
+    names: Sequence[str | None] = files.names()
     if split and any(_after(name, split) is not None for name in names):
         names = [_after(name, split) for name in names]
     names = _below_outer_folders(names)
@@ -115,15 +116,29 @@ def _after(name: str, split: str) -> str | None:
 
 
 class LmdbSource(Source):
-    """LSUN's format: a database of encoded images, in the order of their keys."""
+    """LSUN's format: a database of encoded images, in the order of their keys.
+
+    A damaged database may crash the process that reads it. Only workers do.
+    """
 
     accepts = "an LSUN database (*_lmdb folder, or its data.mdb)"
 
     def __init__(self, path: str):
         self._path = path
         self._file = os.path.join(path, "data.mdb") if os.path.isdir(path) else path
-        self._count = check_lmdb(self._file)
-        self._environment: Any = None
+        self.environment: Any = None
+        if os.path.lexists(self._file) and not os.path.isfile(self._file):
+            raise UserError(f"{self._file} is a folder, device or pipe, expected the database of an LSUN category")
+        try:
+            size = os.path.getsize(self._file)
+        except OSError as e:
+            raise UserError(f"can't read {self._file}: {e.strerror or e}; expected the database of an LSUN "
+                            "category") from e
+        with self._worker() as pool:
+            self._count, expected = pool.result(pool.submit(_measure_database))
+        if size < expected:  # Reading the end that is missing would kill a process.
+            raise UserError(f"{self._file} has {size} bytes, but the database takes {expected}: it is truncated; copy "
+                            "or download it again")
         if not self._count:
             raise UserError(f"no images in {path}: the database is empty")
 
@@ -131,7 +146,8 @@ class LmdbSource(Source):
     def matches(cls, path: str) -> bool:
         if os.path.isdir(path):
             return path.rstrip("/").lower().endswith("_lmdb") or os.path.isfile(os.path.join(path, "data.mdb"))
-        return path.lower().endswith(".mdb") or _meta_page(path, 0) is not None
+        with open(path, "rb") as f:
+            return path.lower().endswith(".mdb") or f.read(20)[16:] == _LMDB_MAGIC
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "LmdbSource":
@@ -141,44 +157,41 @@ class LmdbSource(Source):
     def __len__(self) -> int:
         return self._count
 
-    def records(self) -> Iterator[Record]:
-        damaged = f"{self._path} is damaged: its keys can't be read; copy or download it again"
-        for key in from_child(self._keys, died=damaged):
-            yield Record(key, None)
+    def _worker(self) -> WorkerPool:
+        return WorkerPool(1, self, forked=True, killed=f"{self._path} is damaged: its keys can't be read; copy or "
+                                                       "download it again")
 
-    def _keys(self) -> Iterator[list[bytes]]:
-        """All keys in order, a thousand at a time."""
+    def records(self) -> Iterator[Record]:
         seen = 0
-        with self._reading() as transaction:
-            keys = transaction.cursor().iternext(keys=True, values=False)
-            while group := [bytes(key) for key in itertools.islice(keys, 1000)]:
-                seen += len(group)
-                if seen > self._count:
-                    break  # A page that refers to one above it would go on for ever.
-                yield group
+        with self._worker() as pool:
+            keys = pool.result(pool.submit(_keys_after, None))
+            while keys and seen <= self._count:  # In a damaged database, pages may refer to each other in a circle.
+                yield from (Record(key, None) for key in keys)
+                seen += len(keys)
+                keys = pool.result(pool.submit(_keys_after, keys[-1]))
         if seen != self._count:
             raise UserError(f"{self._path} is damaged: it has not the {self._count} images that it announces; copy or "
                             "download it again")
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Any]:
+    def reading(self) -> Iterator[Any]:
+        """A transaction, in a worker: an open database must not be carried over to another process."""
         try:
             import lmdb  # Here, so that other sources don't need it.
         except ImportError as e:
             raise UserError(f"{self._path} is read with the package lmdb: pip install lmdb") from e
         try:
-            # Only opened in the processes that read: a database must not be carried over to another process.
-            self._environment = self._environment or lmdb.open(
+            self.environment = self.environment or lmdb.open(
                 self._file, subdir=False, readonly=True, lock=False, readahead=False,
             )
-            with self._environment.begin(buffers=True) as transaction:
+            with self.environment.begin(buffers=True) as transaction:
                 yield transaction
         except lmdb.Error as e:
             raise BadImage(f"{self._path} is damaged ({e}): copy or download it again") from e
 
     def load(self, key: bytes) -> Image.Image:
         what = self.describe(key)
-        with self._reading() as transaction:
+        with self.reading() as transaction:
             value = transaction.get(key)
             if value is None:
                 raise BadImage(f"{what} is missing: the database is damaged; copy or download it again")
@@ -191,52 +204,19 @@ class LmdbSource(Source):
         return f"image {shown(key.decode(errors='backslashreplace'))} in {self._path}"
 
 
-class _MetaPage(NamedTuple):
-    page_size: int
-    entries: int
-    last_page: int
-    transaction: int
+def _measure_database(source: LmdbSource) -> tuple[int, int]:
+    """Number of entries, and of the bytes that the database takes."""
+    with source.reading() as transaction:
+        entries, page_bytes = transaction.stat()["entries"], transaction.stat()["psize"]
+        return entries, (source.environment.info()["last_pgno"] + 1) * page_bytes
 
 
-_META = struct.Struct("<16xII8xQIHH5QIHH5QQQ")  # Page header; magic, version, address, map size, two trees; the end.
-_MAGIC, _VERSION = 0xBEEFC0DE, 1
-
-
-def _meta_page(path: str, offset: int) -> _MetaPage | None:
-    """One of the two pages at the beginning of a database that say how large it is; None where it is none."""
-    with open(path, "rb") as f:
-        f.seek(offset)
-        data = f.read(_META.size)
-    if len(data) < _META.size:
-        return None
-    magic, version, _, page_size, *_, entries, _, last_page, transaction = _META.unpack(data)
-    if magic != _MAGIC or version != _VERSION or page_size & (page_size - 1) or not 512 <= page_size <= 1 << 16:
-        return None
-    return _MetaPage(page_size, entries, last_page, transaction)
-
-
-def check_lmdb(path: str) -> int:
-    """See to it that a database is as long as it says: reading the end that is missing would kill the process.
-
-    Returns:
-        Number of entries.
-
-    Raises:
-        UserError: The file is missing, no database, or shorter than that.
-    """
-    try:
-        if os.path.lexists(path) and not os.path.isfile(path):
-            raise UserError(f"{path} is a folder, device or pipe, expected the database of an LSUN category")
-        first = _meta_page(path, 0)
-        second = _meta_page(path, first.page_size) if first else None
-        size = os.path.getsize(path)
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or e}; expected the database of an LSUN category") from e
-    if first is None or second is None:
-        raise UserError(f"{path} is no LMDB database, or damaged at its beginning: copy or download it again")
-    newest = max(first, second, key=lambda page: page.transaction)
-    expected = (newest.last_page + 1) * newest.page_size
-    if size < expected:
-        raise UserError(f"{path} has {size} bytes, but the database takes {expected}: it is truncated; copy or "
-                        "download it again")
-    return newest.entries
+def _keys_after(source: LmdbSource, last: bytes | None) -> list[bytes]:
+    """The next thousand keys in order; None = the first ones."""
+    with source.reading() as transaction:
+        cursor = transaction.cursor()
+        found = cursor.first() if last is None else cursor.set_range(last)
+        if found and last is not None and bytes(cursor.key()) == last:
+            found = cursor.next()
+        keys = cursor.iternext(keys=True, values=False) if found else ()
+        return [bytes(key) for key in itertools.islice(keys, 1000)]

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import signal
 import sys
 from collections import Counter
 from typing import Any, Iterator, Literal, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, Iterator, Literal, NamedTuple
 from tqdm import tqdm
 
 from dnnlib.util import UserError, num_cores
+from dnnlib.worker_pool import WorkerPool
 from training.data.prepare.conversion import (
     BadImage,
     ConversionOptions,
@@ -20,11 +22,10 @@ from training.data.prepare.conversion import (
     encode_png,
     is_gray,
 )
-from training.data.prepare.processes import WorkerPool, termination_as_interrupt
 from training.data.prepare.source import Label, Source, images_at_once
 from training.data.prepare.writer import open_writer
 
-_MAX_NAMED = 5   # Of the images of each kind below, so many are named.
+_MAX_NAMED = 5   # Images that are named for each remark below.
 
 _REMARKS = {
     "bad":      "can't be read, and were skipped",
@@ -35,6 +36,8 @@ _REMARKS = {
                 "16 first",
 }
 _SKIP_HINT = "; --skip-bad leaves such images out"
+_KILLED = ("one of {} worker processes was killed: either memory ran out (give fewer with --workers), or the source is "
+           "damaged")
 
 
 class Summary(NamedTuple):
@@ -44,14 +47,14 @@ class Summary(NamedTuple):
     resolution: int
     channels: int
     counts: dict[str, int]   # Of images that were "bad", "small" or "squeezed", ...: the keys of `_REMARKS`.
-    classes: Counter[int]    # Number of images of each class; empty where labels are no classes.
+    classes: Counter[int]    # Number of images of each class; empty if there are no classes.
 
 
 class Outcome(NamedTuple):
     """What became of one image."""
 
     png: bytes | None = None
-    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" = the whole conversion is in vain.
+    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" ends the conversion.
     message: str = ""
 
 
@@ -74,11 +77,11 @@ def write_dataset(
         source:     Where the images come from.
         dest:       A path that ends in .zip, or a folder.
         options:    What is made of the images.
-        max_images: Take only the first so many images of the source; None = all.
+        max_images: Take only the first `max_images` images of the source; None = all.
         workers:    Processes that convert; None = one for each core.
         skip_bad:   Leave out images that can't be read, and make grayscale images RGB, or RGB ones grayscale, like the
                     first image, instead of stopping; stderr says so.
-        shard_size: Write zips of so many images into the folder `dest`; None = one dataset.
+        shard_size: Write zips of `shard_size` images into the folder `dest`; None = one dataset.
         overwrite:  Replace the dataset that is there.
 
     Raises:
@@ -88,10 +91,10 @@ def write_dataset(
     count = min(len(source), max_images or len(source))
     workers = min(workers or num_cores(), count)
     remarks, classes = _Remarks(skip_bad), Counter[int]()
-    with termination_as_interrupt(), open_writer(
+    with _termination_as_interrupt(), open_writer(
         dest, labelled=source.labels is not None, most_images=count, shard_size=shard_size, overwrite=overwrite,
     ) as writer:
-        with WorkerPool(source, workers) as pool:
+        with WorkerPool(workers, source, forked=True, killed=_KILLED.format(workers)) as pool:
             converter = Converter(options, _first_image(source, pool, count, skip_bad), recolors=skip_bad)
             bar = tqdm(total=count, desc="Writing", unit="img", file=sys.stderr, leave=False)
             with contextlib.closing(_converted(source, pool, converter, count)) as results, bar:
@@ -105,6 +108,16 @@ def write_dataset(
             raise UserError(f"none of the {count} images can be used: {remarks.first}")
     remarks.report(count)
     return Summary(writer.num_images, converter.side, 1 if converter.gray else 3, remarks.counts, classes)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, as job schedulers send it, raises KeyboardInterrupt like Ctrl-C, so that all is cleaned up."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class _Remarks:
@@ -133,10 +146,10 @@ class _Remarks:
 
 
 def _first_image(source: Source, pool: WorkerPool, count: int, skip_bad: bool) -> FirstImage:
-    """The first image that can be read: what is common to all may depend on it."""
+    """The first image that can be read. Options that the user left open follow from it."""
     with contextlib.closing(source.records()) as records:
         for record in itertools.islice(records, count):
-            [(_, [first])] = pool.map(_look, [(record.key,)])
+            first = pool.result(pool.submit(_look, record.key))
             if isinstance(first, FirstImage):
                 return first
             if not skip_bad:
@@ -144,12 +157,12 @@ def _first_image(source: Source, pool: WorkerPool, count: int, skip_bad: bool) -
     raise UserError(f"none of the {count} images can be read, such as the last: {first.message}")
 
 
-def _look(source: Source, key: Any) -> Iterator[FirstImage | Outcome]:
+def _look(source: Source, key: Any) -> FirstImage | Outcome:
     try:
         image = source.load(key)
-        yield FirstImage(source.describe(key), image.width, image.height, is_gray(image))
+        return FirstImage(source.describe(key), image.width, image.height, is_gray(image))
     except BadImage as e:
-        yield Outcome(None, ("bad",), str(e))
+        return Outcome(None, ("bad",), str(e))
 
 
 def _converted(source: Source, pool: WorkerPool, converter: Converter, count: int) -> Iterator[tuple[Label, Outcome]]:
@@ -163,18 +176,20 @@ def _converted(source: Source, pool: WorkerPool, converter: Converter, count: in
             yield from zip(labels, outcomes)
 
 
-def _convert(source: Source, converter: Converter, keys: list[Any], _labels: list[Label]) -> Iterator[Outcome]:
-    for key in keys:
-        try:
-            what = source.describe(key)
-            original = source.load(key)
-            image, remarks = converter(original, what)
-            like = f"{what} is {original.width}x{original.height} {original.mode}"
-            yield Outcome(encode_png(image), remarks, like if remarks else "")
-        except BadImage as e:
-            yield Outcome(None, ("bad",), str(e))
-        except TooSmall as e:
-            yield Outcome(None, ("small",), str(e))
-        except UserError as e:
-            yield Outcome(None, ("stop",), str(e))
-            return
+def _convert(source: Source, converter: Converter, keys: list[Any], _labels: list[Label]) -> list[Outcome]:
+    return [_convert_one(source, converter, key) for key in keys]
+
+
+def _convert_one(source: Source, converter: Converter, key: Any) -> Outcome:
+    what = source.describe(key)
+    try:
+        original = source.load(key)
+        image, remarks = converter(original, what)
+        like = f"{what} is {original.width}x{original.height} {original.mode}"
+        return Outcome(encode_png(image), remarks, like if remarks else "")
+    except BadImage as e:
+        return Outcome(None, ("bad",), str(e))
+    except TooSmall as e:
+        return Outcome(None, ("small",), str(e))
+    except UserError as e:
+        return Outcome(None, ("stop",), str(e))

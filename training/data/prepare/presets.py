@@ -2,14 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
-from training.data.prepare.conversion import Transform
+from training.data.prepare.conversion import CropTransform
 
 
 class DataPreset(NamedTuple):
     """One row of the table; options that the user gives override it."""
 
     resolution: int
-    transform: Transform | None
+    transform: CropTransform | None
     resize_filter: Literal["box", "lanczos"]
     split: str | None    # Only images below a folder of that name, where there is one.
 
@@ -17,7 +17,7 @@ class DataPreset(NamedTuple):
 # Sources:
 #   ffhq256  Published FID at 256x256 holds for FFHQ's 1024x1024 images scaled by a box filter.
 #   lsun256  ADA paper: LSUN at 256x256, cropped to the short side; so in GGDR and GLeaD.
-#   afhq     ADA paper: AFHQ at 512x512, the training images of each kind of animal by itself.
+#   afhq     ADA paper: AFHQ at 512x512, the training images of one kind of animal.
 _ROWS: dict[str, tuple[Any, ...]] = {
     #           res   transform      filter     split
     "ffhq256": (256,  None,          "box",     None),

@@ -17,7 +17,7 @@ _MAX_CLASSES_SHOWN = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the user says about the source; each kind takes what concerns it."""
+    """What the user says about the source. Each kind of source uses only some of it."""
 
     labels: Labels = "auto"        # "folders" insists on sub-folders as classes; "none" leaves labels out.
     split: str | None = None       # Take only the images below a folder of that name, where there is one.
@@ -96,13 +96,13 @@ class Source(abc.ABC):
 
 
 def count_classes(source: Source, max_images: int | None = None) -> Counter[int]:
-    """Number of images of each class among the first; empty where labels are no classes."""
+    """Number of images of each class among the first `max_images`; empty if there are no classes."""
     labels = (record.label for record in itertools.islice(source.records(), max_images))
     return Counter(label for label in labels if type(label) is int)
 
 
 def images_at_once(side: int) -> int:
-    """How many images of a size make a good portion of work: about a million pixels, at most 64 images."""
+    """Images that a worker gets at a time: about a million pixels, at most 64 images."""
     return min(max((1 << 20) // side**2, 1), 64)
 
 

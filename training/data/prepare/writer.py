@@ -1,20 +1,19 @@
 """Where datasets are written: a zip, a folder, or a folder of zips; nothing appears there before it is complete."""
 
-import abc
 import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Callable, Iterator
 
-from dnnlib.util import UserError, atomic_write, check_writable, made_folder
+from dnnlib.util import UserError, atomic_write, check_writable, made_folder, make_public
 from training.data.image_names import METADATA_NAME, shown
 from training.data.prepare.image_sources import BUCKET
-from training.data.prepare.processes import signals_held
 from training.data.prepare.source import Label
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
@@ -27,16 +26,17 @@ def image_name(number: int) -> str:
     return f"{digits[:-3]}/img{digits}.png"
 
 
-class Writer(abc.ABC):
+class Writer:
     """Takes the images of a dataset in order.
 
     Args:
+        write:    Writes one file: its name relative to the dataset, and its content.
         labelled: Whether the labels are kept; False = dataset.json says that there are none.
         first:    Number of the first image.
     """
 
-    def __init__(self, *, labelled: bool, first: int = 0):
-        self._labelled, self._first = labelled, first
+    def __init__(self, write: Callable[[str, bytes], object], *, labelled: bool, first: int = 0):
+        self._write, self._labelled, self._first = write, labelled, first
         self._labels: list[Label] = []
         self.num_images = 0
 
@@ -47,90 +47,80 @@ class Writer(abc.ABC):
             self._labels.append(label)
 
     def finish(self) -> None:
-        """Write dataset.json; nothing can be added any more."""
+        """Write dataset.json. Nothing can be added any more."""
         names = (image_name(self._first + i) for i in range(self.num_images))
         labels = [[name, label] for name, label in zip(names, self._labels)] if self._labelled else None
         self._write(METADATA_NAME, json.dumps({"labels": labels}).encode())
 
-    def abandon(self) -> None:
-        """Let go of open files; what was written is thrown away."""
 
-    @abc.abstractmethod
-    def _write(self, name: str, data: bytes) -> None:
-        """Write one file, by its name relative to the dataset."""
+@contextlib.contextmanager
+def _zip_writer(f: BinaryIO, *, labelled: bool, first: int = 0) -> Iterator[Writer]:
+    archive = zipfile.ZipFile(f, "w", zipfile.ZIP_STORED)
 
-
-class ZipWriter(Writer):
-    def __init__(self, f: BinaryIO, *, labelled: bool, first: int = 0):
-        super().__init__(labelled=labelled, first=first)
-        self._archive = zipfile.ZipFile(f, "w", zipfile.ZIP_STORED)
-
-    def finish(self) -> None:
-        super().finish()
-        self._archive.close()
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):  # The disk may be full: what is wrong has been said.
-            self._archive.close()
-
-    def _write(self, name: str, data: bytes) -> None:
+    def write(name: str, data: bytes) -> None:
         info = zipfile.ZipInfo(name, date_time=_ZIP_TIME)
         info.external_attr = 0o644 << 16
-        self._archive.writestr(info, data)
+        archive.writestr(info, data)
+
+    try:
+        writer = Writer(write, labelled=labelled, first=first)
+        yield writer
+        writer.finish()
+    except BaseException:
+        with contextlib.suppress(OSError):  # The disk may be full. The first error is raised already.
+            archive.close()
+        raise
+    archive.close()
 
 
-class FolderWriter(Writer):
-    def __init__(self, folder: Path, *, labelled: bool):
-        super().__init__(labelled=labelled)
-        self._folder = folder
-        self._made: set[Path] = set()
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = self._folder / name
-        if path.parent not in self._made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(path.parent)
+@contextlib.contextmanager
+def _folder_writer(folder: Path, *, labelled: bool) -> Iterator[Writer]:
+    def write(name: str, data: bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
+
+    writer = Writer(write, labelled=labelled)
+    yield writer
+    writer.finish()
+
+
+def _to_disk(f: BinaryIO) -> None:
+    f.flush()
+    os.fsync(f.fileno())
 
 
 class ShardWriter:
-    """Zips `NAME-00000.zip`, `NAME-00001.zip`, ... of `shard_size` images each, with their own dataset.json.
+    """Writes zips `NAME-00000.zip`, `NAME-00001.zip`, ... of `shard_size` images each, with their own dataset.json.
 
     Images are numbered through, so that their names are unique. The number of digits follows from the number of images
-    that may come, so that sorted names are in order.
+    that may come, so that sorted names are in order. Use it in `with`.
     """
 
     def __init__(self, folder: Path, *, name: str, shard_size: int, most_images: int, labelled: bool):
         self._folder, self._name, self._shard_size, self._labelled = folder, name, shard_size, labelled
         self._digits = max(len(str((most_images - 1) // shard_size)), 5)
-        self._file: BinaryIO | None = None
-        self._shard: ZipWriter | None = None
+        self._stack = contextlib.ExitStack()    # Of the shard that is being written.
+        self._shard: Writer | None = None
         self.num_images = 0
 
     def add(self, png: bytes, label: Label) -> None:
         if self._shard is None:
             number = self.num_images // self._shard_size
-            self._file = open(self._folder / f"{self._name}-{number:0{self._digits}d}.zip", "wb")
-            self._shard = ZipWriter(self._file, labelled=self._labelled, first=self.num_images)
+            f = self._stack.enter_context(open(self._folder / f"{self._name}-{number:0{self._digits}d}.zip", "wb"))
+            self._stack.callback(_to_disk, f)
+            self._shard = self._stack.enter_context(_zip_writer(f, labelled=self._labelled, first=self.num_images))
         self._shard.add(png, label)
         self.num_images += 1
         if self._shard.num_images == self._shard_size:
-            self.finish()
+            self._stack.close()
+            self._shard = None
 
-    def finish(self) -> None:
-        """Complete the last shard."""
-        if self._shard is not None and self._file is not None:
-            self._shard.finish()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._shard = self._file = None
+    def __enter__(self) -> "ShardWriter":
+        return self
 
-    def abandon(self) -> None:
-        if self._shard is not None and self._file is not None:
-            self._shard.abandon()
-            with contextlib.suppress(OSError):
-                self._file.close()
+    def __exit__(self, *exc_info: Any) -> None:
+        self._stack.__exit__(*exc_info)
 
 
 @contextlib.contextmanager
@@ -142,13 +132,13 @@ def open_writer(
     shard_size: int | None = None,
     overwrite: bool = False,
 ) -> Iterator[Writer | ShardWriter]:
-    """Write a dataset; it takes its place at `dest` when the block ends, and not at all where that raises.
+    """Write a dataset. It appears at `dest` when the block ends, and not at all if the block raises.
 
     Args:
         dest:        A path that ends in .zip, or a folder.
         labelled:    Whether images have labels.
-        most_images: No more are coming.
-        shard_size:  Write zips of so many images into the folder `dest`; None = one dataset.
+        most_images: Upper limit of the number of images.
+        shard_size:  Write zips of `shard_size` images into the folder `dest`; None = one dataset.
         overwrite:   Replace the dataset that is there.
 
     Raises:
@@ -160,38 +150,24 @@ def open_writer(
         raise UserError(f"--dest={dest} is one zip, but --shard-size writes several: give a folder")
     check_writable(dest)
     try:
-        with made_folder(dest.parent):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(made_folder(dest.parent))
             if is_zip:
-                with _zip(dest, labelled, overwrite) as writer:
-                    yield writer
+                _check_zip_dest(dest, overwrite)
+                writer: Any = _zip_writer(stack.enter_context(atomic_write(dest)), labelled=labelled)
             else:
-                with _folder_beside(dest.resolve(), overwrite) as folder:
-                    folder_writer: Writer | ShardWriter = FolderWriter(folder, labelled=labelled)
-                    if shard_size is not None:
-                        folder_writer = ShardWriter(folder, name=dest.resolve().name, shard_size=shard_size,
-                                                    most_images=most_images, labelled=labelled)
-                    with _completed(folder_writer) as writer:
-                        yield writer
+                dest = dest.resolve()
+                folder = stack.enter_context(_folder_beside(dest, overwrite))
+                writer = _folder_writer(folder, labelled=labelled) if shard_size is None else ShardWriter(
+                    folder, name=dest.name, shard_size=shard_size, most_images=most_images, labelled=labelled)
+            yield stack.enter_context(writer)
     except OSError as e:
         raise UserError(f"can't write {dest}: {e.strerror or e}") from e
 
 
-@contextlib.contextmanager
-def _zip(dest: Path, labelled: bool, overwrite: bool) -> Iterator[Writer]:
+def _check_zip_dest(dest: Path, overwrite: bool) -> None:
     if dest.is_dir() or (dest.exists() and not overwrite):
         raise UserError(f"{dest} exists: choose another --dest" + ("" if dest.is_dir() else " or give --overwrite"))
-    with atomic_write(dest) as f, _completed(ZipWriter(f, labelled=labelled)) as writer:
-        yield writer
-
-
-@contextlib.contextmanager
-def _completed(writer: Any) -> Iterator[Any]:
-    try:
-        yield writer
-        writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise
 
 
 @contextlib.contextmanager
@@ -201,11 +177,26 @@ def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}.", suffix=".tmp"))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        with signals_held():  # Between two renames there is no dataset at `dest`.
+        make_public(temporary)
+        with _signals_held():  # Between its two renames, there is no dataset at `dest`.
             _take_place(temporary, dest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _take_place(new: Path, dest: Path) -> None:
@@ -234,9 +225,3 @@ def _check_folder_dest(dest: Path, overwrite: bool) -> None:
     if foreign:
         raise UserError(f"{dest} has {shown(foreign[0])} in it, so it was not made by this tool and is not "
                         "overwritten: choose another --dest")
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

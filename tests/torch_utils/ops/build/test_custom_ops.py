@@ -4,12 +4,9 @@ import ctypes
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,9 +15,9 @@ import torch
 from dnnlib import util
 from dnnlib.util import UserError
 from paths import ROOT
+from torch_utils.ops import self_test
 from torch_utils.ops.__main__ import main
-from torch_utils.ops.build import custom_ops, driver, nvcc, nvrtc, source
-from torch_utils.ops.build import report as kernel_report
+from torch_utils.ops.build import custom_ops, driver, nvrtc, report, source
 from torch_utils.ops.build.disk_cache import DiskCache
 from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
 
@@ -34,22 +31,21 @@ class Params(ctypes.Structure):
     _fields_ = [("x", ctypes.c_void_p), ("y", ctypes.c_void_p), ("size", ctypes.c_int64), ("factor", ctypes.c_double)]
 
 
-def why_not(route):
-    """None where the route works."""
+def why_not():
+    """None where NVRTC works."""
     try:
-        route.version()
+        nvrtc.version()
     except Unavailable as e:
         return str(e)
 
 
-needs_nvrtc = pytest.mark.skipif(why_not(nvrtc) is not None, reason=f"NVRTC: {why_not(nvrtc)}")
-needs_nvcc = pytest.mark.skipif(why_not(nvcc) is not None, reason=f"nvcc: {why_not(nvcc)}")
+needs_nvrtc = pytest.mark.skipif(why_not() is not None, reason=f"NVRTC: {why_not()}")
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     """Nothing compiled, loaded or said before; `scale.cu` is among the sources."""
-    for module, name in [(custom_ops, "_launchers"), (nvrtc, "_images"), (nvcc, "_libraries")]:
+    for module, name in [(custom_ops, "_launchers"), (nvrtc, "_images")]:
         monkeypatch.setattr(module, name, {})
     monkeypatch.setattr(util, "_said", set())
     monkeypatch.setattr(source, "SOURCES", sources(tmp_path / "sources"))
@@ -101,7 +97,7 @@ def test_an_error_in_the_source_is_one_line(cache):
     assert "\n" not in str(built.error) and "error detected" in built.error.log
     assert cache.usage() == (0, 0)
     with pytest.raises(CompileError):
-        nvrtc.launcher(SCALE, arch=90, index=0, cache=cache)
+        nvrtc.image(SCALE, arch=90, cache=cache)
 
 
 @needs_nvrtc
@@ -115,68 +111,6 @@ def test_all_standard_kernels_compile(arch, monkeypatch):
         some = [kernel for kernel in kernels if kernel.name == name]
         cubin = nvrtc._compile(source.unit(some), source.included(some), f"sm_{arch}", name)
         assert all(kernel.symbol.encode() in cubin for kernel in some)
-
-
-@needs_nvcc
-def test_nvcc_makes_a_library(cache, monkeypatch):
-    """12 s, most of which PyTorch's extension builder takes."""
-    if not torch.cuda.is_available():
-        monkeypatch.setattr(nvcc, "raw_stream", lambda: lambda index: STREAM)
-    (built,) = nvcc.build([SCALE, HALF], arch=90, cache=cache)
-    assert built.error is None and built.num_bytes > 1000 and built.seconds > 0
-    library = nvcc._libraries[(SCALE, HALF), 90]
-    launchers = [nvcc._launcher(library, kernel, 0) for kernel in (SCALE, HALF)]
-    library.error_name.restype = ctypes.c_char_p
-    if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError,
-                           match=r"cudaError\w+: launching scale\(T=float32, BLOCK=128\) on a grid of 3 "):
-            launchers[0](3, Params())
-        with pytest.raises(Unavailable, match="loading scale.*cudaError"):
-            nvcc.launcher(SCALE, arch=90, index=0, cache=cache, standard=[SCALE, HALF])
-    nvcc._libraries.clear()
-    monkeypatch.setattr(nvcc, "_compile", None)  # not called again
-    assert [b.seconds for b in nvcc.build([SCALE, HALF], arch=90, cache=cache)] == [0]
-    assert cache.usage().entries == 1 and not list(cache.folder.glob("build-*"))
-
-
-def test_a_program_is_ended_with_its_children_when_its_time_is_over(tmp_path):
-    start = time.monotonic()
-    code, _ = nvcc.run_limited(["sh", "-c", "sleep 60 & echo $! > pid; wait"], seconds=1, cwd=tmp_path,
-                               env=dict(os.environ))
-    assert code is None and time.monotonic() - start < 30
-    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # a busy system ends it when it can
-        assert time.monotonic() - start < 30
-        time.sleep(0.05)
-
-
-def test_a_build_ends_with_a_parent_that_is_killed(tmp_path):
-    code = (nvcc._END_WITH_PARENT
-            + "open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'its-pid'); time.sleep(60)")
-    parent = os.fork()
-    if not parent:
-        nvcc.run_limited([sys.executable, "-c", code], seconds=60, cwd=tmp_path, env=dict(os.environ))
-        os._exit(0)
-    start = time.monotonic()
-    while not (tmp_path / "its-pid").exists():
-        time.sleep(0.05)
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    state = Path(f"/proc/{(tmp_path / 'its-pid').read_text()}/stat")
-    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":
-        assert time.monotonic() - start < 30
-        time.sleep(0.05)
-
-
-def test_the_time_limit_of_nvcc_is_a_reason(cache, monkeypatch):
-    for name, value in dict(_home=lambda: Path("/"), version=lambda: "nvcc 0", architectures=lambda: ARCHS,
-                            _WORKER="import time; time.sleep(60)").items():
-        monkeypatch.setattr(nvcc, name, value)
-    with pytest.raises(Unavailable, match="took more than 1 s"):
-        list(nvcc.build([SCALE], arch=90, cache=cache, seconds=1))
-    monkeypatch.setattr(nvcc, "_WORKER", "print('scale.cu(3): error: no'); raise SystemExit(1)")
-    (built,) = nvcc.build([SCALE], arch=90, cache=cache)
-    assert str(built.error) == "nvcc: scale.cu(3): error: no"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -212,64 +146,6 @@ def test_a_cache_that_takes_no_files_is_done_without(tmp_path, capsys):
     assert [b.error for b in build(SCALE, HALF, cache=cache)] == [None, None]
     assert nvrtc._images[HALF, 90].startswith(b"\x7fELF")
     assert capsys.readouterr().err.count("can't be ") == 1
-    with cache.build_folder(locked=False) as folder:
-        assert folder.is_dir()
-
-
-OTHER = """
-import sys
-from pathlib import Path
-from torch_utils.ops.build import nvrtc, source
-from torch_utils.ops.build.disk_cache import DiskCache
-source.SOURCES = Path(sys.argv[1])
-kernels = [source.Kernel("scale", (("T", "float32"), ("BLOCK", block))) for block in (32, 64, 96)]
-print("ready", flush=True)
-print(sum(one.seconds > 0 for one in nvrtc.build(kernels, arch=90, cache=DiskCache(Path(sys.argv[2])))))
-"""
-
-
-@needs_nvrtc
-def test_two_processes_build_once(cache):
-    kernels = [Kernel("scale", (("T", "float32"), ("BLOCK", block))) for block in (32, 64, 96)]
-    with ThreadPoolExecutor(1) as pool:
-        with cache.lock(1) as locked:
-            assert locked
-            other = subprocess.Popen([sys.executable, "-c", OTHER, source.SOURCES, cache.folder], cwd=ROOT,
-                                     stdout=subprocess.PIPE, text=True)
-            assert other.stdout.readline() == "ready\n"
-            ours = pool.submit(build, *kernels, cache=cache)
-            time.sleep(0.5)  # both see that nothing is there, and wait
-            assert not ours.done() and not list(cache.folder.glob("*.cubin"))
-        count = sum(one.seconds > 0 for one in ours.result(60))
-        assert int(other.communicate(timeout=60)[0]) + count == 3
-    assert cache.usage().entries == 3
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from torch_utils.ops.build.disk_cache import DiskCache
-cache = DiskCache(Path(sys.argv[1]))
-with cache.lock(1) as locked, cache.build_folder(locked=locked) as folder:
-    (folder / "lock").touch()
-    print(folder, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_what_an_interrupted_build_leaves_is_removed(cache, capsys):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, cache.folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    left = Path(holder.stdout.readline().strip())
-    with cache.lock(0.3) as locked:
-        assert not locked
-    assert "compiling CUDA kernels without waiting" in capsys.readouterr().err
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate()
-    assert (left / "lock").exists()
-    with cache.lock(1) as locked, cache.build_folder(locked=locked) as folder:
-        assert locked and folder.is_dir() and folder.parent == cache.folder
-    assert capsys.readouterr().err == f"Removing {left}, which an interrupted build left.\n"
-    assert [p.name for p in cache.folder.iterdir()] == ["lock"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,7 +252,6 @@ def test_errors_of_launch(fake):
 @needs_nvrtc
 def test_a_kernel_that_cannot_be_had_is_none_and_said_once(fake, monkeypatch, capsys):
     fake.fail(209)
-    monkeypatch.setattr(nvcc, "launcher", lambda *args, **kwargs: (_ for _ in ()).throw(Unavailable("no nvcc")))
     assert custom_ops.load(SCALE, torch.device("cuda", 0)) is None
     fake.fail(0)
     assert custom_ops.load(SCALE, torch.device("cuda", 0)) is None, "the answer stays"
@@ -384,7 +259,7 @@ def test_a_kernel_that_cannot_be_had_is_none_and_said_once(fake, monkeypatch, ca
     nvrtc._images.clear()
     assert custom_ops.load(HALF, torch.device("cuda", 0)) is None
     assert capsys.readouterr().err == (
-        "CUDA kernels can't be used (nvrtc: cuModuleLoadData: CUDA_ERROR_NO_BINARY_FOR_GPU; nvcc: no nvcc): "
+        "CUDA kernels can't be used (cuModuleLoadData: CUDA_ERROR_NO_BINARY_FOR_GPU): "
         "PyTorch's own operations take their place.\n")
 
 
@@ -392,30 +267,28 @@ def test_a_kernel_that_cannot_be_had_is_none_and_said_once(fake, monkeypatch, ca
 def test_prepare_loads_all_standard_kernels(fake, monkeypatch):
     monkeypatch.setattr(custom_ops, "standard_kernels", lambda: [SCALE, HALF])
     custom_ops.prepare(torch.device("cuda"))
-    monkeypatch.setattr(nvrtc, "launcher", None)  # not called again
+    monkeypatch.setattr(nvrtc, "image", None)  # not called again
     assert all(custom_ops.load(kernel, torch.device("cuda", 1)) for kernel in (SCALE, HALF))
 
 
 def test_choice_by_environment(monkeypatch, capsys):
     called = []
-    for name in ("nvrtc", "nvcc"):
-        def launcher(kernel, name=name, **kwargs):
-            called.append(name)
-            raise Unavailable("not today")
-        monkeypatch.setattr(custom_ops.ROUTES[name], "launcher", launcher)
+
+    def image(kernel, **kwargs):
+        called.append(kernel)
+        raise Unavailable("not today")
+
+    monkeypatch.setattr(nvrtc, "image", image)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    routes = dict(auto=["nvrtc", "nvcc"], nvrtc=["nvrtc"], nvcc=["nvcc"], native=[])
-    for i, (value, expected) in enumerate(routes.items()):
+    for i, (value, reason) in enumerate([("auto", "not today"), ("", "not today"), ("native", "GLEAD_OPS=native")]):
         monkeypatch.setenv("GLEAD_OPS", value)
         assert custom_ops.load(SCALE, torch.device("cuda", i)) is None
-        assert called == expected
-        called.clear()
-    util._said.clear()
-    assert custom_ops.load(HALF, torch.device("cuda", 3)) is None
-    assert "(GLEAD_OPS=native)" in capsys.readouterr().err
+        assert f"({reason})" in capsys.readouterr().err
+        util._said.clear()
+    assert called == [SCALE, SCALE]
     monkeypatch.setenv("GLEAD_OPS", "fast")
     for device in ("cpu", "cuda:0"):
-        with pytest.raises(UserError, match="^GLEAD_OPS=fast: expected one of auto, native, nvrtc, nvcc$"):
+        with pytest.raises(UserError, match="^GLEAD_OPS=fast: expected one of auto, native$"):
             custom_ops.prepare(torch.device(device))
 
 
@@ -473,11 +346,9 @@ def test_mistakes(monkeypatch, capsys, tmp_path):
     assert (done.returncode, done.stdout) == (2, "") and "invalid choice: 'compile'" in done.stderr
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    mistakes = [(["build", "--arch=90", "--route=g++"], "--route=g++: expected one of auto, native, nvrtc, nvcc"),
-                (["build", "--arch=90", "--time-limit=0"], "--time-limit=0: expected")]
-    if why_not(nvrtc) is None:
-        mistakes += [(["build"], "no GPU here"), (["build", "--arch=80,77"], "the compiler knows 75, 80"),
-                     (["build", "--arch=ninety"], "--arch=ninety: expected numbers")]
+    mistakes = [] if why_not() else [
+        (["build"], "no GPU here"), (["build", "--arch=80,77"], "the compiler knows 75, 80"),
+        (["build", "--arch=ninety"], "--arch=ninety: expected numbers")]
     for args, message in mistakes:
         assert main(args) == 1
         printed = capsys.readouterr()
@@ -487,25 +358,27 @@ def test_mistakes(monkeypatch, capsys, tmp_path):
     assert main(["status"]) == 1 and "GLEAD_OPS=quick: expected one of" in capsys.readouterr().err
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "file"))
-    assert main(["build", "--arch=90", "--route=nvrtc"]) == 1 and "is not a folder" in capsys.readouterr().err
+    assert main(["build", "--arch=90"]) == 1 and "is not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error,loaded,passes", [(1e-7, True, True), (float("nan"), True, False), (1e-7, False, False)])
-def test_self_tests_of_status(monkeypatch, capsys, error, loaded, passes):
-    class Op:
-        @staticmethod
-        def self_test(device):
-            return [("good", 0.0, 1e-6), ("other", error, 1e-6)]
+@needs_nvrtc
+@pytest.mark.parametrize("error, passes", [(1e-7, True), (float("nan"), False)])
+def test_self_tests_of_status(fake, monkeypatch, capsys, error, passes):
+    """Kernels that are compiled are loaded; those that aren't stay so."""
+    def checks(device):
+        return [("good", 0.0, 1e-6), ("other", error, 1e-6)]
 
+    monkeypatch.setattr(self_test, "self_test", checks)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(custom_ops, "standard_kernels", lambda: [SCALE])
-    monkeypatch.setattr(custom_ops, "prepare", lambda device: None)
-    monkeypatch.setitem(custom_ops._launchers, (SCALE, torch.device("cuda", 0)), print if loaded else None)
-    monkeypatch.setattr(custom_ops, "op_modules", lambda: [Op, source])  # the latter has none
-    assert kernel_report._self_tests() == (0 if passes else 1)
+    monkeypatch.setattr(custom_ops, "standard_kernels", lambda: [SCALE, HALF])
+    build(SCALE, cache=custom_ops.kernel_cache())
+    assert report._self_tests() == (0 if passes else 1)
     out = capsys.readouterr().out
-    assert f"cuda:0: {int(loaded)} of 1 kernels loaded" in out
+    assert "cuda:0: 1 of 2 kernels compiled, 1 loaded" in out
     assert out.count("ok") + out.count("FAILED") == 2 and out.count("FAILED") == (error != error)
+    custom_ops._launchers.clear()
+    fake.fail(209)
+    assert report._self_tests() == 1 and "1 of 2 kernels compiled, 0 loaded" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -529,16 +402,8 @@ class Scale(torch.autograd.Function):
         return scaled(dy.contiguous())
 
 
-@pytest.fixture(params=["nvrtc", "nvcc"])
-def route(request, monkeypatch):
-    reason = why_not(custom_ops.ROUTES[request.param])
-    if reason is not None:
-        pytest.skip(reason)
-    monkeypatch.setenv("GLEAD_OPS", request.param)
-
-
 @pytest.mark.gpu
-def test_gpu(route):
+def test_gpu():
     """On a side stream, in graph capture, from a backward pass and on another device than the current one."""
     x = torch.randn(1000, device="cuda:0")
     torch.testing.assert_close(scaled(x), x * 2, rtol=0, atol=0)
@@ -570,7 +435,7 @@ def test_gpu(route):
 
 
 @pytest.mark.gpu
-def test_gpu_threads_that_did_nothing_before(route):
+def test_gpu_threads_that_did_nothing_before():
     x, results = torch.randn(1000, device="cuda"), []
     y = torch.empty_like(x)
     torch.cuda.synchronize()
@@ -584,7 +449,7 @@ def test_gpu_threads_that_did_nothing_before(route):
 
 
 @pytest.mark.gpu
-def test_gpu_kernels_can_be_loaded_during_capture(route):
+def test_gpu_kernels_can_be_loaded_during_capture():
     x = torch.randn(1000, device="cuda")
     custom_ops.load(SCALE, x.device)
     custom_ops._launchers.clear()
@@ -596,9 +461,9 @@ def test_gpu_kernels_can_be_loaded_during_capture(route):
 
 
 @pytest.mark.gpu
-def test_gpu_errors_name_the_kernel(route):
+def test_gpu_errors_name_the_kernel():
     launch = custom_ops.load(SCALE, torch.device("cuda", 0))
     torch.zeros(1, device="cuda")
-    with pytest.raises(RuntimeError, match=r"(CUDA_ERROR_INVALID_VALUE|cudaErrorInvalid\w+): launching scale"):
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE: launching scale"):
         launch(-1, Params())
     torch.zeros(1, device="cuda").item()  # nothing of the error is left

@@ -230,11 +230,11 @@ def test_damaged_databases_give_one_line(tmp_path):
     path = tmp_path / "bad.mdb"
     for size in (0, 100, 4096, 5000, 8192, 20000, len(data) - 1):
         path.write_bytes(data[:size])
-        with pytest.raises(UserError, match="truncated|damaged at its beginning"):
+        with pytest.raises(UserError, match="truncated|is damaged"):
             LmdbSource(str(path))
     rng = np.random.default_rng(0)
     failed = 0
-    for i in range(25):
+    for i in range(10):
         spoiled = bytearray(data)
         for position in rng.integers(8192, len(data), 40 if i % 2 else 400):
             spoiled[position] = rng.integers(256)
@@ -244,7 +244,7 @@ def test_damaged_databases_give_one_line(tmp_path):
         except UserError as e:
             failed += 1
             assert "\n" not in str(e) and "bad.mdb" in str(e) or "worker processes was killed" in str(e)
-    assert failed == 25
+    assert failed == 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.mdb", "good_lmdb"]
 
 
@@ -436,7 +436,7 @@ def test_paths_that_are_no_source(tmp_path):
         with pytest.raises(UserError) as e:
             open_source(str(tmp_path / name))
         assert all(part in str(e.value) for part in [name, *parts]), e.value
-    with pytest.raises(UserError, match="neither a file nor a folder"):
+    with pytest.raises(UserError, match="is a device or pipe"):
         open_source("/dev/zero")
 
 

@@ -1,0 +1,240 @@
+"""From options to a whole configuration: what was left out follows from --cfg, the method and the data."""
+
+import dataclasses
+from typing import Any, cast
+
+from dnnlib.util import UserError
+
+from . import presets
+from .checks import validate, validate_gpus
+from .options import GLEAD, OPTIONS, Options, apply
+from .presets import Preset
+from .schema import (
+    LEGACY_DISTANCES,
+    AugmentConfig,
+    DatasetConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+
+_DISTANCES = {theirs: ours for ours, theirs in LEGACY_DISTANCES.items()}
+
+
+def source_network(options: Options) -> str | None:
+    """Path or URL of the network to start from."""
+    if options.resume in ("auto", "noresume"):
+        return None
+    return presets.RESUME_SOURCES.get(options.resume or "", options.resume)
+
+
+def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
+    """Fill in what was left out, from the preset, the method, the recipe and the resolution.
+
+    `presets` has the rules for the resolutions of f, of the decoder and of GGDR's features. Weights of 0 drop a task
+    (the zeros of GLeaD's Table 2).
+
+    Args:
+        options: What the user said.
+        dataset: The data, with `label_dim` 0 for unconditional training.
+        device:  "cpu" or "cuda".
+
+    Returns:
+        The configuration, checked by `validate`.
+
+    Raises:
+        UserError: An option is out of range, or contradicts another one.
+    """
+    options = dataclasses.replace(options, method=options.method or "glead", recipe=options.recipe or "paper",
+                                  gpus=_given(options.gpus, 1))
+    if options.cfg not in presets.PRESETS:
+        raise UserError(f"--cfg is {options.cfg}, expected one of {', '.join(presets.PRESETS)}")
+    validate_gpus(options.gpus)
+    preset = presets.auto_preset(presets.PRESETS[options.cfg], dataset.resolution, options.gpus)
+    config = apply(options, _by_preset(options, preset, dataset, device=device))
+    validate(config)
+    return config
+
+
+def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
+    """The configuration before options change single fields of it."""
+    resume = source_network(options)
+    loss = _loss(options, preset, dataset)
+    tasks = (loss.real_task, loss.fake_task)
+    needs_perceptual = any(task is not None and task.distance == "perceptual" for task in tasks)
+    return TrainingConfig(
+        method=options.method,
+        preset=options.cfg,
+        recipe=options.recipe,
+        dataset=dataset,
+        G=GeneratorConfig(map_depth=preset.map_depth, **_network(options, preset)),
+        D=_discriminator(options, preset, dataset, loss),
+        loss=loss,
+        G_opt=OptimizerConfig(lr=cast(float, preset.lr)),
+        D_opt=OptimizerConfig(lr=cast(float, preset.lr)),
+        augment=_augment(options, transfer=resume is not None),
+        perceptual=_given(options.perceptual, presets.PERCEPTUAL[options.recipe]) if needs_perceptual else None,
+        total_kimg=preset.total_kimg,
+        batch_size=cast(int, preset.batch_size),
+        batch_gpu=_batch_gpu(options, preset),
+        fill_gpu=options.batch_gpu in (None, "auto") and device == "cuda",
+        ema_kimg=cast(float, preset.ema_kimg),
+        ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
+        kimg_per_tick=preset.tick,
+        snapshot_ticks=preset.snap,
+        metrics=preset.metrics,
+        num_gpus=options.gpus,
+        device=device,
+        resume=resume,
+        cudnn_benchmark=not options.nobench,
+    )
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _batch_gpu(options: Options, preset: Preset) -> int:
+    """A published batch is seen in its published parts on fewer GPUs too, which minibatch deviation depends on."""
+    if isinstance(options.batch_gpu, int):
+        return options.batch_gpu
+    share = _given(options.batch, preset.batch_size) // options.gpus
+    return share if options.batch is not None else min(preset.batch_gpu, share)
+
+
+def _network(options: Options, preset: Preset) -> dict:
+    """What G and D have in common. Half precision for the four highest resolutions, and its clamp: ADA paper."""
+    return {
+        "channel_base": preset.cbase if options.method == "stylegan2" else preset.cbase_task,
+        "channel_max": preset.cmax,
+        "num_fp16_res": 0 if options.fp32 else 4,
+        "conv_clamp": None if options.fp32 else 256,
+        "half_type": "float16" if options.fp32 else _given(options.half, "float16"),
+    }
+
+
+def _discriminator(
+    options: Options, preset: Preset, dataset: DatasetConfig, loss: LossConfig
+) -> DiscriminatorConfig:
+    """D has a decoder where a task reads its features, and heads where G rebuilds images from them."""
+    heads = any(task is not None and task.kind == "reconstruction" for task in (loss.real_task, loss.fake_task))
+    decoder_res = None
+    if heads:
+        decoder_res = _given(options.res_decoder, presets.default_decoder_res(dataset.resolution))
+    elif loss.feature_res is not None:
+        said = options.ggdr_res if options.method == "ggdr" else options.res_decoder
+        decoder_res = _given(said, max(loss.feature_res, 8))
+    return DiscriminatorConfig(
+        architecture=preset.D_arch,
+        mbstd_group_size=cast(int, preset.mbstd),
+        decoder_res=decoder_res,
+        decoder_kernel=_given(options.decoder_kernel, 1) if decoder_res else 1,
+        decoder_act=_given(options.decoder_act, "linear") if decoder_res else "linear",
+        heads=heads,
+        res_g=_given(options.res_g, presets.default_res_g(dataset, options.method)) if heads else None,
+        **_network(options, preset),
+    )
+
+
+def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfig:
+    method, feature_res = options.method, None
+    real_task = _task(presets.METHODS[method].real, options.lambda_real, options.reg_loss_real)
+    fake_task = _task(presets.METHODS[method].fake, options.lambda_fake, options.reg_loss_fake)
+    if fake_task is not None and fake_task.kind == "feature":
+        if method == "ggdr":
+            feature_res = _given(options.ggdr_res, presets.default_ggdr_res(dataset.resolution))
+        else:
+            lowest = 4 if real_task is not None else 8  # a level of the decoder, where D has no head for f
+            feature_res = _given(options.res_g, max(presets.default_res_g(dataset, method), lowest))
+    return LossConfig(
+        r1_gamma=cast(float, preset.r1_gamma),
+        style_mixing_prob=preset.mixing,
+        pl_weight=preset.pl_weight,
+        real_task=real_task,
+        fake_task=fake_task,
+        feature_res=feature_res,
+        real_task_in_dreg=options.recipe == "released" and real_task is not None,
+        recon_target=presets.RECON_TARGET[options.recipe],
+    )
+
+
+def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
+    """What --aug, --p, --target and --augpipe mean together."""
+    aug = _given(options.aug, "ada")
+    if options.p is not None and aug != "fixed":
+        raise UserError(f"--p is {options.p:g}, but --aug={aug} takes no strength: say --aug=fixed, or leave out --p")
+    if options.target is not None and aug != "ada":
+        raise UserError(f"--target is {options.target:g}, but --aug={aug} adapts nothing: say --aug=ada, or leave out "
+                        "--target")
+    if options.augpipe is not None and aug == "noaug":
+        raise UserError(f"--augpipe is {options.augpipe}, but --aug is noaug: leave out one of them")
+    if aug == "noaug":
+        return None
+    if aug == "fixed" and options.p is None:
+        raise UserError("--aug=fixed needs --p, the probability of each augmentation, from 0 to 1")
+    pipe = _given(options.augpipe, "bgc")
+    if pipe not in presets.PIPES:
+        raise UserError(f"--augpipe is {pipe}, expected one of {', '.join(presets.PIPES)}")
+    return AugmentConfig(
+        pipe=pipe,
+        transforms=presets.PIPES[pipe],
+        mode=aug,
+        p=_given(options.p, 0.0),
+        target=_given(options.target, presets.ADA_TARGET) if aug == "ada" else None,
+        **({"ada_kimg": presets.ADA_KIMG_TRANSFER} if transfer and aug == "ada" else {}),
+    )
+
+
+def _task(task: TaskConfig | None, weight: float | None, distance: str | None) -> TaskConfig | None:
+    """A task of the method with what was said of it; a weight of 0 drops it."""
+    if task is None or weight == 0:
+        return None
+    return dataclasses.replace(task, weight=_given(weight, task.weight),
+                               distance=_given(_DISTANCES.get(distance), task.distance))
+
+
+def warnings(options: Options, config: TrainingConfig) -> list[str]:
+    """One line for each option that was given and has no effect on this run, or none that was meant."""
+    method = config.method
+    lines = [
+        f"{known.both_names} has no effect with --method={method}"
+        for name, known in OPTIONS.items()
+        if known.methods and method not in known.methods and getattr(options, name) is not None
+    ]
+    if config.recipe != "paper" and method not in GLEAD:
+        lines.append(f"--recipe={config.recipe} has no effect with --method={method}")
+    if method in GLEAD:
+        lines += _warnings_of_tasks(options, config)
+    if options.half is not None and options.fp32:
+        lines.append("--half has no effect with --fp32=true")
+    elif options.half == "float16" and config.device == "cpu":
+        lines.append("--half=float16 has no effect with --device=cpu, which computes in float32 or bfloat16")
+    if options.freezed > 0 and config.resume is None:
+        lines.append(f"--freezed={options.freezed} leaves layers of D as they are initialised, because there is "
+                     "no network to start from (--resume)")
+    on_half = config.D.num_fp16_res > 0 and (config.device == "cuda" or config.D.half_type == "bfloat16")
+    if options.lpips_fp32 and not (on_half and (config.perceptual or "").startswith(("lpips-", "random-"))):
+        lines.append("--lpips-fp32 has no effect: no LPIPS computes in half precision here")
+    if options.detector is not None and not config.metrics:
+        lines.append("--detector has no effect without --metrics")
+    return lines
+
+
+def _warnings_of_tasks(options: Options, config: TrainingConfig) -> list[str]:
+    """Of options that concern what G rebuilds, where the method could do so."""
+    lines = []
+    tasks = {"real": config.loss.real_task, "fake": config.loss.fake_task}
+    for images, task in tasks.items():
+        if task is None and getattr(options, f"reg_loss_{images}") is not None:
+            lines.append(f"--reg_loss_{images} has no effect where --lambda-{images} is 0")
+    if options.perceptual is not None and config.perceptual is None:
+        lines.append("--perceptual has no effect: no task of D compares images by a perceptual net")
+    if options.recon_target is not None:
+        if all(task is None or task.kind == "feature" for task in tasks.values()):
+            lines.append("--recon-target has no effect: G rebuilds no images")
+        elif config.augment is None:
+            lines.append("--recon-target has no effect with --aug=noaug")
+    return lines

@@ -1,0 +1,146 @@
+"""Labels of a dataset: reading dataset.json, and what may be wrong with it."""
+
+import json
+import os
+from collections import Counter
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from dnnlib.util import UserError
+from training.data.image_files import Container, ImageFiles
+from training.data.image_names import METADATA_NAME, shown
+
+_MAX_CLASSES = 1_000_000
+
+
+class Matched(NamedTuple):
+    """The entries of a dataset.json beside the images of its folder or zip."""
+
+    labels: list[Any]       # Good labels, in the order of the entries.
+    problems: list[str]     # What is wrong, one line each.
+
+
+def load_labels(files: ImageFiles) -> np.ndarray | None:
+    """Labels from dataset.json in the order of the files: int32 [N] or float32 [N, D]; None where there are none.
+
+    Each zip of several has a dataset.json of its own; the kind of labels must be the same in all.
+
+    Raises:
+        UserError: A dataset.json is malformed, or its labels don't fit the images.
+    """
+    if stray_metadata(files.path, files.containers):
+        raise UserError(f"{METADATA_NAME} stands beside the zips in {files.path}, expected one in each: move it away")
+    parts = [_load(container) for container in files.containers]
+    for container, part in zip(files.containers, parts):
+        kinds = [_describe(labels) for labels in (parts[0], part)]
+        if kinds[0] != kinds[1]:
+            raise UserError(f"{container.path} has {kinds[1]}, but {files.containers[0].path} has {kinds[0]}: expected "
+                            "the same kind of labels in all zips")
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def has_metadata(files: ImageFiles) -> bool:
+    """Is there a dataset.json, in one of the zips at least?"""
+    return any(container.read_metadata() is not None for container in files.containers)
+
+
+def stray_metadata(path: str, containers: Sequence[Container]) -> bool:
+    """Is there a dataset.json in a folder of zips, beside them?"""
+    return all(container.path != path for container in containers) and os.path.exists(os.path.join(path, METADATA_NAME))
+
+
+def _describe(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "no labels"
+    return "classes as labels" if labels.ndim == 1 else f"vectors of {labels.shape[1]} as labels"
+
+
+def read_entries(container: Container) -> list[Any]:
+    """The list of `[name, label]` in a dataset.json, empty where there is none; what is in the list is not checked.
+
+    Raises:
+        UserError: The file is no JSON, or has no such list.
+    """
+    raw, where = container.read_metadata(), f"{METADATA_NAME} of {container.path}"
+    if raw is None:
+        return []
+    try:
+        metadata = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where} is not valid JSON: {e}") from e
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("labels"), list | None):
+        raise UserError(f'{where} is malformed: expected {{"labels": [["name.png", label], ...]}}, or null as labels')
+    return metadata.get("labels") or []
+
+
+def _load(container: Container) -> np.ndarray | None:
+    entries = read_entries(container)
+    if not entries:
+        return None
+    names = container.names()
+    try:
+        by_name = dict(entries)
+        labels = [by_name[name] for name in names]
+        # Nearly all datasets are good, and have classes: that shows in a few passes at the speed of C.
+        complete = len(by_name) == len(entries) == len(labels)
+        if complete and set(map(type, labels)) == {int} and min(labels) >= 0 and max(labels) < _MAX_CLASSES:
+            return np.array(labels, dtype=np.int32)
+    except (TypeError, ValueError, KeyError):
+        pass  # Below are the words for what is wrong.
+    problems = match_labels(names, entries, label_width(entries)).problems
+    if problems:
+        more = f" ({len(problems)} problems: dataset_tool.py check names all)" if len(problems) > 1 else ""
+        raise UserError(f"{METADATA_NAME} of {container.path}: {problems[0]}{more}")
+    return np.array(labels, dtype=np.float32)
+
+
+def label_width(entries: list[Any]) -> int | None:
+    """The length of most labels if they are lists of numbers; None if they are classes."""
+    labels = (entry[1] for entry in entries if _is_entry(entry))
+    kinds = Counter(len(label) if type(label) is list else None for label in labels if type(label) in (int, list))
+    return kinds.most_common(1)[0][0] if kinds else None
+
+
+def match_labels(names: Sequence[str], entries: list[Any], width: int | None) -> Matched:
+    """Compare a dataset.json with the images that are there.
+
+    Args:
+        names:   Of the images.
+        entries: As `read_entries` gave them.
+        width:   As `label_width` gave it.
+    """
+    expected, labelled = set(names), set()
+    matched = Matched([], [])
+    for entry in entries:
+        if not _is_entry(entry):
+            matched.problems.append(f'expected ["name.png", label], found {json.dumps(entry)[:80]}')
+            continue
+        name, label = entry
+        if name in labelled:
+            matched.problems.append(f"a second label for {shown(name)}, {json.dumps(label)[:80]}")
+        elif name not in expected:
+            matched.problems.append(f"a label for {shown(name)}, which is not there")
+        elif problem := _label_problem(label, width):
+            matched.problems.append(f"label of {shown(name)} is {json.dumps(label)[:80]}, {problem}")
+        else:
+            matched.labels.append(label)
+        labelled.add(name)
+    matched.problems.extend(f"no label for {shown(name)}" for name in sorted(expected - labelled))
+    return matched
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _label_problem(label: Any, width: int | None) -> str | None:
+    """What was expected instead of this label; None where it is good."""
+    if width is None:
+        good = type(label) is int and 0 <= label < _MAX_CLASSES
+        return None if good else f"expected a class from 0 to {_MAX_CLASSES - 1} like the other labels"
+    if type(label) is not list or len(label) != width or not width:
+        return f"expected a list of {width or 'one or more'} numbers like the other labels"
+    # The largest float32; comparing is false for NaN, and exact for integers of any size.
+    good = all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label)
+    return None if good else "expected finite numbers"

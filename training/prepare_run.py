@@ -1,0 +1,237 @@
+"""What train.py finds out before a run: its data set, its device, its source network, and what would stop it later."""
+
+import dataclasses
+import functools
+import os
+import sys
+from typing import Any, NamedTuple
+
+from dnnlib.util import UserError, check_all, check_writable, is_url, open_url
+
+from . import launch, torchrun
+from .adversarial import ADVERSARIAL
+from .config.options import Options, expect
+from .config.presets import PERCEPTUAL
+from .config.resolve import source_network
+from .config.schema import DatasetConfig, GeneratorConfig, TrainingConfig, sizes_of
+from .runs import resume
+
+
+class Inspected(NamedTuple):
+    dataset: DatasetConfig
+    source: Any                     # ImageFolderDataset, open, of all images.
+
+
+def inspect_dataset(options: Options) -> Inspected:
+    """Open the data set and say how it is to be used.
+
+    Raises:
+        UserError: It can't be opened, has no labels for --cond, or fewer images than --subset.
+    """
+    from .data.dataset import ImageFolderDataset
+
+    data, subset = options.data, options.subset
+    source = ImageFolderDataset(data, use_labels=options.cond)
+    if options.cond and not source.has_labels:
+        raise UserError(f"--cond=true needs labels, and {data} has none in its dataset.json")
+    size = len(source)
+    if source.label_dim > max(size, 1000) and source.has_onehot_labels:
+        raise UserError(f"the classes of {data} go up to {source.label_dim - 1} for {size} images, and each "
+                        "costs memory: number them from 0 without gaps")
+    if subset is not None and not 1 <= subset <= size:
+        raise UserError(f"--subset is {subset}, expected 1 to {size}, the number of images in {data}")
+    dataset = DatasetConfig(
+        path=data,
+        resolution=source.resolution,
+        num_channels=source.num_channels,
+        label_dim=source.label_dim if options.cond else 0,
+        use_labels=options.cond,
+        max_size=subset if subset != size else None,
+        xflip=options.mirror,
+        random_seed=options.seed,
+    )
+    return Inspected(dataset, source)
+
+
+def choose_device(options: Options) -> str:
+    """--device, where "auto" is CUDA if there is a GPU, or if several were asked for."""
+    if options.device != "auto":
+        return options.device
+    import torch
+
+    return "cuda" if (options.gpus or 1) > 1 or torch.cuda.is_available() else "cpu"
+
+
+def check_apart(data: str, place: str, *, new: bool) -> None:
+    """Raise UserError if a run would lie in the folder of its images: its own pictures would join them."""
+    folder = os.path.realpath(data)
+    if os.path.isdir(folder) and place and os.path.commonpath([folder, os.path.realpath(place)]) == folder:
+        do = (f"choose an --outdir outside {folder}" if new else
+              "move the images elsewhere, and give that folder with --data")
+        raise UserError(f"{place} lies inside {data}, so the pictures of the run would join the images that it learns "
+                        f"from: {do}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The network that a run starts from.
+
+
+def size_like_source(
+    options: Options, dataset: DatasetConfig, run: resume.Run | None, problems: list[str]
+) -> Options:
+    """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
+
+    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. What is wrong with the source
+    is added to `problems`, to be told together with what is wrong with other nets.
+    """
+    source = source_network(options)
+    if source is None or run is None and options.dry_run and is_downloaded(source):
+        return options
+    if run is not None:     # the source may be gone
+        G = run.config.G
+        sizes = (G.map_depth, G.channel_base, G.channel_max)
+    else:
+        try:
+            sizes = _sizes_of_source(source, options, dataset)
+        except UserError as e:
+            problems += e.args
+            return options
+    left_out: dict[str, Any] = {name: size for name, size in zip(("map_depth", "cbase", "cmax"), sizes)
+                                if getattr(options, name) is None}
+    return dataclasses.replace(options, **left_out)
+
+
+def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Layers of the mapping network, channel base and limit of a network file; a URL is downloaded, once."""
+    resume.check_exists(source)
+    G = _read_generator(source)
+    sizes = sizes_of(G)
+    if sizes.map_widths != (GeneratorConfig.w_dim,):
+        widths = " and ".join(map(str, sizes.map_widths))
+        raise UserError(f"--resume: z, w and the mapping layers of {source} have {widths} numbers, those of this run "
+                        f"{GeneratorConfig.w_dim}")
+    if options.map_depth not in (None, sizes.map_depth):
+        raise UserError(f"--map-depth is {options.map_depth}, but the mapping network of {source} has "
+                        f"{sizes.map_depth} layers: leave out --map-depth to take it over")
+    theirs, ours = (G.img_channels, G.img_resolution), (dataset.num_channels, dataset.resolution)
+    if theirs != ours:
+        print(f"Warning: {source} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
+              f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
+    return sizes.map_depth, sizes.channel_base, sizes.channel_max
+
+
+def _read_generator(source: str) -> Any:
+    try:
+        networks = read_source(source)
+    except UserError as e:
+        raise UserError(f"--resume: {e}") from e
+    G = networks["G"] or networks["G_ema"]
+    if G is None:
+        raise UserError(f"--resume: {source} holds neither G nor G_ema")
+    return G
+
+
+def read_source(source: str) -> dict[str, Any]:
+    """G and G_ema of a network file, a path or URL; None where it lacks them."""
+    from torch_utils.formats import read_networks
+
+    with open_url(source) as f:
+        return read_networks(f, only=("G", "G_ema"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# This machine and the nets that a run needs.
+
+
+def check_machine(
+    config: TrainingConfig, options: Options, *, run: resume.Run | None, trust: bool, of_source: list[str]
+) -> list[str]:
+    """Find out now what would otherwise stop the run later, a new one or `run` going on.
+
+    A dry run downloads nothing, so networks from elsewhere go unchecked.
+
+    Returns:
+        Of a dry run, what this machine lacks; else it is empty.
+
+    Args:
+        trust:     Open unknown TorchScript nets, now and from now on.
+        of_source: What is wrong with the network that the run starts from.
+
+    Raises:
+        UserError: The first thing that is wrong, or all that is wrong with the nets that the run needs.
+    """
+    from torch_utils.ops.build import custom_ops
+
+    from .runs.checkpoints import Keep
+    from .tasks import validate_tasks
+
+    custom_ops.kernels_wanted()
+    validate_tasks(config)
+    expect(config.loss.adversarial in ADVERSARIAL, "--adversarial", config.loss.adversarial,
+           f"one of {', '.join(ADVERSARIAL)}")
+    if config.metrics:
+        _check_metric_names(config)
+    Keep.parse(config.keep)
+    gpus_here = torchrun.processes_here() or config.num_gpus
+    checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
+    checks += [functools.partial(_check_outdir, options.outdir)] if run is None else []
+    nets = [
+        functools.partial(check, config, trust=trust)
+        for net, check in ((config.perceptual, _check_perceptual), (detector_of(config), _check_detector))
+        if net is not None and not (options.dry_run and is_downloaded(net))
+    ]
+    problems: list[str] = []
+    for check in [*checks, functools.partial(check_all, functools.partial(_raise_all, of_source), *nets)]:
+        try:
+            check()
+        except UserError as e:
+            if not options.dry_run:
+                raise
+            problems += e.args
+    return problems
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        raise UserError(*problems)
+
+
+def _check_metric_names(config: TrainingConfig) -> None:
+    from metrics.metric_main import check_metrics
+
+    check_metrics(config.metrics)
+
+
+def _check_outdir(outdir: str) -> None:
+    """A run directory must find its place; nothing is made yet."""
+    if not outdir:
+        raise UserError("--outdir is empty: give the name of a folder")
+    try:
+        check_writable(os.path.join(outdir, "run"))
+    except UserError as e:
+        raise UserError(f"--outdir: {e}") from e
+
+
+def _check_perceptual(config: TrainingConfig, *, trust: bool) -> None:
+    from .perceptual import check_perceptual
+
+    check_perceptual(config.perceptual, resolution=config.dataset.resolution, trust=trust)
+
+
+def _check_detector(config: TrainingConfig, *, trust: bool) -> None:
+    from metrics.metric_main import check_detector
+
+    try:
+        check_detector(config.metrics, config.detector, trust=trust)
+    except UserError as e:
+        raise UserError(*(f"{line}; --metrics=none trains without scores" for line in e.args)) from e
+
+
+def detector_of(config: TrainingConfig) -> str | None:
+    """Which feature net the metrics need: a path, a URL, "standard", or none."""
+    return (config.detector or "standard") if config.metrics else None
+
+
+def is_downloaded(net: str) -> bool:
+    """Whether a net, as an option names it, comes from elsewhere."""
+    return is_url(net) or net == "standard" or net in PERCEPTUAL.values()

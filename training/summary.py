@@ -1,0 +1,114 @@
+"""What train.py prints of a run before it starts: the options, then the run in words and numbers."""
+
+import json
+import sys
+
+from .config import comparison
+from .config import schema as configs
+from .config.presets import PRESETS, auto_preset
+from .config.schema import DatasetConfig, TrainingConfig
+from .estimate import count_parameters, estimate_memory
+from .prepare_run import detector_of, is_downloaded
+
+
+def print_options(config: TrainingConfig, description: str) -> None:
+    """What the run is, on stdout: the options as in `training_options.json`, then in words and numbers."""
+    print("Training options:")
+    print(json.dumps({k: v for k, v in configs.to_legacy_kwargs(config).items() if k != "config"}, indent=2))
+    print()
+    parameters = count_parameters(config)
+    memory = estimate_memory(config, parameters)
+    lines = {
+        "Run": description,
+        "Data": _describe_data(config.dataset),
+        "Method": _describe_method(config),
+        "Real images": _describe_task(config.loss.real_task, config),
+        "Generated images": _describe_task(config.loss.fake_task, config),
+        "Decoder of D": _describe_decoder(config),
+        "Augmentation": _describe_augment(config),
+        "Start": _describe_start(config),
+        "Length": f"{config.total_kimg:g} kimg (thousand images), in ticks of {config.kimg_per_tick:g} kimg",
+        "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
+        "Metrics": ", ".join(config.metrics) or "none",
+        "Batch": _describe_batch(config),
+        "R1 gamma": f"{config.loss.r1_gamma:g}",
+        "Learning rate": f"{config.G_opt.lr:g} of G, {config.D_opt.lr:g} of D",
+        "Parameters": f"{parameters.G:,} of G, {parameters.D:,} of D",
+        "Memory per device": f"about {sum(memory) / 1e9:.1f} GB: {memory.weights / 1e9:.1f} for weights and "
+                             f"optimisers, {memory.activations / 1e9:.1f} for activations",
+    }
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name + ':':{width + 1}} {text}")
+    print(comparison.departures_line(config))
+
+
+def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
+    """The end of a dry run: what stands in the way of a run."""
+    unseen = [net for net in (config.resume, config.perceptual, detector_of(config)) if net and is_downloaded(net)]
+    names = ", ".join("the metrics' standard nets" if net == "standard" else net for net in unseen)
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"Warning: a run would stop here: {problem}", file=sys.stderr)
+    if not problems:
+        print("\nNothing stands in the way of this run here"
+              + (f", unless one of these is missing, which were not looked for: {names}" if names else ""))
+
+
+def _describe_data(dataset: DatasetConfig) -> str:
+    size = "all images" if dataset.max_size is None else f"{dataset.max_size} images"
+    labels = f"labels of {dataset.label_dim}" if dataset.use_labels else "no labels"
+    shape = f"{dataset.num_channels}x{dataset.resolution}x{dataset.resolution}"
+    return f"{dataset.path}, {size}, {shape}, {labels}, {'mirrored too' if dataset.xflip else 'not mirrored'}"
+
+
+def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> str:
+    from .tasks import TASKS
+
+    return "no task" if task is None else TASKS[task.kind].describe(task, config)
+
+
+def _describe_decoder(config: TrainingConfig) -> str:
+    res, size = config.D.decoder_res, config.D.decoder_kernel
+    return "none" if res is None else f"up to {res}x{res}, {size}x{size} convolutions, {config.D.decoder_act}"
+
+
+def _describe_method(config: TrainingConfig) -> str:
+    text = f"{config.method}, settings of --cfg={config.preset}"
+    if config.recipe == "released":
+        text += ", as GLeaD's released program does it; --recipe=paper follows the paper"
+    return text
+
+
+def _describe_start(config: TrainingConfig) -> str:
+    """The network to start from, and which sizes of it took the place of those of --cfg."""
+    if config.resume is None:
+        return "new networks"
+    cfg = auto_preset(PRESETS[config.preset], config.dataset.resolution, config.num_gpus)
+    text, depth = config.resume, config.G.map_depth
+    if depth != cfg.map_depth:
+        text += f"; mapping network: {depth} layers, from the source instead of {cfg.map_depth}"
+    cbase = cfg.cbase if config.method == "stylegan2" else cfg.cbase_task
+    if (config.G.channel_base, config.G.channel_max) != (cbase, cfg.cmax):
+        text += f"; cbase {config.G.channel_base} and cmax {config.G.channel_max} instead of {cbase} and {cfg.cmax}"
+    return text
+
+
+def _describe_batch(config: TrainingConfig) -> str:
+    """Such as `64 images = 8 steps of 8 on 1 GPU`. How many steps a GPU takes at once is only known when it starts."""
+    steps, gpus = config.batch_size // config.num_gpus // config.batch_gpu, config.num_gpus
+    where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    if config.device == "cpu":
+        where = "the CPU" if gpus == 1 else f"the CPU in each of {gpus} processes"
+    at_once = ", as many at once as fit its memory" if config.fill_gpu and steps > 1 else ""
+    shares = f"{steps} step{'s' if steps > 1 else ''} of {config.batch_gpu} on {where}"
+    return f"{config.batch_size} images = {shares}{at_once}"
+
+
+def _describe_augment(config: TrainingConfig) -> str:
+    augment = config.augment
+    if augment is None:
+        return "none"
+    if augment.mode == "fixed":
+        return f"{augment.pipe}, each transform with probability {augment.p:g}"
+    return f"{augment.pipe}, adapted to a mean sign of {augment.target:g} over {augment.ada_kimg:g} kimg"
