@@ -197,7 +197,7 @@ def test_results_have_plain_names_with_the_standard_detector(G, dataset, tmp_pat
 
 
 def test_a_download_with_another_digest_is_refused(monkeypatch):
-    monkeypatch.setattr("dnnlib.util._download", lambda url, file, timeout_sec: file.write(b"something else"))
+    monkeypatch.setattr("dnnlib.util._download", lambda url, file: file.write(b"something else"))
     with pytest.raises(UserError, match="has SHA-256 .* expected f58cb9b6ec32.* try again"):
         metric_main.check_detector(["fid50k_full"])
     assert not list(cache_dir("downloads").iterdir())
