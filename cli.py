@@ -303,6 +303,11 @@ trust_option = click.option("--trust-pickle", is_flag=True,
 trust_net_option = click.option("--trust-net", is_flag=True,
                                 help="Open TorchScript feature nets, which are programs; remembered for each file")
 
+polarity_option = click.option("--polarity", type=FiniteFloat(), default=0.0, show_default=True, metavar="RHO",
+                               help="Polarity sampling: below 0 favours modes, above 0 what lies beside them")
+candidates_option = click.option("--candidates", type=click.IntRange(2, MAX_NUMBERS), default=10_000, show_default=True,
+                                 help="Latents that --polarity chooses from")
+
 
 def warn(message: str) -> None:
     """Write a line to stderr, above the progress bar if there is one."""

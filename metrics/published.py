@@ -6,12 +6,13 @@ metrics that were used, with the standard Inception and VGG16 nets. Scores that 
 comparable with them.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Sequence, cast
+from typing import Any, Literal, Mapping, NamedTuple, Sequence, cast
 
-Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
+Score = Literal["fid", "fidinf", "fdd", "kid", "swd", "precision", "recall", "density", "coverage", "is", "ppl"]
 
 
 class PublishedDataset(NamedTuple):
@@ -27,21 +28,35 @@ class Published(NamedTuple):
     source: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PublishedTable:
+    """The part of a table that is about one data set."""
+
+    source: str
+    dataset: str | None
+    columns: list[str]                      # Keys as in `Published.scores`.
+    rows: dict[str, list[float | None]]     # By method, a value for each column.
+
+    def score(self, method: str, column: str) -> float | None:
+        return dict(zip(self.columns, self.rows[method])).get(column)
+
+
 _CONTENT = json.loads(Path(__file__).with_suffix(".json").read_text())
 DATASETS = {name: PublishedDataset(**entry) for name, entry in _CONTENT["datasets"].items()}
+TABLES = tuple(PublishedTable(**table) for table in _CONTENT["tables"])
 PUBLISHED = tuple(
-    Published(table["dataset"], method, {k: v for k, v in zip(table["columns"], row) if v is not None}, table["source"])
-    for table in _CONTENT["tables"] for method, row in table["rows"].items()
+    Published(table.dataset, method, {k: v for k, v in zip(table.columns, row) if v is not None}, table.source)
+    for table in TABLES for method, row in table.rows.items()
 )
 
 
 def score_of(result_name: str) -> Score | None:
-    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation."""
+    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation or error."""
     name = result_name.partition("@")[0]
-    for ending in ("precision", "recall"):
+    for ending in ("precision", "recall", "density", "coverage"):
         if name.endswith(f"_{ending}"):
             return ending
-    if name.endswith("_std"):
+    if name.endswith(("_std", "_se")):
         return None
     return cast(Score, re.match(r"[a-z]+", name)[0])
 
@@ -57,7 +72,7 @@ def find_dataset(name: str, resolution: int) -> str | None:
                  if plain in entry.names and resolution == entry.resolution), None)
 
 
-def format_table(results: dict[str, float], *, dataset: Any) -> str:
+def format_table(results: dict[str, float], *, dataset: Any, std: Mapping[str, float] | None = None) -> str:
     """Measured results, one to a line, and below them the published rows of the same data set.
 
     A result that was not measured as the published ones says so in its line.
@@ -66,10 +81,12 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
         results: By name.
         dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
                  that are not `*_full`.
+        std:     Standard deviations over seeds, by name.
     """
     known = find_dataset(dataset.name, dataset.resolution)
     lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]
-    lines += _align([[name, f"{value:.4f}", _remark(name, known, mirrored=dataset.xflip)]
+    spread = {name: f" +-{value:.4f}" for name, value in (std or {}).items()}
+    lines += _align([[name, f"{value:.4f}{spread.get(name, '')}", _remark(name, known, mirrored=dataset.xflip)]
                      for name, value in results.items()])
     if known is None:
         others = ", ".join(f"{name} ({entry.resolution}x{entry.resolution})" for name, entry in DATASETS.items())
@@ -89,7 +106,7 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
 def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
     """How a result was measured otherwise than the published ones of a data set."""
     name, _, net = result.partition("@")
-    metric = re.sub(r"_(precision|recall|mean|std)$", "", name)
+    metric = re.sub(r"_(precision|recall|density|coverage|mean|std|se)$", "", name)
     kind = re.match("[a-z]+", metric)[0]
     published = next((m for m in DATASETS[dataset].metrics if m.startswith(kind)), None) if dataset else None
     if published is None:
