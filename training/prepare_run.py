@@ -197,7 +197,7 @@ def _raise_all(problems: list[str]) -> None:
 
 
 def _check_metric_names(config: TrainingConfig) -> None:
-    from metrics.metric_main import check_metrics
+    from metrics.registry import check_metrics
 
     check_metrics(config.metrics)
 
