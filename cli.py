@@ -230,7 +230,11 @@ class IntOrAuto(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither auto nor a whole number from 1 on", param, ctx)
+        return int(value)
 
 
 MAX_NUMBERS = 1_000_000
@@ -298,6 +302,11 @@ trust_option = click.option("--trust-pickle", is_flag=True,
                             help="Run the code in the pickle; only for files you trust")
 trust_net_option = click.option("--trust-net", is_flag=True,
                                 help="Open TorchScript feature nets, which are programs; remembered for each file")
+
+polarity_option = click.option("--polarity", type=FiniteFloat(), default=0.0, show_default=True, metavar="RHO",
+                               help="Polarity sampling: below 0 favours modes, above 0 what lies beside them")
+candidates_option = click.option("--candidates", type=click.IntRange(2, MAX_NUMBERS), default=10_000, show_default=True,
+                                 help="Latents that --polarity chooses from")
 
 
 def warn(message: str) -> None:

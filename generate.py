@@ -80,6 +80,8 @@ def rebuilds(opts: Options) -> bool:
               cls=cli.GroupedOption, help="Frames per second")
 @click.option("--lossless", is_flag=True, group="Video", cls=cli.GroupedOption, help="Keep every pixel; .webp only")
 @click.option("--batch", type=click.IntRange(min=1), help="Images made at a time", default=8, show_default=True)
+@cli.polarity_option
+@cli.candidates_option
 @cli.device_option
 @cli.trust_option
 def main(**options: Any) -> None:
@@ -122,6 +124,10 @@ def check_usage(opts: Options) -> None:
         cli.warn_unused(latent_options, because="on --reconstruct")
     else:
         cli.warn_unused(["max_images"], because="without --reconstruct")
+    if opts.seeds is None:
+        cli.warn_unused(["polarity"], because="without --seeds")
+    if not opts.polarity or opts.seeds is None:
+        cli.warn_unused(["candidates"], because="without --polarity")
     if opts.projected_w is not None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
     if rebuilds(opts):
@@ -184,13 +190,23 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
     device = misc.pick_device(opts.device)
     G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle).to(device)
     if opts.seeds is not None:
-        to_ws, names = mapping(opts, G), [f"seed{seed:04d}" for seed in opts.seeds]
-        return G, Latents(names, opts.seeds, lambda part: to_ws(seed_latents(opts.seeds[part], G.z_dim)))
+        to_ws, names, seeds = mapping(opts, G), [f"seed{seed:04d}" for seed in opts.seeds], latent_seeds(opts, G)
+        return G, Latents(names, opts.seeds, lambda part: to_ws(seed_latents(seeds[part], G.z_dim)))
     projected = load_projected_w(opts.projected_w, G)
     noise = {name: torch.from_numpy(array) for name, array in projected.noise.items()}
     G.synthesis.load_state_dict(noise, strict=False)  # strict=False: only the noise maps change, and they were checked
     names = [f"proj{idx:02d}" for idx in range(len(projected.ws))]
     return G, Latents(names, [0] * len(names), lambda part: torch.from_numpy(projected.ws[part]))
+
+
+def latent_seeds(opts: Options, G: torch.nn.Module) -> list[int]:
+    """The seeds of the latents: --seeds, or what --polarity puts in their place."""
+    if not opts.polarity:
+        return opts.seeds
+    from sampling.polarity import resample_seeds
+
+    return resample_seeds(G, opts.seeds, rho=opts.polarity, num_candidates=opts.candidates,
+                          label=cli.pick_label(G, opts.class_idx, opts.label))
 
 
 def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -278,7 +294,7 @@ def latent_paths(opts: Options, G: torch.nn.Module, latents: Latents, num_keys: 
     if opts.seeds is None or opts.interpolate == "w":
         return [w_path(keys) for keys in latents.ws(slice(None)).split(num_keys)]
     to_ws = mapping(opts, G)
-    return [z_path(keys, to_ws) for keys in seed_latents(opts.seeds, G.z_dim).split(num_keys)]
+    return [z_path(keys, to_ws) for keys in seed_latents(latent_seeds(opts, G), G.z_dim).split(num_keys)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

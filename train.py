@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import cli
+from metrics.registry import check_metrics
 from training import estimate, launch, prepare_run, summary, torchrun
 from training.adversarial import ADVERSARIAL
 from training.config import checks, comparison, released
@@ -86,6 +87,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
         if said[name] is None and not (name == "outdir" and run is not None):
             raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
     options, notes = released.parse(resume.absolute_paths(said))
+    check_metrics(options.metrics or ())
     prepare_run.check_apart(options.data, options.outdir if run is None else run.path, new=run is None)
     if run is not None:
         for option in sorted(set(run.relative) - {"resume", *command}):

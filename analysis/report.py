@@ -16,7 +16,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 import PIL.Image
 
 from dnnlib.util import UserError, atomic_write, format_time
-from metrics import published
+from metrics import published, registry
 from training.config import comparison
 from training.config.schema import from_json
 from training.runs.previews import preview
@@ -301,7 +301,9 @@ def _score_lines(run: Run) -> Iterable[ScoreLine]:
         points = [(y, x) for x, y in zip(*curve) if math.isfinite(y)]
         if score is None or not points:
             continue
-        best, best_kimg = (max if score in ("is", "precision", "recall") else min)(points)
+        metric = published.metric_of(result)
+        higher = registry.is_valid_metric(metric) and registry.higher_is_better(metric)
+        best, best_kimg = (max if higher else min)(points)
         remark = "" if run.dataset is None else published.compare([result], dataset=run.dataset).remarks[result]
         yield ScoreLine(run.label, result, *points[-1], best, best_kimg, remark)
 

@@ -4,19 +4,23 @@ import dataclasses
 import functools
 import os
 from pathlib import PurePosixPath
-from typing import Iterator
+from typing import Callable, Iterator
 from urllib.parse import urlparse
 
 import torch
 
-from dnnlib.util import UserError, is_url
+from dnnlib.util import UserError, is_url, open_url
+from metrics.registry import DINOV2_URL, INCEPTION_URL, VGG16_URL
 from torch_utils.formats import feature_nets
 from torch_utils.formats.feature_nets import CALL_OPTIONS, OpenNet, Output
 
-_STANDARD_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
-INCEPTION_URL = f"{_STANDARD_NETS}/inception-2015-12-05.pt"    # FID, KID, IS
-VGG16_URL = f"{_STANDARD_NETS}/vgg16.pt"                        # precision/recall, path length
-STANDARD_URLS = (INCEPTION_URL, VGG16_URL)
+STANDARD_URLS = (INCEPTION_URL, VGG16_URL, DINOV2_URL)
+PUBLISHED_SHA256 = {  # By URL; Inception's is in k-diffusion. Of the others, what comes first from the URL counts.
+    INCEPTION_URL: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+}
+
+# Nets that have a name and no file of their own, or `NAME:FILE`; by name. Called with (spec, device).
+OPENERS: dict[str, Callable[[str, str], OpenNet]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,20 +74,22 @@ def load_feature_net(
     """Load a feature net: TorchScript, ONNX, or one that feature_net.py trained.
 
     Args:
-        spec:   Path or URL; URLs are downloaded once.
+        spec:   Path or URL; URLs are downloaded once. Or a name among `OPENERS`, as NAME or NAME:FILE.
         output: What the net will be asked for; it must have the call options for it.
         device: Where it runs.
         trust:  Open it even if it is a TorchScript file, which may do anything, and do so from now on. The standard
-                nets need no trust: what was downloaded first from their URLs is trusted.
+                nets need no trust: their SHA-256 is published, or what was downloaded first from their URLs is trusted.
 
     Raises:
         UserError: It can't be had (the message says where it was looked for, and what else can be done), is no feature
             net, is a TorchScript file that nobody said to trust, or lacks the interface.
     """
     spec = os.fspath(spec)
-    name = PurePosixPath(urlparse(spec).path if is_url(spec) else spec.replace(os.sep, "/")).stem
+    kind = spec.partition(":")[0]
+    path = urlparse(spec).path if is_url(spec) else spec.replace(os.sep, "/")
+    name = kind if kind in OPENERS else PurePosixPath(path).stem
     try:
-        if trust:
+        if trust and kind not in OPENERS:
             feature_nets.trust_net(spec)
         net = _open_net(spec, _file_state(spec), str(device))
     except UserError as e:
@@ -106,6 +112,16 @@ def _file_state(spec: str) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=2)  # the two nets of a usual list of metrics stay loaded between evaluations
 def _open_net(spec: str, state: tuple[int, int] | None, device: str) -> OpenNet:
-    if spec in STANDARD_URLS:
+    opener = OPENERS.get(spec.partition(":")[0])
+    if opener is not None:
+        return opener(spec, device)
+    if spec in PUBLISHED_SHA256:
+        open_url(spec, sha256=PUBLISHED_SHA256[spec]).close()
+    elif spec in STANDARD_URLS:
         feature_nets.trust_net(spec, always_the_same=True)
-    return feature_nets.open_net(spec, device)
+    return feature_nets.open_net(spec, device, trusted=tuple(PUBLISHED_SHA256.values()))
+
+
+def is_standard(digest: str, url: str) -> bool:
+    """Whether the net with this SHA-256 is the standard net at `url`, wherever its file lies."""
+    return digest == PUBLISHED_SHA256.get(url) or url in feature_nets.origins(digest)

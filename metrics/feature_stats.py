@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-_ROWS_AT_ONCE = 1024    # Features wait on the device until there are so many: fetching them waits for all of its work.
+from dnnlib.util import UserError
+from torch_utils import distributed
+
+_ROWS_AT_ONCE = 1024    # Features are fetched from the device in such portions, as the host waits each time.
 
 
 class Moments(NamedTuple):
@@ -21,12 +24,17 @@ class FeatureStats:
     Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With
     several processes, process r of n takes the items r, r + n, r + 2n, ... and `gather` brings everything together in
     the items' order.
+
+    Args:
+        what: What the items are, for errors.
     """
 
-    def __init__(self, *, keep_moments: bool = False, keep_features: bool = False):
+    def __init__(self, *, keep_moments: bool = False, keep_features: bool = False, what: str = "images"):
         self.keep_moments = keep_moments
         self.keep_features = keep_features
         self.num_items = 0
+        self._what = what
+        self._num_batches = 0                       # Those that were added to the below.
         self._sum: torch.Tensor | None = None       # [F]
         self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
         self._batches: list[torch.Tensor] = []      # On the CPU.
@@ -34,17 +42,31 @@ class FeatureStats:
 
     @torch.no_grad()
     def append(self, x: torch.Tensor) -> None:
-        """Add a batch [N, F] of any float type."""
+        """Add a batch [N, F] of any float type.
+
+        Raises:
+            UserError: Numbers in this batch, or in one of the last few, are not finite.
+        """
         self.num_items += x.shape[0]
         self._recent.append(x)
         if sum(map(len, self._recent)) >= _ROWS_AT_ONCE:
-            self._digest()
+            self.finish()
 
     @torch.no_grad()
-    def _digest(self) -> None:
+    def finish(self) -> None:
+        """Have all that was added looked at; raises likewise."""
         if not self._recent:
             return
-        x, self._recent = torch.cat(self._recent), []
+        batches, self._recent = self._recent, []
+        x = torch.cat(batches)
+        if not torch.isfinite(x).all():
+            bad = next(i for i, batch in enumerate(batches) if not torch.isfinite(batch).all())
+            batch = f"batch {self._num_batches + bad}"
+            if distributed.world_size() > 1:
+                batch += f" of process {distributed.rank()}"
+            raise UserError(f"features of {self._what} that are not finite, in {batch} (counted from 0): the feature "
+                            "net can't take these images, or the network makes none")
+        self._num_batches += len(batches)
         if self.keep_moments:
             x64 = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
             if self._sum is None:
@@ -56,7 +78,7 @@ class FeatureStats:
 
     def moments(self) -> Moments:
         """Mean and covariance, on the CPU."""
-        self._digest()
+        self.finish()
         if self._sum is None:
             raise ValueError("no moments were kept")
         mean = self._sum.cpu() / self.num_items
@@ -64,7 +86,7 @@ class FeatureStats:
 
     def features(self) -> torch.Tensor:
         """All vectors, float32 [N, F], on the CPU."""
-        self._digest()
+        self.finish()
         if not self._batches:
             raise ValueError("no features were kept")
         self._batches = [torch.cat(self._batches)]
@@ -72,7 +94,7 @@ class FeatureStats:
 
     def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
         """Make this process's statistics those of all processes. Every process must call it."""
-        self._digest()
+        self.finish()
         if num_gpus == 1:
             return
         dist = torch.distributed
@@ -102,7 +124,7 @@ class FeatureStats:
 
     def to_arrays(self) -> dict[str, Any]:
         """Plain arrays for a file."""
-        self._digest()
+        self.finish()
         arrays = {"num_items": np.asarray(self.num_items)}
         if self.keep_moments:
             arrays |= {"sum": self._sum.cpu().numpy(), "outer": self._outer.cpu().numpy()}

@@ -1,12 +1,14 @@
 """From images to feature statistics: real images (cached on disk) and generated ones."""
 
+import contextlib
 import hashlib
 import json
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator, Sequence
 
+import filelock
 import numpy as np
 import torch
 
@@ -14,9 +16,12 @@ from dnnlib.util import atomic_write, cache_dir
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
 from metrics.options import ImageSet, MetricOptions, shared_failure, track
-from metrics.sampling import generate_uint8
+from metrics.polarity import Polarity, cache_path, choose, load_volumes, log_volume, save_volumes
+from metrics.sampling import draw, generate_uint8
+from torch_utils import distributed
 from torch_utils.image_reader import ImageReader
 
+_LOCK_SEC = 60
 _CACHE_VERSION = 2  # goes up when the meaning of a cached file changes
 
 
@@ -46,21 +51,30 @@ def _read_real(
     opts: MetricOptions, net: FeatureNet, images: ImageSet, *, path: Path, key: str, keep_features: bool
 ) -> FeatureStats:
     """From the file in the cache, if it holds what belongs to `key`; else from the images."""
-    cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
-    stats = FeatureStats(keep_moments=True, keep_features=keep_features)
-    if _agree(cached is not None, opts):
-        return cached if cached is not None else stats
-    dataset, num_items = images.find(opts.dataset)
+    stats = FeatureStats(keep_moments=True, keep_features=keep_features, what="real images")
+    with _cache_lock(path, opts) if opts.cache and opts.rank == 0 else contextlib.nullcontext():
+        cached = _load(path, key, keep_features=keep_features) if opts.cache and opts.rank == 0 else None
+        if _agree(cached is not None, opts):
+            return cached if cached is not None else stats
+        dataset, num_items = images.find(opts.dataset)
+        _append_images(stats, opts, net, dataset, stage="real", num_items=num_items)
+        if opts.cache and opts.rank == 0:
+            _save(path, key, stats)
+    return stats
+
+
+def _append_images(
+    stats: FeatureStats, opts: MetricOptions, net: FeatureNet, dataset: Any, *, stage: str, num_items: int
+) -> None:
+    """Read the first images of a data set, and gather their features from all processes."""
     indices = range(opts.rank, num_items, opts.num_gpus)
     with torch.inference_mode():
-        with shared_failure(opts), track(opts, "real", num_items) as done, load_images(opts, dataset, indices) as read:
+        with shared_failure(opts), track(opts, stage, num_items) as done, load_images(opts, dataset, indices) as read:
             for _, img in read:
                 stats.append(net(img.to(opts.device, non_blocking=True)))
                 done(len(img) * opts.num_gpus)
+            stats.finish()
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
-    if opts.cache and opts.rank == 0:
-        _save(path, key, stats)
-    return stats
 
 
 def generated_stats(
@@ -68,7 +82,7 @@ def generated_stats(
 ) -> FeatureStats:
     """Likewise of `num_items` generated images, those with the indices 0, 1, ... under the seed."""
     known = {} if opts.shared is None else opts.shared.generated
-    key = (net.digest, net.output, num_items, opts.seed)
+    key = (net.digest, net.output, num_items, opts.seed, opts.polarity)
     if key not in known:
         keep_features = keep_features or ImageSet("generated", num_items) in opts.wanted
         known[key] = _generate(opts, net, num_items=num_items, keep_moments=True, keep_features=keep_features)
@@ -76,8 +90,13 @@ def generated_stats(
 
 
 def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: bool) -> FeatureStats:
-    stats = FeatureStats(**keep)
-    indices = range(opts.rank, num_items, opts.num_gpus)
+    stats = FeatureStats(**keep, what="generated images")
+    if opts.gen_images is not None:
+        _append_images(stats, opts, net, opts.gen_images, stage="generated", num_items=num_items)
+        return stats
+    indices: Sequence[int] = range(opts.rank, num_items, opts.num_gpus)
+    if opts.polarity is not None:
+        indices = _chosen(opts, opts.polarity, num_items)[opts.rank::opts.num_gpus]
     with torch.inference_mode():
         with shared_failure(opts), track(opts, "generated", num_items) as done:
             for start in range(0, len(indices), opts.batch_size):
@@ -85,8 +104,35 @@ def _generate(opts: MetricOptions, net: FeatureNet, *, num_items: int, **keep: b
                 img = generate_uint8(opts.G, opts.dataset, indices=batch, seed=opts.seed, device=opts.device)
                 stats.append(net(img))
                 done(len(batch) * opts.num_gpus)
+            stats.finish()
         stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return stats
+
+
+def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> list[int]:
+    """The candidates that images are made of: indices as of ordinary images, which have the same latents."""
+    labels = opts.dataset.fingerprint if opts.G.c_dim > 0 else ""
+    path = cache_path(opts.G, f"{opts.seed} {polarity.num_candidates} {labels}")
+    volumes = load_volumes(path) if opts.rank == 0 else None
+    if not _agree(volumes is not None, opts):
+        volumes = _log_volumes(opts, polarity.num_candidates)
+        if opts.rank == 0:
+            save_volumes(path, volumes)
+    random_state = np.random.RandomState(opts.seed)
+    return distributed.from_rank0(
+        choose(volumes, polarity.rho, num_items, random_state).tolist() if opts.rank == 0 else None)
+
+
+def _log_volumes(opts: MetricOptions, num_candidates: int) -> np.ndarray:
+    stats = FeatureStats(keep_features=True, what="candidates")
+    with shared_failure(opts), track(opts, "polarity", num_candidates) as done:
+        for index in range(opts.rank, num_candidates, opts.num_gpus):
+            draws = draw(opts.G, opts.dataset, [index], seed=opts.seed).to(opts.device)
+            stats.append(torch.tensor([[log_volume(opts.G, draws.z[0, 0], draws.c[0])]]))
+            done(opts.num_gpus)
+        stats.finish()
+    stats.gather(num_gpus=opts.num_gpus, device=opts.device)
+    return stats.features()[:, 0].double().numpy()
 
 
 def load_images(opts: MetricOptions, dataset: Any, indices: range) -> ImageReader:
@@ -106,6 +152,29 @@ def _cache_path(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> tuple
         "num_items": num_items,
     }, sort_keys=True)
     return cache_dir("features", f"{net.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"), key
+
+
+@contextlib.contextmanager
+def _cache_lock(path: Path, opts: MetricOptions) -> Iterator[None]:
+    """Of several programs that want the same statistics, one computes them; the others wait, and read its file.
+
+    Where further processes wait for this one, as in training, it doesn't wait for long, and computes them, too.
+    """
+    lock = filelock.FileLock(cache_dir("locks", f"{path.name}.lock"))
+    try:
+        cache_dir("locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            print(f"Waiting for another program that computes {path}", file=sys.stderr, flush=True)
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(timeout=-1 if opts.num_gpus == 1 else _LOCK_SEC)
+    except (OSError, NotImplementedError):  # a cache that can't be written, a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load(path: Path, key: str, *, keep_features: bool) -> FeatureStats | None:

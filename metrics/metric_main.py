@@ -1,9 +1,4 @@
-"""The registry of metrics: names, calculation, reports.
-
-A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with
-the first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the
-metric's standard one is never called by the plain name.
-"""
+"""Calculating and reporting the metrics of `metrics/registry.py`."""
 
 import contextlib
 import copy
@@ -11,97 +6,28 @@ import dataclasses
 import functools
 import json
 import os
+import statistics
 import time
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
+import numpy as np
+import PIL
 import torch
 
-from dnnlib.util import EasyDict, UserError, check_all, format_time
-from metrics import detectors
+from dnnlib.util import EasyDict, UserError, append_text, check_all, format_time
+from metrics import detectors, registry
 from metrics.detectors import FeatureNet
-from metrics.frechet_inception_distance import compute_fid
-from metrics.inception_score import compute_is
-from metrics.kernel_inception_distance import compute_kid
+from metrics.features import real_stats
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
-from metrics.perceptual_path_length import NUM_SAMPLES, compute_ppl
-from metrics.precision_recall import MAX_REAL_FULL, compute_pr
+from metrics.polarity import Polarity
 from metrics.progress import ScoreBar, Stage
+from metrics.registry import METRICS, Metric, check_metrics
 from metrics.timing import Work, plan
 from torch_utils import distributed
-from torch_utils.formats import feature_nets
 from torch_utils.formats.feature_nets import Output
 
-SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-    compute: Callable[[MetricOptions, FeatureNet], dict[str, float]]
-    standard_net: str               # URL of the feature net that gives the metric its name.
-    output: Output                  # What is asked of the net.
-    num_gen: int                    # Images, or paths, that it generates.
-    images: ImageSet | None = None  # The real images that it looks at.
-    keeps_features: bool = True     # Whether moments are not enough for it.
-    higher_is_better: bool = False
-
-
-def _registry() -> dict[str, Metric]:
-    registry = {}
-    inception = {"standard_net": detectors.INCEPTION_URL, "output": "features"}
-
-    def add(name: str, compute: Callable[..., Any], num_gen: int, images: ImageSet, **entry: Any) -> None:
-        registry[name] = Metric(compute=functools.partial(compute, images=images, num_gen=num_gen), images=images,
-                                num_gen=num_gen, **entry)
-
-    for count in SIZES:
-        num_gen = count * 1000
-        for suffix in ("_full", ""):
-            images = ImageSet("all real") if suffix else ImageSet("real", num_gen)
-            add(f"fid{count}k{suffix}", compute_fid, num_gen, images, keeps_features=False, **inception)
-            add(f"kid{count}k{suffix}", compute_kid, num_gen, images, **inception)
-            limited = ImageSet("all real", MAX_REAL_FULL) if suffix else images
-            add(f"pr{count}k3{suffix}", compute_pr, num_gen, limited, standard_net=detectors.VGG16_URL,
-                output="features", higher_is_better=True)
-        registry[f"is{count}k"] = Metric(
-            compute=functools.partial(compute_is, num_gen=num_gen), standard_net=detectors.INCEPTION_URL,
-            output="probabilities", num_gen=num_gen, higher_is_better=True)
-    for name, space, sampling, crop in (
-        ("ppl2_wend", "w", "end",  False),
-        ("ppl_zfull", "z", "full", True),
-        ("ppl_wfull", "w", "full", True),
-        ("ppl_zend",  "z", "end",  True),
-        ("ppl_wend",  "w", "end",  True),
-    ):
-        registry[name] = Metric(
-            compute=functools.partial(compute_ppl, space=space, sampling=sampling, crop=crop),
-            standard_net=detectors.VGG16_URL, output="lpips", num_gen=NUM_SAMPLES)
-    return registry
-
-
-_METRICS = _registry()
-
-
-def is_valid_metric(metric: str) -> bool:
-    return metric in _METRICS
-
-
-def list_valid_metrics() -> list[str]:
-    return list(_METRICS)
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether the best score of a metric is the highest one, and not the lowest."""
-    return _METRICS[metric].higher_is_better
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises UserError for names that are no metric's, listing those that are."""
-    unknown = [name for name in metrics if not is_valid_metric(name)]
-    if unknown:
-        families = "fid<N>k, fid<N>k_full, kid<N>k, kid<N>k_full, pr<N>k3, pr<N>k3_full, is<N>k"
-        others = ", ".join(name for name in _METRICS if name.startswith("ppl"))
-        raise UserError(f"unknown metric {', '.join(unknown)}: there are {families} with N one of "
-                        f"{', '.join(map(str, sorted(SIZES)))}, and {others}")
+is_valid_metric, list_valid_metrics = registry.is_valid_metric, registry.list_valid_metrics     # Known by these names.
+higher_is_better = registry.higher_is_better
 
 
 def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust: bool = False) -> None:
@@ -119,7 +45,7 @@ def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust
     check_metrics(metrics)
     needed: dict[str, dict[Output, list[str]]] = {}     # Metrics by net, and by what is asked of it.
     for name in metrics:
-        entry = _METRICS[name]
+        entry = METRICS[name]
         needed.setdefault(detector or entry.standard_net, {}).setdefault(entry.output, []).append(name)
 
     def check(spec: str) -> None:
@@ -136,17 +62,18 @@ def feature_net(
     metric: str, detector: str | None = None, *, device: torch.device | str = "cpu", trust: bool = False
 ) -> FeatureNet:
     """The net that a metric is measured with: `detector`, or the standard one. Raises UserError: it can't be had."""
-    entry = _METRICS[metric]
+    entry = METRICS[metric]
     return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device, trust=trust)
 
 
 def result_suffix(metric: str, detector: str | None, net: FeatureNet) -> str:
     """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net.
 
-    The standard net is known by its content, wherever it lies, once it has been at its URL's place in the cache.
+    The standard net is known by its content, wherever it lies: by its published SHA-256, or, where there is none, once
+    it has been at its URL's place in the cache.
     """
-    url = _METRICS[metric].standard_net
-    return "" if detector in (None, url) or url in feature_nets.origins(net.digest) else f"@{net.name}"
+    url = METRICS[metric].standard_net
+    return "" if detector in (None, url) or detectors.is_standard(net.digest, url) else f"@{net.name}"
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:
@@ -160,11 +87,32 @@ def check_match(G: torch.nn.Module, dataset: Any) -> None:
         raise UserError(f"the network takes labels of width {G.c_dim}, and the data set {dataset.name} has {has}")
 
 
+def check_images(metrics: Sequence[str], images: Any, dataset: Any) -> None:
+    """Raises UserError where images that stand in for a network can't be scored by these metrics, or not beside these.
+
+    Args:
+        metrics: Names of metrics.
+        images:  What others generated, as a data set.
+        dataset: The real images.
+    """
+    if list(images.image_shape) != list(dataset.image_shape):
+        raise UserError(f"the images in {images.name} have the shape {list(images.image_shape)}, those in "
+                        f"{dataset.name} {list(dataset.image_shape)} ([channels, height, width]): convert both with "
+                        "dataset_tool.py")
+    for name in metrics:
+        if METRICS[name].output == "lpips":
+            raise UserError(f"{name} is about paths between latents, which need a network: score images by others")
+        if METRICS[name].num_gen > len(images):
+            raise UserError(f"{name} looks at {METRICS[name].num_gen} generated images, and {images.name} holds "
+                            f"{len(images)}: give more, or take a metric of fewer, such as fid1k_full")
+
+
 def calc_metric(
     metric: str,
     *,
-    G: torch.nn.Module,                         # generator; it is copied, and the copy put in eval mode
+    G: torch.nn.Module | None,                  # generator; it is copied, and the copy put in eval mode
     dataset: Any,                               # real images, and labels for generated ones
+    gen_images: Any = None,                     # in place of G: a data set of images that others generated
     detector: str | None = None,                # path or URL of a feature net; None = the standard one
     trust: bool = False,                        # open it even if it is an unknown TorchScript file, a program
     device: torch.device | str = "cpu",
@@ -172,6 +120,8 @@ def calc_metric(
     rank: int = 0,
     batch_size: int = 64,                       # images per forward pass
     seed: int = 0,                              # of latents, labels, noise and subsets
+    polarity: Polarity | None = None,           # how latents are resampled; None = not at all
+    repeats: int = 1,                           # seeds; the results are means over `seed`, `seed` + 1, ...
     workers: int = 3,                           # processes that decode real images
     cache: bool = True,                         # keep the statistics of real images on disk
     shared: Shared | None = None,               # give calls with the same G one of these, and they share features
@@ -181,46 +131,98 @@ def calc_metric(
     """Calculate one metric.
 
     Returns:
-        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), metric,
-        detector (name and SHA-256), total_time in seconds, total_time_str, num_gpus. The same on every process.
+        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), with
+        `repeats` std (likewise), and the protocol: see `_describe`. The same on every process.
 
     Raises:
         UserError: Unknown metric, feature net or data that do not fit.
         LostRank:  Another process died, or did not answer in time.
     """
     check_metrics([metric])
-    check_match(G, dataset)
+    if G is not None:
+        check_match(G, dataset)
+    else:
+        check_images([metric], gen_images, dataset)
     if num_gpus > 1 and num_gpus != distributed.world_size():
         raise ValueError(f"num_gpus={num_gpus} needs as many processes that have met by distributed.join")
-    start = time.monotonic()
-    entry = _METRICS[metric]
-    device = torch.device(device)
+    start, device = time.monotonic(), torch.device(device)
     shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
-        metric=metric, G=G, dataset=dataset, device=device, num_gpus=num_gpus, rank=rank, batch_size=batch_size,
-        seed=seed, workers=workers, cache=cache, shared=shared, kept_real=kept_real,
-        wanted=_wanted_features(metric, shared.metrics, dataset, detector), progress=progress if rank == 0 else None,
+        metric=metric, G=G, dataset=dataset, gen_images=gen_images, device=device, num_gpus=num_gpus, rank=rank,
+        batch_size=batch_size, seed=seed, polarity=polarity, repeats=repeats, workers=workers, cache=cache,
+        shared=shared, kept_real=kept_real, wanted=_wanted_features(metric, shared.metrics, dataset, detector),
+        progress=progress if rank == 0 else None,
     )
     with shared_failure(opts):  # memory may run out
-        opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
+        if G is not None:
+            opts = dataclasses.replace(opts, G=copy.deepcopy(G).eval().requires_grad_(False).to(device))
         net = feature_net(metric, detector, device=device, trust=trust)
-    with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
-        with shared_failure(opts):
-            if opts.progress is not None and not shared.is_planned:
-                opts.progress.plan(_plan(opts, shared.metrics, detector), times_later=shared.waiting)
-                shared.is_planned = True
-            results = entry.compute(opts, net)
-        results = _from_first(results, num_gpus=num_gpus, device=device)
     suffix = result_suffix(metric, detector, net)
-    total_time = time.monotonic() - start
-    return EasyDict(
-        results={name + suffix: value for name, value in results.items()},
-        metric=metric,
+    with exact_float32(), contextlib.nullcontext() if opts.progress is None else opts.progress.shown():
+        scores = _compute(opts, net, detector)
+    sec = time.monotonic() - start
+    return EasyDict(_summary(scores, suffix), **_describe(opts, net), total_time=sec, total_time_str=format_time(sec),
+                    num_gpus=num_gpus)
+
+
+def _compute(opts: MetricOptions, net: FeatureNet, detector: str | None) -> list[dict[str, float]]:
+    """The results for each seed, on every process."""
+    with shared_failure(opts):
+        if opts.progress is not None and not opts.shared.is_planned:
+            opts.progress.plan(_plan(opts, opts.shared.metrics, detector), times_later=opts.shared.waiting)
+            opts.shared.is_planned = True
+        scores = [METRICS[opts.metric].compute(dataclasses.replace(opts, seed=opts.seed + i), net)
+                  for i in range(opts.repeats)]
+    return _from_first(scores, num_gpus=opts.num_gpus, device=opts.device)
+
+
+def _summary(scores: Sequence[dict[str, float]], suffix: str) -> dict[str, dict[str, float]]:
+    """Means over seeds and, of several, standard deviations (by N - 1)."""
+    values = {name + suffix: [score[name] for score in scores] for name in scores[0]}
+    summary = {"results": {name: statistics.fmean(row) for name, row in values.items()}}
+    if len(scores) > 1:
+        summary["std"] = {name: statistics.stdev(row) for name, row in values.items()}
+    return summary
+
+
+def _describe(opts: MetricOptions, net: FeatureNet) -> dict[str, Any]:
+    """How a result was measured: what anybody needs who wants to measure it again."""
+    entry, real = METRICS[opts.metric], None
+    if entry.images is not None:
+        dataset, count = entry.images.find(opts.dataset)
+        real = EasyDict(num_images=count, sha256=dataset.fingerprint, mirrored=bool(dataset.xflip))
+    return dict(
+        metric=opts.metric,
         detector=EasyDict(name=net.name, sha256=net.digest),
-        total_time=total_time,
-        total_time_str=format_time(total_time),
-        num_gpus=num_gpus,
+        real=real,
+        num_gen=entry.num_gen,
+        seed=opts.seed,
+        **({"repeats": opts.repeats} if opts.repeats > 1 else {}),
+        **({"polarity": EasyDict(opts.polarity._asdict())} if opts.polarity is not None else {}),
+        versions=EasyDict(torch=torch.__version__, numpy=np.__version__, pillow=PIL.__version__),
     )
+
+
+def prefetch(
+    metrics: Sequence[str], *, dataset: Any, detector: str | None = None, device: torch.device | str = "cpu",
+    batch_size: int = 64, workers: int = 3,
+) -> Iterator[tuple[str, int]]:
+    """Put the statistics of the real images that these metrics look at into the cache.
+
+    Yields:
+        The name of a metric, and of how many real images the statistics are there now.
+    """
+    kept_real: dict = {}
+    for metric in metrics:
+        entry = METRICS[metric]
+        if entry.images is not None:
+            opts = MetricOptions(
+                metric=metric, G=None, dataset=dataset, device=torch.device(device), batch_size=batch_size,
+                workers=workers, kept_real=kept_real, wanted=_wanted_features(metric, metrics, dataset, detector))
+            with exact_float32():
+                net = feature_net(metric, detector, device=device)
+                stats = real_stats(opts, net, entry.images, keep_features=entry.keeps_features)
+            yield metric, stats.num_items
 
 
 def _wanted_features(
@@ -231,8 +233,8 @@ def _wanted_features(
         return detector or entry.standard_net, entry.output
 
     wanted = set()
-    for entry in map(_METRICS.get, {metric, *metrics}):
-        if entry.keeps_features and net(entry) == net(_METRICS[metric]):
+    for entry in map(METRICS.get, {metric, *metrics}):
+        if entry.keeps_features and net(entry) == net(METRICS[metric]):
             wanted.add(ImageSet("generated", entry.num_gen))
             if entry.images is not None:
                 wanted.add(entry.images.resolved(dataset))
@@ -259,7 +261,7 @@ def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> 
     works = {}
     for name in metrics:
         with contextlib.suppress(UserError):
-            entry = _METRICS[name]
+            entry = METRICS[name]
             works[name] = Work(feature_net(name, detector, device=opts.device), entry.images, entry.num_gen)
     return plan(opts, works)
 
@@ -282,12 +284,7 @@ def report_metric(
     line = json.dumps(dict(result_dict, **note, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
     print(line, flush=True)
     if run_dir is not None:
-        path = os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl")
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(fd, f"{line}\n".encode())  # one call, so that no reader sees half a line
-        finally:
-            os.close(fd)
+        append_text(os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl"), f"{line}\n")
 
 
 @contextlib.contextmanager
@@ -304,10 +301,10 @@ def exact_float32() -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def _from_first(results: dict[str, float], *, num_gpus: int, device: torch.device) -> dict[str, float]:
+def _from_first(scores: list[dict[str, float]], *, num_gpus: int, device: torch.device) -> list[dict[str, float]]:
     """The first process's results, on every process."""
     if num_gpus == 1:
-        return results
-    box = [results]
+        return scores
+    box = [scores]
     torch.distributed.broadcast_object_list(box, src=0, device=device)
     return box[0]

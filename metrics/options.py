@@ -3,40 +3,25 @@
 import contextlib
 import dataclasses
 import time
-from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
 from dnnlib.util import UserError
+from metrics.polarity import Polarity
 from metrics.progress import ScoreBar
+from metrics.registry import ImageSet
 from torch_utils import distributed
 
-_ASK_SEC = 1    # So often a process asks whether another one has given up.
-
-
-class ImageSet(NamedTuple):
-    """Images that a metric looks at."""
-
-    kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
-    count: int | None = None  # type: ignore[assignment]  # At most so many, the first ones; None = all.
-
-    def find(self, dataset: Any) -> tuple[Any, int]:
-        """The real images: a data set, and how many of its first items."""
-        options = {"xflip": False} if self.kind == "all real" else {}
-        dataset = dataset.replace(max_size=None, **options)
-        return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
-
-    def resolved(self, dataset: Any) -> "ImageSet":
-        """The same with the count that there is."""
-        return self if self.kind == "generated" else self._replace(count=self.find(dataset)[1])
+_ASK_SEC = 1    # From one question to the others, whether one of them has given up, to the next.
 
 
 class Shared:
     """What several metrics of one generator have in common: make one for each generator.
 
     Args:
-        metrics: Names of all that will be calculated, in their order.
-        waiting: How many generators will be scored likewise afterwards; an estimate of the time counts them in.
+        metrics: Names of all metrics that will be calculated, in order.
+        waiting: How many further generators will be scored by the same metrics. The estimated time includes them.
     """
 
     def __init__(self, metrics: Sequence[str], *, waiting: int = 0):
@@ -55,13 +40,16 @@ class MetricOptions:
     """
 
     metric: str                                 # Its name, for progress.
-    G: torch.nn.Module
+    G: torch.nn.Module | None
     dataset: Any
     device: torch.device
+    gen_images: Any = None                      # In place of G: a data set of images that others generated.
     num_gpus: int = 1                           # Processes that share the work, after `distributed.join`.
     rank: int = 0
     batch_size: int = 64                        # Images per forward pass; results do not depend on it.
     seed: int = 0                               # Keys latents, labels, noise, subsets.
+    repeats: int = 1                            # This seed and the following ones; results are means.
+    polarity: Polarity | None = None            # How latents are resampled; None = not at all.
     workers: int = 3                            # Processes that decode real images; 0 = none beside this one.
     cache: bool = True                          # Keep the statistics of real images on disk.
     shared: Shared | None = None                # What metrics of one G have in common.
@@ -76,7 +64,7 @@ class _FailedElsewhere(Exception):
 
 @contextlib.contextmanager
 def shared_failure(opts: MetricOptions) -> Iterator[None]:
-    """What fails inside on one process fails on all of them: none waits for another that has given up."""
+    """Have an error inside on one process raise an error on all, so that none waits for one that has given up."""
     error = None
     try:
         yield

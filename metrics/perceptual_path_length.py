@@ -12,7 +12,6 @@ from metrics.options import MetricOptions, shared_failure, track
 from metrics.sampling import draw, keyed_noise
 from torch_utils.misc import slerp
 
-NUM_SAMPLES = 50_000
 EPSILON = 1e-4
 MAX_RESOLUTION = 256    # Images from G of k times this side are averaged over k x k pixels first.
 
@@ -27,12 +26,12 @@ def compute_ppl(
     space: Space,           # spherical interpolation of z, or linear interpolation of w
     sampling: Sampling,     # anywhere on the path, or at its start
     crop: bool,             # compare the middle of the image alone (meant for FFHQ faces)
-    num_samples: int = NUM_SAMPLES,
+    num_gen: int,           # paths
 ) -> dict[str, float]:
     """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
-    stats = FeatureStats(keep_features=True)
-    indices = range(opts.rank, num_samples, opts.num_gpus)
-    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_samples) as done:
+    stats = FeatureStats(keep_features=True, what="paths")
+    indices = range(opts.rank, num_gen, opts.num_gpus)
+    with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_gen) as done:
         for start in range(0, len(indices), opts.batch_size):
             batch = indices[start:start + opts.batch_size]
             draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2).to(opts.device)
@@ -44,6 +43,7 @@ def compute_ppl(
             )
             stats.append(lengths[:, None])
             done(len(batch) * opts.num_gpus)
+        stats.finish()
     stats.gather(num_gpus=opts.num_gpus, device=opts.device)
     return {opts.metric: trimmed_mean(stats.features()[:, 0])} if opts.rank == 0 else {}
 

@@ -51,7 +51,8 @@ class ScoreBar:
         if self._show:  # the time of the look at the networks is no rate
             look_sec = time.monotonic() - self._start_sec
             self._start_sec += look_sec
-            self._bar.start_t += look_sec
+            # The clock of the bar is another one, and may be a little behind.
+            self._bar.start_t = min(self._bar.start_t + look_sec, self._bar._time())
             self._bar.clear()   # for a line that `begun` may print
         if self._begun is not None:
             self._begun(sum(stage.sec for stage in stages) + later_sec)

@@ -6,12 +6,13 @@ metrics that were used, with the standard Inception and VGG16 nets. Scores that 
 comparable with them.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Iterable, Literal, NamedTuple, Sequence, cast
+from typing import Any, Iterable, Literal, Mapping, NamedTuple, Sequence, cast
 
-Score = Literal["fid", "kid", "precision", "recall", "is", "ppl"]
+Score = Literal["fid", "fidinf", "fdd", "kid", "swd", "precision", "recall", "density", "coverage", "is", "ppl"]
 _SHOWN: tuple[Score, ...] = ("fid", "is", "precision", "recall")    # In tables, in this order.
 
 
@@ -28,23 +29,42 @@ class Published(NamedTuple):
     source: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PublishedTable:
+    """The part of a table that is about one data set."""
+
+    source: str
+    dataset: str | None
+    columns: list[str]                      # Keys as in `Published.scores`.
+    rows: dict[str, list[float | None]]     # By method, a value for each column.
+
+    def score(self, method: str, column: str) -> float | None:
+        return dict(zip(self.columns, self.rows[method])).get(column)
+
+
 _CONTENT = json.loads(Path(__file__).with_suffix(".json").read_text())
 DATASETS = {name: PublishedDataset(**entry) for name, entry in _CONTENT["datasets"].items()}
+TABLES = tuple(PublishedTable(**table) for table in _CONTENT["tables"])
 PUBLISHED = tuple(
-    Published(table["dataset"], method, {k: v for k, v in zip(table["columns"], row) if v is not None}, table["source"])
-    for table in _CONTENT["tables"] for method, row in table["rows"].items()
+    Published(table.dataset, method, {k: v for k, v in zip(table.columns, row) if v is not None}, table.source)
+    for table in TABLES for method, row in table.rows.items()
 )
 
 
 def score_of(result_name: str) -> Score | None:
-    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation."""
+    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation or error."""
     name = result_name.partition("@")[0]
-    for ending in ("precision", "recall"):
+    for ending in ("precision", "recall", "density", "coverage"):
         if name.endswith(f"_{ending}"):
             return ending
-    if name.endswith("_std"):
+    if name.endswith(("_std", "_se")):
         return None
     return cast(Score, re.match(r"[a-z]*", name)[0]) or None
+
+
+def metric_of(result_name: str) -> str:
+    """The metric that a result such as `pr50k3_full_recall@net` belongs to: `pr50k3_full`."""
+    return re.sub(r"_(precision|recall|density|coverage|mean|std|se)$", "", result_name.partition("@")[0])
 
 
 def find_dataset(name: str, resolution: int) -> str | None:
@@ -83,14 +103,20 @@ def compare(results: Iterable[str], *, dataset: Any) -> Comparison:
     return Comparison(known, remarks, columns, rows if known else [])
 
 
-def format_table(results: dict[str, float], *, dataset: Any) -> str:
+def format_table(results: dict[str, float], *, dataset: Any, std: Mapping[str, float] | None = None) -> str:
     """Measured results, one to a line, and below them the published rows of the same data set.
 
-    A result that was not measured as the published ones says so in its line. `dataset` is as in `compare`.
+    A result that was not measured as the published ones says so in its line.
+
+    Args:
+        results: By name.
+        dataset: As in `compare`.
+        std:     Standard deviations over seeds, by name.
     """
     known, remarks, columns, rows = compare(results, dataset=dataset)
     lines = [f"Measured on {dataset.name} at {dataset.resolution}x{dataset.resolution}"]
-    lines += _align([[name, f"{value:.4f}", remarks[name]] for name, value in results.items()])
+    spread = {name: f" +-{value:.4f}" for name, value in (std or {}).items()}
+    lines += _align([[name, f"{value:.4f}{spread.get(name, '')}", remarks[name]] for name, value in results.items()])
     if known is None:
         others = ", ".join(f"{name} ({entry.resolution}x{entry.resolution})" for name, entry in DATASETS.items())
         return "\n".join([*lines, "", "The papers have no results for a data set of this name and resolution, only for "
@@ -105,8 +131,7 @@ def format_table(results: dict[str, float], *, dataset: Any) -> str:
 
 def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
     """How a result was measured otherwise than the published ones of a data set."""
-    name, _, net = result.partition("@")
-    metric = re.sub(r"_(precision|recall|mean|std)$", "", name)
+    metric, net = metric_of(result), result.partition("@")[2]
     kind = re.match("[a-z]*", metric)[0]
     published = next((m for m in DATASETS[dataset].metrics if kind and m.startswith(kind)), None) if dataset else None
     if published is None:

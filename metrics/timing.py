@@ -1,5 +1,6 @@
 """What the calculation of metrics will take: the work that there is to do, timed by a first look at the networks."""
 
+import dataclasses
 import time
 from typing import Any, Callable, Mapping, NamedTuple
 
@@ -40,10 +41,10 @@ def plan(opts: MetricOptions, works: Mapping[str, Work]) -> list[Stage]:
             if not is_known(opts, net, images):
                 stages.append(Stage(f"{metric} real", images.count, _together(opts, net_sec[key], read_sec)))
         if net.output == "lpips":
-            stages.append(Stage(f"{metric} paths", num_gen, 2 * both))
+            stages += [Stage(f"{metric} paths", num_gen, 2 * both)] * opts.repeats
         elif (key, num_gen) not in seen:
             seen.add((key, num_gen))
-            stages.append(Stage(f"{metric} generated", num_gen, both))
+            stages += [Stage(f"{metric} generated", num_gen, both)] * opts.repeats
     return [stage._replace(item_sec=stage.item_sec / opts.num_gpus) for stage in stages]
 
 
@@ -54,6 +55,8 @@ def _together(opts: MetricOptions, net_sec: float, read_sec: float) -> float:
 
 
 def _time_generator(opts: MetricOptions) -> float:
+    if opts.gen_images is not None:
+        return _time_reading(dataclasses.replace(opts, dataset=opts.gen_images))
     return _sec_per_item(opts, lambda count: generate_uint8(
         opts.G, opts.dataset, indices=range(count), seed=opts.seed, device=opts.device))
 

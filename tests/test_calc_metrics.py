@@ -1,5 +1,6 @@
 """The command line, run as users run it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -17,11 +18,14 @@ import torch
 from click.testing import CliRunner
 
 import calc_metrics
+from benchmarks.soak import small_config
 from dnnlib.util import UserError
 from metrics import metric_main
+from metrics.registry import METRICS
 from paths import ROOT
 from tests.metrics.metric_fakes import random_images, save_net
 from torch_utils.formats.network_pickle import save_network_pkl
+from training.config.schema import to_legacy_kwargs
 from training.data.dataset import ImageFolderDataset
 from training.networks import Generator
 
@@ -116,6 +120,123 @@ def test_mirror_and_seed_change_the_score(folder, monkeypatch):
     first = fid()  # mirrored, as in training
     assert fid("--mirror=false") != first
     assert fid("--seed=1") != first
+
+
+def call(*args):
+    """The command in this process."""
+    result = CliRunner().invoke(calc_metrics.main, ["--detector=small-net.pt", "--device=cpu", "--verbose=false",
+                                                    "--workers=0", *args])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_repeats_give_mean_and_deviation_and_lines_their_protocol(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    network = "--network=run/network-snapshot-000200.pkl"
+    single = [call(network, "--metrics=fid1k_full", f"--seed={seed}")[0] for seed in (3, 4)]
+    (record,) = call(network, "--metrics=fid1k_full", "--seed=3", "--repeats=2", "--table")
+    values = [line["results"]["fid1k_full@small-net"] for line in single]
+    assert record["results"]["fid1k_full@small-net"] == pytest.approx(sum(values) / 2)
+    assert record["std"]["fid1k_full@small-net"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert record["repeats"] == 2 and record["seed"] == 3 and record["protocol"] == {"seed": 3, "repeats": 2}
+    assert record["real"] == dict(num_images=600, mirrored=False, sha256=ImageFolderDataset("images.zip").fingerprint)
+    assert record["num_gen"] == 1000 and record["versions"]["torch"] == torch.__version__
+    assert "std" not in single[0] and "repeats" not in single[0]
+    result = CliRunner().invoke(calc_metrics.main, [
+        network, "--metrics=fid1k", "--detector=small-net.pt", "--device=cpu", "--repeats=2", "--table"])
+    assert re.search(r"fid1k@small-net +\d+\.\d{4} \+-\d+\.\d{4}", result.stdout)
+
+
+def test_path_length_by_lpips_from_a_file(folder, shared, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(METRICS, "ppl2_wend", dataclasses.replace(METRICS["ppl2_wend"], num_gen=20))
+    args = ["--network=run/network-snapshot-000200.pkl", "--metrics=ppl2_wend"]
+    (record,) = call(*args, f"--detector=lpips-vgg:{shared}/models/vgg16-features.safetensors")
+    assert record["results"]["ppl2_wend@lpips-vgg"] > 0 and record["detector"]["name"] == "lpips-vgg"
+    result = CliRunner().invoke(calc_metrics.main, [*args, "--detector=lpips-vgg:small-net.pt", "--device=cpu"])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert "small-net.pt is damaged, or holds other weights than vgg16-397923af.pth" in result.stderr
+
+
+def test_images_of_other_programs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    save_images(folder / "samples.zip", count=1000, seed=1)
+    fid, pr = call("--images=samples.zip", "--data=images.zip", "--metrics=fid1k_full,pr1k3_full")
+    assert fid["images"] == str(folder / "samples.zip") and fid["snapshot_pkl"] is None
+    assert pr["results"]["pr1k3_full_precision@small-net"] > 0.5    # drawn alike
+    assert not list(folder.rglob("*.jsonl"))
+    for args, pattern in [
+        (["--images=samples.zip"], "must be compared with real images: give them with --data"),
+        (["--images=samples.zip", "--data=images.zip", "--metrics=fid50k_full"], "50000 generated images, .* 1000:"),
+        (["--images=samples.zip", "--data=images.zip", "--metrics=ppl2_wend"], "ppl2_wend is about paths"),
+        (["--images=samples.zip", "--data=images.zip", "--repeats=2"], "--images are always the same"),
+        (["--images=samples.zip", "--data=images.zip", "--polarity=-1"], "has no meaning for --images"),
+        (["--images=samples.zip", "--data=small.zip", "--metrics=fid1k"], r"samples have the shape \[3, 16, 16\]"),
+        (["--images=nowhere.zip", "--data=images.zip", "--metrics=fid1k"], "nowhere.zip does not exist"),
+    ]:
+        save_images(folder / "small.zip", count=3, resolution=8)
+        result = CliRunner().invoke(calc_metrics.main, [*args, "--detector=small-net.pt", "--device=cpu"])
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+        assert re.search(pattern, result.stderr), result.stderr
+    both = CliRunner().invoke(calc_metrics.main, ["--images=a", "--network=b"])
+    assert both.exit_code == 2 and "two things to score" in both.stderr
+
+
+def test_prefetched_statistics_are_used(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = run(folder, "prefetch", "--metrics=fid1k,pr1k3_full", "--data=images.zip", "--detector=small-net.pt",
+                 "--cache-dir=elsewhere", "--device=cpu", "--trust-net")
+    assert result.returncode == 0, result.stderr
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()[1:]] == ["fid1k", "pr1k3_full"]
+    assert str(folder / "elsewhere") in result.stdout and len(list((folder / "elsewhere/features").iterdir())) == 1
+    monkeypatch.setattr("metrics.features.load_images", lambda *args: pytest.fail("looked at"))
+    call("--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--mirror=false", "--cache-dir=elsewhere",
+         "--data=images.zip")
+    assert_one_line_error(run(folder, "prefetch", "--metrics=fid1k", "--detector=nowhere.pt"), "nowhere.pt can't be")
+
+
+def table(*args):
+    return CliRunner().invoke(calc_metrics.table, [*args, "--detector=small-net.pt", "--device=cpu", "--workers=0"])
+
+
+def test_a_table_of_the_paper_from_a_folder_of_runs(folder, monkeypatch):
+    """The best pickle by the first metric has scores by the others; the same command finds all of them there."""
+    monkeypatch.chdir(folder)
+    config = small_config("images.zip", "--method=glead", "--aug=noaug", "--metrics=none", "--cond=false")
+    (folder / "run" / "training_options.json").write_text(json.dumps(to_legacy_kwargs(config)))
+    shutil.copy("run/network-snapshot-000200.pkl", "run/network-snapshot-000400.pkl")
+    args = ["glead-1", "--models=.", "--stand-in=FFHQ", "--metrics=fid1k_full,pr1k3_full", "--out=table.md",
+            "--format=markdown"]
+    result = table(*args)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if "on images at 16x16" in line]
+    fids, prs = recorded(folder / "run", "fid1k_full"), recorded(folder / "run", "pr1k3_full")
+    assert len(fids) == 2 and [record["snapshot_pkl"] for record in prs] == ["network-snapshot-000200.pkl"]
+    fid, precision = fids[0]["results"]["fid1k_full@small-net"], prs[0]["results"]["pr1k3_full_precision@small-net"]
+    assert [cell.strip() for cell in line.split("|")[1:7]] == [
+        "GLeaD", "3.24", f"{fid:.2f}", f"{fid - 3.24:+.2f}", "0.69", f"{precision:.2f}"]
+    assert "by fid1k_full, pr1k3_full, feature net small-net" in line
+    assert result.stdout == (folder / "table.md").read_text() and result.stdout.count("no run") == 4 + 4 + 6
+    monkeypatch.setattr(metric_main, "calc_metric", lambda *args, **kwargs: pytest.fail("calculated again"))
+    assert table(*args).stdout == result.stdout
+    refused = table("glead-1", "--models=.", "--out=table.md")
+    assert refused.exit_code == 1 and "holds no network for glead-1" in refused.stderr
+    assert result.stdout == (folder / "table.md").read_text()
+
+
+def test_a_table_from_a_manifest(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copy("run/network-snapshot-000200.pkl", "church.pkl")
+    entry = {"row": "f at 32x32", "dataset": "LSUN Church", "network": "church.pkl", "data": "images.zip"}
+    args = ["glead-3", "--models=models.json", "--metrics=fid1k_full", "--format=json"]
+    (folder / "models.json").write_text(json.dumps([entry]))
+    result = table(*args)
+    assert result.exit_code == 0, result.output
+    (row,) = [row for row in json.loads(result.stdout) if row["networks"]]
+    (record,) = recorded(folder, "fid1k_full")
+    assert record["snapshot_pkl"] == "church.pkl" and row["fid_measured"] == record["results"]["fid1k_full@small-net"]
+    monkeypatch.setattr(metric_main, "calc_metric", lambda *args, **kwargs: pytest.fail("calculated again"))
+    assert table(*args).stdout == result.stdout
 
 
 @pytest.fixture
@@ -313,7 +434,6 @@ def test_mistakes_about_runs_are_one_line(folder, whole_run):
 
 
 @pytest.mark.parametrize("args,pattern", [
-    (["--metrics=fid50k_ful"], r"unknown metric fid50k_ful: .*fid<N>k_full.*ppl2_wend"),
     (["--metrics=none"], "names no metric"),
     (["--gpus=99", "--device=cuda"], "no CUDA device: say --device=cpu|--gpus is 99, but this machine has"),
     (["--data=broken", "--workers=3", "--metrics=fid1k_full", "--detector=small-net.pt", "--verbose=false"],
@@ -358,6 +478,13 @@ def test_mistakes_are_one_line(folder, args, pattern):
 ])
 def test_usage_errors_exit_with_2(folder, args, pattern):
     assert_one_line_error(run(folder, *args), pattern, code=2)
+
+
+def test_unknown_metrics_are_refused_before_pytorch_is_imported(folder):
+    (folder / "torch.py").write_text("raise SystemExit('torch is imported')")
+    call = command(folder, "--network=a.pkl", "--metrics=fid50k_ful")
+    call["env"]["PYTHONPATH"] = str(folder)
+    assert_one_line_error(subprocess.run(**call, capture_output=True), r"unknown metric fid50k_ful: .*fid<N>k_full")
 
 
 def test_help_shows_defaults(folder):

@@ -109,6 +109,21 @@ def test_images_are_those_of_the_seeds(networks, tmp_path):
     assert (grid[20:, 20 + 18:] == 255).all() and (grid[:2] == 255).all()
 
 
+def test_polarity_chooses_among_seeds(networks, tmp_path, monkeypatch):
+    """rho = 0 is ordinary sampling; others choose among the first seeds, always the same ones."""
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "cache"))
+    images = {}
+    for folder, options in (("plain", []), ("zero", ["--polarity=0"]), ("modes", ["--polarity=-3", "--candidates=4"]),
+                            ("again", ["--polarity=-3", "--candidates=4"])):
+        run_ok(tmp_path, f"--network={networks['plain']}", "--seeds=0-3,90", f"--outdir={folder}", *options)
+        images[folder] = [(tmp_path / folder / f"seed{seed:04d}.png").read_bytes() for seed in (0, 1, 2, 3, 90)]
+    assert images["plain"] == images["zero"] != images["modes"] == images["again"]
+    assert set(images["modes"]) <= set(images["plain"][:4])
+    result = run_ok(tmp_path, f"--network={networks['plain']}", "--seeds=0", "--outdir=a", "--candidates=9")
+    assert "--candidates: no effect without --polarity" in result.stderr
+
+
+
 def test_batch_size_does_not_change_images(networks, tmp_path):
     for batch in (1, 3, 8):
         run_ok(tmp_path, f"--network={networks['plain']}", "--seeds=0-4", f"--outdir={batch}", f"--batch={batch}")

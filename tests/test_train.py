@@ -244,6 +244,7 @@ MISTAKES = [
     ("--resume=training-state-000000100.pt", "--resume: there is no training-state-000000100.pt; give the folder of a"),
     ("--batch=0", "--batch is 0"),
     ("--batch=8 --batch-gpu=3", "--batch-gpu is 3, expected a divisor of 8"),
+    ("--batch-gpu=many", "'many' is neither auto nor a whole number from 1 on"),
     ("--batch=8 --mbstd-group=5", "--mbstd-group is 5"),
     ("--kimg=0", "--kimg is 0.0"),
     ("--gamma=-1", "--gamma is -1.0"),
@@ -277,7 +278,7 @@ MISTAKES = [
     ("--subset=1001", "--subset is 1001, expected 1 to 1000"),
     ("--data=nowhere", "can't open /"),
     ("--data=24", "the resolution of the images is 24, expected a power of two"),
-    ("--metrics=fid50k,fud", "unknown metric among fid50k, fud"),
+    ("--metrics=fid50k,fud", "unknown metric fud: there are fid<N>k"),
     ("--detector=missing.pt", "no network at missing.pt"),
     ("--perceptual=missing.pt", "no network at missing.pt"),
     ("--resume=missing.pkl", "--resume: there is no missing.pkl; give the folder of a run, one of its training "

@@ -22,6 +22,7 @@ from training.config.resolve import resolve as resolve_options
 from training.config.resolve import warnings
 from training.config.schema import TrainingConfig, to_legacy_kwargs
 from training.prepare_run import choose_device, inspect_dataset
+from training.runs import paper_tables
 
 SCRIPTS = ROOT / "train_scripts"
 FOLDERS = ("table1", "table2", "table3", "ggdr")
@@ -327,6 +328,23 @@ def test_mistakes_in_preparing_data(recorder, tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
     done = run_script("data/ffhq", "--source=/dev/null", f"--dest={tmp_path}/x.zip", python=recorder, data=data)
     assert done.stdout.splitlines()[-1] == f"--dest={tmp_path}/x.zip" and not data.exists()
+
+
+def test_released_networks_go_into_table_1(recorder, datasets, tmp_path):
+    for name in ("church.pkl", "bedroom-ggdr.pkl", "other.pkl"):
+        (tmp_path / name).write_bytes(b"")
+    done = run_script("score_released", tmp_path, "--gpus=8", python=recorder, data=datasets)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(ROOT / "calc_metrics.py"), "table", "glead-1",
+                                        f"--models={tmp_path}/released.json", "--gpus=8"]
+    models = paper_tables.find_models("glead-1", str(tmp_path / "released.json"))
+    assert [(m.row, m.table.dataset, m.network, m.data) for m in models] == [
+        ("GLeaD", "LSUN Church", str(tmp_path / "church.pkl"), str(datasets / "church256.zip")),
+        ("GLeaD+GGDR", "LSUN Bedroom", str(tmp_path / "bedroom-ggdr.pkl"), str(datasets / "bedroom256"))]
+    (tmp_path / "none").mkdir()
+    for arguments, message in (([], "Say in which folder"), (["none"], "none holds none of {ffhq,church,bedroom}")):
+        done = run_script("score_released", *arguments, python=recorder, data=datasets, cwd=tmp_path)
+        assert done.returncode == 1 and message in done.stderr and not list((tmp_path / "none").iterdir())
 
 
 @pytest.mark.parametrize("name", ["table1/church-glead", "data/lsun-bedroom"])

@@ -206,8 +206,9 @@ def build_perceptual(
     """Make the perceptual distance that `spec` names.
 
     Args:
-        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), `random-vgg`, `random-alex`
-                      (LPIPS on untrained nets), `mse`, or the path or URL of a feature net.
+        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), either with `:FILE` for its
+                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse`, or the path or URL of a
+                      feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
         dtype:        What the net of an LPIPS computes in.
@@ -226,8 +227,8 @@ def build_perceptual(
     elif spec in _RANDOM_NAMES:
         _warn_of_untrained(spec)
         loss = _random_lpips(_RANDOM_NAMES[spec], dtype=dtype)
-    elif spec in _LPIPS_NAMES:
-        loss = _pretrained_lpips(_LPIPS_NAMES[spec], dtype=dtype)
+    elif (found := _find_lpips(spec)) is not None:
+        loss = _pretrained_lpips(*found, dtype=dtype)
     else:
         loss = _feature_distance(spec, device, trust=trust)
     return loss.to(device).eval().requires_grad_(False)
@@ -240,7 +241,7 @@ def build_stand_in(
 
     Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
     """
-    backbone = _BACKBONES["alex" if spec.endswith("-alex") else "vgg"]
+    backbone = _BACKBONES["alex" if spec.partition(":")[0].endswith("-alex") else "vgg"]
     with torch.device(device):
         layers = backbone.features()
         weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
@@ -256,17 +257,23 @@ def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) ->
     Raises:
         UserError: As `build_perceptual`; or the images are too small for the net.
     """
-    structures = _LPIPS_NAMES | _RANDOM_NAMES
-    if spec in structures:
+    found = _find_lpips(spec)
+    name = found[0] if found is not None else _RANDOM_NAMES.get(spec)
+    if name is not None:
         with torch.device("meta"):
-            _check_size(resolution, _min_input_size(_BACKBONES[structures[spec]].features()))
+            _check_size(resolution, _min_input_size(_BACKBONES[name].features()))
     if spec in _RANDOM_NAMES:
         _warn_of_untrained(spec)
-    elif spec in _LPIPS_NAMES:
-        name = _LPIPS_NAMES[spec]
-        check_all(functools.partial(_linear_weights_file, name), functools.partial(_load_backbone, name))
+    elif found is not None:
+        check_all(functools.partial(_linear_weights_file, name), functools.partial(_load_backbone, *found))
     elif spec not in _NAMES:
         _probe(_feature_distance(spec, "cpu", trust=trust), spec, side=min(resolution, 64))
+
+
+def _find_lpips(spec: str) -> tuple[str, str | None] | None:
+    """`lpips-vgg:FILE` as (`vgg`, FILE), `lpips-vgg` as (`vgg`, None); None for other specs."""
+    kind, _, file = spec.partition(":")
+    return (_LPIPS_NAMES[kind], file or None) if kind in _LPIPS_NAMES else None
 
 
 def _warn_of_untrained(spec: str) -> None:
@@ -316,11 +323,11 @@ def _check_size(side: int, min_size: int) -> None:
                         f"{min_size} or more (lpips-vgg takes 16x16)")
 
 
-def _pretrained_lpips(name: str, *, dtype: torch.dtype) -> LPIPS:
+def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype) -> LPIPS:
     backbone = _BACKBONES[name]
     with torch.device("meta"):
         layers = backbone.features()
-    layers.load_state_dict(_load_backbone(name), assign=True)
+    layers.load_state_dict(_load_backbone(name, file), assign=True)
     linear = torch.load(_linear_weights_file(name), map_location="cpu", weights_only=True)
     weights = [linear[f"lin{i}.model.1.weight"] for i in range(len(backbone.taps))]
     return LPIPS(layers, backbone.taps, weights, dtype=dtype)
@@ -352,16 +359,19 @@ def _linear_weights_file(name: str) -> Path:
     return path
 
 
-def _load_backbone(name: str) -> dict[str, torch.Tensor]:
-    """torchvision's weights, recognised by the SHA-256 of their convolutions.
+def _load_backbone(name: str, file: str | None) -> dict[str, torch.Tensor]:
+    """torchvision's weights, from `file` or where they usually lie, recognised by the SHA-256 of their convolutions.
 
     Raises:
         UserError: They can't be had, or the file holds other weights.
     """
-    path = _backbone_file(name)
+    if file is not None and not os.path.isfile(file):
+        raise UserError(f"lpips-{name}:{file}: there is no file {file}")
+    path = _backbone_file(name) if file is None else Path(file)
     state = read_backbone(name, path)
     if _digest(state) != _BACKBONES[name].sha256:
-        raise UserError(f"{path} holds other weights than {_BACKBONES[name].filename}: delete it and try again")
+        advice = "delete it and try again" if file is None else f"SHA-256 over the convolutions is {_digest(state)}"
+        raise UserError(f"{path} holds other weights than {_BACKBONES[name].filename}: {advice}")
     return state
 
 
@@ -382,8 +392,9 @@ def _backbone_file(name: str) -> Path:
     except UserError as e:
         others = [f"lpips-{other}" for other in _BACKBONES if other != name]
         raise UserError(
-            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]}: {e}; or use "
-            f"--perceptual={', '.join(others)}, the path of a feature net (feature_net.py makes one), or random-vgg or "
+            f"lpips-{name} needs {filename}, which is neither in {folders[0]} nor in {folders[1]}: {e}; or name a file "
+            f"of these weights, with or without fully connected layers, as lpips-{name}:FILE; or use --perceptual="
+            f"{', '.join(others)}, the path of a feature net (feature_net.py makes one), or random-vgg or "
             "random-alex, which are untrained"
         ) from e
     return cached_path(url)

@@ -170,8 +170,6 @@ def check_machine(
     validate_tasks(config)
     expect(config.loss.adversarial in ADVERSARIAL, "--adversarial", config.loss.adversarial,
            f"one of {', '.join(ADVERSARIAL)}")
-    if config.metrics:
-        _check_metric_names(config)
     Keep.parse(config.keep)
     gpus_here = torchrun.processes_here() or config.num_gpus
     checks = [functools.partial(launch.check_gpus, config.device, gpus_here)]
@@ -196,12 +194,6 @@ def check_machine(
 def _raise_all(problems: list[str]) -> None:
     if problems:
         raise UserError(*problems)
-
-
-def _check_metric_names(config: TrainingConfig) -> None:
-    from metrics.metric_main import check_metrics
-
-    check_metrics(config.metrics)
 
 
 def _check_outdir(outdir: str) -> None:

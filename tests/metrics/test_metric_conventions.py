@@ -6,12 +6,15 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import feature_stats
+from metrics.density_coverage import density_coverage
 from metrics.feature_stats import FeatureStats, Moments
+from metrics.fid_infinity import extrapolate
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
-from metrics.kernel_inception_distance import draw_subsets, kernel_distance
+from metrics.kernel_inception_distance import draw_subsets, kernel_distances
 from metrics.perceptual_path_length import path_lengths, slerp, trimmed_mean
 from metrics.precision_recall import precision_recall
+from metrics.sliced_wasserstein import sliced_wasserstein
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
@@ -34,6 +37,16 @@ def test_moments_are_biased_ones_whatever_the_batches(rows_at_once, monkeypatch)
     torch.testing.assert_close(stats.moments().mean, x.mean(dim=0))
     torch.testing.assert_close(stats.moments().cov, torch.from_numpy(np.cov(x.numpy(), rowvar=False, bias=True)))
     torch.testing.assert_close(stats.features(), x.float())
+
+
+def test_features_that_are_not_finite_are_refused_with_their_batch(monkeypatch):
+    monkeypatch.setattr(feature_stats, "_ROWS_AT_ONCE", 10)
+    stats = FeatureStats(keep_moments=True, what="real images")
+    for _ in range(7):
+        stats.append(torch.ones(4, 2))
+    stats.append(torch.tensor([[1, torch.inf]]))
+    with pytest.raises(UserError, match=r"^features of real images that are not finite, in batch 7 \(counted"):
+        stats.moments()
 
 
 def test_fid_of_commuting_gaussians():
@@ -65,11 +78,49 @@ def test_fid_of_one_set_with_itself_is_zero_even_if_rank_deficient():
         assert abs(frechet_distance(moments, moments)) < 1e-5
 
 
+def test_fid_of_equal_covariances_is_the_squared_shift():
+    x = randn(40, 6, dtype=torch.float64)
+    assert frechet_distance(moments_of(x), moments_of(x + torch.arange(6))) == pytest.approx(55, rel=1e-6)
+
+
+def test_fid_does_not_change_under_rotation_and_needs_no_full_rank():
+    """With fewer samples than dimensions, too: what is added are directions without variance."""
+    x, y = (randn(40, 6, seed=seed, dtype=torch.float64) * (1 + seed) for seed in (0, 1))
+    basis = torch.linalg.qr(randn(80, 80, dtype=torch.float64)).Q[:6]     # [6, 80], orthonormal rows
+    expected = frechet_distance(moments_of(x), moments_of(y))
+    assert frechet_distance(moments_of(x @ basis), moments_of(y @ basis)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fid_infinity_takes_the_bias_away():
+    """Of two samples of one distribution, FID is about proportional to 1 / N."""
+    x = randn(20_000, 16, dtype=torch.float64)
+    exact = Moments(torch.zeros(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64))
+    found = extrapolate(exact, x[:4000].float(), random_state=np.random.RandomState(0))
+    biased = frechet_distance(exact, moments_of(x[:4000]))
+    assert abs(found.value) < biased / 2 and 0 < found.std_error < biased
+
+
+def test_sliced_wasserstein_has_closed_forms():
+    def swd(*sets):
+        return sliced_wasserstein(*sets, random_state=np.random.RandomState(0), num_directions=2000)
+
+    x, shift = randn(300, 3), torch.tensor([3.0, 0, 4])
+    assert swd(x, x.flip(0)) == 0
+    assert swd(x, x + shift) == pytest.approx(5 / 3**0.5, rel=0.03)     # the mean square of a direction's component
+    assert swd(x, torch.cat([x, x])) == pytest.approx(0, abs=1e-6), "sets of other sizes, the same distribution"
+    assert swd(x[:2, :1], x[:3, :1]) == pytest.approx(quantile_distance(x[:2, 0], x[:3, 0]), rel=1e-6)
+
+
+def quantile_distance(x, y):
+    """Of two and of three numbers, by six copies of each quantile."""
+    return float((x.sort().values.repeat_interleave(3) - y.sort().values.repeat_interleave(2)).square().mean().sqrt())
+
+
 def test_kid_is_unbiased_and_grows_with_the_shift():
     def kid(real, gen):
         subsets = draw_subsets(len(real), len(gen), random_state=np.random.RandomState(0), num_subsets=20,
                                max_subset_size=300)
-        return kernel_distance(real, gen, subsets)
+        return float(kernel_distances(real, gen, subsets).mean())
 
     real = randn(2000, 8)
     assert abs(kid(real, randn(2000, 8, seed=1))) < 0.02  # about zero, of either sign
@@ -86,7 +137,7 @@ def test_kid_against_the_double_sum():
 
     within = sum(kernel(s[i], s[j]) for s in (x, y) for i in range(6) for j in range(6) if i != j) / 30
     across = sum(kernel(x[i], y[j]) for i in range(6) for j in range(6)) / 36
-    assert kernel_distance(real, gen, iter([subset])) == pytest.approx(within - 2 * across, rel=1e-10)
+    assert float(kernel_distances(real, gen, iter([subset]))) == pytest.approx(within - 2 * across, rel=1e-10)
 
 
 @pytest.mark.parametrize("rounding", ["float16", "float32"])
@@ -116,6 +167,28 @@ def test_precision_recall_against_all_pairs(rounding):
     for block_size in (16, 64, 1000):
         pr = precision_recall(real, gen, rounding=rounding, block_size=block_size)
         assert pr == pytest.approx((float(precision), float(recall)))
+
+
+def test_density_and_coverage_against_all_pairs():
+    real, gen = randn(90, 5) * 2, randn(70, 5, seed=1) + 0.5
+    radii = torch.cdist(real.double(), real.double()).sort(dim=1).values[:, 5]
+    inside = torch.cdist(real.double(), gen.double()) < radii[:, None]
+    expected = float(inside.sum() / (5 * 70)), float(inside.any(dim=1).double().mean())
+    for block_size in (16, 1000):
+        assert density_coverage(real, gen, block_size=block_size) == pytest.approx(expected)
+
+
+def test_density_and_coverage_conventions():
+    real = randn(400, 6)
+    density, coverage = density_coverage(real, randn(4000, 6, seed=1))
+    assert density == pytest.approx(1, abs=0.1) and coverage > 0.95     # as many as the paper expects
+    density, coverage = density_coverage(real, real[:1] + randn(400, 6, seed=1) * 0.01)
+    assert density > 1 and coverage < 0.1, "collapsed: dense, and covers little"
+    assert density_coverage(real, real + 1000) == (0, 0)
+    outlier = torch.cat([real, real[:1] + 50])      # whose ball is huge, and holds all
+    assert density_coverage(outlier, real + 30).density < 0.5
+    with pytest.raises(UserError, match="density and coverage with k=5 need more than 5 images, got 5 real ones"):
+        density_coverage(real[:5], real)
 
 
 def test_precision_recall_far_from_the_origin():

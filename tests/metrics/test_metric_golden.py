@@ -9,9 +9,10 @@ import torch
 from metrics.feature_stats import FeatureStats
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
-from metrics.kernel_inception_distance import Subset, draw_subsets, kernel_distance
+from metrics.kernel_inception_distance import Subset, draw_subsets, kernel_distances
+from metrics.neighbours import PairDistances
 from metrics.perceptual_path_length import path_lengths, slerp, trimmed_mean
-from metrics.precision_recall import _distances, _radii, precision_recall
+from metrics.precision_recall import precision_recall
 from paths import SHARED
 from tests.metrics.reference_generator import ReferenceGenerator
 
@@ -59,7 +60,7 @@ def test_golden_fid_of_singular_covariances():
 def test_golden_kid_and_its_draws(case):
     data = load("fid_kid_pr")
     stored = [Subset(g.numpy(), r.numpy()) for g, r in zip(data[f"in/{case}_gen_idx"], data[f"in/{case}_real_idx"])]
-    kid = kernel_distance(data["in/real"], data["in/gen"], iter(stored))
+    kid = float(kernel_distances(data["in/real"], data["in/gen"], iter(stored)).mean())
     assert kid == pytest.approx(float(data[f"out64/{case}"]), rel=2e-6)
 
     drawn = draw_subsets(len(data["in/real"]), len(data["in/gen"]), num_subsets=len(stored),
@@ -80,10 +81,12 @@ def test_golden_precision_recall(rounding, block_size):
 
 def test_golden_distances():
     data = load("fid_kid_pr")
-    options = {"rounding": "float32", "device": "cpu"}
-    assert_golden(_distances(data["in/real"], data["in/gen"], **options), data["out/dist_real_gen"])
-    radii = _radii(data["in/real"], k=3, block_size=50, on_block=lambda: None, **options)
-    assert_golden(radii, data["out64/kth_real"])
+    pairs = PairDistances("", data["in/real"], data["in/gen"], k=3, block_size=50)
+    distances = torch.zeros_like(data["out/dist_real_gen"])
+    for block in pairs.across():
+        distances[block.rows, block.cols] = block.distances
+    assert_golden(distances, data["out/dist_real_gen"])
+    assert_golden(pairs.radii(pairs.real), data["out64/kth_real"])
 
 
 def test_golden_inception_score():

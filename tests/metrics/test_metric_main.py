@@ -1,9 +1,11 @@
 """The registry, feature extraction, the cache, names of results, reports."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+import threading
 import time
 import types
 
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError, cache_dir, cached_path
+from dnnlib.util import UserError, cache_dir, cached_path, sha256_of
 from metrics import detectors, kernel_inception_distance, metric_main
 from metrics.detectors import INCEPTION_URL, VGG16_URL, FeatureNet, load_feature_net
-from metrics.features import generated_stats, real_stats
+from metrics.feature_stats import FeatureStats
+from metrics.features import _cache_lock, _cache_path, _save, generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared
 from metrics.progress import ScoreBar, Stage
+from metrics.registry import METRICS
 from metrics.sampling import draw, generate_uint8
 from small_networks import save_torchscript
 from tests.metrics.metric_fakes import ArrayDataset, ArrayImages, PerceptualOnly, SmallNet, random_images, save_net
@@ -96,11 +100,15 @@ def test_generated_images_do_not_depend_on_the_batch(G, dataset):
     assert ((without * 127.5 + 128).clamp(0, 255) - whole).abs().mean() > 1  # the noise is there
 
 
-@pytest.mark.parametrize("metric", ["fid1k_full", "pr1k3_full", "is1k"])
-def test_results_do_not_depend_on_batch_size(metric, G, dataset, detector):
+def test_results_do_not_depend_on_batch_size(G, dataset, detector):
+    metrics = ("fid1k_full", "pr1k3_full", "dc1k5", "fidinf1k_full", "swd1k_full", "is1k")
+
     def results(batch_size):
-        return metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, batch_size=batch_size,
-                                       workers=0, cache=False).results
+        shared, results = Shared(metrics), {}
+        for metric in metrics:
+            results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, batch_size=batch_size,
+                                               workers=0, cache=False, shared=shared).results
+        return results
 
     a, b = results(64), results(37)
     assert a.keys() == b.keys()
@@ -112,8 +120,8 @@ def test_metrics_of_one_network_look_at_images_once(G, dataset, detector, monkey
     """FID, KID and precision share real and generated features and the file in the cache; the scores are the same."""
     metrics, seen = ("fid1k_full", "kid1k_full", "pr1k3_full", "is1k"), []
     look = FeatureNet.__call__
-    monkeypatch.setattr(kernel_inception_distance, "kernel_distance",   # which takes seconds
-                        lambda real, gen, subsets, device: float(real.sum() - gen.sum()))
+    monkeypatch.setattr(kernel_inception_distance, "kernel_distances",  # which takes seconds
+                        lambda real, gen, subsets, device: torch.stack([real.sum() - gen.sum()] * 2))
     monkeypatch.setattr(FeatureNet, "__call__", lambda self, img: seen.append(len(img)) or look(self, img))
 
     def score(*metrics, **given):
@@ -161,24 +169,38 @@ def test_results_are_named_after_a_detector_that_is_not_standard(G, dataset, det
 
 
 def test_results_have_plain_names_with_the_standard_detector(G, dataset, tmp_path, monkeypatch):
-    """The standard net is the one at the standard URL; here a small net stands in the download cache in its place."""
-    for seed, url in enumerate((INCEPTION_URL, VGG16_URL)):
-        cached_path(url).parent.mkdir(parents=True, exist_ok=True)
-        save_torchscript(cached_path(url), SmallNet(seed), trust=False)
+    """Inception by its published SHA-256, VGG16 by what came first from its URL; small nets stand in for both."""
+    elsewhere = tmp_path / "any-name"       # known by its content, although nobody said to trust it
+    save_torchscript(elsewhere, SmallNet(0), trust=False)
+    monkeypatch.setitem(detectors.PUBLISHED_SHA256, INCEPTION_URL, sha256_of(elsewhere))
+    fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=str(elsewhere), workers=0)
+    assert list(fid.results) == ["fid1k_full"] and not cache_dir("known-nets.txt").exists()
+    cached_path(INCEPTION_URL).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(elsewhere, cached_path(INCEPTION_URL))
+    save_torchscript(cached_path(VGG16_URL), SmallNet(1), trust=False)
     metric_main.check_detector(["fid1k_full", "is1k", "pr1k3", "ppl2_wend"])
-    fid = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
-    assert list(fid.results) == ["fid1k_full"] and fid.detector.name == "inception-2015-12-05"
+    again = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, workers=0)
+    assert again.results == fid.results and again.detector.name == "inception-2015-12-05"
     assert list(metric_main.calc_metric("is1k", G=G, dataset=dataset, workers=0).results) == ["is1k_mean", "is1k_std"]
     other = metric_main.calc_metric("pr1k3", G=G, dataset=dataset, detector=INCEPTION_URL, workers=0)
     assert list(other.results) == ["pr1k3_precision@inception-2015-12-05", "pr1k3_recall@inception-2015-12-05"]
-    elsewhere = tmp_path / "any-name"       # the same content is the same net, and is trusted
-    shutil.copy(cached_path(INCEPTION_URL), elsewhere)
-    again = metric_main.calc_metric("fid1k_full", G=G, dataset=dataset, detector=str(elsewhere), workers=0)
-    assert again.results == fid.results
+    shutil.copy(cached_path(VGG16_URL), elsewhere)
+    assert metric_main.result_suffix("pr1k3", str(elsewhere), load_feature_net(elsewhere, "features")) == ""
+
     detectors._open_net.cache_clear()
-    save_torchscript(cached_path(INCEPTION_URL), SmallNet(7), trust=False)
-    with pytest.raises(UserError, match="inception-2015-12-05.pt has SHA-256 .* when it first came: delete the file"):
-        metric_main.check_detector(["fid1k_full"])
+    for url in (INCEPTION_URL, VGG16_URL):
+        save_torchscript(cached_path(url), SmallNet(7), trust=False)
+    with pytest.raises(UserError) as e:
+        metric_main.check_detector(["fid1k_full", "pr1k3"])
+    assert "inception-2015-12-05.pt has SHA-256" in e.value.args[0] and "delete it and try again" in e.value.args[0]
+    assert re.search("vgg16.pt has SHA-256 .* when it first came: delete the file", e.value.args[1])
+
+
+def test_a_download_with_another_digest_is_refused(monkeypatch):
+    monkeypatch.setattr("dnnlib.util._download", lambda url, file: file.write(b"something else"))
+    with pytest.raises(UserError, match="has SHA-256 .* expected f58cb9b6ec32.* try again"):
+        metric_main.check_detector(["fid50k_full"])
+    assert not list(cache_dir("downloads").iterdir())
 
 
 def test_full_means_all_images_without_mirroring(G, detector):
@@ -223,6 +245,24 @@ def test_cache_is_used_and_keyed_by_content(G, dataset, detector, tmp_path, monk
     assert count(net=load_feature_net(save_net(tmp_path / "small-net.pt", PerceptualOnly()), "lpips"))[0] == 1100
 
 
+def test_programs_do_not_compute_the_same_at_once(G, dataset, detector, capsys, monkeypatch):
+    net, reads = load_feature_net(detector, "features"), []
+    look = FeatureNet.__call__
+    monkeypatch.setattr(FeatureNet, "__call__", lambda self, img: reads.append(len(img)) or look(self, img))
+    monkeypatch.setattr("builtins.print", lambda *args, **kwargs: waiting.set())
+    path, _ = _cache_path(options(G, dataset), net, ALL.resolved(dataset))
+    waiting = threading.Event()
+    second = threading.Thread(target=lambda: real_stats(options(G, dataset), net, ALL))
+    with _cache_lock(path, options(G, dataset)):
+        second.start()
+        assert waiting.wait(timeout=30) and not reads
+        stats = FeatureStats(keep_moments=True)
+        stats.append(torch.zeros(1100, 48))
+        _save(path, _cache_path(options(G, dataset), net, ALL.resolved(dataset))[1], stats)
+    second.join(timeout=30)
+    assert not reads and not second.is_alive()
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "garbage", "other_key"])
 def test_a_damaged_cache_is_computed_anew(damage, G, dataset, detector, capsys):
     net = load_feature_net(detector, "features")
@@ -263,13 +303,8 @@ def test_an_interrupted_run_leaves_no_cache(G, dataset, detector, monkeypatch):
 
 
 def test_path_length_of_a_network(G, dataset, tmp_path, monkeypatch):
-    from metrics import perceptual_path_length
-
     detector = save_net(tmp_path / "perceptual.pt", PerceptualOnly())
-    monkeypatch.setitem(metric_main._METRICS, "ppl2_wend", metric_main.Metric(
-        compute=lambda opts, net: perceptual_path_length.compute_ppl(
-            opts, net, space="w", sampling="end", crop=False, num_samples=100),
-        standard_net="", output="lpips", num_gen=100))
+    monkeypatch.setitem(METRICS, "ppl2_wend", dataclasses.replace(METRICS["ppl2_wend"], num_gen=100))
     results = [metric_main.calc_metric("ppl2_wend", G=G, dataset=dataset, detector=detector, batch_size=b).results
                for b in (32, 7)]
     assert results[0]["ppl2_wend@perceptual"] == pytest.approx(results[1]["ppl2_wend@perceptual"], rel=0.05)
@@ -417,7 +452,7 @@ def test_which_way_scores_are_better():
               if metric_main.higher_is_better(name)}
     lower = {re.sub(r"\d.*|_.*", "", name) for name in metric_main.list_valid_metrics()
              if not metric_main.higher_is_better(name)}
-    assert higher == {"pr", "is"} and lower == {"fid", "kid", "ppl"}
+    assert higher == {"pr", "dc", "is"} and lower == {"fid", "fidinf", "fdd", "kid", "swd", "ppl"}
 
 
 def test_real_images_are_looked_at_once(G, dataset, detector, monkeypatch):
@@ -449,6 +484,15 @@ def _give_up(net, **place):
         return str(e), time.monotonic() - start
 
 
+def _score_all(G, dataset, detector, **place):
+    metrics = ("is1k", "dc1k5", "fidinf1k")
+    shared, results = Shared(metrics), {}
+    for metric in metrics:
+        results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, shared=shared, cache=False,
+                                           workers=0, **place).results
+    return results
+
+
 def _in_process(rank, num_gpus, port, folder, queue):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_gpus), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -461,9 +505,9 @@ def _in_process(rank, num_gpus, port, folder, queue):
     opts = options(G, dataset, batch_size=16, cache=False, **place)
     stats = [real_stats(opts, net, ALL, **keep), generated_stats(opts, net, num_items=75, **keep),
              generated_stats(opts, net, num_items=1, **keep)]
-    result = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=f"{folder}/small-net.pt", **place)
+    results = _score_all(G, dataset, f"{folder}/small-net.pt", **place)
     cached = [real_stats(options(G, dataset, **place), net, ALL, **keep).num_items for _ in range(2)]
-    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], dict(result.results), cached,
+    queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], results, cached,
                _give_up(net, **place)))
     distributed.any_rank(False)
     distributed.leave()
@@ -506,8 +550,8 @@ def test_two_processes_give_what_one_gives(tmp_path, detector):
         for (features, cov), expected in zip(gathered[rank][0], alone, strict=True):
             np.testing.assert_allclose(features, expected.features(), atol=0.002)
             np.testing.assert_allclose(cov, expected.moments().cov, atol=1e-3)
-    single = metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector).results
-    assert gathered[0][1] == gathered[1][1] == pytest.approx(single, rel=1e-4)
+    single = _score_all(G, dataset, detector)
+    assert gathered[0][1] == gathered[1][1] == pytest.approx(single, rel=1e-3)
     assert gathered[0][2] == [201, 201] and gathered[1][2][0] == 201
     for rank in range(2):   # 200 images would take 10 s
         said, took = gathered[rank][3]

@@ -1,17 +1,20 @@
 """Perceptual distances against golden numbers, the package lpips, and the bare formula."""
 
+import hashlib
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dnnlib import util
 from dnnlib.util import UserError
+from metrics.detectors import load_feature_net
 from small_networks import save_torchscript
 from tests.training.lpips_small import small_lpips
 from torch_utils.formats.feature_nets import OnnxNet
-from training import perceptual
+from training import lpips_features, perceptual  # noqa: F401 (the former makes detectors known)
 from training.perceptual import LPIPS, PixelMSE, build_perceptual, check_perceptual
 
 
@@ -351,6 +354,49 @@ def test_standard_convolutions_are_known_in_another_file(shared, empty_caches):
     torch.save({f"features.{key}": value for key, value in other.items()}, path)
     with pytest.raises(UserError, match="holds other weights than alexnet-owt-7be5be79.pth"):
         check_perceptual("lpips-alex")
+
+
+def test_weights_named_by_file(empty_caches, monkeypatch):
+    """safetensors or a state dict, with or without fully connected layers; known by the digest over convolutions."""
+    layers = perceptual._random_lpips("alex").layers
+    state = {f"features.{key}": value for key, value in layers.state_dict().items()}
+    torch.save(state | {"classifier.1.bias": torch.zeros(1)}, empty_caches / "whole.pth")
+    save_file(state, empty_caches / "convolutions")
+    with pytest.raises(UserError, match="whole.pth holds other weights than alexnet-owt.*: SHA-256 over the conv"):
+        check_perceptual(f"lpips-alex:{empty_caches}/whole.pth")
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in layers.state_dict().values())).hexdigest()
+    monkeypatch.setitem(perceptual._BACKBONES, "alex", perceptual._BACKBONES["alex"]._replace(sha256=digest))
+    x, y = images(size=64), images(size=64, seed=1)
+    distances = []
+    for file in ("whole.pth", "convolutions"):
+        spec = f"lpips-alex:{empty_caches}/{file}"
+        check_perceptual(spec)
+        loss = build_perceptual(spec, device="cpu")
+        distances.append(loss.distance(x, loss.embed(y)))
+        net = load_feature_net(spec, "lpips")   # as a detector for path lengths
+        assert (net.name, net.digest) == ("lpips-alex", digest)
+        a, b = net((x + 1) * 127.5), net((y + 1) * 127.5)
+        torch.testing.assert_close((a - b).square().sum(dim=1), distances[-1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(*distances)
+    with pytest.raises(UserError, match="lpips-alex.* can't be called with return_features=True"):
+        load_feature_net(spec, "features")
+    with pytest.raises(UserError, match="there is no file .*nowhere"):
+        check_perceptual(f"lpips-vgg:{empty_caches}/nowhere")
+    with pytest.raises(UserError, match="lpips-vgg:FILE"):
+        check_perceptual("lpips-vgg")
+
+
+@pytest.mark.parametrize("name, file", [("vgg", "vgg16"), ("alex", "alexnet")])
+def test_published_lpips_from_a_file(shared, empty_caches, name, file):
+    """The package lpips, with the same weights, gives the same."""
+    path = shared / "models" / f"{file}-features.safetensors"
+    loss = build_perceptual(f"lpips-{name}:{path}", device="cpu")
+    state = perceptual.read_backbone(name, path)
+    theirs = pytest.importorskip("lpips").LPIPS(net=name, pnet_rand=True, verbose=False)
+    theirs.net.load_state_dict({key: state[key.partition(".")[2]] for key in theirs.net.state_dict()})
+    x, y = images(size=64), images(size=64, seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(loss.distance(x, loss.embed(y)), theirs(x, y).flatten(), rtol=1e-4, atol=1e-5)
 
 
 def test_published_kind_of_net(shared, empty_caches):

@@ -4,6 +4,7 @@
 |-------------|-----------------------------------------------------|-----------------------------------------------|
 | safetensors | the weights and architecture of a `ClassifierNet`   | always: it is data                            |
 | ONNX        | a graph, computed by onnxruntime, without gradients | always: it runs no code and writes no files   |
+| DINOv2      | the authors' weights; the package timm has the net  | always: it is data                            |
 | TorchScript | a program                                           | if its SHA-256 is among the known ones        |
 
 `known-nets.txt` in the cache folder lists the nets that the user has trusted (`trust_net`), with the paths and URLs
@@ -19,12 +20,12 @@ import json
 import os
 import warnings
 import zipfile
-from typing import Any, Iterator, Literal, NamedTuple
+from typing import Any, Collection, Iterator, Literal, NamedTuple
 
 import torch
 
 from dnnlib.util import UserError, append_text, atomic_write, cache_dir, open_url
-from torch_utils.formats import is_onnx, is_safetensors
+from torch_utils.formats import dinov2, is_onnx, is_safetensors
 from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.safetensors_file import read_header, read_tensors
 
@@ -47,26 +48,30 @@ class OpenNet(NamedTuple):
     outputs: frozenset[Output]  # What it can be asked for.
 
 
-def open_net(source: str | os.PathLike, device: str | torch.device) -> OpenNet:
+def open_net(source: str | os.PathLike, device: str | torch.device, *, trusted: Collection[str] = ()) -> OpenNet:
     """Open a feature net of any format for inference.
 
     Args:
-        source: Path or http(s) URL; a URL is downloaded once, which is announced on stderr.
-        device: Where it runs. ONNX nets run on the CPU, and take and give tensors there or elsewhere.
+        source:  Path or http(s) URL; a URL is downloaded once, which is announced on stderr.
+        device:  Where it runs. ONNX nets run on the CPU, and take and give tensors there or elsewhere.
+        trusted: SHA-256 of TorchScript files that may be opened, beside those that the user trusts.
 
     Raises:
         UserError: The file can't be had, is no feature net, or is a TorchScript file that nobody said to trust.
     """
     name, data = os.fspath(source), _read(source)
     digest = hashlib.sha256(data).hexdigest()
-    if is_safetensors(data):
-        module: torch.nn.Module = _build_classifier(data, name).to(device)
-        outputs = set(CALL_OPTIONS)
+    outputs: set[Output] = set(CALL_OPTIONS)
+    if not _is_torchscript(data) and (state := dinov2.read_state(data)) is not None:
+        module: torch.nn.Module = dinov2.build(state, name).to(device)
+        outputs = {"features"}
+    elif is_safetensors(data):
+        module = _build_classifier(data, name).to(device)
     elif is_onnx(data):
         module = OnnxNet(data, name)
         outputs = set(module.output_names)
     elif _is_torchscript(data):
-        if not origins(digest):
+        if digest not in trusted and not origins(digest):
             raise UserError(f"{name} is a TorchScript file, which is a program and can do what you can, such as delete "
                             f"files: say --trust-net once if you trust it (SHA-256 {digest}, which is then remembered)")
         module = _load_torchscript(data, name, device)
@@ -74,7 +79,7 @@ def open_net(source: str | os.PathLike, device: str | torch.device) -> OpenNet:
         outputs = {output for output, options in CALL_OPTIONS.items() if options.keys() <= arguments}
     else:
         raise UserError(f"{name} is no feature net: neither a safetensors file by feature_net.py, nor ONNX, nor "
-                        "TorchScript (made by torch.jit.save)")
+                        "TorchScript (made by torch.jit.save), nor weights of DINOv2")
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_
         parameter.requires_grad = False
     return OpenNet(module.eval(), digest, frozenset(outputs))
@@ -99,7 +104,7 @@ def trust_net(source: str | os.PathLike, *, always_the_same: bool = False) -> No
         UserError: The file can't be had, or has changed although it should be `always_the_same`.
     """
     data = _read(source)
-    if not _is_torchscript(data):
+    if not always_the_same and not _is_torchscript(data):
         return
     digest, origin = hashlib.sha256(data).hexdigest(), ascii(os.fspath(source))[1:-1]
     before = [known for known, known_origin in _known() if known_origin == origin]

@@ -124,5 +124,7 @@ def run_name(dataset_name: str, method: str) -> str:
 
 
 def _stem(value: Any) -> Any:
-    """Of a path, its last part without suffix."""
+    """Of a path, its last part without suffix; lpips-vgg:FILE is lpips-vgg, as it has the standard weights."""
+    if isinstance(value, str) and value.startswith("lpips-"):
+        return value.partition(":")[0]
     return os.path.splitext(os.path.basename(value))[0] if isinstance(value, str) else value

@@ -11,12 +11,11 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 
 from dnnlib.util import UserError, say_once
-from metrics.metric_main import higher_is_better
 from torch_utils.formats.network_pickle import save_network_pkl
 from torch_utils.state import Misfit, check
 
-from .run_log import read_records
-from .training_state import PICKLE_NAME, list_pickles, pickle_kimg, pickle_path, state_path, write_state
+from .best import find_best
+from .training_state import list_pickles, pickle_kimg, pickle_path, state_path, write_state
 
 
 class Keep(NamedTuple):
@@ -183,22 +182,10 @@ class Checkpoints:
             period = round(self.keep.every * self.snapshot_kimg * 1000)
             numbers = [round(pickle.kimg * 1000) // period for pickle in pickles]
             stay |= {names[numbers.index(number)] for number in numbers}  # the first of each period
-        if self.keep.best and (best := self.best()) is not None:
-            stay.add(best)
+        if self.keep.best and (best := find_best(self.run_dir, self.metric)) is not None:
+            stay.add(best.snapshot_pkl)
         for name in set(names) - stay:
             (self.run_dir / name).unlink(missing_ok=True)
-
-    def best(self) -> str | None:
-        """The name of the pickle with the best score so far, measured as in training; None where nothing was scored."""
-        scores: dict[str, float] = {}
-        for record in read_records(self.run_dir / f"metric-{self.metric}.jsonl"):
-            name, ours = str(record.get("snapshot_pkl")), "protocol" not in record
-            if ours and PICKLE_NAME.fullmatch(name) and record.get("results"):
-                scores[name] = next(iter(record["results"].values()))
-        if not scores:
-            return None
-        sign = -1 if higher_is_better(self.metric) else 1
-        return min(scores, key=lambda name: sign * scores[name])
 
 
 class HostCopies(NamedTuple):

@@ -16,6 +16,7 @@ from torch_utils.state import Misfit, check
 from training.config.schema import TrainingConfig
 from training.data.dataset import ImageFolderDataset
 
+from .best import mark_best
 from .interrupt import StopRequest
 from .run_log import RunLog, read_records
 from .training_state import pickle_kimg
@@ -74,6 +75,8 @@ def evaluate(
             except OSError as e:
                 print(f"Warning: can't write metric-{metric}.jsonl: {e.strerror or e}", flush=True)
         log.add_metrics(result.results)
+    if c.metrics and distributed.rank() == 0:
+        mark_best(snapshot_pkl.parent, c.metrics[0], warn=lambda line: print(f"Warning: {line}", flush=True))
 
 
 def metric_batch(config: TrainingConfig) -> int:

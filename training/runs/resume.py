@@ -48,6 +48,9 @@ def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
         path = result.get(option)
         if path and path not in names and (option == "data" or os.path.isfile(path)):
             result[option] = os.path.abspath(path)
+        kind, _, file = str(path).partition(":")    # lpips-vgg:FILE
+        if option == "perceptual" and kind in names and file:
+            result[option] = f"{kind}:{os.path.abspath(file)}"
     return result
 
 

@@ -19,6 +19,7 @@ from metrics import metric_main
 from metrics.options import Shared
 from metrics.published import score_of
 
+from .best import mark_best
 from .interrupt import StopRequest
 from .resume import OPTIONS_NAME, is_busy, is_finished
 from .run_log import read_records
@@ -244,6 +245,7 @@ class RunScorer:
             with self.stop.at_once():
                 result = self.calculate(metric, G=G, shared=shared)
             self.book.add(result, pickle.path)
+        mark_best(self.run_dir, self.book.metrics[0], warn=self.warn)
         self.num_scored += 1
 
     def is_finished(self) -> bool:
@@ -318,4 +320,4 @@ class ScoreTable:
 
 
 def _cell(column: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.6f}" if score_of(column) == "kid" else f"{value:.4f}"
+    return "-" if value is None else f"{value:.6f}" if column.startswith("kid") else f"{value:.4f}"

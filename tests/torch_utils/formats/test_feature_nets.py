@@ -1,6 +1,8 @@
 """Opening feature nets of all formats, and which of them are trusted."""
 
 import json
+import sys
+import types
 import warnings
 import zipfile
 
@@ -139,6 +141,43 @@ def test_onnx_nets(tmp_path):
     assert "takes one input" in error_of(write_onnx(tmp_path / "d", dtype=TensorProto.DOUBLE))
     assert "a, b none is called features" in error_of(write_onnx(tmp_path / "e", outputs=["a", "b"]))
     assert not (tmp_path / "cache").exists(), "no trust was needed"
+
+
+def test_dinov2_from_the_authors_weights(tmp_path):
+    timm = pytest.importorskip("timm", reason="the architecture of DINOv2 is in the package timm")
+    net = timm.create_model("vit_small_patch14_dinov2", img_size=224, num_classes=0).eval()
+    with torch.no_grad():
+        for block in net.blocks:    # which would hardly do anything
+            block.ls1.gamma.fill_(1), block.ls2.gamma.fill_(1)
+    state = net.state_dict() | {"mask_token": torch.zeros(1, 384)}
+    torch.save(state, tmp_path / "dinov2.pth")
+    opened = open_net(tmp_path / "dinov2.pth", "cpu")
+    assert opened.outputs == {"features"} and not opened.module.training
+    img, mean, std = pixels(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    large = torch.nn.functional.interpolate(img.float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        expected = net((large / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+        features = opened.module(img, return_features=True)
+    assert features.shape == (3, 384)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+    rows = torch.arange(1369.0).div(37).floor()[None, :, None].repeat(1, 1, 384)    # 37x37, as the published ones have
+    state["pos_embed"] = torch.cat([torch.full([1, 1, 384], -1.0), rows], dim=1)
+    save_file(state, tmp_path / "dinov2.safetensors")
+    positions = open_net(tmp_path / "dinov2.safetensors", "cpu").module.net.pos_embed[0, :, 0]
+    assert positions[0] == -1
+    rows = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
+    torch.testing.assert_close(positions[1:].view(16, 16)[2:-2, 5], rows[2:-2], rtol=0, atol=0.05)
+
+
+def test_dinov2_that_can_not_be_built(tmp_path, monkeypatch):
+    state = {"cls_token": torch.zeros(1, 1, 1536), "pos_embed": torch.zeros(1, 257, 1536),
+             "blocks.0.ls1.gamma": torch.zeros(1536)}
+    torch.save(state, tmp_path / "net.pth")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "in the package timm: pip install timm" in error_of(tmp_path / "net.pth")
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace())
+    assert "the nets of widths 384, 768, 1024 without registers are known" in error_of(tmp_path / "net.pth")
 
 
 def test_other_files_are_refused_in_one_line(tmp_path):

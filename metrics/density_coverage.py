@@ -1,0 +1,56 @@
+"""Density and coverage (Naeem et al., ICML 2020)."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from metrics.detectors import FeatureNet
+from metrics.features import generated_stats, real_stats
+from metrics.neighbours import PairDistances, num_blocks
+from metrics.options import ImageSet, MetricOptions, track
+
+NUM_NEIGHBOURS = 5  # With 10,000 images of either kind, what the paper recommends.
+
+
+class DensityCoverage(NamedTuple):
+    density: float      # From 0; may exceed 1.
+    coverage: float     # 0..1.
+
+
+def compute_dc(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
+    """Density and coverage, k = 5, of `num_gen` generated images and real ones."""
+    real = real_stats(opts, net, images, keep_features=True)
+    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
+    if opts.rank != 0:
+        return {}
+    blocks = num_blocks(real.num_items, gen.num_items, radii_of=[real.num_items])
+    with track(opts, "distances", blocks) as done:
+        dc = density_coverage(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
+    return {f"{opts.metric}_density": dc.density, f"{opts.metric}_coverage": dc.coverage}
+
+
+@torch.no_grad()
+def density_coverage(
+    real: torch.Tensor,                     # float32 [N, F]
+    gen: torch.Tensor,                      # float32 [M, F]
+    *,
+    k: int = NUM_NEIGHBOURS,
+    **options: Any,                         # of `PairDistances`
+) -> DensityCoverage:
+    """How densely generated images lie among real ones, and how many of the real ones have generated ones nearby.
+
+    About each real image there is a ball with the distance to its k-th nearest other real image as radius. Density is
+    the mean number of balls that a generated image lies in, divided by k (Eq. 4 of the paper). Coverage is the share of
+    balls that hold a generated image (Eq. 5).
+
+    Raises:
+        UserError: Too few images for k neighbours.
+    """
+    pairs = PairDistances("density and coverage", real, gen, k=k, **options)
+    radii = pairs.radii(pairs.real)
+    balls_entered, is_covered = 0, torch.zeros_like(radii, dtype=torch.bool)
+    for block in pairs.across():
+        inside = block.distances < radii[block.rows, None]
+        balls_entered += int(inside.sum())
+        is_covered[block.rows] |= inside.any(dim=1)
+    return DensityCoverage(balls_entered / (k * len(gen)), float(is_covered.double().mean()))

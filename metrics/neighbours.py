@@ -1,0 +1,124 @@
+"""Distances between all pairs of two sets of features, block by block, for metrics of nearest neighbours."""
+
+from typing import Callable, Iterator, Literal, NamedTuple, Sequence
+
+import torch
+
+from dnnlib.util import UserError
+
+BLOCK_SIZE = 5_000  # Side of a block of distances, 100 MB; results do not depend on it.
+
+Rounding = Literal["float16", "float32"]
+
+
+class Block(NamedTuple):
+    """Some distances, and where they stand in the whole matrix."""
+
+    rows: slice
+    cols: slice
+    distances: torch.Tensor     # float32 [rows, cols]
+
+
+class PairDistances:
+    """Euclidean distances within and between real and generated features; never all of them at once.
+
+    They are computed in float32, from centred features: |x|^2 + |y|^2 - 2 x.y loses digits when the vectors are long
+    and close together.
+
+    Args:
+        name:     What the metric is called in messages.
+        real:     float32 [N, F].
+        gen:      float32 [M, F].
+        k:        How many neighbours `radii` is about.
+        rounding: "float16" rounds features and distances to float16's numbers.
+        on_block: Called after each block.
+
+    Raises:
+        UserError: Too few images for k neighbours, or features beyond float16's range.
+    """
+
+    def __init__(
+        self, name: str, real: torch.Tensor, gen: torch.Tensor, *, k: int, rounding: Rounding = "float32",
+        block_size: int = BLOCK_SIZE, device: torch.device | str = "cpu", on_block: Callable[[], None] = lambda: None,
+    ):
+        for kind, features in (("real", real), ("generated", gen)):
+            if len(features) <= k:
+                raise UserError(f"{name} with k={k} need more than {k} images, got {len(features)} {kind} ones")
+        self._k, self._rounding, self._block_size, self._device = k, rounding, block_size, device
+        self._on_block = on_block
+        if rounding == "float16":
+            _check_half_range(real, gen)
+        self.real, self.gen = _place(real, device), _place(gen, device)
+        sums = torch.stack([self._read(part).double().sum(dim=0) for part in self.real.split(block_size)])
+        self._centre = (sums.sum(dim=0) / len(real)).float()
+
+    def across(self) -> Iterator[Block]:
+        """Distances of real images (rows) to generated ones (columns)."""
+        for rows, cols in _blocks(len(self.real), len(self.gen), self._block_size):
+            yield Block(rows, cols, self._rounded(self._squared(self.real[rows], self.gen[cols]).sqrt_()))
+            self._on_block()
+
+    def radii(self, x: torch.Tensor) -> torch.Tensor:
+        """Distance of every row of `self.real` or `self.gen` to its k-th nearest other row, [N].
+
+        Only k + 1 candidates for each row are held.
+        """
+        nearest = torch.full([len(x), self._k + 1], torch.inf, device=self._device)  # Squares: roots keep the order.
+        for rows, cols in _blocks(len(x), len(x), self._block_size, symmetric=True):
+            distances = self._squared(x[rows], x[cols])
+            if rows == cols:
+                distances.fill_diagonal_(0)  # not what rounding leaves of it
+            else:
+                _merge(nearest, cols, distances.T)
+            _merge(nearest, rows, distances)
+            self._on_block()
+        return self._rounded(nearest.amax(dim=1).sqrt())  # the row itself counts as the first
+
+    def _squared(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Squared distances [len(x), len(y)], float32."""
+        x, y = self._read(x) - self._centre, self._read(y) - self._centre
+        squared = torch.addmm(y.square().sum(dim=1)[None, :], x, y.T, alpha=-2)
+        squared += x.square().sum(dim=1)[:, None]
+        return squared.clamp_(min=0)
+
+    def _read(self, x: torch.Tensor) -> torch.Tensor:
+        return self._rounded(x.to(self._device))
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x.half().float() if self._rounding == "float16" else x
+
+
+def num_blocks(num_real: int, num_gen: int, *, radii_of: Sequence[int], block_size: int = BLOCK_SIZE) -> int:
+    """How often `on_block` will be called, with radii of sets of these sizes."""
+    return sum(1 for _ in _blocks(num_real, num_gen, block_size)) + sum(
+        1 for size in radii_of for _ in _blocks(size, size, block_size, symmetric=True))
+
+
+def _merge(nearest: torch.Tensor, rows: slice, distances: torch.Tensor) -> None:
+    """Keep the smallest of what `nearest` [N, k + 1] holds for these rows and of new distances [rows, cols]."""
+    count = nearest.shape[1]
+    best = distances.topk(min(count, distances.shape[1]), dim=1, largest=False, sorted=False).values
+    nearest[rows] = torch.cat([nearest[rows], best], dim=1).topk(count, dim=1, largest=False, sorted=False).values
+
+
+def _place(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Features on the device if they take a small part of its free memory; else blocks of them go there in turn."""
+    if torch.device(device).type != "cuda":
+        return x
+    free, _ = torch.cuda.mem_get_info(device)
+    return x.to(device) if 4 * x.nbytes < free else x
+
+
+def _blocks(num_rows: int, num_cols: int, block_size: int, *, symmetric: bool = False) -> Iterator[tuple[slice, slice]]:
+    """Blocks that cover a matrix; of a symmetric one, those on and above the diagonal."""
+    for row in range(0, num_rows, block_size):
+        for col in range(row if symmetric else 0, num_cols, block_size):
+            yield slice(row, min(row + block_size, num_rows)), slice(col, min(col + block_size, num_cols))
+
+
+def _check_half_range(real: torch.Tensor, gen: torch.Tensor) -> None:
+    limit = torch.finfo(torch.float16).max
+    longest = max(float(x.norm(dim=1).max()) for x in (real, gen))
+    if not 2 * longest < limit:  # also where it is not a number
+        raise UserError(f"features of length {longest:.3g} give distances beyond float16, in which precision and "
+                        f"recall are defined: use a feature net with outputs below {limit / 2:.0f}")

@@ -1,0 +1,115 @@
+"""Polarity sampling (Humayun et al., CVPR 2022): latents resampled by how much G stretches space around them.
+
+A generator spreads the density of z thinly where it stretches space, by the product of the singular values of its
+Jacobian, and thickly where it doesn't. Candidates are drawn as usual, and then chosen with probabilities proportional
+to that product to the power of rho. A rho below 0 favours modes, above 0 what lies between and beside them; 0 changes
+nothing.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import atomic_write, cache_dir
+
+NUM_VALUES = 30     # Singular values that count, the largest ones.
+_OVERSAMPLING = 10
+_NUM_ITERATIONS = 2
+_TINY = 1e-12       # Where G doesn't depend on z at all.
+
+
+class Polarity(NamedTuple):
+    """How latents are resampled."""
+
+    rho: float
+    num_candidates: int
+
+
+def singular_values(
+    f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, *, k: int = NUM_VALUES, seed: int = 0
+) -> torch.Tensor:
+    """The k largest singular values of the Jacobian of f at z, or all if there are fewer; descending.
+
+    They are exact where z has at most k + 10 numbers. Else they come from a randomised subspace iteration (Halko et
+    al., SIAM Review 2011), which needs no more than products of the Jacobian with vectors.
+
+    Args:
+        f: Float [N, D] to float [N, ...], each row by itself, twice differentiable.
+        z: Float [D].
+    """
+    size = z.numel()
+    count = min(k + _OVERSAMPLING, size)
+    if count == size:
+        basis = torch.eye(size, dtype=z.dtype, device=z.device)
+    else:
+        normal = torch.randn(size, count, generator=torch.Generator().manual_seed(seed))
+        basis = torch.linalg.qr(normal.to(z)).Q
+        for _ in range(_NUM_ITERATIONS):
+            image = torch.linalg.qr(_times_jacobian(f, z, basis)).Q
+            basis = torch.linalg.qr(_jacobian_times(f, z, image)).Q
+    return torch.linalg.svdvals(_times_jacobian(f, z, basis).double())[:k]
+
+
+def _times_jacobian(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """J V for V [D, M], as [P, M]: the derivative, by u, of u^T J V. Our kernels have no forward derivatives."""
+    with torch.enable_grad():
+        x = z.expand(vectors.shape[1], -1).clone().requires_grad_()
+        y = f(x)
+        u = torch.zeros_like(y, requires_grad=True)
+        gradient, = torch.autograd.grad(y, x, u, create_graph=True)
+        result, = torch.autograd.grad(gradient, u, vectors.T)
+    return result.flatten(1).T
+
+
+def _jacobian_times(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """J^T U for U [P, M], as [D, M]."""
+    with torch.enable_grad():
+        x = z.expand(vectors.shape[1], -1).clone().requires_grad_()
+        y = f(x)
+        result, = torch.autograd.grad(y, x, vectors.T.reshape(y.shape))
+    return result.T
+
+
+def log_volume(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor) -> float:
+    """Sum of the logarithms of the largest singular values of the Jacobian of G(z): z [z_dim], c [c_dim].
+
+    The noise of the layers is the constant one. The mapping network takes no notice of the length of z. So one singular
+    value is always 0, and is left out.
+    """
+    def images(z: torch.Tensor) -> torch.Tensor:
+        return G.synthesis(G.mapping(z, c.expand(len(z), -1)), noise_mode="const", force_fp32=True)
+
+    values = singular_values(images, z, k=min(NUM_VALUES, len(z) - 1))
+    return float(values.clamp(min=_TINY).log().sum())
+
+
+def choose(log_volumes: np.ndarray, rho: float, count: int, random_state: np.random.RandomState) -> np.ndarray:
+    """Indices of the candidates that `count` images are made of; of equal probability with rho = 0."""
+    weights = rho * (log_volumes - log_volumes.mean())
+    weights = np.exp(weights - weights.max())
+    return random_state.choice(len(log_volumes), count, p=weights / weights.sum())
+
+
+def cache_path(G: torch.nn.Module, what: str) -> Path:
+    """The file for log volumes, which are known by the weights of G and by what else they depend on."""
+    digest = hashlib.sha256(what.encode())
+    for name, tensor in G.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return cache_dir("polarity", f"{digest.hexdigest()[:32]}.npy")
+
+
+def load_volumes(path: Path) -> np.ndarray | None:
+    """Log volumes from the cache; None where there are none, or the file is damaged."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return None
+
+
+def save_volumes(path: Path, volumes: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as f:
+        np.save(f, volumes)

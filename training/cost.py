@@ -1,0 +1,109 @@
+"""What each method costs on this device: parameters, multiply-accumulates, times, memory (the papers' cost tables)."""
+
+import functools
+from typing import Any, Callable, NamedTuple, Sequence
+
+import torch
+from tabulate import tabulate
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from metrics.published import TABLES
+from training.build import build_networks
+from training.config.options import Options
+from training.config.resolve import resolve
+from training.config.schema import DatasetConfig, Method, TrainingConfig
+from training.loss import Batch, StyleGAN2Loss
+from training.perceptual import build_stand_in
+from training.phases import GradientGuard, Phase, build_phases
+from training.tasks import build_tasks
+
+_MIN_SEC = 1.0      # Each thing is timed at least that long.
+
+
+class Cost(NamedTuple):
+    """Of one method; of a pass, for one image."""
+
+    method: str
+    G_params: int
+    D_params: int           # In training, the decoder included.
+    G_gmac: float           # Billions of multiply-accumulates of convolutions and matrix products.
+    D_gmac: float           # With the decoder.
+    G_ms: float
+    D_ms: float
+    step_ms: float          # Of a training step: all phases, each by the share of steps that it is in.
+    memory_gb: float | None     # The most that a training step takes on a GPU; None on a CPU.
+
+
+def configure(method: Method, *, cfg: str, resolution: int, batch: int, device: str) -> TrainingConfig:
+    """The published settings of a method."""
+    options = Options(method=method, cfg=cfg, aug="noaug", batch=batch, batch_gpu=batch)
+    return resolve(options, DatasetConfig(path="random", resolution=resolution), device=device)
+
+
+def measure(config: TrainingConfig) -> Cost:
+    device, count = torch.device(config.device), config.batch_gpu
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    G, D = (net.train().requires_grad_(False).to(device) for net in build_networks(config))
+    # Untrained perceptual nets cost the same, and need no files.
+    distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
+    real_tasks, fake_tasks = build_tasks(config, G, build_distance=distance)
+    phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
+    guard, side = GradientGuard(device), config.dataset.resolution
+    z, c = torch.randn([count, G.z_dim], device=device), torch.zeros([count, 0], device=device)
+    img = torch.rand([count, config.dataset.num_channels, side, side], device=device) * 2 - 1
+    batch = Batch(img, c, z, c)
+    step_sec = sum(_seconds(functools.partial(_run, phase, batch, guard)) / phase.interval for phase in phases)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+    G.eval(), D.eval()
+    passes: dict[str, Callable[[], Any]] = {"G": lambda: G(z, c), "D": lambda: D.run(img, c)}
+    with torch.inference_mode():
+        gmac = {name: _count_flop(work) / 2e9 / count for name, work in passes.items()}
+        ms = {name: 1e3 * _seconds(work) / count for name, work in passes.items()}
+    G_params, D_params = (sum(parameter.numel() for parameter in net.parameters()) for net in (G, D))
+    return Cost(config.method, G_params, D_params, G_gmac=gmac["G"], D_gmac=gmac["D"], G_ms=ms["G"], D_ms=ms["D"],
+                step_ms=1e3 * step_sec / count, memory_gb=memory)
+
+
+def _run(phase: Phase, batch: Batch, guard: GradientGuard) -> None:
+    """As the training loop runs it."""
+    phase.opt.zero_grad(set_to_none=True)
+    phase.module.requires_grad_(True)
+    for term in phase.loss(batch):
+        (term * phase.gain).backward()
+    phase.module.requires_grad_(False)
+    if phase.finish is not None:
+        phase.finish()
+    guard.process(phase.module)
+    phase.opt.step()
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    work()  # compiles, chooses algorithms
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=_MIN_SEC).median
+
+
+def _count_flop(work: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def format_costs(costs: Sequence[Cost]) -> str:
+    """A table, with times relative to the first method's, and below it the published figures."""
+    first = costs[0]
+    cells = [[cost.method, f"{cost.G_params / 1e6:.2f}", f"{cost.D_params / 1e6:.2f}", f"{cost.G_gmac:.3f}",
+              f"{cost.D_gmac:.3f}", f"{cost.G_ms:.2f}", f"{cost.D_ms:.2f}", f"{cost.step_ms:.2f}",
+              f"{100 * (cost.step_ms / first.step_ms - 1):+.1f}%",
+              "-" if cost.memory_gb is None else f"{cost.memory_gb:.2f}"] for cost in costs]
+    head = ["method", "G M", "D M", "G GMAC", "D GMAC", "G ms", "D ms", "step ms", f"over {first.method}", "memory GB"]
+    lines = [tabulate(cells, head, disable_numparse=True),
+             "M: million parameters. GMAC, ms: for one image. GB: the most that a training step takes."]
+    for table in TABLES:
+        if table.dataset is None:
+            lines += ["", f"Published: {table.source}",
+                      tabulate([[name, *row] for name, row in table.rows.items()], ["method", *table.columns])]
+    return "\n".join(lines)

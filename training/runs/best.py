@@ -1,0 +1,86 @@
+"""The best network pickle of a run: which one it is, and a mark that people and scripts find."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from dnnlib.util import atomic_path, atomic_write
+from metrics.registry import METRICS, higher_is_better, is_valid_metric
+
+from .run_log import read_records
+from .training_state import PICKLE_NAME, pickle_kimg
+
+BEST_NAME, BEST_PICKLE_NAME = "best.json", "network-best.pkl"
+
+
+class Best(NamedTuple):
+    """What `best.json` says."""
+
+    metric: str
+    result: str         # Name of the score.
+    value: float
+    snapshot_pkl: str   # Name of the pickle.
+    kimg: float
+
+
+def find_best(run_dir: str | os.PathLike, metric: str) -> Best | None:
+    """The pickle with the best score, measured as in training; None where there is no score.
+
+    Scores by the feature net of the first one are compared; of two scores of a pickle, the later one counts.
+    """
+    scores: dict[str, tuple[str, float]] = {}
+    for record in read_records(Path(run_dir, f"metric-{metric}.jsonl")):
+        name = str(record.get("snapshot_pkl"))
+        if "protocol" not in record and PICKLE_NAME.fullmatch(name) and record.get("results"):
+            result, value = next(iter(record["results"].items()))
+            if not scores or result == next(iter(scores.values()))[0]:
+                scores[name] = result, value
+    if not scores:
+        return None
+    sign = -1 if higher_is_better(metric) else 1
+    name = min(scores, key=lambda name: sign * scores[name][1])
+    return Best(metric, *scores[name], name, pickle_kimg(name))
+
+
+def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], None]) -> None:
+    """Have `best.json` tell of the best pickle, and `network-best.pkl` be another name of it, or a copy.
+
+    The latter stays when the pickle under its own name is deleted. Where it was deleted before it could be marked, the
+    marks stay as they are. Marks by FID are not replaced by those of other metrics, nor those of many images by those
+    of fewer.
+
+    Args:
+        warn: Is given a line if the marks can't be written.
+    """
+    folder = Path(run_dir)
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        marked = json.loads((folder / BEST_NAME).read_text())["metric"]
+        metric = marked if is_valid_metric(marked) and _weight(marked) > _weight(metric) else metric
+    best = find_best(folder, metric)
+    if best is None or not (folder / best.snapshot_pkl).is_file():
+        return
+    try:
+        _link(folder / best.snapshot_pkl, folder / BEST_PICKLE_NAME)
+        with atomic_write(folder / BEST_NAME) as f:
+            f.write(json.dumps(best._asdict()).encode() + b"\n")
+    except OSError as e:
+        warn(f"can't mark the best pickle: {e.filename or folder}: {e.strerror or e}")
+
+
+def _weight(metric: str) -> tuple[bool, int]:
+    """Of two metrics, the one with the larger weight tells which pickle is the best."""
+    return metric.startswith("fid"), METRICS[metric].num_gen
+
+
+def _link(source: Path, path: Path) -> None:
+    if path.is_file() and path.samefile(source):
+        return
+    with atomic_path(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:     # a file system without hard links
+            shutil.copyfile(source, temporary)

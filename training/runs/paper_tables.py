@@ -1,0 +1,269 @@
+"""The papers' tables, filled with networks that were trained here: which network belongs in which cell, and the print.
+
+A cell's networks are run directories, of which the best pickle by the first metric counts, as in the papers, or single
+pickles. Several trainings with different seeds give mean and standard deviation.
+"""
+
+import csv
+import io
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any, Callable, Literal, Mapping, NamedTuple, Sequence
+
+from tabulate import tabulate
+
+from dnnlib.util import UserError
+from metrics.published import DATASETS, TABLES, PublishedTable, find_dataset, score_of
+from training.config.presets import PUBLISHED_DATA
+from training.config.schema import TrainingConfig, from_json
+
+Format = Literal["text", "markdown", "latex", "csv", "json"]
+_TABULATE = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
+_METHODS = {"stylegan2": "StyleGAN2", "ggdr": "GGDR", "glead": "GLeaD", "glead+ggdr": "GLeaD+GGDR"}
+_NAMES = {  # Starts of the sources in published.json.
+    "glead-1": "GLeaD (CVPR 2023), Table 1", "glead-2": "GLeaD (CVPR 2023), Table 2",
+    "glead-3": "GLeaD (CVPR 2023), Table 3", "ggdr-1": "GGDR (ECCV 2022), Table 1",
+    "ggdr-2": "GGDR (ECCV 2022), Table 2", "ggdr-3": "GGDR (ECCV 2022), Table 3",
+    "ggdr-4": "GGDR (ECCV 2022), Table 4", "ggdr-ablation": "GGDR (ECCV 2022), ablation",
+}
+NAMES = tuple(_NAMES)
+_LAMBDAS = 10, 3    # GLeaD's weights on real and on generated images, in all tables but the second.
+_GGDR_RES = 64      # Of GGDR's target at 256x256 and beyond, outside of the ablation.
+
+
+class Model(NamedTuple):
+    """A network, and the row that it is for."""
+
+    table: PublishedTable
+    row: str
+    network: str            # A run directory or a network file.
+    data: str | None        # Real images; None = those that it was trained on.
+    seed: int | None        # Of training, if it is known.
+    note: str               # What is not as published; "" = nothing.
+
+
+class Row(NamedTuple):
+    """A line of a printed table."""
+
+    table: PublishedTable
+    name: str
+    networks: list[str]                     # None of them: the papers' figures alone.
+    measured: dict[str, list[float]]        # By column; a value for each network.
+    note: str
+
+
+def published_tables(name: str) -> list[PublishedTable]:
+    return [table for table in TABLES if table.source.startswith(_NAMES[name])]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which network belongs in which cell.
+
+
+def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[Model]:
+    """The networks for a table, from a folder of run directories or from a manifest.
+
+    Args:
+        name:     One of `NAMES`.
+        source:   A folder, in which run directories are sought; or a manifest: YAML or JSON, a list of objects with
+                  `row`, `dataset`, `network` and, if need be, `data`. Paths start at the manifest's folder.
+        stand_in: The data set of the table that runs on other images are taken for.
+
+    Raises:
+        UserError: Nothing is there for this table, files are missing, or two networks are for one cell.
+    """
+    tables = published_tables(name)
+    if stand_in is not None and stand_in not in {table.dataset for table in tables}:
+        raise UserError(f"--stand-in is {stand_in!r}, and {name} is about "
+                        f"{', '.join(sorted({table.dataset for table in tables}))}")
+    models = _from_runs(tables, source, stand_in) if os.path.isdir(source) else _from_manifest(tables, source)
+    if not models:
+        raise UserError(f"{source} holds no network for {name}" + (
+            "" if stand_in else ": for runs on other images than the papers', say which ones they stand for, such as "
+            f"--stand-in={tables[0].dataset!r}"))
+    cells: dict[tuple[str, str | None, str], list[Model]] = {}
+    for model in models:
+        cell = cells.setdefault((model.table.source, model.table.dataset, model.row), [])
+        for other in cell:
+            if model.seed is None or model.seed == other.seed:
+                raise UserError(f"{other.network} and {model.network} are both for {model.row} on "
+                                f"{model.table.dataset}, and don't differ in --seed: move one of them away")
+        cell.append(model)
+    return models
+
+
+def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | None) -> list[Model]:
+    models = []
+    for options in sorted(Path(folder).glob("**/training_options.json")):
+        try:
+            config = from_json(json.loads(options.read_text()))
+        except (OSError, ValueError, RecursionError):   # of another program or version
+            continue
+        resolution = config.dataset.resolution
+        stem = Path(config.dataset.path).stem
+        dataset = find_dataset(stem, resolution)
+        if dataset not in {table.dataset for table in tables}:
+            dataset = None
+        note = "" if dataset else f"on {stem} at {resolution}x{resolution}"
+        for table in tables:
+            if (dataset or stand_in) == table.dataset and _is_of_size(config, table):
+                models += [Model(table, row, str(options.parent), None, config.random_seed, note)
+                           for row in table.rows if row in rows_of(config, dataset)]
+    return models
+
+
+def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
+    """The names of the rows, in any table, that a run is for.
+
+    An option that a row is not about has its published value, as far as there is one for this data set.
+    """
+    D, real, fake = config.D, config.loss.real_task, config.loss.fake_task
+    method = _METHODS[config.method]
+    if config.augment is not None and config.augment.mode == "ada":
+        return {"ADA" if config.method == "stylegan2" else f"ADA+{method}"}
+    published = PUBLISHED_DATA.get(dataset)
+    rows = {method}
+    if config.method == "stylegan2":
+        rows |= {"lambda 0, 0", "no f", "no target"}
+    if config.method == "glead":
+        lambdas = real.weight if real else 0, fake.weight if fake else 0
+        usual_res = published is None or D.res_g == published.res_g
+        rows = {method} if usual_res and lambdas == _LAMBDAS else set()
+        rows |= {f"lambda {lambdas[0]:g}, {lambdas[1]:g}"} if usual_res else set()
+        rows |= {f"f at {D.res_g}x{D.res_g}"} if lambdas == _LAMBDAS else set()
+    if config.method == "ggdr":
+        res, kernel = config.loss.feature_res, D.decoder_kernel
+        act = {"linear": "linear", "lrelu": "leaky ReLU"}[D.decoder_act]
+        usual_res = config.dataset.resolution < 256 or res == _GGDR_RES
+        rows = {method} if usual_res and act == "linear" and kernel == 1 else set()
+        rows |= {f"target at {res}x{res}"} if act == "linear" and kernel == 1 else set()
+        rows |= {f"{act} decoder"} if usual_res and kernel == 1 else set()
+        rows |= {f"{kernel}x{kernel} decoder kernel"} if usual_res and act == "linear" else set()
+    return rows
+
+
+def _is_of_size(config: TrainingConfig, table: PublishedTable) -> bool:
+    """Table 1 of GGDR is about subsets of FFHQ; its 140k images are all of them, mirrored."""
+    sizes = {"2k training": 2000, "10k training": 10_000, "140k training": None}
+    size = next((size for text, size in sizes.items() if text in table.source), config.dataset.max_size)
+    return config.dataset.max_size == size
+
+
+def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[Model]:
+    folder = Path(path).parent
+    models = []
+    for number, entry in enumerate(_read_manifest(path), 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or not {"row", "dataset", "network"} <= entry.keys() or not all(
+                isinstance(value, str) for value in entry.values()):
+            raise UserError(f"{where}: expected row, dataset, network and perhaps data, each a text")
+        fitting = [table for table in tables if table.dataset == entry["dataset"] and entry["row"] in table.rows]
+        if not fitting:
+            known = "; ".join(f"{table.dataset}: {', '.join(table.rows)}" for table in tables)
+            raise UserError(f"{where}: the table has no row {entry['row']!r} for {entry['dataset']!r}, but {known}")
+        paths = {key: str(folder / entry[key]) for key in ("network", "data") if key in entry}
+        for key, file in paths.items():
+            if not os.path.exists(file):
+                raise UserError(f"{where}: {key} is {file}, which does not exist")
+        models.append(Model(fitting[0], entry["row"], paths["network"], paths.get("data"), None, ""))
+    return models
+
+
+def _read_manifest(path: str) -> list[Any]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"can't read {path}: {getattr(e, 'strerror', None) or 'it is no text'}") from e
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            import yaml
+        except ImportError as e:
+            raise UserError(f"{path} is no JSON, and YAML needs the package PyYAML: pip install pyyaml") from e
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise UserError(f"{path} is neither YAML nor JSON: {' '.join(str(e).split())[:160]}") from e
+    if not isinstance(content, list):
+        raise UserError(f"{path} is no list of networks: each with row, dataset, network and perhaps data")
+    return content
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The print.
+
+
+def fill(name: str, models: Sequence[Model], scores: Callable[[Model], Mapping[str, float]]) -> list[Row]:
+    """All rows of the tables, with what `scores` gives for a network: results by name."""
+    rows = []
+    for table in published_tables(name):
+        for row in table.rows:
+            cell = [model for model in models if (model.table, model.row) == (table, row)]
+            results = [scores(model) for model in cell]
+            measured = {column: [value for result in results for key, value in result.items()
+                                 if score_of(key) == column] for column in table.columns}
+            rows.append(Row(table, row, [model.network for model in cell], measured,
+                            "; ".join(sorted({_note(model, result) for model, result in zip(cell, results)} - {""}))))
+    return rows
+
+
+def _note(model: Model, results: Mapping[str, float]) -> str:
+    """How it was measured otherwise than published."""
+    names = sorted({key.partition("@")[0].rsplit("_", 1)[0] if score_of(key) in ("precision", "recall", "is")
+                    else key.partition("@")[0] for key in results if score_of(key) in model.table.columns})
+    nets = sorted({key.partition("@")[2] for key in results} - {""})
+    others = [name for name in names if name not in DATASETS[model.table.dataset].metrics]
+    notes = [model.note, f"by {', '.join(others)}" if others else "", f"feature net {', '.join(nets)}" if nets else ""]
+    return ", ".join(filter(None, notes))
+
+
+def render(rows: Sequence[Row], *, form: Format) -> str:
+    """The tables in one of the formats."""
+    if form == "json":
+        return json.dumps([_as_dict(row) for row in rows], indent=1)
+    if form == "csv":
+        out = io.StringIO()
+        dicts = [_as_dict(row) for row in rows]
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in dicts for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | {"networks": " ".join(row["networks"])} for row in dicts)
+        return out.getvalue().rstrip("\n")
+    parts = []
+    for table in dict.fromkeys(row.table for row in rows):
+        columns = [column for column in table.columns if not column.endswith("_std")]
+        cells = [[row.name, *(text for column in columns for text in _texts(row, column)),
+                  row.note if row.networks else "no run"] for row in rows if row.table is table]
+        head = ["method", *(text for column in columns for text in (f"{column} published", "measured", "difference")),
+                "remark"]
+        grid = tabulate(cells, head, tablefmt=_TABULATE[form], disable_numparse=True)
+        parts.append(f"{table.source}: {table.dataset}\n\n{grid}")
+    return "\n\n".join(parts)
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    """Published, measured, difference."""
+    published, spread = row.table.score(row.name, column), row.table.score(row.name, f"{column}_std")
+    mean, std = _mean_and_std(row.measured.get(column, []))
+    difference = "-" if None in (mean, published) else f"{mean - published:+.2f}"
+    return [_text(published, spread), _text(mean, std), difference]
+
+
+def _text(value: float | None, std: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" + ("" if std is None else f" +-{std:.2f}")
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    result: dict[str, Any] = {"source": row.table.source, "dataset": row.table.dataset, "method": row.name}
+    for column in row.table.columns:
+        if not column.endswith("_std"):
+            mean, std = _mean_and_std(row.measured.get(column, []))
+            result |= {f"{column}_published": row.table.score(row.name, column), f"{column}_measured": mean,
+                       f"{column}_measured_std": std}
+    return result | {"networks": row.networks, "remark": row.note}
