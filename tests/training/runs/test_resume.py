@@ -46,7 +46,7 @@ def test_find_run_by_its_command(tmp_path):
     make_run(tmp_path, "00000-a")
     free = dict(outdir=str(tmp_path), gpus=8, snap=1, tick=1.0, metrics=["fid5k"], detector="n.pt", device="cuda",
                 workers=0, resume="auto", resume_anyway=True, kimg=100.0, nobench=True, timeout=5.0, keep="best",
-                dry_run=True, config="c.yaml", outcome="o.txt", trust_net=True, grid_size=512)
+                dry_run=True, config="c.yaml", outcome="o.txt", trust_net=True, grid_size=512, log=["wandb"])
     assert free.keys() == resume.FREE_OPTIONS
     assert found(tmp_path, COMMAND | free) == "00000-a"
     for other in ({"gamma": 3.0}, {"cond": True}, {"batch": 8}, {"data": "e"}, {"batch_gpu": 4}, {"seed": 1}):
