@@ -5,14 +5,13 @@ import json
 import click
 import pytest
 
-from benchmarks import data, metrics, ops, scaling, step
+from benchmarks import data, metrics, ops, scaling
 
 NAMES = {
     data: ["DataLoader"],
     metrics: ["plain"],
     ops: ["reference", "native"],
     scaling: ["straightforward", "zero-insertion"],
-    step: ["straightforward", "zero-insertion"],
 }
 
 

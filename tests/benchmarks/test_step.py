@@ -64,6 +64,14 @@ def test_figures(bench, tmp_path, capsys):
     assert rows["ggdr", "bfloat16"]["ratios"]["to stylegan2"]["Dmain"] == pytest.approx(expected)
 
 
+def test_baselines_are_a_list(bench):
+    def chosen(*arguments):
+        return bench.main.make_context("main", list(arguments)).params["baselines"]
+
+    assert [chosen(), chosen("--baseline", "--repeats=3"), chosen("--baseline=zero-insertion,native-convolutions")] == [
+        [], ["straightforward"], ["zero-insertion", "native-convolutions"]]
+
+
 def test_paths(bench):
     said = dict(size="small", batch=4, perceptual="random-alex", device="cpu")
     configs = bench.configurations(["glead"], ["float16", "bfloat16"], ("nchw", "nhwc"),
