@@ -17,6 +17,7 @@ from paths import ROOT
 
 ROOMS = [  # each may import from itself and from what stands before it
     "dnnlib", "torch_utils", "metrics", "training.config", "training.data", "training.runs", "training", "sampling",
+    "analysis",
 ]
 PACKAGES = sorted(p for room in ROOMS if "." not in room for p in (ROOT / room).rglob("*.py"))
 COMMANDS = sorted(ROOT.glob("*.py"))

@@ -1,0 +1,1 @@
+"""What happened in training, as figures and numbers: D's scores, reconstructions, attention, features, neighbours."""

@@ -1,0 +1,149 @@
+"""Statistics of training runs over time: read, smoothed, and brought together where runs differ in the seed alone."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from dnnlib.util import UserError
+from training.runs.resume import FREE_OPTIONS, OPTIONS_NAME
+
+
+class Curve(NamedTuple):
+    kimg: list[float]
+    values: list[float]
+
+
+class Band(NamedTuple):
+    """Several curves over the range that they have in common; float64 arrays [N]."""
+
+    kimg: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Group(NamedTuple):
+    label: str
+    runs: list[Path]    # Their options are the same, except for the seed and what does not change training.
+
+
+def read_curves(run_dir: Path) -> dict[str, Curve]:
+    """Every statistic of a run over kimg, from `stats.jsonl`, and the scores in `metric-*.jsonl`.
+
+    Where a score is in both, `metric-*.jsonl` counts. Damaged lines are left out; a UserWarning says how many.
+
+    Raises:
+        UserError: `stats.jsonl` is missing or holds no tick.
+    """
+    path = run_dir / "stats.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no stats.jsonl: give run directories that train.py made")
+    lines = path.read_text(errors="replace").splitlines()
+    ticks = [_read_tick(line) for line in lines]
+    damaged = [number for number, tick in enumerate(ticks, 1) if tick is None]
+    if len(damaged) == len(lines):
+        raise UserError(f"{path}: none of its {len(lines)} lines is a record of a tick")
+    if damaged:
+        warnings.warn(f"{path}: left out {len(damaged)} of {len(lines)} lines, which are damaged; the first one is "
+                      f"line {damaged[0]}")
+    curves: dict[str, Curve] = {}
+    for tick in ticks:
+        for name, value in (tick or {}).items():
+            curve = curves.setdefault(name, Curve([], []))
+            curve.kimg.append(tick["Progress/kimg"])
+            curve.values.append(value)
+    return curves | _read_scores(run_dir, curves)
+
+
+def _read_tick(line: str) -> dict[str, float] | None:
+    """The means of a line of `stats.jsonl`; None where the line is damaged."""
+    try:
+        means = {name: value["mean"] for name, value in json.loads(line).items() if isinstance(value, dict)}
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    numbers = all(isinstance(value, int | float) for value in means.values())
+    return means if numbers and "Progress/kimg" in means else None
+
+
+def _read_scores(run_dir: Path, curves: dict[str, Curve]) -> dict[str, Curve]:
+    """The scores in `metric-*.jsonl`, together with those in `curves`."""
+    from training.runs.run_scores import read_all_scores  # PyTorch takes seconds to import
+
+    result = {}
+    for name, scores in read_all_scores(run_dir).items():
+        before = curves.get(f"Metrics/{name}", Curve([], []))
+        # Most pickles are named by whole kimg. Their scores belong to the first tick with a score in that kimg.
+        places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
+        points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
+        result[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
+    return result
+
+
+def smooth(values: Sequence[float], weight: float) -> list[float]:
+    """Exponentially weighted moving average (Hunter, 1986), corrected for its bias at the start.
+
+    Args:
+        weight: Of the past, from 0 (the values stay as they are) to below 1.
+    """
+    result, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + value, weight * norm + 1
+        result.append(total / norm)
+    return result
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """Mean, minimum and maximum of curves. Between their points, they are interpolated linearly."""
+    points = np.unique(np.concatenate([curve.kimg for curve in curves]))
+    start, end = max(min(curve.kimg) for curve in curves), min(max(curve.kimg) for curve in curves)
+    points = points[(points >= start) & (points <= end)]
+    values = np.stack([np.interp(points, curve.kimg, curve.values) for curve in curves])  # [curves, points]
+    return Band(points, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def read_run_options(run_dir: str | Path) -> dict[str, Any]:
+    """`training_options.json`; empty where there is none or it is damaged."""
+    try:
+        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def method_of(run_dir: str | Path) -> str | None:
+    """The method that a run trained with; None where its options don't tell."""
+    config = read_run_options(run_dir).get("config")
+    method = config.get("method") if isinstance(config, dict) else None
+    return method if isinstance(method, str) else None
+
+
+def group_runs(runs: Sequence[Path]) -> list[Group]:
+    """Runs whose options differ in the seed alone belong together. A group is called by its method, or by its run."""
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        command = read_run_options(run).get("command")
+        key = str(run)
+        if isinstance(command, dict):
+            key = json.dumps({k: v for k, v in command.items() if k not in {"seed", *FREE_OPTIONS}}, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    found = list(groups.values())
+    return [Group(label, runs) for label, runs in zip(unique_labels([runs[0] for runs in found]), found)]
+
+
+def unique_labels(paths: Sequence[str | Path]) -> list[str]:
+    """Names for run directories, or for networks in them: the method, or else the shortest end of the path."""
+    methods = [method_of(path if path.is_dir() else path.parent) for path in map(Path, paths)]
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+
+    def name(index: int) -> str:
+        """The first of these names that no other path has."""
+        for names in (methods, *(["/".join(p[-length:]).removesuffix(".pkl") for p in parts] for length in (1, 2, 3))):
+            if names[index] is not None and names.count(names[index]) == 1:
+                return names[index]
+        return str(paths[index])
+
+    return [name(index) for index in range(len(parts))]
