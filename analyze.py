@@ -194,7 +194,8 @@ def load_models(opts: Options) -> list[Model]:
     for label, path in zip(labels, opts.networks):
         G, D = load_pair(opts, path)
         models.append(Model(label, path, G.to(device), D.to(device)))
-    sizes = {f"{m.G.img_channels}x{m.G.img_resolution}x{m.G.img_resolution}": m.path for m in models}
+    sizes = {f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}": model.path
+             for model in models for net in (model.G, model.D)}
     if len(sizes) > 1:
         raise UserError("networks for images of different sizes don't stand side by side: "
                         + ", ".join(f"{path} is for {size}" for size, path in sizes.items()))
@@ -288,7 +289,8 @@ def reconstruct(opts: Options) -> None:
             if kind == "generated" or model is models[0]:
                 label = "unseen real" if kind == "real" else f"generated\n{model.label}"
                 rows.append(Row(label, images[:SHOWN], gap=bool(rows)))
-            label = f"rebuilt\n{model.label}\n{net_name} | PSNR | SSIM\nmean {in_short(mean)}"
+            distance = "LPIPS" if net_name == "LPIPS" else "perceptual"
+            label = f"rebuilt\n{model.label}\n{distance} | PSNR | SSIM\nmean {in_short(mean)}"
             rows.append(Row(label, rebuilt[:SHOWN], list(map(in_short, found[:SHOWN]))))
     with made_folder(opts.outdir):
         save_figure(draw_rows(rows), Path(opts.outdir, "reconstructions.png"))
@@ -324,8 +326,6 @@ def rebuild_all(opts: Options, model: Model, images: np.ndarray) -> np.ndarray:
                  help="Network whose G makes the images  [default: the first --network]"),
     click.option("--res", type=click.IntRange(min=4), help="Resolution of the attended features  [default: 64, or the "
                                                            "highest below]"),
-    click.option("--toward", type=click.Choice(["real", "fake"]), default="real", show_default=True,
-                 help="Show what raises the realness score, or what lowers it"),
     labels_option, cli.class_option, cli.label_option,
 )
 def attention(opts: Options) -> None:
@@ -339,25 +339,25 @@ def attention(opts: Options) -> None:
     import numpy as np
     import torch
 
-    from analysis.attention import Attention, attend, overlay, pick_resolution
+    from analysis.attention import Attention, attend, attended_area, overlay, pick_resolution
     from analysis.drawing import SHOWN, Row, draw_rows, save_figure, save_table
 
     models = load_models(opts)
-    res = pick_resolution({model.path: model.D for model in models}, opts.res)
+    res = pick_resolution(models[0].D, opts.res)
     names, images = real_images(opts, models[0].G) if opts.data else worst_fakes(opts, models[0])
     rows, table = [Row("image", images[:SHOWN])], []
     for model in models:
-        parts = [attend(model.D, img, labels_for(opts, model, len(img)), res=res, toward=opts.toward)
+        parts = [attend(model.D, img, labels_for(opts, model, len(img)), res=res)
                  for img in in_batches(opts, images)]
         found = Attention(*map(np.concatenate, zip(*parts)))
-        areas = found.areas()
+        areas = list(map(attended_area, found.maps))
         table += [[model.label, name, float(score), area] for name, score, area in zip(names, found.scores, areas)]
         some = torch.tensor(areas).nanmean().item()
         click.echo(f"{model.label}: 80 % of the attention is on {some:.3f} of the image area (mean of "
                    f"{np.isfinite(areas).sum()} images that have some, of {len(areas)}; {res}x{res})")
-        label = f"{model.label}\nscore | area of 80 %\nmean {found.scores.mean():.2f} | {some:.0%}"
+        label = f"{model.label}\nscore | area of 80 %\nmean {found.scores.mean():.2f} | {some:.1%}"
         rows.append(Row(label, list(map(overlay, images, found.maps))[:SHOWN],
-                        [f"{score:.2f} | {area:.0%}" if area == area else f"{score:.2f} | none"
+                        [f"{score:.2f} | {area:.1%}" if area == area else f"{score:.2f} | none"
                          for score, area in zip(found.scores, areas)][:SHOWN]))
     with made_folder(opts.outdir):
         save_figure(draw_rows(rows), Path(opts.outdir, "attention.png"))
@@ -369,7 +369,6 @@ def worst_fakes(opts: Options, judge: Model) -> tuple[list[str], np.ndarray]:
     """Names and pixels of generated images with the lowest scores by `judge`."""
     import numpy as np
 
-    from analysis.attention import worst
     from analysis.fairness import realness
 
     G = judge.G
@@ -382,7 +381,7 @@ def worst_fakes(opts: Options, judge: Model) -> tuple[list[str], np.ndarray]:
     images = fake_images(opts, G, opts.seeds)
     found = np.concatenate([realness(judge.D, img, labels_for(opts, judge, len(img)))
                             for img in in_batches(opts, images)])
-    chosen = worst(found, opts.worst)
+    chosen = np.argsort(found, kind="stable")[:opts.worst].tolist()
     return [f"seed{opts.seeds[index]:04d}" for index in chosen], images[chosen]
 
 
@@ -391,10 +390,8 @@ def worst_fakes(opts: Options, judge: Model) -> tuple[list[str], np.ndarray]:
 
 
 @options(
-    networks_option, images_option, max_images_option, seeds_option,
-    click.option("--res", type=click.IntRange(min=4), help="Resolution of the maps  [default: that at which D's "
-                                                           "features are for G]"),
-    labels_option, cli.class_option, cli.label_option,
+    networks_option, images_option, max_images_option, seeds_option, labels_option, cli.class_option,
+    cli.label_option,
 )
 def features(opts: Options) -> None:
     """Feature maps of G and of D's decoder, side by side, as colours (as GGDR shows them).
@@ -410,7 +407,7 @@ def features(opts: Options) -> None:
     from sampling.images import to_pixels, to_tensor
 
     models = load_models(opts)
-    resolutions = [feature_maps.pick_resolution(m.G, m.D, wanted=opts.res, name=m.path) for m in models]
+    resolutions = [feature_maps.find_resolution(model.D, name=model.path) for model in models]
     cli.check_seeds("--seeds", opts.seeds)
     seeds = opts.seeds[:SHOWN]
     rows = []

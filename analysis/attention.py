@@ -1,6 +1,6 @@
 """Where D looks: Grad-CAM (Selvaraju et al., ICCV 2017) of D's realness score (GLeaD, arXiv 2212.03752, Fig. 6)."""
 
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,44 +18,32 @@ class Attention(NamedTuple):
     scores: np.ndarray  # float64 [N]: D's realness scores.
     maps: np.ndarray    # float64 [N, r, r], 0 and up.
 
-    def areas(self) -> list[float]:
-        """Of each image: share of the area that holds 80 % of the attention; NaN where there is none."""
-        return [attended_area(x) for x in self.maps]
 
-
-def pick_resolution(discriminators: dict[str, torch.nn.Module], wanted: int | None) -> int:
-    """The resolution of feature maps for all networks: the wanted one; else 64, or the highest below.
-
-    Args:
-        discriminators: By name for messages.
+def pick_resolution(D: torch.nn.Module, wanted: int | None) -> int:
+    """The resolution of D's features to look at: the wanted one; else 64, or the highest below.
 
     Raises:
-        UserError: Images of the networks differ in size, or a network has no feature maps of the wanted resolution.
+        UserError: D has no features of the wanted resolution.
     """
-    sizes = {name: f"{D.img_channels}x{D.img_resolution}x{D.img_resolution}" for name, D in discriminators.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError("networks for images of different sizes don't stand side by side: "
-                        + ", ".join(f"{name} takes {size}" for name, size in sizes.items()))
-    there = sorted(res // 2 for res in next(iter(discriminators.values())).block_resolutions)
+    there = sorted(res // 2 for res in D.block_resolutions)
     if wanted is None:
-        return max((res for res in there if res <= PREFERRED_RES), default=there[0])
+        return max(res for res in there if res <= PREFERRED_RES)
     if wanted not in there:
         raise UserError(f"--res is {wanted}, and D has feature maps of {', '.join(map(str, there))} pixels a side")
     return wanted
 
 
-def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int, toward: str = "real") -> Attention:
+def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int) -> Attention:
     """Grad-CAM of the realness score: ReLU of the sum of D's features, weighted by their mean gradients.
 
     The score of an image depends on the others in its group by the minibatch standard deviation. Only the gradient of
     its own score by its own features counts.
 
     Args:
-        D:      Discriminator in eval mode.
-        img:    float32 [N, C, R, R] in about [-1, 1], on any device.
-        c:      Labels [N, c_dim].
-        res:    Resolution of the backbone's features.
-        toward: "real": what raises the score; "fake": what lowers it.
+        D:   Discriminator in eval mode.
+        img: float32 [N, C, R, R] in about [-1, 1], on any device.
+        c:   Labels [N, c_dim].
+        res: Resolution of the backbone's features.
     """
     device = next(D.parameters()).device
     order = whole_groups(D, len(img))
@@ -71,7 +59,7 @@ def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int, 
     maps = []
     for index in range(len(img)):
         gradient, = torch.autograd.grad(logits[index, 0], x, retain_graph=True)
-        weights = gradient[index].double().mean(dim=[1, 2]) * (1 if toward == "real" else -1)       # [C]
+        weights = gradient[index].double().mean(dim=[1, 2])     # [C]
         maps.append(torch.einsum("c,chw->hw", weights, x[index].detach().double()).relu().cpu().numpy())
     return Attention(logits[:len(img), 0].detach().double().cpu().numpy(), np.stack(maps))
 
@@ -98,8 +86,3 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     opacity = 0.8 * np.sqrt(heat)[:, :, None]
     gray = image.mean(axis=2, keepdims=True) / 255
     return (255 * ((1 - opacity) * gray + opacity * colours)).round().astype(np.uint8)
-
-
-def worst(scores: np.ndarray, count: int) -> Sequence[int]:
-    """Indices of the `count` lowest scores, the lowest first."""
-    return np.argsort(scores, kind="stable")[:count].tolist()

@@ -13,7 +13,7 @@ from dnnlib.util import atomic_write
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008.
 SHOWN = 8                           # Images in a row.
-_CELL, _LINE, _GAP, _LETTER = 1.05, 0.13, 0.05, 0.065     # Inches: an image, a line of text, space, a letter.
+_CELL, _LINE, _GAP, _LETTER = 1.05, 0.13, 0.05, 0.06     # Inches: an image, a line of text, space, a letter.
 
 
 class Row(NamedTuple):

@@ -1,6 +1,6 @@
 """Feature maps of G and of D's decoder as colours (as GGDR, Lee et al., ECCV 2022, shows them)."""
 
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -9,30 +9,16 @@ from dnnlib.util import UserError
 from sampling.reconstruction import whole_groups
 
 
-def pick_resolution(G: torch.nn.Module, D: torch.nn.Module, *, wanted: int | None, name: str) -> int:
-    """The resolution of the maps to compare: the wanted one; else that of f, or of the last level of D's decoder.
+def find_resolution(D: torch.nn.Module, *, name: str) -> int:
+    """The resolution at which D's features are for G: that of f, or that of the last level of the decoder.
 
     Raises:
-        UserError: D has no decoder, or not at this resolution, or its features have other channels than G's; the
-            network is called `name`.
+        UserError: D has no decoder; the network is called `name`.
     """
-    levels = getattr(D, "decoder_resolutions", None)
-    if not levels:
+    if not getattr(D, "decoder_resolutions", None):
         raise UserError(f"{name}: its D has no decoder, so it has no feature maps for G; networks of train.py "
                         "--method=ggdr, glead and glead+ggdr have one")
-    if wanted is None:
-        wanted = D.init_kwargs["glead_res_g"] if D.spatial_heads else levels[-1]
-    there = [D.init_kwargs["glead_res_g"]] if D.spatial_heads else levels
-    if wanted not in there:
-        raise UserError(f"{name}: --res is {wanted}, and D has features for G at {', '.join(map(str, there))}")
-    return wanted
-
-
-class Maps(NamedTuple):
-    """Features of some images, float32 [N, C, r, r] on the CPU."""
-
-    of_g: torch.Tensor | None   # None for images that are not G's.
-    of_d: torch.Tensor
+    return D.init_kwargs["glead_res_g"] if D.spatial_heads else D.decoder_resolutions[-1]
 
 
 @torch.no_grad()

@@ -116,13 +116,13 @@ def test_reconstructions_of_two_networks(files, tmp_path):
 
 def test_attention_on_given_images_and_on_the_worst_ones(files, tmp_path):
     nets = [f"--network={files / name}" for name in ("glead.pkl", "baseline.pkl")]
-    run_ok(tmp_path, "attention", *nets, f"--data={files / 'unseen'}", "--res=8", "--toward=fake", "--labels=G,S")
+    run_ok(tmp_path, "attention", *nets, f"--data={files / 'unseen'}", "--res=8", "--labels=G,S")
     rows = table(tmp_path / "out/attention.csv")
     assert [(row["label"], row["image"]) for row in rows] == [("G", "a"), ("G", "b"), ("S", "a"), ("S", "b")]
     result = run_ok(tmp_path, "attention", *nets, "--seeds=0-7", "--worst=3", f"--fakes-of={files / 'alone.pkl'}")
     assert "glead: 80 % of the attention is on 0." in result.stdout and "8x8" in result.stdout
     scores = [float(row["score"]) for row in table(tmp_path / "out/attention.csv")]
-    assert len(scores) == 6
+    assert len(scores) == 6 and scores[:3] == sorted(scores[:3])    # the worst one first
     size(tmp_path / "out/attention.png")
 
 

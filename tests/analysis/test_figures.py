@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis import feature_maps
-from analysis.attention import attend, attended_area, overlay, pick_resolution, worst
+from analysis.attention import attend, attended_area, overlay, pick_resolution
 from analysis.fairness import Sample, draw_sample, judge, left_out, realness
 from analysis.neighbours import find_neighbours, typical_distance
 from analysis.reconstructions import compare, mean_quality
@@ -43,13 +43,12 @@ class Pooling(torch.nn.Module):
 
 
 def test_attention_in_closed_form():
-    """The mean gradients are 3 and 1, so that the map is ReLU(3 x - 2 x) = ReLU(x); toward fake, ReLU(-x)."""
+    """The mean gradients are 3 and 1, so that the map is ReLU(3 x - 2 x) = ReLU(x)."""
     img = torch.randn(3, 1, 8, 8)
     pooled = torch.nn.functional.avg_pool2d(img, 2)[:, 0].double().numpy()
-    for toward, sign in ("real", 1), ("fake", -1):
-        found = attend(TinyD(), img, torch.zeros(3, 0), res=4, toward=toward)
-        np.testing.assert_allclose(found.maps, np.maximum(sign * pooled, 0), atol=1e-6)
-    assert found.scores.shape == (3,) and len(found.areas()) == 3
+    found = attend(TinyD(), img, torch.zeros(3, 0), res=4)
+    np.testing.assert_allclose(found.maps, np.maximum(pooled, 0), atol=1e-6)
+    assert found.scores.shape == (3,)
 
 
 def test_attention_of_a_discriminator():
@@ -71,20 +70,16 @@ def test_area_of_the_attention():
     assert np.isnan(attended_area(np.zeros([4, 4])))
     image = np.full([8, 8, 3], 100, np.uint8)
     assert (overlay(image, np.zeros([4, 4])) == 100).all() and overlay(image, spot).std() > 0
-    assert worst(np.array([3.0, -1, 2]), 2) == [1, 2]
 
 
 def test_resolution_of_the_attention():
     def sized(res):
-        levels = [2**k for k in range(int(np.log2(res)), 2, -1)]
-        return types.SimpleNamespace(img_channels=3, img_resolution=res, block_resolutions=levels)
+        return types.SimpleNamespace(block_resolutions=[2**k for k in range(int(np.log2(res)), 2, -1)])
 
-    assert [pick_resolution({"a": sized(res)}, None) for res in (16, 32, 128, 256)] == [8, 16, 64, 64]
-    assert pick_resolution({"a": sized(256), "b": sized(256)}, 128) == 128
+    assert [pick_resolution(sized(res), None) for res in (16, 32, 128, 256)] == [8, 16, 64, 64]
+    assert pick_resolution(sized(256), 128) == 128
     with pytest.raises(UserError, match="--res is 32, and D has feature maps of 4, 8, 16 pixels a side"):
-        pick_resolution({"a": sized(32)}, 32)
-    with pytest.raises(UserError, match="a takes 3x32x32, b takes 3x64x64"):
-        pick_resolution({"a": sized(32), "b": sized(64)}, None)
+        pick_resolution(sized(32), 32)
 
 
 def test_colours_of_features():
@@ -107,11 +102,9 @@ def test_features_of_networks():
     ggdr = make_discriminator(decoder_out_channel=0)
     levels = ggdr.run(img[[0, 1, 2, 0]]).fmaps
     np.testing.assert_allclose(feature_maps.decoder_features(ggdr, img, res=8), levels[8][:3], atol=1e-6)
-    assert feature_maps.pick_resolution(G, D, wanted=None, name="x") == 8
+    assert [feature_maps.find_resolution(net, name="x") for net in (D, ggdr, make_discriminator(res_g=4))] == [8, 8, 4]
     with pytest.raises(UserError, match="x: its D has no decoder"):
-        feature_maps.pick_resolution(G, make_discriminator(decoder_res=None), wanted=None, name="x")
-    with pytest.raises(UserError, match="x: --res is 4, and D has features for G at 8"):
-        feature_maps.pick_resolution(G, D, wanted=4, name="x")
+        feature_maps.find_resolution(make_discriminator(decoder_res=None), name="x")
 
 
 def test_neighbours():
