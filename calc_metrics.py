@@ -645,25 +645,12 @@ def open_dataset(
 ) -> ImageFolderDataset:
     """The training set; or the images in --data, all of them, mirrored as in training."""
     from training.data.dataset import ImageFolderDataset
+    from training.runs.run_scores import open_training_set
 
     xflip = opts.mirror if opts.mirror is not None else bool(trained_on.get("xflip", False))
     if opts.data is not None:
         return ImageFolderDataset(opts.data, resolution=resolution, use_labels=use_labels, xflip=xflip)
-    if not trained_on.get("path"):
-        raise UserError(f"{opts.network} does not say what it was trained on: give the real images with --data")
-    options = {name: trained_on[name] for name in ("max_size", "random_seed") if name in trained_on}
-    if not (
-        isinstance(trained_on["path"], str)
-        and isinstance(options.get("max_size"), int | None)
-        and isinstance(options.get("random_seed", 0), int)
-    ):
-        raise UserError(f"{opts.network}: what it says of its training set is damaged: give the real images with "
-                        "--data")
-    options |= dict(resolution=resolution, use_labels=use_labels, xflip=xflip)
-    try:
-        return ImageFolderDataset(os.path.abspath(trained_on["path"]), **options)
-    except UserError as e:
-        raise UserError(f"the images that {opts.network} was trained on: {e}; or give others with --data") from e
+    return open_training_set(opts.network, trained_on, use_labels=use_labels, resolution=resolution, xflip=xflip)
 
 
 def open_dataset_of_run(opts: Options) -> ImageFolderDataset:

@@ -384,6 +384,23 @@ def load_generator(network_pkl: str, *, trust: bool) -> Any:
     return G
 
 
+def load_pair(network_pkl: str, *, trust: bool, to: str, of: str) -> tuple[Any, Any]:
+    """G and D of a network pickle, as `load_networks`. G is the one that D was trained with, or else G_ema.
+
+    Args:
+        to: What they are for, for messages: "rebuilding images".
+        of: Which runs have a D for that.
+    """
+    networks = load_networks(network_pkl, trust=trust, only=("G", "D", "G_ema"))
+    if networks["D"] is None:
+        raise UserError(f"{network_pkl}: holds no D; {to} needs a network pickle with the D of {of}")
+    if networks["G"] is None and networks["G_ema"] is None:
+        raise UserError(f"{network_pkl}: holds neither G nor G_ema")
+    if networks["G"] is None:
+        warn(f"{network_pkl} holds no G, only its average, which takes its place")
+    return networks["G"] or networks["G_ema"], networks["D"]
+
+
 def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:
     """The label that --class or --label gives, float32 [c_dim]; None for an unconditional network."""
     import numpy as np

@@ -316,7 +316,8 @@ def write_reconstructions(opts: Options) -> None:
     from torch_utils import misc
 
     device = misc.pick_device(opts.device)
-    G, D = load_pair(opts)
+    G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, to="rebuilding images",
+                         of="a GLeaD run (train.py --method=glead or glead+ggdr)")
     res_g = find_res_g(G, D, name=opts.network_pkl)
     G, D = G.to(device), D.to(device)
     if opts.reconstruct:
@@ -385,19 +386,6 @@ def make_originals(
         with torch.no_grad():
             img = G.synthesis(to_ws(seed_latents(seeds, G.z_dim)), noise_mode=opts.noise_mode)
         yield Originals([f"seed{seed:04d}" for seed in seeds], img.to(torch.float32))
-
-
-def load_pair(opts: Options) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """G and D of a pickle. G is the one that D was trained with; if the file lacks it, G_ema."""
-    networks = cli.load_networks(opts.network_pkl, trust=opts.trust_pickle, only=("G", "D", "G_ema"))
-    if networks["D"] is None:
-        raise UserError(f"{opts.network_pkl}: holds no D; rebuilding images needs a network pickle with the D of a "
-                        "GLeaD run (train.py --method=glead or glead+ggdr)")
-    if networks["G"] is None and networks["G_ema"] is None:
-        raise UserError(f"{opts.network_pkl}: holds neither G nor G_ema")
-    if networks["G"] is None:
-        cli.warn(f"{opts.network_pkl} holds no G, only its average: images are rebuilt by that")
-    return networks["G"] or networks["G_ema"], networks["D"]
 
 
 def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageGrid:

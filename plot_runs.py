@@ -1,65 +1,16 @@
 """Plot training runs side by side: scores, D's realness scores (as Fig. 4 of GLeaD's paper), reconstruction losses."""
 
-import json
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
 import cli
+from analysis.curves import method_of, read_curves, smooth
 from dnnlib.util import UserError, atomic_write
 
 PANELS_A_ROW = 4
 REALNESS = {"Loss/scores/real": "-", "Loss/scores/fake": "--"}
 TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", "Loss/D/fake_feature": ":"}
-
-
-class Curve(NamedTuple):
-    kimg: list[float]
-    values: list[float]
-
-
-def read_curves(run_dir: Path) -> dict[str, Curve]:
-    """Every statistic of a run over kimg, from `stats.jsonl`, and the scores in `metric-*.jsonl`.
-
-    Where a score is in both, `metric-*.jsonl` counts.
-
-    Raises:
-        UserError: `stats.jsonl` is missing or damaged.
-    """
-    path = run_dir / "stats.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run_dir} holds no stats.jsonl: give run directories that train.py made")
-    curves: dict[str, Curve] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            record = json.loads(line)
-            kimg = record["Progress/kimg"]["mean"]
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise UserError(f"line {number} of {path} is no record of a tick") from e
-        for name, value in record.items():
-            if isinstance(value, dict):
-                curve = curves.setdefault(name, Curve([], []))
-                curve.kimg.append(kimg)
-                curve.values.append(value["mean"])
-    from training.runs.run_scores import read_all_scores  # PyTorch takes seconds to import
-
-    for name, scores in read_all_scores(run_dir).items():
-        before = curves.get(f"Metrics/{name}", Curve([], []))
-        # Most pickles are named by whole kimg. Their scores belong to the first tick with a score in that kimg.
-        places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
-        points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
-        curves[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
-    return curves
-
-
-def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponentially weighted moving average, corrected for its bias at the start."""
-    result, total, norm = [], 0.0, 0.0
-    for value in values:
-        total, norm = weight * total + value, weight * norm + 1
-        result.append(total / norm)
-    return result
 
 
 @click.command(cls=cli.Command)
@@ -79,8 +30,9 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     """
     if labels and len(labels) != len(runs):
         raise UserError(f"--labels has {len(labels)} names for {len(runs)} runs")
-    curves = [read_curves(Path(run)) for run in runs]
-    labels = labels or [method_of(Path(run)) for run in runs]
+    with cli.shown_warnings():
+        curves = [read_curves(Path(run)) for run in runs]
+    labels = labels or [method_of(run) or Path(run).name for run in runs]
     metrics = sorted({name for c in curves for name in c if name.startswith("Metrics/")})
     panels = [(name.removeprefix("Metrics/"), {name: "-o"}, 0.0) for name in metrics]
     if any(max(c["Progress/augment"].values) > 0 for c in curves if "Progress/augment" in c):
@@ -113,13 +65,6 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     with atomic_write(out) as f:
         figure.savefig(f, format="png", dpi=100)
     print(out)
-
-
-def method_of(run_dir: Path) -> str:
-    try:
-        return json.loads((run_dir / "training_options.json").read_text())["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return run_dir.name
 
 
 if __name__ == "__main__":

@@ -32,13 +32,14 @@ _NUM_PATHS = 50_000             # Of perceptual path length.
 class ImageSet(NamedTuple):
     """Images that a metric looks at."""
 
-    kind: Literal["all real", "real", "generated"]  # All as they are in the file; the set as given, mirroring included.
+    # All as they are in the file; the same mirrored like the given set; the given set, which may be a subset.
+    kind: Literal["all real", "real", "given", "generated"]
     count: int | None = None  # type: ignore[assignment]  # The first ones, at most this many; None = all.
 
     def find(self, dataset: Any) -> tuple[Any, int]:
         """The real images: a data set, and how many of its first items."""
-        options = {"xflip": False} if self.kind == "all real" else {}
-        dataset = dataset.replace(max_size=None, **options)
+        if self.kind != "given":
+            dataset = dataset.replace(max_size=None, **({"xflip": False} if self.kind == "all real" else {}))
         return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
 
     def resolved(self, dataset: Any) -> ImageSet:

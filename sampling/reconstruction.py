@@ -36,6 +36,12 @@ def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
     return res_g
 
 
+def whole_groups(D: torch.nn.Module, n: int) -> torch.Tensor:
+    """Indices of n images, repeated from the first on so that they fill the groups of D's minibatch deviation."""
+    group = min(D.minibatch_group or n, n)
+    return torch.arange(-(-n // group) * group) % n
+
+
 @torch.no_grad()
 def rebuild(
     G: torch.nn.Module, D: torch.nn.Module, img: torch.Tensor, *, res_g: int, noise_mode: str = "const"
@@ -52,9 +58,7 @@ def rebuild(
         noise_mode: Of G.
     """
     img = img.to(next(D.parameters()).device)
-    n = len(img)
-    group = min(D.minibatch_group or n, n)
-    whole_groups = img[torch.arange(-(-n // group) * group) % n]  # minibatch standard deviation needs whole groups
-    out = D.run(whole_groups, torch.zeros(len(whole_groups), D.c_dim, device=img.device))
-    rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:n]
+    filled = img[whole_groups(D, len(img))]
+    out = D.run(filled, torch.zeros(len(filled), D.c_dim, device=img.device))
+    rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:len(img)]
     return Reconstruction(to_pixels(rebuilt), (rebuilt.double() - img).square().mean(dim=[1, 2, 3]).cpu().numpy())

@@ -63,7 +63,7 @@ def test_links_lead_somewhere():
 
 
 def test_paths_in_the_docs_exist():
-    rooms = "training|metrics|torch_utils|dnnlib|sampling|tests|benchmarks|train_scripts|docs"
+    rooms = "training|metrics|torch_utils|dnnlib|sampling|analysis|tests|benchmarks|train_scripts|docs"
     count = 0
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):

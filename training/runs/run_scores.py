@@ -18,6 +18,7 @@ from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.options import Shared
 from metrics.published import score_of
+from training.data.dataset import ImageFolderDataset
 
 from .best import mark_best
 from .interrupt import StopRequest
@@ -53,6 +54,32 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
     return options
+
+
+def open_training_set(source: str, trained_on: dict[str, Any], **options: Any) -> ImageFolderDataset:
+    """The images that a network or run was trained on.
+
+    Args:
+        source:     The network or run, for messages.
+        trained_on: What it says of its images: `training_set_kwargs`.
+        options:    Of `ImageFolderDataset`, other than those that say which images it holds.
+
+    Raises:
+        UserError: It does not say which ones, or they are not there.
+    """
+    if not trained_on.get("path"):
+        raise UserError(f"{source} does not say what it was trained on: give the real images with --data")
+    subset = {name: trained_on[name] for name in ("max_size", "random_seed") if name in trained_on}
+    if not (
+        isinstance(trained_on["path"], str)
+        and isinstance(subset.get("max_size"), int | None)
+        and isinstance(subset.get("random_seed", 0), int)
+    ):
+        raise UserError(f"{source}: what it says of its training set is damaged: give the real images with --data")
+    try:
+        return ImageFolderDataset(os.path.abspath(trained_on["path"]), **subset, **options)
+    except UserError as e:
+        raise UserError(f"the images that {source} was trained on: {e}; or give others with --data") from e
 
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:

@@ -1,0 +1,88 @@
+"""Where D looks: Grad-CAM (Selvaraju et al., ICCV 2017) of D's realness score (GLeaD, arXiv 2212.03752, Fig. 6)."""
+
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import PIL.Image
+import torch
+
+from dnnlib.util import UserError
+from sampling.reconstruction import whole_groups
+
+PREFERRED_RES = 64  # The paper's.
+_SHARE = 0.8
+
+
+class Attention(NamedTuple):
+    scores: np.ndarray  # float64 [N]: D's realness scores.
+    maps: np.ndarray    # float64 [N, r, r], 0 and up.
+
+
+def pick_resolution(D: torch.nn.Module, wanted: int | None) -> int:
+    """The resolution of D's features to look at: the wanted one; else 64, or the highest below.
+
+    Raises:
+        UserError: D has no features of the wanted resolution.
+    """
+    there = sorted(res // 2 for res in D.block_resolutions)
+    if wanted is None:
+        return max(res for res in there if res <= PREFERRED_RES)
+    if wanted not in there:
+        raise UserError(f"--res is {wanted}, and D has feature maps of {', '.join(map(str, there))} pixels a side")
+    return wanted
+
+
+def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int) -> Attention:
+    """Grad-CAM of the realness score: ReLU of the sum of D's features, weighted by their mean gradients.
+
+    The score of an image depends on the others in its group by the minibatch standard deviation. Only the gradient of
+    its own score by its own features counts.
+
+    Args:
+        D:   Discriminator in eval mode.
+        img: float32 [N, C, R, R] in about [-1, 1], on any device.
+        c:   Labels [N, c_dim].
+        res: Resolution of the backbone's features.
+    """
+    device = next(D.parameters()).device
+    order = whole_groups(D, len(img))
+    features: list[torch.Tensor] = []
+    block = getattr(D, f"b{2 * res}")   # its output has half its resolution
+    handle = block.register_forward_hook(lambda module, inputs, outputs: features.append(outputs[0]))
+    try:
+        with torch.enable_grad():
+            logits = D(img[order].to(device).requires_grad_(True), c[order].to(device), force_fp32=True)
+    finally:
+        handle.remove()
+    x, = features
+    maps = []
+    for index in range(len(img)):
+        gradient, = torch.autograd.grad(logits[index, 0], x, retain_graph=True)
+        weights = gradient[index].double().mean(dim=[1, 2])     # [C]
+        maps.append(torch.einsum("c,chw->hw", weights, x[index].detach().double()).relu().cpu().numpy())
+    return Attention(logits[:len(img), 0].detach().double().cpu().numpy(), np.stack(maps))
+
+
+def attended_area(attention: np.ndarray, share: float = _SHARE) -> float:
+    """The smallest share of a map [r, r] that holds `share` of its sum; NaN if that is 0."""
+    values = np.sort(attention.ravel())[::-1].cumsum()
+    if not values[-1] > 0:
+        return float("nan")
+    return float(np.searchsorted(values, share * values[-1] * (1 - 1e-12)) + 1) / values.size
+
+
+def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """The map [r, r], scaled up and laid on a gray image uint8 [R, R, C]: gray = none, violet to yellow = the most.
+
+    Returns:
+        uint8 [R, R, 3].
+    """
+    scaled = attention / attention.max() if attention.max() > 0 else attention
+    side = image.shape[0]
+    resized = PIL.Image.fromarray(scaled.astype(np.float32)).resize((side, side), PIL.Image.Resampling.BILINEAR)
+    heat = np.asarray(resized)
+    colours: Any = matplotlib.colormaps["plasma"](heat)[:, :, :3]
+    opacity = 0.8 * np.sqrt(heat)[:, :, None]
+    gray = image.mean(axis=2, keepdims=True) / 255
+    return (255 * ((1 - opacity) * gray + opacity * colours)).round().astype(np.uint8)

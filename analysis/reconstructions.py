@@ -1,0 +1,46 @@
+"""How well D and G rebuild images (GLeaD, arXiv 2212.03752, Fig. 5), as numbers."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+from sampling.images import psnr, to_tensor
+from training.perceptual import PerceptualLoss
+
+_MIN_SIDE = 11  # Of SSIM's window.
+
+
+class Quality(NamedTuple):
+    """How like an image its reconstruction is."""
+
+    perceptual: float   # Distance, such as LPIPS; 0 = equal.
+    psnr: float         # In dB; infinite = equal.
+    ssim: float         # Structural similarity, at most 1 = equal.
+
+
+def check_size(side: int) -> None:
+    if side < _MIN_SIDE:
+        raise UserError(f"images of {side}x{side} pixels are too small for SSIM, which needs {_MIN_SIDE}x{_MIN_SIDE}")
+
+
+@torch.no_grad()
+def compare(images: np.ndarray, rebuilt: np.ndarray, perceptual: PerceptualLoss) -> list[Quality]:
+    """Compare images uint8 [N, R, R, C] with their reconstructions, as 8-bit images.
+
+    SSIM is that of Wang et al. (2004): a Gaussian window with a deviation of 1.5 pixels, and no sample covariance.
+    """
+    from skimage.metrics import structural_similarity
+
+    device = next(perceptual.parameters(), torch.empty(0)).device
+    before, after = (to_tensor(x).to(device) for x in (images, rebuilt))
+    distances = perceptual.distance(after, perceptual.embed_target(before)).cpu().tolist()
+    ssim = [structural_similarity(x, y, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
+                                  use_sample_covariance=False) for x, y in zip(images, rebuilt)]
+    return [Quality(distance, psnr(x, y), float(s)) for distance, x, y, s in zip(distances, images, rebuilt, ssim)]
+
+
+def mean_quality(found: list[Quality]) -> Quality:
+    """The means over images."""
+    return Quality(*(float(np.mean(values)) for values in zip(*found)))
