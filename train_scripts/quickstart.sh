@@ -99,9 +99,9 @@ choose_sizes() {
     fi
     KIMG=${KIMG:-$DEFAULT_KIMG_CPU} RESOLUTION=16
     [[ -z $DATA ]] || RESOLUTION=32
-    SPEED=(--fp32=true)
+    SPEED=(--device=cpu --fp32=true)
     if (($(getconf _NPROCESSORS_ONLN) > 1)); then
-        SPEED+=(--gpus=2)   # two processes on two cores
+        SPEED+=(--gpus=2)  # two processes on two cores
     fi
 }
 
@@ -124,13 +124,13 @@ if [[ -n $DATA ]]; then
         --dest="$IMAGES"
 fi
 step "$DIR/detector.safetensors" 'Train the detector, a small net in whose features samples are scored' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.safetensors" --epochs=1
+    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.safetensors" --epochs=2
 
 find_snapshot
 step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images; status and scores so far: $DIR/log.txt" \
     "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --aug=noaug --data="$IMAGES" \
-    --kimg="$KIMG" --perceptual=mse --res-g="$((RESOLUTION / 2))" --detector="$DIR/detector.safetensors" \
-    --metrics="$METRIC" "${SPEED[@]}"
+    --kimg="$KIMG" --perceptual=mse --lambda-real=50 --lambda-fake=15 --res-g="$((RESOLUTION / 2))" \
+    --res-decoder="$RESOLUTION" --detector="$DIR/detector.safetensors" --metrics="$METRIC" "${SPEED[@]}"
 find_snapshot
 [[ -n $SNAPSHOT ]] || die "train.py left no snapshot of $KIMG kimg under $DIR/runs: see the log.txt there"
 RUN=$(dirname "$SNAPSHOT")
