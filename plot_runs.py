@@ -146,7 +146,7 @@ def draw_pictures(run_dir: Path, out: str) -> None:
                         va="center", fontsize=10)
         axis.set(xticks=[], yticks=[])
     figure.suptitle(f"{run_dir.name}" + (f"; score: {metric}, lower is better" if metric else ""), fontsize=9)
-    figure.tight_layout(pad=0.4)
+    figure.subplots_adjust(left=0.17, right=0.99, bottom=0.01, top=1 - 0.3 / figure.get_figheight(), hspace=0.08)
     with atomic_write(out) as f:
         figure.savefig(f, format="png", dpi=100)
     print(out)
