@@ -11,6 +11,7 @@ import cli
 from dnnlib.util import UserError
 from training.data import check as dataset_check
 from training.data.image_files import MAX_RESOLUTION
+from training.data.prepare.array_sources import SyntheticSource
 from training.data.prepare.conversion import MAX_PIXELS, RESIZE_FILTERS, Color, ConversionOptions, CropTransform
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.presets import DATA_PRESETS
@@ -34,7 +35,8 @@ from training.data.prepare.sources import SOURCES, open_source
         python dataset_tool.py --source=lsun/church_outdoor_train_lmdb --dest=church256.zip --preset=lsun256
         python dataset_tool.py --source=synthetic --resolution=32 --max-images=20000 --dest=scenes.zip
     """)
-@click.option("--source", type=cli.Path(), metavar="PATH|synthetic", required=True, help="Where the images are.")
+@click.option("--source", type=cli.Path(), metavar="PATH|synthetic[:simple]", required=True,
+              help="Where the images are.")
 @click.option("--dest", type=cli.Path(), metavar="PATH", required=True,
               help="Folder, or path that ends in .zip, to write.")
 @click.option("--preset", type=click.Choice(list(DATA_PRESETS)),
@@ -90,14 +92,14 @@ def main(
         color=color,
     )
     conversion.check(size_option="--width" if resolution is None else "--resolution")
-    if source == "synthetic" and (transform or color != "auto" or preset):
+    if SyntheticSource.matches(source) and (transform or color != "auto" or preset):
         raise UserError("--transform, --color and --preset are for images, not for synthetic ones")
     _check_not_inside(source, dest)
     images = open_source(source, SourceOptions(
         labels=labels, split=row.split if row else None, num_images=max_images, resolution=width, seed=seed,
     ))
     notes = list(images.notes)
-    if images.labels and source != "synthetic":
+    if images.labels and not SyntheticSource.matches(source):
         notes.append(f"labels are {images.labels.describe(count_classes(images, max_images))}")
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
@@ -111,7 +113,7 @@ def main(
 
 
 def _check_not_inside(source: str, dest: str) -> None:
-    if source == "synthetic":
+    if SyntheticSource.matches(source):
         return
     if Path(dest).resolve() in Path(source).resolve().parents:
         raise UserError(f"--dest={dest} has --source={source} inside: choose another --dest")

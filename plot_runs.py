@@ -19,7 +19,9 @@ TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", 
 @click.option("--labels", type=cli.CommaList(), metavar="LIST", help="Names of the runs.  [default: method]")
 @click.option("--smooth", "weight", default=0.7, show_default=True, type=click.FloatRange(0, 1, max_open=True),
               help="Weight of the past in the curves of losses; 0 = as they are.")
-def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float) -> None:
+@click.option("--pictures", is_flag=True, help="Draw images of one run in place of curves: real, rebuilt by D and G, "
+              "and generated as training goes on.")
+def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float, pictures: bool) -> None:
     """Plot training runs side by side.
 
     Scores come from training and from calc_metrics.py. Those with another seed, other images or another feature net
@@ -27,7 +29,13 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
 
     \b
     python plot_runs.py runs/00000-cifar10-cifar runs/00001-cifar10-cifar-glead --out=curves.png
+    python plot_runs.py runs/00001-cifar10-cifar-glead --pictures --out=story.png
     """
+    if pictures:
+        if len(runs) > 1:
+            raise UserError(f"--pictures shows one run, {len(runs)} were given")
+        draw_pictures(Path(runs[0]), out)
+        return
     if labels and len(labels) != len(runs):
         raise UserError(f"--labels has {len(labels)} names for {len(runs)} runs")
     with cli.shown_warnings():
@@ -65,6 +73,37 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     with atomic_write(out) as f:
         figure.savefig(f, format="png", dpi=100)
     print(out)
+
+
+def draw_pictures(run_dir: Path, out: str) -> None:
+    """Write the picture of `sampling.story`, with the scores of the run beside the generated images."""
+    from sampling.story import read_story
+
+    rows = read_story(run_dir)
+    metrics = {name.removeprefix("Metrics/"): curve for name, curve in read_curves(run_dir).items()
+               if name.startswith("Metrics/")}
+    metric = min(metrics, default=None)
+    scores = dict(zip(map(int, metrics[metric].kimg), metrics[metric].values)) if metric else {}
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")
+    figure, axes = pyplot.subplots(len(rows), 1, figsize=(11, 0.62 * len(rows) + 0.4), squeeze=False)
+    for axis, row in zip(axes.flat, rows):
+        generated = row.what == "generated" and row.kimg is not None
+        score = scores.get(int(row.kimg)) if generated else None
+        when = f" at {row.kimg:g} kimg" if generated else ""
+        axis.imshow(row.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_ylabel(row.what + when + (f"\nscore {score:.1f}" if score is not None else ""), rotation=0, ha="right",
+                        va="center", fontsize=10)
+        axis.set(xticks=[], yticks=[])
+    figure.suptitle(f"{run_dir.name}" + (f"; score: {metric}, lower is better" if metric else ""), fontsize=9)
+    figure.subplots_adjust(left=0.17, right=0.99, bottom=0.01, top=1 - 0.3 / figure.get_figheight(), hspace=0.08)
+    with atomic_write(out) as f:
+        figure.savefig(f, format="png", dpi=100)
+    print(out)
+    if scores:
+        print(f"{metric}: " + ", ".join(f"{value:.1f} at {kimg} kimg" for kimg, value in sorted(scores.items())))
 
 
 if __name__ == "__main__":

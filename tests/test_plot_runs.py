@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import PIL.Image
 import pytest
 
 from paths import ROOT
 from plot_runs import read_curves, smooth
+from sampling.story import read_story
 
 PRECISION_RECALL = json.dumps({"results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25},
                                "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n"
@@ -42,6 +44,36 @@ def test_plot_of_two_runs(tmp_path):
     assert plot(*runs, f"--out={tmp_path / 'more.png'}").returncode == 0
     with PIL.Image.open(tmp_path / "more.png") as img:
         assert img.size == (2000, 720)  # and precision, recall
+
+
+def save_grid(path, value):
+    """Two rows of 20 images of 8x8, the number `value` in their first pixel, that of the row in the second."""
+    grid = np.zeros([16, 160, 3], np.uint8)
+    grid[:, :, 0] = value
+    grid[8:, :, 1] = 1
+    PIL.Image.fromarray(grid).save(path)
+
+
+def test_pictures_of_a_run(tmp_path):
+    run = make_run(tmp_path / "a", task=True)
+    (run / "training_options.json").write_text('{"config": {"dataset": {"resolution": 8}}}')
+    save_grid(run / "reals.png", 100)
+    for kimg in range(7):
+        save_grid(run / f"fakes{2 * kimg:06d}.png", kimg)
+        save_grid(run / f"reconstructions{2 * kimg:06d}.png", 50 + kimg)
+    save_grid(run / "fakes_init.png", 99)
+    rows = read_story(run, moments=4)
+    assert [(row.what, row.kimg) for row in rows] == [
+        ("real", None), ("rebuilt", 12), ("generated", 0), ("generated", 4), ("generated", 8), ("generated", 12)]
+    assert [int(row.pixels[0, 0, 0]) for row in rows] == [100, 56, 0, 2, 4, 6]
+    assert [int(row.pixels[0, 0, 1]) for row in rows] == [0, 1, 0, 0, 0, 0]     # the second row has what was rebuilt
+    assert {row.pixels.shape for row in rows} == {(8, 128, 3)}
+
+    done = plot(run, "--pictures", f"--out={tmp_path / 'story.png'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("100.0 at 0 kimg, 99.0 at 4 kimg, 98.0 at 8 kimg, 97.0 at 12 kimg")
+    with PIL.Image.open(tmp_path / "story.png") as img:
+        assert img.width == 1100
 
 
 def test_read_curves(tmp_path):
@@ -98,7 +130,8 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "odd" / "stats.jsonl").write_text("[" * 100_000 + "\n")
     run = make_run(tmp_path / "a", task=False)
     for args, words in [([tmp_path / "empty"], "stats.jsonl"), ([tmp_path / "odd"], "none of its 1 lines is a record"),
-                        ([run, "--labels=a,b"], "2 names for 1 runs")]:
+                        ([run, "--labels=a,b"], "2 names for 1 runs"), ([run, "--pictures"], "fakesKKKKKK.png"),
+                        ([run, run, "--pictures"], "shows one run")]:
         result = plot(*args, f"--out={out}")
         assert result.returncode == 1 and words in result.stderr
         assert len(result.stderr.splitlines()) == 1 and not out.exists()

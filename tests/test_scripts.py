@@ -20,7 +20,7 @@ printf '%s\\n' "$*" >>"$LOG"
 if [[ $program == "${FAIL:-}" ]]; then exit 3; fi
 for argument in "$@"; do
     case $argument in
-        --dest=* | --out=*) : >"${argument#*=}" ;;
+        --dest=* | --out=*) echo "$program" >"${argument#*=}" ;;
         --outdir=*) outdir=${argument#*=} ;;
         --kimg=*) printf -v name 'network-snapshot-%06d.pkl' "${argument#*=}" ;;
     esac
@@ -30,11 +30,8 @@ if [[ $program == train.py ]]; then
     run_dir=$outdir/0000$(ls "$outdir" | wc -l | tr -d ' ')-set
     mkdir "$run_dir"
     touch "$run_dir/$name" "$run_dir/reals.png" "$run_dir/fakes"{_init,000018}.png
-elif [[ $program == generate.py ]]; then
-    mkdir -p "$outdir"
-    touch "$outdir/grid.png"
-elif [[ $program == calc_metrics.py ]]; then
-    echo '{"results": 1}'
+elif [[ $program == plot_runs.py ]]; then
+    echo "score: 80.0 at 0 kimg, 20.0 at 120 kimg"
 fi
 """
 
@@ -68,50 +65,49 @@ def test_scripts_parse():
 def test_quickstart_runs_every_step_once(quickstart, tmp_path):
     done, commands = quickstart("--dir=my dir")
     assert done.returncode == 0, done.stderr
-    assert programs(commands) == ["dataset_tool.py", "feature_net.py", "feature_net.py", "train.py", "calc_metrics.py",
-                                  "generate.py"]
-    assert f"--data={tmp_path}/my dir/shapes.zip" in commands[3]
-    assert "--kimg=18" in commands[3]
-    assert len({command.rpartition("--seed=")[2] for command in commands[1:3]}) == 2
+    assert programs(commands) == ["dataset_tool.py", "feature_net.py", "train.py", "plot_runs.py"]
+    assert f"--data={tmp_path}/my dir/shapes.zip" in commands[2]
+    assert "--kimg=120" in commands[2] and "--res-g=8" in commands[2]
     run_dir = tmp_path / "my dir" / "runs" / "00000-set"
-    assert (run_dir / "scores.txt").read_text() == '{"results": 1}\n'
-    for name in ("reals.png", "fakes_init.png", "fakes000018.png", "samples/grid.png", "network-snapshot-000018.pkl"):
-        assert f"{run_dir}/{name}" in done.stdout
-    assert "reconstructions" not in done.stdout  # names only what is there
+    assert len(done.stdout.splitlines()) <= 10 and done.stderr == ""
+    for name in ("story.png", "network-snapshot-000120.pkl"):
+        assert f"{run_dir}/{name}" in done.stdout and (run_dir / name).exists()
+    assert "20.0 at 120 kimg" in done.stdout.splitlines()[-1]
+    log = (tmp_path / "my dir" / "log.txt").read_text()
+    assert all(f" {program} " in log for program in programs(commands))
 
     done, commands = quickstart("--dir=my dir")
-    assert done.returncode == 0 and commands == []
-    assert done.stderr.count("done before") == 6
-    assert str(run_dir / "samples" / "grid.png") in done.stdout
+    assert done.returncode == 0 and programs(commands) == ["plot_runs.py"]
+    assert done.stdout.count("done before") == 3 and f"{run_dir}/story.png" in done.stdout
 
 
 def test_quickstart_with_own_images(quickstart, tmp_path):
     (tmp_path / "photos").mkdir()
     done, commands = quickstart("--data=photos", "--dir=out", "--kimg=3")
     assert done.returncode == 0, done.stderr
-    assert f"--source={tmp_path}/photos" in commands[1]
-    assert all(f"--data={tmp_path}/out/shapes.zip" in command for command in commands[2:4])  # these need labels
-    assert f"--data={tmp_path}/out/images.zip" in commands[4] and "--kimg=3" in commands[4]
+    assert f"--source={tmp_path}/photos" in commands[1] and "--resolution=32" in commands[1]
+    assert f"--data={tmp_path}/out/shapes.zip" in commands[2]  # which needs labels
+    assert f"--data={tmp_path}/out/images.zip" in commands[3] and "--kimg=3" in commands[3]
 
 
-@pytest.mark.parametrize("program, done_before", [("feature_net.py", 1), ("train.py", 3), ("calc_metrics.py", 4)])
+@pytest.mark.parametrize("program, done_before", [("feature_net.py", 1), ("train.py", 2), ("plot_runs.py", 3)])
 def test_quickstart_says_what_failed_and_goes_on(quickstart, tmp_path, program, done_before):
     done, commands = quickstart("--dir=out", fail=program)
     assert done.returncode == 3
     assert programs(commands)[-1] == program
     assert "This command failed with status 3" in done.stderr and "start" in done.stderr.splitlines()[-1]
-    assert program in done.stderr.splitlines()[-2]
-    assert not list(tmp_path.rglob("scores.txt"))
+    assert program in done.stderr.splitlines()[-2] and f"{tmp_path}/out/log.txt" in done.stderr
+    assert "story.png" not in done.stdout
     done, commands = quickstart("--dir=out")
-    assert done.returncode == 0 and len(commands) == 6 - done_before
+    assert done.returncode == 0 and len(commands) == 4 - done_before
 
 
 def test_quickstart_trains_again_for_another_length(quickstart):
     quickstart("--dir=out")
     done, commands = quickstart("--dir=out", "--kimg=30")
     assert done.returncode == 0
-    assert programs(commands) == ["train.py", "calc_metrics.py", "generate.py"]
-    assert all("00001-set/network-snapshot-000030.pkl" in command for command in commands[1:])
+    assert programs(commands) == ["train.py", "plot_runs.py"]
+    assert "/00001-set " in commands[1] and "00001-set/network-snapshot-000030.pkl" in done.stdout
 
 
 @pytest.mark.parametrize("arguments, status, message", [

@@ -55,30 +55,6 @@ setup_python() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# run [--output=FILE] COMMAND...: show the command, then run it. FILE gets a copy of its output, once it has succeeded.
-# If it fails, say which one it was and how to go on.
-run() {
-    local output='' shown status=0
-    if [[ $1 == --output=* ]]; then
-        output=${1#*=}
-        shift
-    fi
-    printf -v shown ' %q' "$@"
-    printf '$%s\n' "$shown" >&2
-    if [[ -z $output ]]; then
-        "$@" || status=$?
-    else
-        { "$@" | tee "$output.part" && mv "$output.part" "$output"; } || status=$?
-    fi
-    if ((status == 130)); then
-        die_interrupted
-    elif ((status != 0)); then
-        printf '\nThis command failed with status %d:\n %s\n' "$status" "$shown" >&2
-        printf 'Mend the cause, then start %s again: what is done is kept.\n' "$0" >&2
-        exit "$status"
-    fi
-}
-
 # Where the prepared data sets are, by the names that find_data knows.
 DATASETS=${GLEAD_DATA:-$REPO/datasets}
 

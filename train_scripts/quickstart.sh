@@ -3,21 +3,20 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-DEFAULT_KIMG_CPU=18
+DEFAULT_KIMG_CPU=120
 DEFAULT_KIMG_GPU=1000
-RESOLUTION=32
-NUM_SHAPES=20000
+NUM_SHAPES=10000
 METRIC=fid1k_full
 
 usage() {
     cat <<EOF
 Usage: bash train_scripts/quickstart.sh [--data=FOLDER|ZIP] [--dir=DIR] [--kimg=K]
 
-Installs what is needed into .venv, then trains GLeaD on small images, scores the result and draws samples.
-Steps whose result is there already are skipped, so the same command goes on after an interruption.
+Installs what is needed into .venv, then trains GLeaD on small images, scores it as it learns, and draws one picture of
+it. Steps whose result is there already are skipped, so the same command resumes after an interruption.
 
-  --data=FOLDER|ZIP  Your own images, of any size: they are cropped and scaled to ${RESOLUTION}x$RESOLUTION.
-                     [default: drawn shapes, made by dataset_tool.py]
+  --data=FOLDER|ZIP  Your own images, of any size: they are cropped and scaled to 32x32, to 64x64 with a GPU.
+                     [default: drawn shapes of 16x16, 64x64 with a GPU]
   --dir=DIR          Where everything goes.  [default: quickstart]
   --kimg=K           Train on K thousand images.  [default: $DEFAULT_KIMG_CPU without a GPU, $DEFAULT_KIMG_GPU with one]
 
@@ -52,15 +51,30 @@ absolute() {
     esac
 }
 
-# step RESULT TITLE [--output=FILE] COMMAND...: run the command unless RESULT exists.
+# step RESULT TITLE COMMAND...: run the command unless RESULT exists. The command and its output go to $RECORD; on a
+# terminal, progress and errors are shown. If it fails, say which one it was and how to resume.
 step() {
-    local result=$1 title=$2
+    local result=$1 title=$2 status=0 shown
     shift 2
     if [[ -n $result && -e $result ]]; then
-        printf '\n== %s: done before (%s)\n' "$title" "$result" >&2
+        printf '%s: done before\n' "$title"
+        return
+    fi
+    printf '%s\n' "$title"
+    printf -v shown ' %q' "$@"
+    printf '$%s\n' "$shown" >>"$RECORD"
+    if [[ -t 2 ]]; then
+        "$@" >>"$RECORD" || status=$?
     else
-        printf '\n== %s\n' "$title" >&2
-        run "$@"
+        "$@" >>"$RECORD" 2>&1 || status=$?
+    fi
+    if ((status == 130)); then
+        die_interrupted
+    elif ((status != 0)); then
+        [[ -t 2 ]] || tail -n 3 "$RECORD" >&2
+        printf '\nThis command failed with status %d, see %s:\n %s\n' "$status" "$RECORD" "$shown" >&2
+        printf 'Mend the cause, then start %s again: what is done is kept.\n' "$0" >&2
+        exit "$status"
     fi
 }
 
@@ -76,14 +90,18 @@ find_snapshot() {
     done
 }
 
-# show MEANING FILE...: name the files that exist; of many, the pattern's first and last.
-show() {
-    local meaning=$1 files=("${@:2}")
-    if [[ -e ${files[0]} ]]; then
-        printf '  %-44s %s\n' "$meaning" "${files[0]}"
-        if ((${#files[@]} > 1)); then
-            printf '  %-44s %s\n' '' "... ${files[-1]}"
-        fi
+# Set KIMG, unless it was given, the sizes of images and networks, and how many processes train.
+choose_sizes() {
+    if [[ $("$PYTHON" -c 'import torch; print(torch.cuda.is_available())') == True ]]; then
+        KIMG=${KIMG:-$DEFAULT_KIMG_GPU} RESOLUTION=64
+        SPEED=(--cbase=8192 --cmax=128)
+        return
+    fi
+    KIMG=${KIMG:-$DEFAULT_KIMG_CPU} RESOLUTION=16
+    [[ -z $DATA ]] || RESOLUTION=32
+    SPEED=(--device=cpu --fp32=true)
+    if (($(getconf _NPROCESSORS_ONLN) > 1)); then
+        SPEED+=(--gpus=2)  # two processes on two cores
     fi
 }
 
@@ -91,47 +109,35 @@ parse_arguments "$@"
 trap die_interrupted INT
 setup_python
 cd "$REPO"
-if [[ -z $KIMG ]]; then
-    KIMG=$DEFAULT_KIMG_CPU
-    if [[ $("$PYTHON" -c 'import torch; print(torch.cuda.is_available())') == True ]]; then
-        KIMG=$DEFAULT_KIMG_GPU
-    fi
-fi
+choose_sizes
 mkdir -p "$DIR"
+RECORD=$DIR/log.txt
 
-step "$DIR/shapes.zip" 'Draw a labelled set of shapes' \
-    "$PYTHON" dataset_tool.py --source=synthetic --resolution="$RESOLUTION" --max-images="$NUM_SHAPES" \
+step "$DIR/shapes.zip" "Draw $NUM_SHAPES images of shapes" \
+    "$PYTHON" dataset_tool.py --source=synthetic:simple --resolution="$RESOLUTION" --max-images="$NUM_SHAPES" \
     --dest="$DIR/shapes.zip"
 IMAGES=$DIR/shapes.zip
 if [[ -n $DATA ]]; then
     IMAGES=$DIR/images.zip
     step "$IMAGES" 'Prepare your images' \
         "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --color=rgb --resolution="$RESOLUTION" \
-    --dest="$IMAGES"
+        --dest="$IMAGES"
 fi
-step "$DIR/perceptual.safetensors" 'Train the perceptual net, which compares images with what D and G rebuild of them' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/perceptual.safetensors" --width=12 --epochs=4 --seed=1
-step "$DIR/detector.safetensors" 'Train the detector, in whose features samples are scored' \
-    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.safetensors" --seed=2
+step "$DIR/detector.safetensors" 'Train the detector, a small net in whose features samples are scored' \
+    "$PYTHON" feature_net.py --data="$DIR/shapes.zip" --out="$DIR/detector.safetensors" --epochs=2
 
 find_snapshot
-step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images" \
+step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images; status and scores so far: $DIR/log.txt" \
     "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --aug=noaug --data="$IMAGES" \
-    --kimg="$KIMG" --perceptual="$DIR/perceptual.safetensors" --detector="$DIR/detector.safetensors" --metrics="$METRIC"
+    --kimg="$KIMG" --perceptual=mse --lambda-real=50 --lambda-fake=15 --res-g="$((RESOLUTION / 2))" \
+    --res-decoder="$RESOLUTION" --detector="$DIR/detector.safetensors" --metrics="$METRIC" "${SPEED[@]}"
 find_snapshot
 [[ -n $SNAPSHOT ]] || die "train.py left no snapshot of $KIMG kimg under $DIR/runs: see the log.txt there"
 RUN=$(dirname "$SNAPSHOT")
 
-step "$RUN/scores.txt" 'Score samples' --output="$RUN/scores.txt" \
-    "$PYTHON" calc_metrics.py --network="$SNAPSHOT" --data="$IMAGES" --detector="$DIR/detector.safetensors" --metrics="$METRIC"
-step "$RUN/samples/grid.png" 'Draw samples' \
-    "$PYTHON" generate.py --network="$SNAPSHOT" --seeds=0-63 --outdir="$RUN/samples" --grid=auto
+step '' 'Draw what happened' \
+    "$PYTHON" plot_runs.py "$RUN" --pictures --out="$RUN/story.png"
 
-printf '\nWhere to look:\n'
-show 'Real images' "$RUN/reals.png"
-show 'Samples over time' "$RUN"/fakes*.png
-show 'Images, and what D and G rebuild of them' "$RUN"/reconstructions*.png
-show 'Samples of the finished model' "$RUN/samples/grid.png"
-show 'The model' "$SNAPSHOT"
-show "Score ($METRIC in this detector, no published FID)" "$RUN/scores.txt"
-cat "$RUN/scores.txt"
+printf 'Look at %s, then at the larger grids beside it.\n' "$RUN/story.png"
+printf 'The model: %s\n' "$SNAPSHOT"
+tail -n 1 "$RECORD"    # the scores, by plot_runs.py

@@ -1,7 +1,8 @@
 """Procedurally drawn scenes with exact class labels: data for trying things out without downloading any.
 
-A scene is a main object (its shape is the class), often a smaller second one in front of or behind it, textures,
-shading and a background. Scene i of a seed is a function of (seed, i) alone. It is drawn from formulas at any
+A scene of the full level is a main object (its shape is the class), often a smaller second one in front of or behind
+it, textures, shading and a background. A scene of the simple level is one plain object (its colour and shape are the
+class) on a dark ground. Scene i of a seed is a function of (seed, i) alone. It is drawn from formulas at any
 resolution, each edge and texture averaged over the width of a pixel: a large drawing scaled down is the small one.
 
 Per-pixel work uses only operations that IEEE 754 rounds exactly (no sines, no matrix products): pixels do not depend on
@@ -18,6 +19,12 @@ CLASS_NAMES = (
     "disc", "ring", "square", "triangle", "star", "cross",
     "heart", "crescent", "hexagon", "capsule", "half-disc", "drop",
 )
+SIMPLE_SHAPES = ("disc", "square", "triangle", "heart")
+SIMPLE_COLORS = {
+    "red": (0.92, 0.18, 0.18), "orange": (0.98, 0.55, 0.10), "yellow": (0.98, 0.88, 0.20), "green": (0.25, 0.80, 0.30),
+    "cyan": (0.20, 0.80, 0.85), "blue": (0.25, 0.40, 0.95), "purple": (0.70, 0.35, 0.90), "white": (0.95, 0.95, 0.95),
+}
+SIMPLE_CLASS_NAMES = tuple(f"{color} {shape}" for shape in SIMPLE_SHAPES for color in SIMPLE_COLORS)
 TEXTURES = ("plain", "gradient", "stripes", "checks", "dots")
 BACKGROUNDS = ("plain", "gradient", "stripes", "blobs", "clouds", "horizon")
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
@@ -159,6 +166,14 @@ class Scenes(NamedTuple):
     second_place: np.ndarray    # int64 [N]: 0 = there is none, 1 = behind the main object, 2 = in front of it.
     background: Backgrounds
     light: np.ndarray           # float32 [N, 2], unit vector towards the light.
+    label: np.ndarray           # int64 [N], index into the class names of the level.
+
+
+class Level(NamedTuple):
+    """A kind of scenes."""
+
+    class_names: tuple[str, ...]
+    describe: Callable[..., Scenes]     # As `describe_scenes`.
 
 
 def uniform_draws(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
@@ -209,7 +224,37 @@ def describe_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
     background = _describe_backgrounds(draw, choice, _luminance(main.color_a), spare)
     light_angle = draw(math.radians(30), math.radians(150))
     light = np.stack([np.cos(light_angle), -np.sin(light_angle)], axis=1).astype(np.float32)
-    return Scenes(main, second, second_place, background, light)
+    return Scenes(main, second, second_place, background, light, label=main.shape)
+
+
+def describe_simple_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
+    """One large upright object in one colour on a dark ground: small networks learn such scenes within minutes."""
+    draws = uniform_draws(indices, seed, 5)
+    n, zeros = len(draws), np.zeros([len(draws)])
+    size = 0.68 + 0.14 * draws[:, 0]
+    centre = (draws[:, 1:3] * 2 - 1) * (0.97 - 0.9 * size)[:, None]
+    shape, color = ((draws[:, 3:] * [len(SIMPLE_SHAPES), len(SIMPLE_COLORS)]).astype(np.int64)).T
+    rgb = np.array(list(SIMPLE_COLORS.values()), np.float32)[color]
+    main = Objects(
+        shape=np.array([CLASS_NAMES.index(name) for name in SIMPLE_SHAPES])[shape],
+        texture=np.zeros([n], np.int64),
+        centre=centre.astype(np.float32),
+        size=size.astype(np.float32),
+        angle=zeros,
+        color_a=rgb,
+        color_b=rgb,
+        frequency=zeros.astype(np.float32),
+        phase=zeros.astype(np.float32),
+    )
+    dark = np.tile(np.array([0.08, 0.08, 0.12], np.float32), [n, 1])
+    background = Backgrounds(kind=np.zeros([n], np.int64), color_a=dark, color_b=dark, angle=zeros,
+                             draws=np.zeros([n, _NUM_SPARE], np.float32))
+    light = np.tile(np.array([-0.6, -0.8], np.float32), [n, 1])
+    no_second = np.zeros([n], np.int64)
+    return Scenes(main, main, no_second, background, light, label=shape * len(SIMPLE_COLORS) + color)
+
+
+LEVELS = {"full": Level(CLASS_NAMES, describe_scenes), "simple": Level(SIMPLE_CLASS_NAMES, describe_simple_scenes)}
 
 
 def _describe_objects(draw: Callable, choice: Callable, size: np.ndarray, centre: np.ndarray) -> Objects:
@@ -272,16 +317,19 @@ def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.
 # --- Drawing. Fields are float32 [N, R, R]; the canvas is [N, 3, R, R].
 
 
-def draw_scenes(indices: np.ndarray, *, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw_scenes(
+    indices: np.ndarray, *, resolution: int, seed: int = 0, level: str = "full"
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw scenes.
 
     Args:
         indices:    Numbers of the scenes, int [N], non-negative.
         resolution: Side of the images, one of RESOLUTIONS.
         seed:       Non-negative.
+        level:      One of LEVELS.
 
     Returns:
-        Images uint8 [N, R, R, 3] and labels int64 [N], indices into CLASS_NAMES of the main objects.
+        Images uint8 [N, R, R, 3] and labels int64 [N], indices into the class names of the level.
     """
     if resolution not in RESOLUTIONS:
         raise ValueError(f"resolution {resolution}, expected one of {', '.join(map(str, RESOLUTIONS))}")
@@ -291,9 +339,9 @@ def draw_scenes(indices: np.ndarray, *, resolution: int, seed: int = 0) -> tuple
     step = max(_PIXELS_AT_ONCE // resolution**2, 1)
     for begin in range(0, len(indices), step):
         part = slice(begin, begin + step)
-        scenes = describe_scenes(indices[part], seed=seed)
+        scenes = LEVELS[level].describe(indices[part], seed=seed)
         images[part] = render(scenes, resolution=resolution)
-        labels[part] = scenes.main.shape
+        labels[part] = scenes.label
     return images, labels
 
 

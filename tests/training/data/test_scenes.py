@@ -8,7 +8,10 @@ from PIL import Image, ImageDraw
 from training.data.scenes import (
     BACKGROUNDS,
     CLASS_NAMES,
+    LEVELS,
     RESOLUTIONS,
+    SIMPLE_CLASS_NAMES,
+    SIMPLE_COLORS,
     TEXTURES,
     Objects,
     describe_scenes,
@@ -174,16 +177,33 @@ def test_main_object_is_inside_larger_and_mostly_visible():
     assert visible.min() > 0.4 and 0.7 < visible.mean() < 0.99
 
 
-def test_scene_depends_on_seed_and_index_alone():
-    images, labels = draw_scenes(np.arange(400), resolution=32, seed=1)
+def test_simple_scenes_are_what_their_labels_say():
+    labels = draw_scenes(np.arange(2000), resolution=8, level="simple")[1]
+    assert np.bincount(labels, minlength=len(SIMPLE_CLASS_NAMES)).min() > 35
+    images = draw_scenes(np.arange(150), resolution=64, level="simple")[0].astype(int)
+    objects = np.abs(images - [20, 20, 31]).max(axis=3) > 24
+    assert 0.2 < objects.mean() < 0.5 and objects[:, [0, -1]].mean() < 0.02    # large, and hardly at the border
+    for image, label, is_object in zip(images, labels, objects):
+        color, shape = SIMPLE_CLASS_NAMES[label].split()
+        median = np.median(image[is_object], axis=0)
+        distances = {name: np.abs(median / median.max() - np.array(rgb) / max(rgb)).sum()
+                     for name, rgb in SIMPLE_COLORS.items()}
+        assert min(distances, key=distances.get) == color
+        share = is_object.sum() / (is_object.any(axis=0).sum() * is_object.any(axis=1).sum())
+        assert share == pytest.approx({"disc": 0.785, "square": 1, "triangle": 0.5, "heart": 0.7}[shape], abs=0.06)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_scene_depends_on_seed_and_index_alone(level):
+    images, labels = draw_scenes(np.arange(400), resolution=32, seed=1, level=level)
     for part in (np.arange(7), np.array([399]), np.array([250, 3, 128]), np.arange(100, 300)):
-        some_images, some_labels = draw_scenes(part, resolution=32, seed=1)
+        some_images, some_labels = draw_scenes(part, resolution=32, seed=1, level=level)
         np.testing.assert_array_equal(some_images, images[part])
         np.testing.assert_array_equal(some_labels, labels[part])
-    other, _ = draw_scenes(np.arange(400), resolution=32, seed=2)
+    other, _ = draw_scenes(np.arange(400), resolution=32, seed=2, level=level)
     assert not (images == other).all(axis=(1, 2, 3)).any()
-    big, _ = draw_scenes(np.arange(5), resolution=256, seed=1)
-    np.testing.assert_array_equal(draw_scenes(np.array([4]), resolution=256, seed=1)[0][0], big[4])
+    big, _ = draw_scenes(np.arange(5), resolution=256, seed=1, level=level)
+    np.testing.assert_array_equal(draw_scenes(np.array([4]), resolution=256, seed=1, level=level)[0][0], big[4])
 
 
 def test_draws_are_uniform_and_independent():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from training.data.prepare.source import LabelSet, Record, Source, SourceOptions, images_at_once, refuse_folders
-from training.data.scenes import CLASS_NAMES, RESOLUTIONS, describe_scenes, draw_scenes
+from training.data.scenes import LEVELS, RESOLUTIONS, draw_scenes
 
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 _MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
@@ -219,28 +219,31 @@ def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.nda
 class SyntheticSource(Source):
     """Drawn scenes number 0, 1, 2, ... of a seed; image i does not depend on how many there are."""
 
-    accepts = "'synthetic'"
+    accepts = "'synthetic', 'synthetic:simple'"
+    names = {"synthetic": "full", "synthetic:simple": "simple"}     # Of the levels.
 
-    def __init__(self, *, num_images: int, resolution: int, seed: int = 0, use_labels: bool = True):
+    def __init__(
+        self, *, num_images: int, resolution: int, seed: int = 0, use_labels: bool = True, level: str = "full"
+    ):
         if resolution not in RESOLUTIONS:
             raise UserError(f"--resolution={resolution}: synthetic images come in {', '.join(map(str, RESOLUTIONS))}")
-        self.labels = LabelSet(classes=CLASS_NAMES) if use_labels else None
-        self._num_images, self._resolution, self._seed = num_images, resolution, seed
+        self.labels = LabelSet(classes=LEVELS[level].class_names) if use_labels else None
+        self._num_images, self._resolution, self._seed, self._level = num_images, resolution, seed, level
         self._group_begin = -1
         self._group = np.zeros([0])
 
     @classmethod
     def matches(cls, path: str) -> bool:
-        return path == "synthetic"
+        return path in cls.names
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "SyntheticSource":
         if options.labels == "folders":
             raise UserError("--labels=folders is for folders and zips, not for synthetic images")
         if options.resolution is None or options.num_images is None:
-            raise UserError("--source=synthetic: say how large and how many with --resolution and --max-images")
+            raise UserError(f"--source={path}: say how large and how many with --resolution and --max-images")
         return cls(num_images=options.num_images, resolution=options.resolution, seed=options.seed,
-                   use_labels=options.labels != "none")
+                   use_labels=options.labels != "none", level=cls.names[path])
 
     def __len__(self) -> int:
         return self._num_images
@@ -252,7 +255,8 @@ class SyntheticSource(Source):
             if self.labels is None:
                 yield from (Record(index, None) for index in indices)
             else:
-                yield from map(Record, indices, describe_scenes(np.array(indices), seed=self._seed).main.shape.tolist())
+                scenes = LEVELS[self._level].describe(np.array(indices), seed=self._seed)
+                yield from map(Record, indices, scenes.label.tolist())
 
     def load(self, key: int) -> Image.Image:
         """Neighbouring images are drawn together, which is several times faster, and kept for the next calls."""
@@ -260,7 +264,7 @@ class SyntheticSource(Source):
         begin = key - key % step
         if begin != self._group_begin:
             indices = np.arange(begin, min(begin + step, self._num_images))
-            self._group, _ = draw_scenes(indices, resolution=self._resolution, seed=self._seed)
+            self._group, _ = draw_scenes(indices, resolution=self._resolution, seed=self._seed, level=self._level)
             self._group_begin = begin
         return Image.fromarray(self._group[key - begin])
 

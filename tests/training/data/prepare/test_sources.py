@@ -31,7 +31,7 @@ from training.data.prepare.image_sources import FilesSource, LmdbSource
 from training.data.prepare.pipeline import write_dataset
 from training.data.prepare.source import SourceOptions, count_classes
 from training.data.prepare.sources import open_source
-from training.data.scenes import CLASS_NAMES, draw_scenes
+from training.data.scenes import LEVELS, draw_scenes
 
 
 def convert(path, dest, *, width=None, transform=None, color="auto", max_images=None, **options):
@@ -406,11 +406,12 @@ def test_bad_mnist(tmp_path):
 # --- Synthetic scenes.
 
 
-def test_synthetic(tmp_path):
-    write_dataset(SyntheticSource(num_images=1003, resolution=16, seed=4), tmp_path / "a.zip")
-    images, labels = draw_scenes(np.arange(1003), resolution=16, seed=4)
+@pytest.mark.parametrize("source, level", [("synthetic", "full"), ("synthetic:simple", "simple")])
+def test_synthetic(tmp_path, source, level):
+    write_dataset(open_source(source, SourceOptions(num_images=1003, resolution=16, seed=4)), tmp_path / "a.zip")
+    images, labels = draw_scenes(np.arange(1003), resolution=16, seed=4, level=level)
     check(tmp_path / "a.zip", images, labels)
-    assert labels.max() == len(CLASS_NAMES) - 1
+    assert labels.max() == len(LEVELS[level].class_names) - 1
 
 
 def test_synthetic_images_do_not_depend_on_their_number(tmp_path):
