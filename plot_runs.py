@@ -8,6 +8,7 @@ import click
 
 import cli
 from dnnlib.util import UserError, atomic_write
+from training.config.rivals import full_name
 
 PANELS_A_ROW = 4
 REALNESS = {"Loss/scores/real": "-", "Loss/scores/fake": "--"}
@@ -117,8 +118,8 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
 
 def method_of(run_dir: Path) -> str:
     try:
-        return json.loads((run_dir / "training_options.json").read_text())["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return full_name(json.loads((run_dir / "training_options.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return run_dir.name
 
 

@@ -48,7 +48,8 @@ from training.loss import Batch, StyleGAN2Loss
 from training.networks import DiscriminatorOutput
 from training.perceptual import PerceptualLoss
 from training.phases import GradientGuard, Phase, build_phases
-from training.tasks import Shown, build_tasks
+from training.rivals import build_extras
+from training.tasks import Shown
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
@@ -132,9 +133,9 @@ class Step:
         self.G, self.D = (net.train().requires_grad_(False).to(device) for net in build_networks(c))
         self.G_ema = copy.deepcopy(self.G).eval()
         float32_net = dataclasses.replace(c, D=dataclasses.replace(c.D, num_fp16_res=0))  # tasks look at nothing else
-        real_tasks, fake_tasks = build_tasks(float32_net if path in PLAIN else c, self.G)
+        extras = build_extras(float32_net if path in PLAIN else c, self.G, self.D)
         loss = Straightforward if path == "straightforward" else StyleGAN2Loss
-        self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
+        self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, **extras))
         self.guard = GradientGuard(device)
         n, res, no_labels = c.batch_gpu, c.dataset.resolution, torch.zeros([c.batch_gpu, 0], device=device)
         img = torch.rand([n, 3, res, res], device=device) * 2 - 1
