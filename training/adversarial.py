@@ -69,7 +69,7 @@ class Logistic:
 
 @adversarial_loss
 class Relativistic:
-    """Each fake image is paired with a real one (Jolicoeur-Martineau, ICLR 2019, Eq. 5 and 6), with R1 and R2.
+    """Each fake image is paired with a real one (Jolicoeur-Martineau, ICLR 2019), with R1 and R2.
 
     That is R3GAN's loss (Huang et al., NeurIPS 2024, Eq. 2). R3GAN has other networks, and penalties in every
     iteration; here they are lazy, as all regularisation is.

@@ -84,7 +84,7 @@ class StyleGAN2Loss:
         self.pl_mean = state["pl_mean"].to(self.pl_mean.device)
 
     def _rivals_with_state(self) -> Parts:
-        return {rival.kind: rival for rival in self.rivals if rival.state_dict()}
+        return {rival.kind: rival for rival in self.rivals if rival.remembers}
 
     # Phases.
 

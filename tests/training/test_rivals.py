@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -193,19 +194,204 @@ def test_images_are_moved_and_mirrored():
     assert offsets == {-2, -1, 0, 1, 2}
 
 
+def test_rotations_are_told_by_their_number(monkeypatch):
+    """A head that looks at the corner of an image that it knows makes no error."""
+    parts = Parts("stylegan2+ar", rival_options="ar.dis=2,ar.gen=3")
+    ar, img = parts.rivals["ar"], torch.zeros([N, 3, 16, 16])
+    img[:, :, 0, 15] = 1    # turned by k quarters against the clock, it is in corner k
+
+    def judge(turned, c, decode):
+        corners = torch.stack([turned[:, 0, y, x] for y, x in ((0, 15), (0, 0), (15, 0), (15, 15))], dim=1)
+        assert decode and (corners.sum(1) == 1).all()
+        return parts.loss._score(turned, c)._replace(aux=100 * corners)
+
+    shown = parts.shown._replace(img=img)
+    assert ar.d("fake", None, shown, judge) is None
+    assert ar.d("real", None, shown, judge).abs().max() < 1e-6 and ar.g(None, shown, judge).abs().max() < 1e-6
+    wrong = lambda turned, c, decode: judge(turned, c, decode)._replace(aux=torch.zeros([N, 4]))
+    torch.testing.assert_close(ar.d("real", None, shown, wrong), torch.full([N], 2 * np.log(4.0), dtype=torch.float32))
+    torch.testing.assert_close(ar.g(None, shown, wrong), torch.full([N], 3 * np.log(4.0), dtype=torch.float32))
+    out = parts.D.run(parts.fake, parts.batch.gen_c)
+    features = parts.D._encode(parts.fake)[2][4]
+    torch.testing.assert_close(out.aux, parts.D.aux(features.mean([2, 3])))
+
+
+def test_statistics_are_mixed():
+    from training.rivals.consistency import mix_statistics
+
+    h, other = torch.randn([N, 4, 32, 32]) * 3 + 1, torch.arange(N).roll(1)
+    share = torch.linspace(0, 1, N)[:, None, None, None]
+    out = mix_statistics(h, other, share)
+    torch.testing.assert_close(out[-1], h[-1])
+    for of in (torch.mean, lambda x, dim: x.std(dim)):      # both are linear in the share
+        own = of(h, [2, 3])
+        torch.testing.assert_close(of(out, [2, 3]), own[other].lerp(own, share[:, :, 0, 0]), rtol=1e-3, atol=1e-3)
+
+
+def test_fsmr_compares_with_a_pass_of_mixed_features():
+    parts = Parts("stylegan2+fsmr", rival_options="fsmr.weight=3")
+    fsmr, seen = parts.rivals["fsmr"], []
+    judge = lambda img, c: (seen.append(parts.loss.judge(img, c)), seen[-1])[1]
+    out = parts.loss.judge(parts.fake, parts.batch.gen_c)
+    term = fsmr.d("real", out, parts.shown, judge)
+    torch.testing.assert_close(term, 3 * (out.logits - seen[0].logits).square()[:, 0])
+    assert (term > 0).any()    # a permutation may leave an image alone
+    torch.testing.assert_close(parts.loss.judge(parts.fake, parts.batch.gen_c).logits, out.logits)     # unhooked
+
+
+def test_progressive_augmentation_turns_the_score_with_each_bit():
+    parts = Parts("stylegan2+pa", rival_options="pa.levels=2,pa.kimg=1")
+    pa, seen = parts.rivals["pa"], []
+    assert parts.D.img_channels == 5 and parts.G.img_channels == 3
+
+    def judge(img, c):
+        seen.append(img[:, 3:, 0, 0])
+        return parts.loss._score(img, c)._replace(logits=torch.ones([len(img), 1]))
+
+    img = torch.zeros([4000, 3, 16, 16])
+    for nimg, chances in ((0, (0, 0)), (500, (0.25, 0)), (1500, (0.5, 0.25)), (9000, (0.5, 0.5))):
+        pa.nimg = nimg
+        logits = pa.look(judge, img, torch.zeros([4000, 0])).logits
+        ones = seen[-1] > 0
+        torch.testing.assert_close(ones.float().mean(0), torch.tensor(chances, dtype=torch.float32), rtol=0, atol=0.03)
+        assert logits.squeeze(1).eq(1 - 2 * (ones.sum(1) % 2)).all() and seen[-1].abs().eq(1).all()
+
+
+def test_unet_by_brute_force(monkeypatch):
+    parts = Parts("stylegan2+unet", rival_options="unet.weight=2,unet.cutmix=3")
+    unet, c, seen = parts.rivals["unet"], parts.batch.gen_c, []
+    judge = lambda img, c: (seen.append(img), parts.loss.judge(img, c))[1]
+    pixels = lambda img: parts.D.run(img, c).fmaps[16][:, :1]
+    real = parts.shown._replace(img=parts.batch.real_img)
+    fake_out, real_out = (parts.loss.judge(img, c) for img in (parts.fake, real.img))
+    p_fake, p_real = pixels(parts.fake), pixels(real.img)
+    torch.testing.assert_close(unet.d("fake", fake_out, parts.shown, judge), 2 * softplus(p_fake).mean([1, 2, 3]))
+    term = unet.d("real", real_out, real, judge)
+    inside = (seen[0] == real.img).all(1, keepdim=True)
+    torch.testing.assert_close(seen[0], torch.where(inside, real.img, parts.fake))
+    error = pixels(seen[0]) - torch.where(inside, p_real, p_fake)
+    torch.testing.assert_close(term, 2 * softplus(-p_real).mean([1, 2, 3]) + 3 * error.square().mean([1, 2, 3]))
+    torch.testing.assert_close(unet.g(fake_out, parts.shown, judge), 2 * softplus(-p_fake).mean([1, 2, 3]))
+    inside = unet._rectangles(torch.zeros([2000, 3, 16, 16])).float()
+    rows, columns = inside.amax([1, 3]).sum(1), inside.amax([1, 2]).sum(1)
+    torch.testing.assert_close(inside.sum([1, 2, 3]), rows * columns)
+    assert 0.1 < inside.mean() < 0.4
+
+
+def test_latents_are_compared_with_those_of_fake_images():
+    parts = Parts("stylegan2+latent", rival_options="latent.weight=2")
+    latent, ws = parts.rivals["latent"], torch.randn([N, 7, 512])
+    out = parts.loss.judge(parts.fake, parts.batch.gen_c)
+    shown = parts.shown._replace(ws=ws)
+    torch.testing.assert_close(latent.d("fake", out, shown, None), 2 * (out.w - ws.mean(1)).square().mean(1))
+    assert latent.d("real", out, shown, None) is None
+    for method, heads in (("glead+latent", configure("glead").D), ("glead+ggdr+latent", configure("glead+ggdr").D)):
+        assert heads == configure(method).D
+
+
+def test_masks_hide_squares_from_d_alone():
+    parts = Parts("glead+masked", rival_options="masked.share=0.5")
+    seen = []
+    judge = lambda img, c: (seen.append(img), parts.loss._score(img, c))[1]
+    parts.rivals["masked"].look(judge, parts.batch.real_img, parts.batch.real_c)
+    squares = (seen[0] == parts.batch.real_img).all(1).unflatten(2, [8, 2]).unflatten(1, [8, 2]).float().mean([2, 4])
+    assert set(squares.unique().tolist()) == {0.0, 1.0} and 0.4 < squares.mean() < 0.6
+    assert torch.where(seen[0] == parts.batch.real_img, 0, seen[0]).abs().max() == 0
+
+
+def test_reconstruction_reaches_g_only_where_it_is_asked_for(monkeypatch):
+    grads = {}
+    for method, options in (("glead", None), ("glead+through-g", "through-g.share=2")):
+        parts = Parts(method, rival_options=options)
+        monkeypatch.setattr(parts.loss, "_map", lambda z, c, units=None: parts.G.mapping(z, c))  # noqa: B023
+        parts.G.requires_grad_(True)
+        (term,) = parts.run("g_main", monkeypatch)
+        grads[method] = (term.detach(), torch.autograd.grad(term, parts.G.synthesis.b4.const)[0])
+    task = parts.loss.fake_tasks[0]
+    torch.manual_seed(1)
+    img = parts.G.synthesis(parts.G.mapping(parts.batch.gen_z, None))
+    shown = parts.shown._replace(img=img, clean=img)
+    extra = 2 * task.weight * task.loss(parts.D.run(img, parts.batch.gen_c), shown).mean()
+    (plain, plain_grad), (whole, grad) = grads.values()
+    torch.testing.assert_close(whole - plain, extra.detach(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(grad, plain_grad)
+    with pytest.raises(UserError, match="--lambda-fake is 0"):
+        Parts("glead+through-g", lambda_fake=0.0)
+
+
+@pytest.mark.parametrize("options, logits, strengths", [
+    ("ada-lambda.target=0.5,ada-lambda.kimg=0.064", ([1.0] * N, [0.0] * N), (1.5, 2.0)),
+    ("ada-lambda.target=0.5,ada-lambda.kimg=0.064", ([1.0] * 5 + [-1.0] * 3, [0.0] * N), (0.5, 0.0, 0.0)),
+    ("ada-lambda.gap=2,ada-lambda.kimg=0.064", ([1.5] * N, [-1.0] * N), (1.5, 2.0)),
+    ("ada-lambda.gap=2,ada-lambda.kimg=0.064", ([1.5] * N, [0.0] * N), (0.5,)),
+    ("ada-lambda.most=1.25,ada-lambda.kimg=0.064", ([1.0] * N, [0.0] * N), (1.25,)),
+])
+def test_strength_follows_the_scores(options, logits, strengths):
+    parts = Parts("glead+ada-lambda", rival_options=options)
+    ada = parts.rivals["ada-lambda"]
+    real, fake = (parts.loss._score(parts.fake, parts.batch.gen_c)._replace(logits=torch.tensor(x)[:, None])
+                  for x in logits)
+    for strength in strengths:
+        for _ in range(4):
+            ada.d("fake", fake, parts.shown, None)
+            ada.d("real", real, parts.shown, None)
+            ada.step()
+        assert ada.strength == pytest.approx(strength)
+        weights = [tasks[0].weight for tasks in (parts.loss.real_tasks, parts.loss.fake_tasks)]
+        assert weights == pytest.approx([10 * strength, 3 * strength])
+
+
+def test_strength_follows_a_schedule():
+    parts = Parts("ggdr+lambda-schedule", rival_options="lambda-schedule.start=2,lambda-schedule.end=1,"
+                                                        "lambda-schedule.kimg=0.032")
+    weights = []
+    for _ in range(5):
+        weights.append(parts.loss.fake_tasks[0].weight)
+        parts.loss.finish_d()
+    assert weights == [20.0, 17.5, 15.0, 12.5, 10.0]
+    parts.loss.load_state_dict({"pl_mean": torch.zeros([]), "rivals": {"lambda-schedule": {"nimg": 16}}})
+    assert parts.loss.fake_tasks[0].weight == 15
+
+
+def test_finite_differences_estimate_r1(monkeypatch):
+    """Of a quadratic D, without bias beyond eps^2, and with the variance of one Gaussian direction."""
+    parts = Parts("stylegan2", r1="finite")
+    parts.batch = parts.batch._replace(real_img=torch.rand([1, 3, 16, 16]).repeat(4000, 1, 1, 1) * 2 - 1,
+                                       real_c=torch.zeros([4000, 0]))
+    monkeypatch.setattr(parts.loss, "D", lambda img, c: img.double().square().sum([1, 2, 3])[:, None] / 100)
+    parts.run("d_penalty", monkeypatch)
+    found = parts.reported["Loss/r1_penalty"]
+    exact = (parts.batch.real_img[0] / 50).square().sum().item()
+    assert found.mean().item() == pytest.approx(exact, rel=5 * 2**0.5 / 4000**0.5)
+    assert found.std().item() == pytest.approx(2**0.5 * exact, rel=0.15)
+
+
+@pytest.mark.parametrize("said, problem", [
+    ({"method": "wgan-gp"}, "--r1=finite estimates the squared gradient, and wgan-gp needs its norm"),
+    ({"method": "glead", "half": "bfloat16", "fp32": False}, "--r1=finite needs float32"),
+])
+def test_finite_differences_are_refused_where_they_can_not_do(said, problem):
+    with pytest.raises(UserError, match=problem):
+        configure(r1="finite", **said)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Training.
 
 TRAINED = {     # A composition, and statistics of its own.
-    "stylegan2+relativistic": ["Loss/r2_penalty"],
-    "glead+centring+zcr": ["Loss/D/centring", "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr"],
-    "stylegan2+wgan-gp": ["Loss/gp_penalty"],
+    "stylegan2+relativistic+ar+fsmr+pa": ["Loss/r2_penalty", "Loss/D/real_ar", "Loss/G/ar", "Loss/D/fake_fsmr",
+                                          "Loss/D/real_fsmr"],
+    "stylegan2+wgan-gp+unet+zcr+latent": ["Loss/gp_penalty", "Loss/D/fake_unet", "Loss/D/real_unet", "Loss/G/unet",
+                                          "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr", "Loss/D/fake_latent"],
+    "glead+centring+masked+ada-lambda+through-g": ["Loss/D/centring", "Loss/G/through-g"],
+    "ggdr+lambda-schedule": ["Loss/D/fake_feature"],
 }
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_rivals_train_and_resume(method, small_grids, tiny_dataset, tmp_path):
-    config = small_config(tiny_dataset, f"--method={method}", "--kimg=0.016", "--aug=ada", "--reg_loss_fake=mse")
+    config = small_config(tiny_dataset, f"--method={method}", "--kimg=0.016", "--aug=ada",
+                          *(["--reg_loss_fake=mse"] if "glead" in method else []))
     whole, parts = train(config, tmp_path)
     assert_same(whole, parts)
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(

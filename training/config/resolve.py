@@ -82,7 +82,7 @@ def _with_rivals(
     D, loss = config.D, dataclasses.replace(config.loss, rivals=options)
     for name in names:
         row = RIVALS[name]
-        D = dataclasses.replace(D, **row.D(options.get(name, {}), config.dataset.resolution))
+        D = dataclasses.replace(D, **row.D(options.get(name, {}), config))
         if row.adversarial != "logistic":
             loss = dataclasses.replace(loss, adversarial=row.adversarial)
         if row.r1_gamma is not None:

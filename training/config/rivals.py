@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
-from .schema import METHOD_NAMES, Method
+from .schema import METHOD_NAMES, Method, TrainingConfig
 
 
 class Number(NamedTuple):
@@ -26,8 +26,8 @@ class Rival(NamedTuple):
     r1_gamma: float | None = None                   # Weight of the gradient penalty, where it is not R1.
     methods: tuple[Method, ...] = METHOD_NAMES      # To which it can be added.
     changes: str = ""                               # What no second rival can change, too.
-    # Fields of `DiscriminatorConfig`, by the rival's options and the resolution of the images.
-    D: Callable[[Mapping[str, float], int], dict[str, Any]] = lambda options, resolution: {}
+    # Fields of `DiscriminatorConfig` that differ, by the rival's options and the configuration without it.
+    D: Callable[[Mapping[str, float], TrainingConfig], dict[str, Any]] = lambda options, config: {}
 
 
 _WEIGHT = Number(1.0, 0, 1000)
@@ -44,9 +44,37 @@ RIVALS: dict[str, Rival] = {
     "centring": Rival(
         "no paper: the weight is ours", {"weight": _WEIGHT._replace(default=0.01)}),
     "zcr": Rival(
-        "Zhao et al., AAAI 2021 (ICR): 10, 10, 5, 0.5 and 0.03",
+        "Zhao et al., AAAI 2021 (ICR)",
         {"real": _WEIGHT._replace(default=10.0), "fake": _WEIGHT._replace(default=10.0),
          "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)}),
+    "ar": Rival(
+        "Chen et al., CVPR 2019 (SS-GAN): 1 for D, 0.2 for G",
+        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, D=lambda options, config: {"aux_outputs": 4}),
+    "fsmr": Rival(
+        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}),
+    "pa": Rival(
+        "Zhang and Khoreva, NeurIPS 2019 (PA-GAN); the schedule is ours",
+        {"levels": Number(2, 1, 16), "kimg": Number(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
+        D=lambda options, config: {"extra_channels": options["levels"]}),
+    "unet": Rival(
+        "Schoenfeld et al., CVPR 2020: 1 for each", {"weight": _WEIGHT, "cutmix": _WEIGHT}, methods=("stylegan2",),
+        D=lambda options, config: {"decoder_res": config.dataset.resolution}),
+    "latent": Rival(
+        "of the kin of Donahue et al., ICLR 2017 (BiGAN); the weight is ours", {"weight": _WEIGHT},
+        methods=("stylegan2", "glead", "glead+ggdr"),
+        D=lambda options, config: {} if config.D.heads else {"heads": True, "decoder_res": 8, "res_g": 1}),
+    "masked": Rival(
+        "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
+    "through-g": Rival(
+        "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",)),
+    "ada-lambda": Rival(
+        "no paper: steered as by Karras et al., NeurIPS 2020 (ADA)",
+        {"target": Number(0.6, -1, 1), "gap": Number(0.0, 0, 1000), "kimg": Number(500.0, 0.001, 1e6),
+         "most": Number(4.0, 0, 1000)}, methods=_TASKS, changes=_LAMBDA),
+    "lambda-schedule": Rival(
+        "no paper: the schedule is ours",
+        {"start": Number(0.0, 0, 1000), "end": Number(1.0, 0, 1000), "kimg": Number(1000.0, 0.001, 1e6)},
+        methods=_TASKS, changes=_LAMBDA),
 }
 
 

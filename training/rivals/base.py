@@ -27,6 +27,7 @@ class Rival:
     kind: ClassVar[str]                 # Its name in --method; in statistics, "Loss/D/<real or fake>_<kind>".
     paired: ClassVar[bool] = False      # It has a `pair`.
     decodes: ClassVar[bool] = False     # It needs D's decoder or heads.
+    remembers: ClassVar[bool] = False   # It has state.
 
     def __init__(
         self, options: Mapping[str, Any], *, config: TrainingConfig, G: Generator, D: Discriminator,
@@ -66,11 +67,13 @@ class Rival:
 class WithClock(Rival):
     """A rival that changes with the number of images that D was trained on."""
 
+    remembers = True
+
     def state_dict(self) -> dict[str, Any]:
         return {"nimg": self.nimg}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check(state, {"nimg": 0})
+        check(state, {"nimg": int})
         self.nimg = state["nimg"]
 
 

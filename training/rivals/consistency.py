@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any, Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -25,7 +28,7 @@ def shift_and_flip(img: Tensor) -> Tensor:
 
 @rival
 class ZCR(Rival):
-    """Improved consistency regularisation (Zhao et al., AAAI 2021): images (bCR, Eq. 4) and latents (zCR, Eq. 5, 6).
+    """Improved consistency regularisation (Zhao et al., AAAI 2021): of images (bCR) and latents (zCR).
 
         L_D += real |D(x) - D(T(x))|^2 + fake |D(G(z)) - D(T(G(z)))|^2 + dis |D(G(z)) - D(G(z + n))|^2
         L_G -= gen |G(z) - G(z + n)|^2                                    n ~ N(0, sigma^2)
@@ -57,3 +60,43 @@ class ZCR(Rival):
             self.G.synthesis(self.G.mapping(latents, shown.c, skip_w_avg_update=True), noise_mode="const")
             for latents in (z, z + self.options["sigma"] * torch.randn_like(z)))
         return first, second
+
+
+@rival
+class FSMR(Rival):
+    """Feature statistics mixing (FSMR: Kim et al., CVPR 2022): L_D += weight (D(x) - D_FSM(x))^2, for real and fake x.
+
+    In D_FSM, the feature maps h of each block get statistics between their own and those of another image of the batch:
+    a h + (1 - a) (sigma' (h - mu) / sigma + mu'), a ~ U(0, 1) for each image. The authors mix after each convolution
+    and take the other image's statistics from a pass without mixing.
+    """
+
+    kind = "fsmr"
+
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
+        with self._mixing(len(shown.img)):
+            mixed = judge(shown.img, shown.c)
+        return self.options["weight"] * (out.logits - mixed.logits).square().flatten()
+
+    @contextlib.contextmanager
+    def _mixing(self, n: int) -> Iterator[None]:
+        other = torch.randperm(n)
+
+        def mix(module: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
+            return mix_statistics(outputs[0], other, torch.rand([n, 1, 1, 1], device=outputs[0].device)), outputs[1]
+
+        hooks = [getattr(self.D, f"b{res}").register_forward_hook(mix) for res in self.D.block_resolutions]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def mix_statistics(h: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Feature maps [N, C, H, W] with mean and deviation between their own, of `share`, and those of images `other`."""
+    x = h.to(torch.float32)
+    mean = x.mean([2, 3], keepdim=True)
+    deviation = (x.var([2, 3], keepdim=True, unbiased=False) + 1e-5).sqrt()
+    styled = (x - mean) / deviation * deviation[other] + mean[other]
+    return styled.lerp(x, share).to(h.dtype)
