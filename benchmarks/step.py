@@ -318,7 +318,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(methods: Sequence[str], half: Sequence[str], formats: Sequence[str], baselines: Sequence[str], repeats: int,
          **said: Any) -> None:
-    for option, given, known in (("--methods", methods, METHODS), ("--half", half, HALF),
+    first_names = [method.split("+")[0] for method in methods]     # rivals may follow
+    for option, given, known in (("--methods", first_names, METHODS), ("--half", half, HALF),
                                  ("--format", formats, FORMATS), ("--baseline", baselines or BASELINES, BASELINES)):
         if unknown := [name for name in given or ["none at all"] if name not in known]:
             raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from paths import ROOT
-from plot_runs import read_curves, smooth
+from plot_runs import method_of, read_curves, smooth
 
 PRECISION_RECALL = json.dumps({"results": {"pr1k3_precision": 0.5, "pr1k3_recall": 0.25},
                                "snapshot_pkl": "network-snapshot-000016.pkl"}) + "\n"
@@ -42,6 +42,14 @@ def test_plot_of_two_runs(tmp_path):
     assert plot(*runs, f"--out={tmp_path / 'more.png'}").returncode == 0
     with PIL.Image.open(tmp_path / "more.png") as img:
         assert img.size == (2000, 720)  # and precision, recall
+
+
+def test_runs_are_labelled_by_their_composition(tmp_path):
+    composed = {"method": "glead", "loss": {"rivals": {"zcr": {}}, "adversarial": "wgan-gp"}}
+    for config, label in ((composed, "glead+wgan-gp+zcr"), ({"method": "glead"}, "glead"), ({}, tmp_path.name),
+                          ([], tmp_path.name)):
+        (tmp_path / "training_options.json").write_text(json.dumps({"config": config}))
+        assert method_of(tmp_path) == label
 
 
 def test_read_curves(tmp_path):
