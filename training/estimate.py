@@ -172,6 +172,8 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
         Dmain   G + 6 D + 2 for each task, which has no weights that are trained
         Dreg    6 D
 
+    Rivals are not counted.
+
     Args:
         config:    The run.
         dataset:   Its images, for metrics.
@@ -179,19 +181,21 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     """
     import torch
 
+    from training.loss import StyleGAN2Loss
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
     G, D, extras = _build(config, "cpu")
     G, D, tasks = G.eval(), D.eval(), [*extras["real_tasks"], *extras["fake_tasks"]]
+    judge = StyleGAN2Loss(G, D, config=config.loss, **extras).judge
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
         ws = G.mapping(z, c)
         keep = sorted({res for task in tasks for res in task.states})
         img, states = G.synthesis.run(ws, keep=keep) if keep else (G.synthesis(ws), {})
         shown = Shown(img, img, c, states, z, ws)
-        G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: D(img, c))
-        out = D.run(img, c) if tasks else None
+        G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: judge(img, c))
+        out = judge(img, c, decode=True) if tasks else None
         of_kind = {kind: _time(functools.partial(task.loss, out, shown))
                    for kind, task in {task.kind: task for task in tasks}.items()}
     task_sec = sum(of_kind[task.kind] for task in tasks)

@@ -82,7 +82,7 @@ class Finite(R1):
     and the influence of an image on the scores of others is added up as squares.
     """
 
-    eps = 1e-2      # float32 keeps about 5 digits of the difference; float16 keeps 1, bfloat16 none.
+    eps = 1e-3      # At 1e-2, the curvature of trained nets adds 6 %; half precision keeps no digit of the difference.
 
     def __init__(self, exact: R1):
         self.name, self.kind, self.scale, self.exact = exact.name, exact.kind, exact.scale, exact

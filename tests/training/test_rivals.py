@@ -16,6 +16,7 @@ from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.rivals import RIVALS, full_name, read_method
 from training.config.schema import DatasetConfig, from_json, to_json
+from training.estimate import count_parameters, estimate_memory, estimate_seconds
 from training.loss import Batch, StyleGAN2Loss
 from training.rivals import RIVAL_CLASSES, build_extras
 from training.tasks import Shown
@@ -373,6 +374,13 @@ def test_finite_differences_estimate_r1(monkeypatch):
 def test_finite_differences_are_refused_where_they_can_not_do(said, problem):
     with pytest.raises(UserError, match=problem):
         configure(r1="finite", **said)
+
+
+@pytest.mark.parametrize("method", ["stylegan2+pa+zcr+ar", "glead+masked+centring+through-g", "stylegan2+unet"])
+def test_their_cost_is_estimated(method):
+    config = configure(method, metrics=(), r1="finite")
+    assert estimate_seconds(config, None).training > 0
+    assert estimate_memory(config, count_parameters(config)).activations > 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,10 @@ class Strength(WithClock):
         self.strength = strength
         for task, weight in self._weights:
             task.weight = weight * strength
-        training_stats.report("Progress/lambda", strength)
+
+    def step(self) -> None:
+        super().step()
+        training_stats.report("Progress/lambda", self.strength)
 
 
 @rival
@@ -88,8 +91,6 @@ class AdaLambda(Strength):
             size = self.config.batch_size * self.interval / (1000 * self.options["kimg"])
             strength = self.strength + (size if excess > 0 else -size if excess < 0 else 0)
             self.use(min(max(strength, 0.0), float(self.options["most"])))
-        else:
-            self.use(self.strength)
 
     def _of_all_ranks(self) -> Tensor:
         return distributed.all_reduce_sum_(self._seen.clone())
