@@ -213,8 +213,9 @@ class StyleGAN2Loss:
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with those states of G that D's tasks need."""
-        keep = sorted({res for task in self.fake_tasks for res in task.states})
+        """Fake images for D, with those states of G that D's tasks and rivals need."""
+        needed: list[Task | Rival] = [*self.fake_tasks, *self.rivals]
+        keep = sorted({res for part in needed for res in part.states})
         ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
         return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, ClassVar, Mapping, Sequence, TypeVar
+from typing import Any, Callable, ClassVar, Collection, Mapping, Sequence, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ class Rival:
     paired: ClassVar[bool] = False      # It has a `pair`.
     decodes: ClassVar[bool] = False     # It needs D's decoder or heads.
     remembers: ClassVar[bool] = False   # It has state.
+    states: Collection[int] = ()        # Resolutions at which it needs states of G of fake images.
 
     def __init__(
         self, options: Mapping[str, Any], *, config: TrainingConfig, G: Generator, D: Discriminator,

@@ -1,4 +1,4 @@
-"""Rivals that change how much D's tasks count, and for whom."""
+"""Rivals that change how much D's tasks count."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import UserError
 from torch_utils import distributed, training_stats
 from torch_utils.state import check
 
 from ..networks import DiscriminatorOutput
 from ..tasks import Shown
-from .base import Judge, Rival, WithClock, rival
+from .base import Judge, WithClock, rival
 
 Tensor = torch.Tensor
 
@@ -105,23 +104,3 @@ class AdaLambda(Strength):
         if distributed.rank() == 0:     # takes the sum of all ranks
             self._seen.copy_(state["seen"])
         self.use(state["strength"])
-
-
-@rival
-class ThroughG(Rival):
-    """Reconstruction trains G, too: L_G += share lambda 2 L_per(G(z), G(f, w)). GLeaD freezes G there (Eq. 5 and 6).
-
-    Gradients reach G by what it rebuilds, by its own image in D's eyes, and by the image to be rebuilt.
-    """
-
-    kind = "through-g"
-    decodes = True
-
-    def __init__(self, *args: Any, **known: Any):
-        super().__init__(*args, **known)
-        if not self.tasks[1]:
-            raise UserError("through-g repeats the task on generated images, and --lambda-fake is 0: leave out one")
-
-    def g(self, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
-        (task,) = self.tasks[1]
-        return self.options["share"] * task.weight * task.loss(out, shown)
