@@ -320,6 +320,27 @@ def test_reconstruction_reaches_g_only_where_it_is_asked_for(monkeypatch):
         Parts("glead+through-g", lambda_fake=0.0)
 
 
+def test_features_of_g_are_rebuilt_at_several_resolutions():
+    parts = Parts("glead+g-features", rival_options="g-features.weight=3", res_g=4)
+    rival, out = parts.rivals["g-features"], parts.D.run(parts.fake, parts.batch.gen_c)
+    ws = parts.G.mapping(parts.batch.gen_z, parts.batch.gen_c)
+    states = parts.G.synthesis.run(ws, keep=[8, 16]).states
+    assert rival.states == [8, 16] and rival.d("real", out, parts.shown, None) is None
+    torch.manual_seed(5)
+    found = rival.d("fake", out, parts.shown._replace(states=states), None)
+    torch.manual_seed(5)
+    x, img = (torch.nn.functional.interpolate(y, size=(4, 4), mode="bilinear") for y in (out.f, out.img))
+    w = out.w[:, None].repeat(1, 3, 1)
+    expected = 0
+    for res in (8, 16):
+        x, img = getattr(parts.G.synthesis, f"b{res}")(x, img, w)
+        own = states[res].x
+        expected = expected + 3 / 2 * (1 - (x * own).sum(1) / (x.norm(dim=1) * own.norm(dim=1))).mean([1, 2])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="g-features needs D's heads"):
+        Parts("glead+ggdr+g-features", lambda_real=0.0)
+
+
 @pytest.mark.parametrize("options, logits, strengths", [
     ("ada-lambda.target=0.5,ada-lambda.kimg=0.064", ([1.0] * N, [0.0] * N), (1.5, 2.0)),
     ("ada-lambda.target=0.5,ada-lambda.kimg=0.064", ([1.0] * 5 + [-1.0] * 3, [0.0] * N), (0.5, 0.0, 0.0)),
@@ -391,7 +412,8 @@ TRAINED = {     # A composition, and statistics of its own.
                                           "Loss/D/real_fsmr"],
     "stylegan2+wgan-gp+unet+zcr+latent": ["Loss/gp_penalty", "Loss/D/fake_unet", "Loss/D/real_unet", "Loss/G/unet",
                                           "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr", "Loss/D/fake_latent"],
-    "glead+centring+masked+ada-lambda+through-g": ["Loss/D/centring", "Loss/G/through-g"],
+    "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/centring", "Loss/G/through-g",
+                                                              "Loss/D/fake_g-features"],
     "ggdr+lambda-schedule": ["Loss/D/fake_feature"],
 }
 

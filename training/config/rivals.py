@@ -67,6 +67,8 @@ RIVALS: dict[str, Rival] = {
         "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
     "through-g": Rival(
         "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",)),
+    "g-features": Rival(
+        "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr")),
     "ada-lambda": Rival(
         "no paper: steered as by Karras et al., NeurIPS 2020 (ADA)",
         {"target": Number(0.6, -1, 1), "gap": Number(0.0, 0, 1000), "kimg": Number(500.0, 0.001, 1e6),
