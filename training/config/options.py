@@ -224,7 +224,7 @@ class Options:
         shape=("D.heads", "D.extra_channels", "D.aux_outputs"))
     rival_options: str | None = option(
         METHOD, "Settings of what is joined by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
-        metavar="NAME.OPTION=NUMBER,...", implies="loss.rivals")
+        metavar="NAME.OPTION=NUMBER,...")     # the fields depend on the rivals: see `resume.changed`
     recipe: Recipe | None = option(
         METHOD, "Follow GLeaD's paper, or what its released program does.",
         shown="paper; released for --reg_type=glead", implies=("recipe", "loss.real_task_in_dreg"))
