@@ -77,6 +77,8 @@ def _declare(option: Any) -> Callable[..., Any]:
         values = {"is_flag": True}
     elif option.choices is not None:
         values = {"type": click.Choice(option.choices)}
+    elif option.read is not None:
+        values["type"] = Read(option.read)
     elif option.path:
         values["type"] = Path()
     elif option.or_auto:
@@ -222,6 +224,21 @@ class FiniteFloat(click.FloatRange):
 
     def _describe_range(self) -> str:
         return "" if self.min is None and self.max is None else super()._describe_range()
+
+
+class Read(click.ParamType):
+    """A text that a function reads, and gives in its usual form."""
+
+    name = "text"
+
+    def __init__(self, read: Callable[[str], str]):
+        self.read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return self.read(value)
+        except UserError as e:
+            self.fail(str(e), param, ctx)
 
 
 class IntOrAuto(click.ParamType):

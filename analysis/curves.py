@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from dnnlib.util import UserError
+from training.config.rivals import full_name
 from training.runs.resume import FREE_OPTIONS, OPTIONS_NAME
 
 
@@ -115,10 +116,11 @@ def read_run_options(run_dir: str | Path) -> dict[str, Any]:
 
 
 def method_of(run_dir: str | Path) -> str | None:
-    """The method that a run trained with; None where its options don't tell."""
-    config = read_run_options(run_dir).get("config")
-    method = config.get("method") if isinstance(config, dict) else None
-    return method if isinstance(method, str) else None
+    """The method that a run trained with, such as `glead+zcr`; None where its options don't tell."""
+    try:
+        return full_name(read_run_options(run_dir)["config"])
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def group_runs(runs: Sequence[Path]) -> list[Group]:

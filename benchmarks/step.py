@@ -48,7 +48,8 @@ from training.loss import Batch, StyleGAN2Loss
 from training.networks import DiscriminatorOutput
 from training.perceptual import PerceptualLoss
 from training.phases import GradientGuard, Phase, build_phases
-from training.tasks import Shown, build_tasks
+from training.rivals import build_extras
+from training.tasks import Shown
 
 networks_precision = networks.precision    # while `computing` puts another in its place
 
@@ -132,9 +133,9 @@ class Step:
         self.G, self.D = (net.train().requires_grad_(False).to(device) for net in build_networks(c))
         self.G_ema = copy.deepcopy(self.G).eval()
         float32_net = dataclasses.replace(c, D=dataclasses.replace(c.D, num_fp16_res=0))  # tasks look at nothing else
-        real_tasks, fake_tasks = build_tasks(float32_net if path in PLAIN else c, self.G)
+        extras = build_extras(float32_net if path in PLAIN else c, self.G, self.D)
         loss = Straightforward if path == "straightforward" else StyleGAN2Loss
-        self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
+        self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, **extras))
         self.guard = GradientGuard(device)
         n, res, no_labels = c.batch_gpu, c.dataset.resolution, torch.zeros([c.batch_gpu, 0], device=device)
         img = torch.rand([n, 3, res, res], device=device) * 2 - 1
@@ -317,7 +318,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(methods: Sequence[str], half: Sequence[str], formats: Sequence[str], baselines: Sequence[str], repeats: int,
          **said: Any) -> None:
-    for option, given, known in (("--methods", methods, METHODS), ("--half", half, HALF),
+    first_names = [method.split("+")[0] for method in methods]     # rivals may follow
+    for option, given, known in (("--methods", first_names, METHODS), ("--half", half, HALF),
                                  ("--format", formats, FORMATS), ("--baseline", baselines or BASELINES, BASELINES)):
         if unknown := [name for name in given or ["none at all"] if name not in known]:
             raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from analysis.curves import method_of
 from paths import ROOT
 from plot_runs import read_curves, smooth
 from sampling.story import read_story
@@ -74,6 +75,13 @@ def test_pictures_of_a_run(tmp_path):
     assert done.stdout.splitlines()[-1].endswith("100.0 at 0 kimg, 99.0 at 4 kimg, 98.0 at 8 kimg, 97.0 at 12 kimg")
     with PIL.Image.open(tmp_path / "story.png") as img:
         assert img.width == 1100
+
+
+def test_runs_are_labelled_by_their_composition(tmp_path):
+    composed = {"method": "glead", "loss": {"rivals": {"zcr": {}}, "adversarial": "wgan-gp"}}
+    for config, label in ((composed, "glead+wgan-gp+zcr"), ({"method": "glead"}, "glead"), ({}, None), ([], None)):
+        (tmp_path / "training_options.json").write_text(json.dumps({"config": config}))
+        assert method_of(tmp_path) == label
 
 
 def test_read_curves(tmp_path):

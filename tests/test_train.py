@@ -272,6 +272,9 @@ MISTAKES = [
     ("--method=ggdr --ggdr-res=64", "--ggdr-res is 64"),
     ("--method=glead+ggdr --res-g=1", "--res-g=1 gives no feature map"),
     ("--lambda-real=-1", "--lambda-real is -1.0"),
+    ("--method=zcr --rival-options=zcr.gen=-1", "--rival-options: zcr.gen is '-1', expected a number from 0 to 1000"),
+    ("--method=wgan-gp --adversarial=relativistic", "--adversarial is relativistic, but --method=stylegan2+wgan-gp"),
+    ("--method=wgan-gp --r1=finite", "--r1=finite estimates the squared gradient, and wgan-gp needs its norm"),
     ("--lambda-real=0 --lambda-fake=0", "no weight is above 0"),
     ("--cond=true", "--cond=true needs labels, and /"),
     ("--subset=0", "--subset is 0, expected 1 to 1000"),
@@ -324,6 +327,8 @@ def test_mistakes_are_one_line_and_leave_nothing(run, runs, gpus, tmp_path, monk
     "args, message",
     [
         ("--method=gan", "Invalid value for '--method'"),
+        ("--method=glead+zrc", "Invalid value for '--method': 'zrc' is no method: expected one of stylegan2,"),
+        ("--method=glead+unet", "Invalid value for '--method': unet can't be added to glead: it goes with stylegan2"),
         ("--cfg=paper128", "Invalid value for '--cfg'"),
         ("--batch=many", "Invalid value for '--batch'"),
         ("--mirror=maybe", "Invalid value for '--mirror'"),
@@ -373,6 +378,18 @@ def test_device_auto(run, runs, gpus):
     for number, device in ((0, "cpu"), (1, "cuda")):
         gpus(number)
         assert resolved(run, runs, device="auto").device == device
+
+
+def test_compositions_are_named_whatever_the_order(run, runs):
+    """In the summary, with how they depart from the paper, and in what a run is told apart by."""
+    _, summary, _ = dry(run, "--method=relativistic+glead+centring", "--rival-options=centring.weight=0.5")
+    lines = summary.splitlines()
+    assert any(line.startswith("Run:") and line.endswith("-glead+centring+relativistic") for line in lines)
+    assert any(line.startswith("Method:") and " glead+centring+relativistic, settings" in line for line in lines)
+    for text in ("adversarial loss (relativistic instead of logistic)",
+                 "what is added to the method (centring with weight 0.5 instead of nothing)"):
+        assert text in summary
+    assert resolved(run, runs, "--method=ggdr+glead") == resolved(run, runs, "--method=glead+ggdr")
 
 
 @pytest.mark.parametrize("command, method", [(CHURCH, "glead"), (CHURCH_STAR, "glead+ggdr")])

@@ -18,8 +18,10 @@ from metrics.published import PUBLISHED
 from paths import ROOT, SHARED
 from training.config import comparison, released
 from training.config.options import Options
+from training.config.presets import METHODS
 from training.config.resolve import resolve as resolve_options
 from training.config.resolve import warnings
+from training.config.rivals import RIVALS
 from training.config.schema import TrainingConfig, to_legacy_kwargs
 from training.prepare_run import choose_device, inspect_dataset
 from training.runs import paper_tables
@@ -142,6 +144,27 @@ def recorded(recorder, datasets):
         assert done.returncode == 0, done.stderr
         lines[name] = done.stdout.splitlines()
     return lines
+
+
+def test_the_sweep_resumes_and_leaves_out_what_is_done(recorder, datasets, tmp_path):
+    """Each method once, alike but for its name; one that has finished is not trained again."""
+    done = run_script("rivals", f"--outdir={tmp_path}", "--kimg=5", python=recorder, data=datasets)
+    assert done.returncode == 0, done.stderr
+    starts = [i for i, line in enumerate(done.stdout.splitlines()) if line.endswith("train.py")] + [None]
+    commands = [done.stdout.splitlines()[a + 1:b] for a, b in zip(starts, starts[1:])]
+    names = [command[-1].removeprefix("--method=") for command in commands]
+    assert len(set(names)) == len(names) >= 18 and names[:4] == ["stylegan2", "ggdr", "glead", "glead+ggdr"]
+    assert {name for method in names for name in method.split("+")} == {*METHODS, *RIVALS} - {"glead+ggdr"}
+    assert len({tuple(command[2:-1]) for command in commands}) == 1 and "--kimg=5" in commands[0]
+    for command in commands:
+        resolve([argument for argument in command if not argument.startswith("--gpus")])
+    (tmp_path / "stylegan2" / "outcome.txt").write_text("finished\n")
+    arguments = (f"--outdir={tmp_path}", "--methods=stylegan2,stylegan2+zcr")
+    done = run_script("rivals", *arguments, python=recorder, data=datasets)
+    assert "== stylegan2: done before" in done.stderr and done.stdout.splitlines()[-1] == "--method=stylegan2+zcr"
+    assert done.stdout.count("--method=") == 1
+    done = run_script("rivals", "--method=glead", python=recorder, data=datasets)
+    assert done.returncode == 1 and done.stderr.startswith("--method=glead: name what to train by --methods=")
 
 
 def resolve(arguments: list[str]) -> tuple[Options, TrainingConfig]:

@@ -20,7 +20,7 @@ class AdversarialLoss(Protocol):
 
     kind: ClassVar[str]
     paired: ClassVar[bool]
-    penalised: ClassVar[tuple[str, ...]]    # Images that D's gradient penalty is taken on: "real" (R1), "fake" (R2).
+    penalties: ClassVar[tuple[str, ...]]    # Gradient penalties of D, in `penalties.PENALTIES`: "r1", "r2", "gp".
 
     def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
         """G's loss; `real` carries no gradient, and is None unless `paired`."""
@@ -55,7 +55,7 @@ class Logistic:
 
     kind = "logistic"
     paired = False
-    penalised = ("real",)
+    penalties = ("r1",)
 
     def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
         return _softplus(-fake)
@@ -65,3 +65,44 @@ class Logistic:
 
     def d_real(self, real: Tensor) -> Tensor:
         return _softplus(-real)
+
+
+@adversarial_loss
+class Relativistic:
+    """Each fake image is paired with a real one (Jolicoeur-Martineau, ICLR 2019), with R1 and R2.
+
+    That is R3GAN's loss (Huang et al., NeurIPS 2024, Eq. 2). R3GAN has other networks, and penalties in every
+    iteration; here they are lazy, as all regularisation is.
+    """
+
+    kind = "relativistic"
+    paired = True
+    penalties = ("r1", "r2")
+
+    def g(self, fake: Tensor, real: Tensor) -> Tensor:
+        return _softplus(real - fake)
+
+    def d_pair(self, fake: Tensor, real: Tensor) -> Tensor:
+        return _softplus(fake - real)
+
+
+@adversarial_loss
+class Wasserstein:
+    """WGAN-GP (Gulrajani et al., NIPS 2017, Eq. 3): scores without a bound, D's gradient between images near 1.
+
+    The authors train D five times for each step of G, without minibatch deviation, and with the penalty in every
+    iteration. Here the iteration is StyleGAN2's.
+    """
+
+    kind = "wgan-gp"
+    paired = False
+    penalties = ("gp",)
+
+    def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
+        return -fake
+
+    def d_fake(self, fake: Tensor) -> Tensor:
+        return fake
+
+    def d_real(self, real: Tensor) -> Tensor:
+        return -real

@@ -94,8 +94,8 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
     if config.device == "cuda":     # bfloat16 is as large as float16, and used on every device
         c = dataclasses.replace(c, G=dataclasses.replace(c.G, half_type="bfloat16"),
                                 D=dataclasses.replace(c.D, half_type="bfloat16"))
-    G, D, real_tasks, fake_tasks = _build(c, "meta")
-    loss = StyleGAN2Loss(G, D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks)
+    G, D, extras = _build(c, "meta")
+    loss = StyleGAN2Loss(G, D, config=c.loss, **extras)
     n, data = c.batch_gpu, c.dataset
     shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
     real_img, real_c, gen_z, gen_c = (torch.zeros([n, *shape], device="meta") for shape in shapes)
@@ -130,18 +130,18 @@ def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[i
         yield sum(storage.nbytes() for storage in kept.values())
 
 
-def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, list[Any], list[Any]]:
-    """G, D, and the tasks on real and on fake images; untrained nets stand in for those that compare images."""
+def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any]]:
+    """G, D, and what `build_extras` gives; untrained nets stand in for those that compare images."""
     import torch
 
     from training.build import build_networks
     from training.perceptual import build_stand_in
-    from training.tasks import build_tasks
+    from training.rivals import build_extras
 
     with torch.device(device):
         G, D = (net.requires_grad_(False) for net in build_networks(config))
         distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
-        return G, D, *build_tasks(config, G, build_distance=distance)
+        return G, D, build_extras(config, G, D, build_distance=distance)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -172,6 +172,8 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
         Dmain   G + 6 D + 2 for each task, which has no weights that are trained
         Dreg    6 D
 
+    Rivals are not counted.
+
     Args:
         config:    The run.
         dataset:   Its images, for metrics.
@@ -179,19 +181,21 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     """
     import torch
 
+    from training.loss import StyleGAN2Loss
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    G, D, real_tasks, fake_tasks = _build(config, "cpu")
-    G, D, tasks = G.eval(), D.eval(), [*real_tasks, *fake_tasks]
+    G, D, extras = _build(config, "cpu")
+    G, D, tasks = G.eval(), D.eval(), [*extras["real_tasks"], *extras["fake_tasks"]]
+    judge = StyleGAN2Loss(G, D, config=config.loss, **extras).judge
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
         ws = G.mapping(z, c)
         keep = sorted({res for task in tasks for res in task.states})
         img, states = G.synthesis.run(ws, keep=keep) if keep else (G.synthesis(ws), {})
         shown = Shown(img, img, c, states, z, ws)
-        G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: D(img, c))
-        out = D.run(img, c) if tasks else None
+        G_sec, D_sec = _time(lambda: G(z, c)), _time(lambda: judge(img, c))
+        out = judge(img, c, decode=True) if tasks else None
         of_kind = {kind: _time(functools.partial(task.loss, out, shown))
                    for kind, task in {task.kind: task for task in tasks}.items()}
     task_sec = sum(of_kind[task.kind] for task in tasks)

@@ -4,6 +4,7 @@ One method for each training phase. A method yields scalar terms; the caller sca
 asks for the next one, so that the graphs of fake and real images are not held at the same time.
 """
 
+import functools
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 
 from torch_utils import distributed, misc, training_stats
 from torch_utils.ops import conv2d_gradfix
-from torch_utils.state import check
+from torch_utils.state import Parts, capture, check, restore
 
 from .adversarial import ADVERSARIAL
 from .augment import AugmentOutput
 from .config.schema import LossConfig
 from .networks import Discriminator, DiscriminatorOutput, Generator
+from .penalties import build_penalties, input_gradient
+from .rivals import Rival
 from .tasks import Shown, Task
 
 Tensor = torch.Tensor
@@ -42,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class StyleGAN2Loss:
-    """The generator's and discriminator's losses; `pl_mean` is the only state."""
+    """The generator's and discriminator's losses; state is `pl_mean`, and what rivals remember."""
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class StyleGAN2Loss:
         config: LossConfig,
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
+        rivals: Sequence[Rival] = (),                           # What else changes D or its loss.
         augment: Augment | None = None,                         # What happens to all images before D sees them.
         observe_real: Callable[[Tensor], None] | None = None,   # Called with D's logits of real images.
     ):
@@ -60,33 +64,44 @@ class StyleGAN2Loss:
         self.config = config
         self.real_tasks = real_tasks
         self.fake_tasks = fake_tasks
+        self.rivals = rivals
         self.augment = augment
         self.observe_real = observe_real
         self.adversarial = ADVERSARIAL[config.adversarial]()
+        self.penalties = build_penalties(self.adversarial.penalties, finite=config.r1 == "finite")
+        self.paired = self.adversarial.paired or any(rival.paired for rival in rivals)
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
         self._pl_means: list[Tensor] = []   # Its next value, as each part of the batch would have it.
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pl_mean": self.pl_mean}
+        rivals = self._rivals_with_state()
+        return {"pl_mean": self.pl_mean} | ({"rivals": capture(rivals)} if rivals else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check(state, {"pl_mean": self.pl_mean})
+        rivals = self._rivals_with_state()
+        check(state, {"pl_mean": self.pl_mean} | ({"rivals": object} if rivals else {}))
+        restore(rivals, state.get("rivals", {}), "rivals")
         self.pl_mean = state["pl_mean"].to(self.pl_mean.device)
+
+    def _rivals_with_state(self) -> Parts:
+        return {rival.kind: rival for rival in self.rivals if rival.remembers}
 
     # Phases.
 
     def g_main(self, batch: Batch) -> Iterator[Tensor]:
         """G's adversarial loss, L_G = softplus(-D(G(z))) (GLeaD, Eq. 8)."""
-        img = self.G.synthesis(self._map(batch.gen_z, batch.gen_c, batch.units))
-        logits = self.D(self._shown(img, batch.gen_c).img, batch.gen_c)
+        ws = self._map(batch.gen_z, batch.gen_c, batch.units)
+        shown = self._shown(self.G.synthesis(ws), batch.gen_c, z=batch.gen_z, ws=ws)
+        fake = self.judge(shown.img, shown.c)
         real_logits = None
         if self.adversarial.paired:
             with torch.no_grad():
-                real_logits = self.D(self._shown(batch.real_img, batch.real_c).img, batch.real_c)
-        loss = self.adversarial.g(logits, real_logits)
-        self._report_scores("fake", logits)
+                real_logits = self.judge(self._shown(batch.real_img, batch.real_c).img, batch.real_c).logits
+        loss = self.adversarial.g(fake.logits, real_logits)
+        self._report_scores("fake", fake.logits)
         training_stats.report("Loss/G/loss", loss)
-        yield loss.mean()
+        yield loss.mean() + self._total(
+            {f"Loss/G/{rival.kind}": rival.g(fake, shown, self.judge) for rival in self.rivals})
 
     def g_path_length(self, batch: Batch) -> Iterator[Tensor]:
         """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on a part of the batch."""
@@ -95,7 +110,7 @@ class StyleGAN2Loss:
         with conv2d_gradfix.second_order():
             img = self.G.synthesis(ws)
             y = torch.randn_like(img) / np.sqrt(img.shape[2] * img.shape[3])
-            grads = _input_gradient((img * y).sum(), ws)  # [N, num_ws, w_dim]
+            grads = input_gradient((img * y).sum(), ws)  # [N, num_ws, w_dim]
         lengths = grads.square().sum(2).mean(1).sqrt()
         lengths = lengths.unflatten(0, [units.num if units else 1, -1])
         pl_mean = self.pl_mean.lerp(lengths.mean(1, keepdim=True), self.config.pl_decay)
@@ -128,39 +143,56 @@ class StyleGAN2Loss:
         """D's adversarial loss and its tasks, L_D + L_rec (GLeaD, Eq. 7 and 9): fake images first, then real ones."""
         shown = self._generate(batch)
         fake = self._judge("fake", shown, self.fake_tasks)
-        if self.adversarial.paired:
-            fake_tasks = self._run_tasks("fake", self.fake_tasks, fake, shown)
-            shown = self._shown(batch.real_img, batch.real_c)
-            real = self._judge("real", shown, self.real_tasks)
-            loss = self.adversarial.d_pair(fake.logits, real.logits)
-            training_stats.report("Loss/D/loss", loss)
-            yield loss.mean() + fake_tasks + self._run_tasks("real", self.real_tasks, real, shown)
+        fake_terms = self._run_tasks("fake", self.fake_tasks, fake, shown) + self._run_rivals("fake", fake, shown)
+        if self.paired:
+            yield self._pair(fake, batch) + fake_terms
             return
         loss_fake = self.adversarial.d_fake(fake.logits)
-        yield loss_fake.mean() + self._run_tasks("fake", self.fake_tasks, fake, shown)
-        loss_fake, fake = loss_fake.detach(), None  # free the graph of the fake images
+        yield loss_fake.mean() + fake_terms
+        loss_fake, fake, fake_terms = loss_fake.detach(), None, None  # free the graph of the fake images
 
         shown = self._shown(batch.real_img, batch.real_c)
         real = self._judge("real", shown, self.real_tasks)
         loss_real = self.adversarial.d_real(real.logits)
         training_stats.report("Loss/D/loss", loss_fake + loss_real)
-        yield loss_real.mean() + self._run_tasks("real", self.real_tasks, real, shown)
+        yield loss_real.mean() + self._run_tasks("real", self.real_tasks, real, shown) + self._run_rivals(
+            "real", real, shown)
+
+    def _pair(self, fake: DiscriminatorOutput, batch: Batch) -> Tensor:
+        """D's loss where real and fake images meet in one term, with all that concerns real ones."""
+        shown = self._shown(batch.real_img, batch.real_c)
+        real = self._judge("real", shown, self.real_tasks)
+        if self.adversarial.paired:
+            loss = self.adversarial.d_pair(fake.logits, real.logits)
+        else:
+            loss = self.adversarial.d_fake(fake.logits) + self.adversarial.d_real(real.logits)
+        training_stats.report("Loss/D/loss", loss)
+        pairs = {f"Loss/D/{rival.kind}": rival.pair(fake.logits, real.logits) for rival in self.rivals}
+        return loss.mean() + self._run_tasks("real", self.real_tasks, real, shown) + self._run_rivals(
+            "real", real, shown) + self._total(pairs)
 
     def d_penalty(self, batch: Batch) -> Iterator[Tensor]:
-        """R1, gamma / 2 |dD(x)/dx|^2 (Mescheder et al., ICML 2018), on real images; R2 is the same on fake ones."""
-        for kind in self.adversarial.penalised:
-            img, c = (batch.real_img, batch.real_c) if kind == "real" else (self._generate(batch).clean, batch.gen_c)
-            tasks = self.real_tasks if kind == "real" and self.config.real_task_in_dreg else ()
-            img = img.detach().requires_grad_()
-            shown = self._shown(img, c)
-            with conv2d_gradfix.second_order():
-                out = self._judge(kind, shown, tasks)
-                grads = _input_gradient(out.logits.sum(), img)
-            penalty = grads.square().sum([1, 2, 3])
-            loss = penalty * (self.config.r1_gamma / 2)
-            training_stats.report("Loss/r1_penalty" if kind == "real" else "Loss/r2_penalty", penalty)
+        """The gradient penalties of the adversarial loss: R1 for StyleGAN2."""
+        for penalty in self.penalties:
+            img, c = penalty.images(batch, lambda: self._generate(batch).clean)
+            tasks = self.real_tasks if penalty.kind == "real" and self.config.real_task_in_dreg else ()
+            judge = functools.partial(self._judge_again, penalty.kind, tasks, c)
+            value, out, shown = penalty.of(img.detach(), judge, self.judge)
+            loss = value * (self.config.r1_gamma * penalty.scale)
+            training_stats.report(f"Loss/{penalty.name}_penalty", value)
             training_stats.report("Loss/D/reg", loss)
-            yield loss.mean() + self._run_tasks(kind, tasks, out, shown)
+            yield loss.mean() + self._run_tasks(penalty.kind, tasks, out, shown)
+
+    def _judge_again(
+        self, kind: str, tasks: Sequence[Task], c: Tensor, img: Tensor
+    ) -> tuple[DiscriminatorOutput, Shown]:
+        shown = self._shown(img, c)
+        return self._judge(kind, shown, tasks), shown
+
+    def finish_d(self) -> None:
+        """After D's loss of all parts of the batch. All ranks call this."""
+        for rival in self.rivals:
+            rival.step()
 
     # Parts.
 
@@ -181,8 +213,9 @@ class StyleGAN2Loss:
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with those states of G that D's tasks need."""
-        keep = sorted({res for task in self.fake_tasks for res in task.states})
+        """Fake images for D, with those states of G that D's tasks and rivals need."""
+        needed: list[Task | Rival] = [*self.fake_tasks, *self.rivals]
+        keep = sorted({res for part in needed for res in part.states})
         ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
         return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)
@@ -196,13 +229,33 @@ class StyleGAN2Loss:
         return Shown(out.images, img, c, states, **latents)
 
     def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task]) -> DiscriminatorOutput:
-        """D's output. Its decoder and heads run only if there are tasks for them."""
-        if tasks:
-            out = self.D.run(shown.img, shown.c)
-        else:
-            out = DiscriminatorOutput(self.D(shown.img, shown.c), {}, None, None, None)
+        out = self.judge(shown.img, shown.c, decode=bool(tasks))
         self._report_scores(kind, out.logits)
         return out
+
+    def judge(self, img: Tensor, c: Tensor, *, decode: bool = False) -> DiscriminatorOutput:
+        """D's output, as rivals let it see the images. Its decoder and heads run only if asked for."""
+        look = self.D.run if decode or any(rival.decodes for rival in self.rivals) else self._score
+        for rival in self.rivals:
+            look = functools.partial(rival.look, look)
+        return look(img, c)
+
+    def _score(self, img: Tensor, c: Tensor) -> DiscriminatorOutput:
+        return DiscriminatorOutput(self.D(img, c), {}, None, None, None)
+
+    def _run_rivals(self, kind: str, out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
+        return self._total({f"Loss/D/{kind}_{rival.kind}": rival.d(kind, out, shown, self.judge)
+                            for rival in self.rivals})
+
+    @staticmethod
+    def _total(terms: dict[str, Tensor | None]) -> Tensor | float:
+        """The sum of means of those terms that there are."""
+        total: Tensor | float = 0.0
+        for name, term in terms.items():
+            if term is not None:
+                training_stats.report(name, term)
+                total = total + term.mean()
+        return total
 
     def _run_tasks(self, kind: str, tasks: Sequence[Task], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
         total: Tensor | float = 0.0
@@ -217,10 +270,3 @@ class StyleGAN2Loss:
         training_stats.report(f"Loss/signs/{kind}", logits.sign())
         if kind == "real" and self.observe_real is not None:
             self.observe_real(logits)
-
-
-def _input_gradient(y: Tensor, x: Tensor) -> Tensor:
-    """dy/dx, differentiable; no weight's gradient is computed on the way."""
-    with conv2d_gradfix.no_weight_gradients():
-        (grads,) = torch.autograd.grad(y, x, create_graph=True)
-    return grads

@@ -40,6 +40,7 @@ class DiscriminatorOutput(NamedTuple):
     f: Optional[Tensor]         # Feature map for G [N, channels of G at res_g, r, r]; None without such a head.
     img: Optional[Tensor]       # Basis image for G [N, img_channels, r, r]; None without such a head.
     w: Optional[Tensor]         # One latent for all layers of G [N, w_dim]; None without such a head.
+    aux: Optional[Tensor] = None    # [N, aux_outputs]; None without such a head.
 
 
 @misc.profiled_function
@@ -759,6 +760,7 @@ class Discriminator(torch.nn.Module):
         decoder_out_channel: int = 0,                               # w_dim of G; 0 = no heads.
         decoder_conv_kernel_size: int = 1,
         decoder_act: str = "linear",                                # "lrelu": of GGDR's ablation.
+        aux_outputs: int = 0,                                       # Of a linear head on the mean of 4x4 features.
     ):
         super().__init__()
         self.c_dim = c_dim
@@ -786,6 +788,8 @@ class Discriminator(torch.nn.Module):
             conv_clamp=conv_clamp, **epilogue_kwargs,
         )
 
+        if aux_outputs > 0:
+            self.aux = FullyConnectedLayer(channels[4], aux_outputs)
         last = _last_level(decoder_res, img_resolution)
         self.decoder_resolutions = [] if last is None else [2**i for i in range(3, int(np.log2(last)) + 1)]
         for res in self.decoder_resolutions:
@@ -815,7 +819,8 @@ class Discriminator(torch.nn.Module):
     def run(self, img: Tensor, c: Optional[Tensor] = None, **block_kwargs: Any) -> DiscriminatorOutput:
         """Realness, decoder features, and what G needs to rebuild the image."""
         x, skip_img, features = self._encode(img, **block_kwargs)
-        return DiscriminatorOutput(self._realness(x, skip_img, c), *self._decode(features))
+        aux = self.aux(x.mean(dim=[2, 3]).to(torch.float32)) if hasattr(self, "aux") else None
+        return DiscriminatorOutput(self._realness(x, skip_img, c), *self._decode(features), aux)
 
     def _encode(self, img: Tensor, **block_kwargs: Any) -> Tuple[Tensor, Optional[Tensor], Dict[int, Tensor]]:
         x, features = None, {}

@@ -4,7 +4,7 @@ All that concerns a single task is in its class. A new task is a class with the 
 loop nor the loss knows which tasks there are.
 """
 
-from typing import Callable, ClassVar, Collection, Literal, Mapping, NamedTuple, Protocol, TypeVar
+from typing import Any, Callable, ClassVar, Collection, Literal, Mapping, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 
 from .config.presets import published_data
 from .config.schema import LEGACY_DISTANCES, TaskConfig, TrainingConfig
-from .networks import DiscriminatorOutput, Generator, SynthesisState
+from .networks import DiscriminatorOutput, Generator, SynthesisOutput, SynthesisState
 from .perceptual import PerceptualLoss, build_perceptual
 
 Tensor = torch.Tensor
@@ -224,11 +224,16 @@ def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtyp
 
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:
     """Images [N, C, R, R] that G makes of D's (f, basis image, w), from resolution `res_g` on (Eq. 5 and 6)."""
+    return resynthesise(G, out, res_g=res_g, noise_mode=noise_mode).img
+
+
+def resynthesise(G: Generator, out: DiscriminatorOutput, *, res_g: int, **said: Any) -> SynthesisOutput:
+    """As `reconstruct`, with the states of G that are asked for; `said` is for `SynthesisNetwork.run`."""
     start = None
     if out.f is not None:
         start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))
     ws = out.w.unsqueeze(1).repeat(1, G.synthesis.num_ws_from(res_g if start else 0), 1)  # one w for all layers
-    return G.synthesis.run(ws, start=start, noise_mode=noise_mode).img
+    return G.synthesis.run(ws, start=start, **said)
 
 
 def _resize(x: Tensor, res: int) -> Tensor:

@@ -21,12 +21,12 @@ from .draws import divide_batch
 from .ema import ema_beta, update_ema
 from .loss import StyleGAN2Loss
 from .phases import CHECK_INTERVAL, GradientGuard, Phase, build_phases, optimizer_moments
+from .rivals import build_extras
 from .runs.checkpoints import Checkpoints, Keep, PickleNames
 from .runs.evaluation import UnfinishedTick, evaluate
 from .runs.interrupt import StopRequest
 from .runs.run_log import Progress, RunLog
 from .runs.training_state import find_state, resume_from
-from .tasks import build_tasks
 
 
 def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
@@ -94,10 +94,9 @@ class Trainer:
         self.G_ema = copy.deepcopy(self.G).eval()
         if start_from is not None:
             snapshot.start_from(start_from, self.G, self.D, self.G_ema)
-        real_tasks, fake_tasks = build_tasks(c, self.G)
         self.augment_pipe, self.ada = build_augmentation(c, self.device)
         self.loss = StyleGAN2Loss(
-            self.G, self.D, config=c.loss, real_tasks=real_tasks, fake_tasks=fake_tasks,
+            self.G, self.D, config=c.loss, **build_extras(c, self.G, self.D),
             augment=getattr(self.ada or self.augment_pipe, "run", None),
             observe_real=self.ada.observe if self.ada else None,
         )

@@ -5,6 +5,7 @@ import math
 from dnnlib.util import UserError
 
 from .options import check_ranges, expect
+from .rivals import RIVALS
 from .schema import TrainingConfig
 
 
@@ -19,6 +20,7 @@ def validate(config: TrainingConfig) -> None:
     _validate_networks(config)
     _validate_tasks(config)
     _validate_augment(config)
+    _validate_finite_differences(config)
 
 
 def count_freezable_layers(architecture: str, resolution: int) -> int:
@@ -87,6 +89,18 @@ def _validate_tasks(config: TrainingConfig) -> None:
         raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
     if config.D.res_g == 1 and config.method == "glead+ggdr":
         raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")
+
+
+def _validate_finite_differences(config: TrainingConfig) -> None:
+    D, loss = config.D, config.loss
+    if loss.r1 == "exact":
+        return
+    if loss.adversarial in RIVALS and RIVALS[loss.adversarial].r1_gamma is not None:
+        raise UserError(f"--r1=finite estimates the squared gradient, and {loss.adversarial} needs its norm: leave out "
+                        "one of them")
+    if D.num_fp16_res > 0 and (config.device == "cuda" or D.half_type == "bfloat16"):
+        raise UserError("--r1=finite needs float32, because half precision loses the small difference of two scores: "
+                        "say --fp32=true")
 
 
 def _validate_augment(config: TrainingConfig) -> None:

@@ -33,6 +33,12 @@ def _task(task: TaskConfig | None) -> str:
     return "none" if task is None else f"{task.weight:g} times {LEGACY_DISTANCES[task.distance]}"
 
 
+def _rivals(options: dict[str, dict[str, float]]) -> str:
+    said = [f"{name} with " + ", ".join(f"{option} {value:g}" for option, value in values.items())
+            for name, values in options.items()]
+    return " and ".join(said) or "nothing"
+
+
 def _f(c: TrainingConfig) -> str:
     if not c.D.heads:
         return "none"
@@ -70,6 +76,8 @@ SETTINGS = (
     Setting("R1 gamma", lambda c: f"{c.loss.r1_gamma:g}", by_cfg=True),
     Setting("learning rates", lambda c: f"{c.G_opt.lr:g} of G, {c.D_opt.lr:g} of D", by_cfg=True),
     Setting("adversarial loss", lambda c: c.loss.adversarial),
+    Setting("gradient penalty", lambda c: c.loss.r1),
+    Setting("what is added to the method", lambda c: _rivals(c.loss.rivals)),
     Setting("networks", lambda c: f"{c.G.map_depth} mapping layers, cbase {c.G.channel_base}, cmax {c.G.channel_max}",
             by_cfg=True),
     Setting("start", lambda c: _stem(c.resume or "new networks")),

@@ -9,12 +9,13 @@ import functools
 import math
 import operator
 import typing
-from typing import Any, Iterable, Literal, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Literal, Mapping, NamedTuple
 
 from dnnlib.util import UserError
 
 from .presets import ADA_TARGET, PIPES, PRESETS, RESUME_SOURCES
-from .schema import DecoderAct, DiscriminatorConfig, HalfType, LossConfig, Method, Recipe, TrainingConfig
+from .rivals import RIVALS, normalise
+from .schema import METHOD_NAMES, DecoderAct, DiscriminatorConfig, HalfType, LossConfig, Method, Recipe, TrainingConfig
 
 GENERAL = "General options"
 DATA = "Data"
@@ -55,6 +56,7 @@ class Option(NamedTuple):
     metavar: str | None = None          # None = the name of the type.
     shown: str | None = None            # The default in --help, where it is another one in each run.
     choices: tuple[str, ...] | None = None
+    read: Callable[[str], str] | None = None    # Gives the text in its usual form; raises UserError.
     path: bool = False                  # A file or folder, or what may stand for one.
     flag: bool = False                  # Takes no value.
     or_auto: bool = False               # A whole number, or "auto".
@@ -194,9 +196,12 @@ class Options:
     batch_gpu: int | str | None = option(
         BASIC, "Images that a GPU computes at once; auto: parts as by --cfg, as many at once as fit its memory.",
         metavar="INT|auto", shown="auto", or_auto=True, implies=("batch_gpu", "fill_gpu"))
-    adversarial: str = option(
-        BASIC, "How D's scores become the losses of G and D.", default=LossConfig.adversarial,
-        sets="loss.adversarial")
+    adversarial: str | None = option(
+        BASIC, "How D's scores become the losses of G and D.", shown="logistic; by --method",
+        implies="loss.adversarial")
+    r1: Literal["exact", "finite"] = option(
+        BASIC, "R1 by the gradient, or by finite differences, which are noisy and need float32.",
+        default=LossConfig.r1, sets="loss.r1")
 
     aug: Literal["noaug", "ada", "fixed"] | None = option(
         AUGMENTATION, "Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.",
@@ -214,9 +219,15 @@ class Options:
         AUGMENTATION, "What G rebuilds: what D was shown, or the image before augmentation.",
         shown="input; clean for --recipe=released", sets="loss.recon_target", methods=GLEAD)
 
-    method: Method | None = option(
-        METHOD, "Which tasks D has.", shown="glead",
-        implies=("method", "D.heads", "loss.real_task.kind", "loss.fake_task.kind"), shape=("D.heads",))
+    method: str | None = option(
+        METHOD, f"Which tasks D has: {', '.join(METHOD_NAMES)}. More is joined by +, in any order: "
+        f"{', '.join(RIVALS)}.", shown="glead", metavar="NAME[+NAME...]", read=normalise,
+        implies=("method", "D.heads", "D.extra_channels", "D.aux_outputs", "loss.real_task.kind",
+                 "loss.fake_task.kind"),
+        shape=("D.heads", "D.extra_channels", "D.aux_outputs"))
+    rival_options: str | None = option(
+        METHOD, "Settings of what is joined by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
+        metavar="NAME.OPTION=NUMBER,...")     # the fields depend on the rivals: see `resume.changed`
     recipe: Recipe | None = option(
         METHOD, "Follow GLeaD's paper, or what its released program does.",
         shown="paper; released for --reg_type=glead", implies=("recipe", "loss.real_task_in_dreg"))

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from metrics.published import DATASETS, find_dataset
 
-from .schema import DatasetConfig, Method, TaskConfig, Transform
+from .schema import DatasetConfig, TaskConfig, Transform
 
 
 class Preset(NamedTuple):
@@ -166,7 +166,7 @@ class MethodTasks(NamedTuple):
 _FEATURE = TaskConfig(kind="feature", distance="cosine", weight=10.0)                       # GGDR; GLeaD's "Ours*".
 _REBUILD_REAL = TaskConfig(kind="reconstruction", distance="perceptual", weight=10.0)       # GLeaD Eq. 7, lambda 1.
 _REBUILD_FAKE = TaskConfig(kind="reconstruction", distance="perceptual", weight=3.0)        # GLeaD Eq. 7, lambda 2.
-METHODS: dict[Method, MethodTasks] = {
+METHODS: dict[str, MethodTasks] = {
     "stylegan2":  MethodTasks(real=None,          fake=None),
     "ggdr":       MethodTasks(real=None,          fake=_FEATURE),
     "glead":      MethodTasks(real=_REBUILD_REAL, fake=_REBUILD_FAKE),
@@ -195,7 +195,7 @@ def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
     return preset._replace(**{name: rules[name] for name, value in preset._asdict().items() if value == A})
 
 
-def default_res_g(dataset: DatasetConfig, method: Method) -> int:
+def default_res_g(dataset: DatasetConfig, method: str) -> int:
     """Resolution of f: the published one for the data sets of the paper.
 
     Else 32 (GLeaD, LSUN) or 64 ("Ours*") at 256x256, at most a quarter of the image: 8 at 32x32.

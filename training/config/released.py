@@ -1,11 +1,12 @@
 """The command line as the released GLeaD and GGDR programs have it, in our options."""
 
 import dataclasses
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, cast
 
 from dnnlib.util import UserError
 
 from .options import GLEAD, OPTIONS, SECOND_NAMES, Options
+from .rivals import method_name, read_method
 from .schema import Method
 
 
@@ -27,8 +28,10 @@ def parse(said: Mapping[str, Any]) -> Parsed:
     notes: list[str] = []
     recipe = options.recipe or ("released" if options.reg_type == "glead" else "paper")
     options = dataclasses.replace(options, recipe=recipe)
-    options = dataclasses.replace(options, method=_choose_method(options, notes))
-    if options.method in GLEAD:
+    said_method, rivals = (None, ()) if options.method is None else read_method(options.method)
+    method = _choose_method(dataclasses.replace(options, method=said_method), notes)
+    options = dataclasses.replace(options, method=method_name(method, rivals))
+    if method in GLEAD:
         for images in ("real", "fake"):
             options = _translate_target(options, images, notes)
     return Parsed(options, notes)
@@ -52,7 +55,7 @@ def _choose_method(options: Options, notes: list[str]) -> Method:
 
     Where --reg_type=glead says nothing of generated images, they get the task that the released program gives them.
     """
-    given, reg_type = options.method, options.reg_type
+    given, reg_type = cast(Method | None, options.method), options.reg_type
     said = {name: getattr(options, name) for name in ("reg_target_real", "reg_target_fake")}
     targets = [f"--{name}={value}" for name, value in said.items() if value is not None]
     if reg_type is None and not targets:

@@ -1,7 +1,7 @@
 """From options to a whole configuration: what was left out follows from --cfg, the method and the data."""
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, Iterable, cast
 
 from dnnlib.util import UserError
 
@@ -9,6 +9,7 @@ from . import presets
 from .checks import validate, validate_gpus
 from .options import GLEAD, OPTIONS, Options, apply
 from .presets import Preset
+from .rivals import RIVALS, method_name, read_method, read_options
 from .schema import (
     LEGACY_DISTANCES,
     AugmentConfig,
@@ -16,6 +17,7 @@ from .schema import (
     DiscriminatorConfig,
     GeneratorConfig,
     LossConfig,
+    Method,
     OptimizerConfig,
     TaskConfig,
     TrainingConfig,
@@ -48,15 +50,44 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
     Raises:
         UserError: An option is out of range, or contradicts another one.
     """
-    options = dataclasses.replace(options, method=options.method or "glead", recipe=options.recipe or "paper",
+    method, names = read_method(_with_adversarial(options))
+    rivals = read_options(options.rival_options, names)
+    options = dataclasses.replace(options, method=method, recipe=options.recipe or "paper",
                                   gpus=_given(options.gpus, 1))
     if options.cfg not in presets.PRESETS:
         raise UserError(f"--cfg is {options.cfg}, expected one of {', '.join(presets.PRESETS)}")
     validate_gpus(options.gpus)
     preset = presets.auto_preset(presets.PRESETS[options.cfg], dataset.resolution, options.gpus)
-    config = apply(options, _by_preset(options, preset, dataset, device=device))
+    config = _with_rivals(_by_preset(options, preset, dataset, device=device), names, rivals)
+    config = apply(options, config)
     validate(config)
     return config
+
+
+def _with_adversarial(options: Options) -> str:
+    """The composition; `--adversarial` is a part of it, where that is a rival."""
+    method, names = read_method(options.method or "glead")
+    said = options.adversarial
+    of_names = {RIVALS[name].adversarial for name in names} - {"logistic"}
+    if said is not None and of_names - {said}:
+        raise UserError(f"--adversarial is {said}, but --method={method_name(method, names)} means "
+                        f"{', '.join(of_names)}: leave out one of them")
+    return method_name(method, {*names, said} if said in RIVALS else names)
+
+
+def _with_rivals(
+    config: TrainingConfig, names: Iterable[str], options: dict[str, dict[str, float]]
+) -> TrainingConfig:
+    """What the rows of `rivals.RIVALS` change."""
+    D, loss = config.D, dataclasses.replace(config.loss, rivals=options)
+    for name in names:
+        row = RIVALS[name]
+        D = dataclasses.replace(D, **row.D(options.get(name, {}), config))
+        if row.adversarial != "logistic":
+            loss = dataclasses.replace(loss, adversarial=row.adversarial)
+        if row.r1_gamma is not None:
+            loss = dataclasses.replace(loss, r1_gamma=row.r1_gamma)
+    return dataclasses.replace(config, D=D, loss=loss)
 
 
 def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
@@ -66,7 +97,7 @@ def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, devi
     tasks = (loss.real_task, loss.fake_task)
     needs_perceptual = any(task is not None and task.distance == "perceptual" for task in tasks)
     return TrainingConfig(
-        method=options.method,
+        method=cast(Method, options.method),
         preset=options.cfg,
         recipe=options.recipe,
         dataset=dataset,
@@ -156,6 +187,7 @@ def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfi
         real_task=real_task,
         fake_task=fake_task,
         feature_res=feature_res,
+        adversarial=_given(options.adversarial, "logistic"),
         real_task_in_dreg=options.recipe == "released" and real_task is not None,
         recon_target=presets.RECON_TARGET[options.recipe],
     )

@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import json
 import reprlib
-from typing import Any, Literal, Mapping, NamedTuple
+from typing import Any, Literal, Mapping, NamedTuple, get_args
 
 from dnnlib.util import UserError
 
 Method = Literal["stylegan2", "ggdr", "glead", "glead+ggdr"]
+METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 Recipe = Literal["paper", "released"]
 Distance = Literal["perceptual", "mse", "cosine"]
 DecoderAct = Literal["linear", "lrelu"]     # Activation of D's decoder (GGDR's ablation compares the two).
@@ -79,6 +80,8 @@ class DiscriminatorConfig(_Strict):
     decoder_act: DecoderAct = "linear"
     heads: bool = False             # Heads that give (f, basis image, w) for G; only reconstruction needs them.
     res_g: int | None = None        # Resolution of f; 1 = w only (Table 3, "1x1").
+    extra_channels: int = 0         # Of its input, beside those of the images.
+    aux_outputs: int = 0            # Of a linear head beside realness; 0 = no such head.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ class LossConfig(_Strict):
     fake_task: TaskConfig | None = None
     feature_res: int | None = None      # Resolution of the features that a "feature" task compares.
     adversarial: str = "logistic"       # One of `adversarial.ADVERSARIAL`.
+    r1: Literal["exact", "finite"] = "exact"    # R1 and R2 by the gradient, or by finite differences.
+    rivals: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)   # Their options; `rivals.RIVALS`.
     real_task_in_dreg: bool = False     # The released program repeats the real task in the lazy R1 phase.
     recon_target: Literal["input", "clean"] = "input"   # G rebuilds what D was shown, or the image before augmentation.
 
@@ -129,7 +134,7 @@ class OptimizerConfig(_Strict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig(_Strict):
-    method: Method
+    method: Method                              # Without its rivals; `rivals.full_name` has the whole composition.
     preset: str
     recipe: Recipe
     dataset: DatasetConfig
@@ -172,6 +177,8 @@ def to_json(config: TrainingConfig) -> dict[str, Any]:
     for task in (data["loss"]["real_task"], data["loss"]["fake_task"]):
         if task is not None and not task["options"]:
             del task["options"]
+    if not data["loss"]["rivals"]:
+        del data["loss"]["rivals"]
     return data
 
 
@@ -249,7 +256,7 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
     kwargs = {
         "c_dim": config.dataset.label_dim,
         "img_resolution": config.dataset.resolution,
-        "img_channels": config.dataset.num_channels,
+        "img_channels": config.dataset.num_channels + D.extra_channels,
         "block_kwargs": freeze | _half_precision(D),
         "mapping_kwargs": {},
         "epilogue_kwargs": {"mbstd_group_size": D.mbstd_group_size},
@@ -261,6 +268,8 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
         kwargs |= {"decoder_res": D.decoder_res, "decoder_conv_kernel_size": D.decoder_kernel}
     if D.decoder_act != "linear":
         kwargs["decoder_act"] = D.decoder_act
+    if D.aux_outputs:
+        kwargs["aux_outputs"] = D.aux_outputs
     if D.heads:
         kwargs |= {
             "decoder_res": [D.decoder_res],

@@ -9,6 +9,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
+from training.config.rivals import RIVALS
+
 from .run_log import read_records
 from .training_state import pickle_kimg
 
@@ -246,7 +248,13 @@ def _not_known(options: Mapping[str, Any], run: Origin | None, trained_on: Any) 
 
 def _method(options: Mapping[str, Any]) -> str:
     method = _find(options, "config.method") or (_find(options, "reg_type") if options else None)
-    return _METHODS.get(method, str(method)) if method is not None else _UNKNOWN
+    if method is None:
+        return _UNKNOWN
+    loss = options["config"].get("loss") if isinstance(options.get("config"), Mapping) else None
+    added = [] if not isinstance(loss, Mapping) else sorted(
+        name for name, row in RIVALS.items()
+        if name in (loss.get("rivals") or ()) or row.adversarial == loss.get("adversarial") != "logistic")
+    return " + ".join([_METHODS.get(method, str(method)), *(f"{name} ({RIVALS[name].source})" for name in added)])
 
 
 def _find(options: Mapping[str, Any], where: str) -> Any:

@@ -224,6 +224,9 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
     fields_of = {option.flag_name + (f" ({option.note})" if option.note else ""): option.fields
                  for option in OPTIONS.values()}
     fields_of |= {words: (name,) for words, name in OF_IMAGES.items()}
+    rivals = "loss.rivals."
+    fields_of |= {f"--rival-options={name.removeprefix(rivals)}": (name,)
+                  for name in changed if name.startswith(rivals)}
     texts = {}
     for option, fields in {**fields_of, **{name: (name,) for name in changed}}.items():
         found = [name for name in fields if name in changed]

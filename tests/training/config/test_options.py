@@ -12,7 +12,7 @@ from training.config.schema import DatasetConfig
 SAID = {  # A value for each option that sets fields by itself.
     "snap": 7, "tick": 2.0, "grid_size": 64, "metrics": ("fid50k",), "detector": "net.pt", "seed": 5, "keep": "best",
     "timeout": 9.0, "cfg": "cifar", "gamma": 3.0, "kimg": 8.0, "glr": 0.01, "dlr": 0.02, "batch": 16,
-    "adversarial": "relativistic", "recon_target": "clean", "cbase": 256, "cmax": 16, "map_depth": 3, "mbstd_group": 8,
+    "r1": "finite", "recon_target": "clean", "cbase": 256, "cmax": 16, "map_depth": 3, "mbstd_group": 8,
     "freezed": 2, "lpips_fp32": True, "nhwc": True, "allow_tf32": True, "workers": 1,
     "log": ("wandb",),
 }

@@ -56,6 +56,9 @@ def test_discriminators_and_pipes_are_described():
 ])
 def test_methods_are_named(method, text):
     assert text in render(run=model_card.Origin({"config": {"method": method}}, 7, []))
+    loss = {"adversarial": "wgan-gp", "rivals": {"zcr": {"gen": 1}, "new": {}}}
+    card = render(run=model_card.Origin({"config": {"method": method, "loss": loss}}, 7, []))
+    assert text in card and " + wgan-gp (Gulrajani et al., NIPS 2017: lambda 10) + zcr (Zhao et al." in card
 
 
 def test_run_directories(tmp_path):

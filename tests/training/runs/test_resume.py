@@ -130,6 +130,12 @@ def test_changes_are_all_listed():
                      "--reg_loss_real", "--reg_loss_fake"]
 
 
+def test_options_of_rivals_are_named():
+    old = run_with(method="stylegan2+zcr")
+    with pytest.raises(UserError, match="r: --rival-options=zcr.gen was 0.5, is 2. Leave these as they were"):
+        resume.changed(old, resolve(method="stylegan2+zcr", rival_options="zcr.gen=2"), num_gpus=1, anyway=False)
+
+
 def test_fields_that_options_set_are_all_fields_but_those_that_may_change():
     """So that no message names a field, unless no option sets it."""
     def names(value, prefix=""):

@@ -1,0 +1,88 @@
+"""Rivals that add a term of D's scores, of whole images or of pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import softplus
+
+from ..networks import DiscriminatorOutput
+from ..tasks import Shown
+from .base import Judge, Rival, rival
+
+Tensor = torch.Tensor
+
+
+@rival
+class Centring(Rival):
+    """weight (D(x) + D(G(z)))^2: scores of real and fake images lie around 0, so that neither drifts away.
+
+    The simplest rival to fairer scores; nobody published it. Each fake image is paired with the real one of its number.
+    """
+
+    kind = "centring"
+    paired = True
+
+    def pair(self, fake: Tensor, real: Tensor) -> Tensor:
+        return self.options["weight"] * (real + fake).square()
+
+
+@rival
+class UNet(Rival):
+    """D's decoder tells for each pixel whether it is real (U-Net GAN: Schoenfeld et al., CVPR 2020).
+
+        L_D += weight mean softplus(-+ p) + cutmix mean (p(mix(x, G(z))) - mix(p(x), p(G(z))))^2
+        L_G += weight mean softplus(-p(G(z)))
+
+    p [N, 1, R, R] is the first channel of the decoder's last level, a linear map of D's features. The decoder is GGDR's
+    pyramid, where the authors' is as deep as the encoder. In the term of mixed images, which holds a rectangle of the
+    real image in the fake one, the maps of whole images are constants; the authors also train D's score of mixtures as
+    fake, and mix more often as training goes on.
+    """
+
+    kind = "unet"
+    decodes = True
+
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
+        pixels = self._pixels(out)
+        sign = 1 if kind == "fake" else -1
+        term = self.options["weight"] * softplus(sign * pixels).mean([1, 2, 3])
+        if kind == "fake":
+            self._fake = (shown.img.detach(), pixels.detach())
+            return term
+        fake_img, fake_pixels = self._fake
+        inside = self._rectangles(shown.img)
+        mixed = self._pixels(judge(torch.where(inside, shown.img, fake_img), shown.c))
+        error = mixed - torch.where(inside, pixels.detach(), fake_pixels)
+        return term + self.options["cutmix"] * error.square().mean([1, 2, 3])
+
+    def g(self, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
+        return self.options["weight"] * softplus(-self._pixels(out)).mean([1, 2, 3])
+
+    def _pixels(self, out: DiscriminatorOutput) -> Tensor:
+        return out.fmaps[self.config.dataset.resolution][:, :1]
+
+    @staticmethod
+    def _rectangles(img: Tensor) -> Tensor:
+        """bool [N, 1, R, R]: the inside of a random rectangle in each image, a quarter of it on average."""
+        n, res = len(img), img.shape[-1]
+        ends = torch.rand([n, 2, 2], device=img.device).mul(1.5).sub(0.25).sort(dim=2).values * res  # of y and of x
+        at = torch.arange(res, device=img.device) + 0.5
+        inside = (at >= ends[:, :, :1]) & (at < ends[:, :, 1:])     # [N, 2, R]
+        return inside[:, 0, :, None].logical_and(inside[:, 1, None, :])[:, None]
+
+
+@rival
+class Latent(Rival):
+    """D tells the w of fake images: weight mean (w - w_D)^2, as in BiGAN's kin (Donahue et al., ICLR 2017).
+
+    BiGAN plays a game over pairs of image and latent; here, as in InfoGAN (Chen et al., NIPS 2016), D's head regresses
+    it. GLeaD's head for w is taken where D has one. With style mixing, w is the mean over the layers of G.
+    """
+
+    kind = "latent"
+    decodes = True
+
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
+        if kind == "real":
+            return None
+        return self.options["weight"] * (out.w - shown.ws.mean(1)).square().mean(1)
