@@ -244,7 +244,6 @@ MISTAKES = [
     ("--resume=training-state-000000100.pt", "--resume: there is no training-state-000000100.pt; give the folder of a"),
     ("--batch=0", "--batch is 0"),
     ("--batch=8 --batch-gpu=3", "--batch-gpu is 3, expected a divisor of 8"),
-    ("--batch-gpu=many", "'many' is neither auto nor a whole number from 1 on"),
     ("--batch=8 --mbstd-group=5", "--mbstd-group is 5"),
     ("--kimg=0", "--kimg is 0.0"),
     ("--gamma=-1", "--gamma is -1.0"),

@@ -34,7 +34,7 @@ for name in "${names[@]}"; do
     fi
     printf '\n== %s\n' "$name" >&2
     mkdir -p "$outdir/$name"
-    run "$PYTHON" "$REPO/train.py" --outdir="$outdir/$name" --outcome="$outcome" --data="$data" --cfg=cifar --aug=ada \
+    "$PYTHON" "$REPO/train.py" --outdir="$outdir/$name" --outcome="$outcome" --data="$data" --cfg=cifar --aug=ada \
         --kimg=100000 --metrics=fid50k_full,is50k --seed=0 ${said[@]+"${said[@]}"} --method="$name"
     if [[ -e $outcome && $(<"$outcome") == stopped ]]; then
         die_interrupted

@@ -65,7 +65,7 @@ class Division:
             yield draw_part(rows, real_img, real_c, unit=self.unit, **said)
 
     def _divide(self) -> list[Rows]:
-        upload = lambda array: misc.upload(torch.from_numpy(array), self.device)
+        upload = lambda array: torch.from_numpy(array).to(self.device)
         step, parts = self.at_once // self.group, []
         for first in range(0, len(self._groups), step):
             positions = self._groups[first:first + step].T.flatten()
