@@ -196,7 +196,8 @@ _BACKBONES = {
 }
 _LPIPS_NAMES = {f"lpips-{name}": name for name in _BACKBONES}
 _RANDOM_NAMES = {f"random-{name}": name for name in _BACKBONES}
-_NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, "mse")
+_PIXELS = ("mse", "l2")
+_NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, *_PIXELS)
 
 
 def build_perceptual(
@@ -207,8 +208,8 @@ def build_perceptual(
 
     Args:
         spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), either with `:FILE` for its
-                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse`, or the path or URL of a
-                      feature net.
+                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse` or `l2` (of pixels), or the
+                      path or URL of a feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
         dtype:        What the net of an LPIPS computes in.
@@ -220,7 +221,7 @@ def build_perceptual(
     Raises:
         UserError: The spec is unknown, or weights that it needs can't be had.
     """
-    if spec == "mse":
+    if spec in _PIXELS:
         loss: PerceptualLoss = PixelMSE()
     elif img_channels not in (1, 3):
         raise UserError(f"perceptual net {spec} takes images of 1 or 3 channels, these have {img_channels}: use mse")
@@ -245,7 +246,7 @@ def build_stand_in(
     with torch.device(device):
         layers = backbone.features()
         weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
-        small = spec == "mse" or resolution < _min_input_size(layers)
+        small = spec in _PIXELS or resolution < _min_input_size(layers)
         return PixelMSE() if small else LPIPS(layers, backbone.taps, weights, dtype=dtype)
 
 
