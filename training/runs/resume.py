@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError, is_url
 from training.config.checks import validate_gpus
-from training.config.options import OF_IMAGES, OPTIONS
+from training.config.options import OF_IMAGES, OPTIONS, shown_value
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
 from training.config.schema import TrainingConfig, from_json, to_json
 
@@ -232,7 +232,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
         found = [name for name in fields if name in changed]
         if found:
             name = option if found[0] == fields[0] else f"{found[0]} ({option})"
-            was, is_now = (_shown(values.get(found[0])) for values in (before, now))
+            was, is_now = (shown_value(values.get(found[0])) for values in (before, now))
             texts[f"{name} was {was}, is {is_now}"] = set(found)
             changed = [name for name in changed if name not in found]
     return texts
@@ -244,10 +244,6 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in data.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return result
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
