@@ -63,11 +63,9 @@ class FakeDataset:
 
 def fake_generator(map_depth=4, width=512, **channels):
     """What a network file holds, as far as the command line looks at it."""
-    layer = types.SimpleNamespace(weight=types.SimpleNamespace(shape=(width, 512)))
-    mapping = types.SimpleNamespace(num_layers=map_depth, **{f"fc{i}": layer for i in range(map_depth)})
-    synthesis = types.SimpleNamespace(init_kwargs={"channel_base": 16384, "channel_max": 512, **channels})
-    return types.SimpleNamespace(z_dim=512, w_dim=512, img_channels=3, img_resolution=32, mapping=mapping,
-                                 synthesis=synthesis)
+    kwargs = {"mapping_kwargs": {"num_layers": map_depth, "layer_features": width},
+              "synthesis_kwargs": {"channel_base": 16384, "channel_max": 512, **channels}}
+    return types.SimpleNamespace(z_dim=512, w_dim=512, img_channels=3, img_resolution=32, init_kwargs=kwargs)
 
 
 class FakeNet:

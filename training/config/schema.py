@@ -233,20 +233,25 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
 
 class Sizes(NamedTuple):
-    """Of a generator, what a run that starts from it takes over."""
+    """What a run takes over from the generator that it starts from."""
 
     map_depth: int                  # Layers of the mapping network.
-    map_widths: tuple[int, ...]     # Numbers in z, in w and in its layers, each once: usually (512,).
+    map_widths: tuple[int, ...]     # Numbers in z, in w and in the mapping layers, each once: usually (512,).
     channel_base: int
     channel_max: int
 
 
-def sizes_of(G: Any) -> Sizes:
-    """The sizes with which `G` was built."""
-    mapping, said = G.mapping, G.synthesis.init_kwargs
-    widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
-    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768),
-                 said.get("channel_max", 512))
+def sizes_of(G: Any) -> Sizes | None:
+    """The sizes in the arguments that `G` was built with; None if these are not those of `generator_kwargs`."""
+    kwargs = G.init_kwargs
+    if not kwargs.keys() >= {"mapping_kwargs", "synthesis_kwargs"}:
+        return None
+    mapping, synthesis = kwargs["mapping_kwargs"], kwargs["synthesis_kwargs"]
+    depth = mapping.get("num_layers", 8)
+    width = mapping.get("layer_features") if depth > 1 else None
+    widths = {G.z_dim, G.w_dim, width or G.w_dim}
+    return Sizes(depth, tuple(sorted(widths)), channel_base=synthesis.get("channel_base", 32768),
+                 channel_max=synthesis.get("channel_max", 512))
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
