@@ -28,7 +28,7 @@ from training.data.image_files import (
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
 from training.data.labels import label_width, match_labels, read_entries, stray_metadata
-from training.data.zip_directory import ChecksumError, Entry, open_directory
+from training.data.zip_directory import ChecksumError, Entry, list_zip
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
@@ -165,16 +165,16 @@ class DatasetCheck:
         for path in paths:
             try:
                 zips.append(self._open_zip(path))
-            except (UserError, OSError) as e:
+            except UserError as e:
                 self._found("archive", str(e))
         return ImageFiles(self._path, zips, left_out)
 
     def _open_zip(self, path: str) -> ImageZip:
-        """All images in a zip, good or bad. Raises UserError or OSError where the zip can't be read."""
-        directory = open_directory(path)
-        names, rows = directory.entries()
+        """All images in a zip, good or bad. Raises UserError where the zip can't be read."""
+        listing = list_zip(path)
+        names, rows = listing.names, listing.rows
         try:
-            directory.check_places(names, rows)
+            listing.check_places()
         except UserError as e:
             self._found("archive", str(e))
         images, metadata, left_out, seen = [], None, LeftOut.none(), set()
@@ -192,7 +192,7 @@ class DatasetCheck:
                 left_out.add(reason, name)
             else:
                 images.append(i)
-        return ImageZip(directory, (names[i] for i in images), rows[images], metadata, left_out)
+        return ImageZip(listing.directory, (names[i] for i in images), rows[images], metadata, left_out)
 
     # --- Labels.
 

@@ -41,7 +41,7 @@ from training.data.image_names import (
     shown,
     why_left_out,
 )
-from training.data.zip_directory import Entry, NotAZip, ZipDirectory, open_directory, unusual
+from training.data.zip_directory import Entry, NotAZip, ZipDirectory, list_zip, unusual
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_FILE_BYTES = 1 << 30       # Larger files are mistakes or bombs: no image that fits on a GPU is as large.
@@ -216,12 +216,12 @@ class ImageZip(Container):
             UserError: The zip can't be read, is none or is damaged; entries lie over each other or outside of the file;
                 an image is encrypted or packed by a method other than deflate.
         """
-        directory = open_directory(path)
+        listing = list_zip(path)
+        listing.check_places()
+        directory, rows = listing.directory, listing.rows
         left_out, chosen, metadata = LeftOut.none(), {}, None
         with _reading(path):
-            names, rows = directory.entries()
-            directory.check_places(names, rows)
-            for i, name in enumerate(names):
+            for i, name in enumerate(listing.names):
                 reason = why_left_out(name) if name[-1:] != "/" else ""
                 if name == METADATA_NAME:
                     metadata = Entry(*rows[i].item())
