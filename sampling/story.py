@@ -1,6 +1,5 @@
 """One picture of a run: real images, what D and G rebuild of them, and what G generates as training goes on."""
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
+from training.runs.run_dir import OPTIONS_NAME, find_options
 
 COLUMNS = 16
 
@@ -47,11 +47,11 @@ def kimg_of(path: Path) -> float:
 
 
 def _resolution(run_dir: Path) -> int:
-    path = run_dir / "training_options.json"
     try:
-        return int(json.loads(path.read_text())["config"]["dataset"]["resolution"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} doesn't say how large the images are: give the directory of a run") from e
+        return int(find_options(run_dir)["config"]["dataset"]["resolution"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{run_dir / OPTIONS_NAME} doesn't say how large the images are: give the directory of a "
+                        "run") from e
 
 
 def _first_row(path: Path, side: int, *, skip: int = 0) -> np.ndarray:

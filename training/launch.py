@@ -154,7 +154,7 @@ def _log_path(job: Job) -> str:
 
 
 def _run_processes(job: Job) -> None:
-    options = Path(job.run_dir, "training_options.json")
+    options = Path(job.run_dir, run_dir.OPTIONS_NAME)
     before, resumes = options.stat().st_mtime_ns, job.resume is not None
     with (tempfile.TemporaryDirectory(prefix="glead-") as folder,
           run_dir.tee_output(_log_path(job), wait=resumes) as open_log):

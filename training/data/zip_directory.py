@@ -20,7 +20,7 @@ from training.data.image_names import shown
 _ENCRYPTED, _UTF8 = 1, 1 << 11              # Bits of the flags.
 _MAX_OPEN = 64                              # Files of one process that stay open; a dataset may have thousands.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")   # Signature; lengths of name and extra field, which follow.
-_END = struct.Struct("<10xH10x")            # The last record, without its comment: the number of entries, modulo 2 ** 16.
+_END = struct.Struct("<10xH10x")            # The last record, without its comment: how many entries there are.
 ENTRY = np.dtype([("offset", "u8"), ("packed_size", "u8"), ("size", "u8"), ("crc", "u4"), ("flags", "u2"),
                   ("method", "u2")])    # An array of these is an `Entry` for each file.
 

@@ -11,6 +11,7 @@ import torch
 
 from training.config.rivals import RIVALS
 
+from .run_dir import OPTIONS_NAME, find_options
 from .run_log import read_records
 from .training_state import pickle_kimg
 
@@ -45,7 +46,6 @@ _OPTIONS = {  # Label -> place in training_options.json, of this project or of o
 _DATA_OPTIONS = {
     "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most": "max_size",
 }
-_MAX_FILE_BYTES = 16 << 20      # Of what is read from a run directory.
 _MAX_CELL = 200
 
 
@@ -72,15 +72,10 @@ class Origin(NamedTuple):
 def read_origin(network: str | os.PathLike) -> Origin | None:
     """The run in whose directory a network lies; None if its folder is no run directory."""
     path = Path(network)
-    options_path = path.parent / "training_options.json"
-    if not options_path.is_file():
+    if not (path.parent / OPTIONS_NAME).is_file():
         return None
-    try:
-        options = json.loads(options_path.read_bytes()[:_MAX_FILE_BYTES])
-    except (ValueError, RecursionError):
-        options = None
     kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
-    return Origin(options if isinstance(options, dict) else None, kimg, _read_scores(path))
+    return Origin(find_options(path.parent) or None, kimg, _read_scores(path))
 
 
 def render(

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import difflib
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError, is_url
 from training.config.checks import validate_gpus
@@ -14,14 +15,9 @@ from training.config.options import OF_IMAGES, OPTIONS, shown_value
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
 from training.config.schema import TrainingConfig, from_json, to_json
 
+from .run_dir import OPTIONS_NAME
 from .training_state import list_states, pickle_path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two programs in one run directory go unnoticed
-    fcntl = None
-
-OPTIONS_NAME = "training_options.json"
 _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
 
 # Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
@@ -250,18 +246,6 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # One program at a time in a run directory.
 
 
-_held: set[BinaryIO] = set()    # Open files whose locks this process holds.
-
-
-def _close_held() -> None:
-    for f in _held:
-        f.close()
-
-
-if fcntl is not None:  # else processes that load images would keep the lock for seconds after this one was killed
-    os.register_at_fork(after_in_child=_close_held)
-
-
 @contextlib.contextmanager
 def locked(run_dir: str) -> Iterator[None]:
     """Keep other programs from training in `run_dir`; ends with this process, however that ends.
@@ -270,18 +254,13 @@ def locked(run_dir: str) -> Iterator[None]:
         UserError: Another one does.
     """
     with open(os.path.join(run_dir, _LOCK_NAME), "ab") as f:
-        if fcntl is not None:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
-            except OSError:
-                pass  # a file system without locks
-        _held.add(f)
         try:
-            yield
-        finally:
-            _held.discard(f)
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def is_busy(run_dir: str | os.PathLike) -> bool:
@@ -289,8 +268,6 @@ def is_busy(run_dir: str | os.PathLike) -> bool:
 
     Looking takes the lock for microseconds, in which a program that starts to train would be refused.
     """
-    if fcntl is None:
-        return True
     try:
         with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -5,7 +5,6 @@ The run may be training meanwhile, on other devices, or on other machines that s
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -22,7 +21,8 @@ from training.data.dataset import ImageFolderDataset
 
 from .best import mark_best
 from .interrupt import StopRequest
-from .resume import OPTIONS_NAME, is_busy, is_finished
+from .resume import is_busy, is_finished
+from .run_dir import OPTIONS_NAME, find_options
 from .run_log import read_records
 from .training_state import PickleFile, list_pickles, list_states, pickle_kimg
 
@@ -40,17 +40,11 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     Raises:
         UserError: It isn't there, or doesn't say so.
     """
-    path = Path(run_dir, OPTIONS_NAME)
-    try:
-        content = json.loads(path.read_text())
-        options = RunOptions(content["total_kimg"], content["training_set_kwargs"])
-    except FileNotFoundError as e:
+    path, content = Path(run_dir, OPTIONS_NAME), find_options(run_dir)
+    if not path.is_file():
         raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that "
-                        "train.py made") from e
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or e}") from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged, or no list of options that train.py wrote") from e
+                        "train.py made")
+    options = RunOptions(content.get("total_kimg", ""), content.get("training_set_kwargs", ""))
     if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
     return options
@@ -84,11 +78,7 @@ def open_training_set(source: str, trained_on: dict[str, Any], **options: Any) -
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
     """Fingerprint of the images that a run was trained on; None if another program or version made the run."""
-    try:
-        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    fingerprint = content.get("data_fingerprint") if isinstance(content, dict) else None
+    fingerprint = find_options(run_dir).get("data_fingerprint")
     return fingerprint if isinstance(fingerprint, str) else None
 
 
