@@ -1,4 +1,4 @@
-"""One picture of a run: real images, what D and G rebuild of them, and what G generates as training goes on."""
+"""One picture of a run: real images, what D and G rebuild of them, and what G generates over time."""
 
 import re
 from pathlib import Path

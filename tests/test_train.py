@@ -1011,7 +1011,7 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         assert last_line(run(f"--resume={path}")).startswith(expected)
     options.write_text(json.dumps(content))
     state_path(path, 1000).unlink()
-    assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state to go on from")
+    assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state: start a new run")
     state_path(path, 1000).touch()
     with resume.locked(str(path)):
         assert last_line(run(f"--resume={path}")).startswith(f"another program is training in {path}")

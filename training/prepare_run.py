@@ -149,15 +149,15 @@ def read_source(source: str) -> dict[str, Any]:
 def check_machine(
     config: TrainingConfig, options: Options, *, run: resume.Run | None, trust: bool, of_source: list[str]
 ) -> list[str]:
-    """Find out now what would otherwise stop the run later, a new one or `run` going on.
+    """Find out now what would otherwise stop the run later: a new run, or `run` when it resumes.
 
     A dry run downloads nothing, so networks from elsewhere go unchecked.
 
     Returns:
-        Of a dry run, what this machine lacks; else it is empty.
+        What this machine lacks, in a dry run; otherwise an empty list.
 
     Args:
-        trust:     Open unknown TorchScript nets, now and from now on.
+        trust:     Open unknown TorchScript nets, and remember that they are trusted.
         of_source: What is wrong with the network that the run starts from.
 
     Raises:

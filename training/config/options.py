@@ -276,16 +276,16 @@ class Options:
         NETS, "Images per minibatch deviation.", shown="by --cfg", sets="D.mbstd_group_size", at_least=1)
 
     resume: str | None = option(
-        TRANSFER, "Go on with a run (its directory, or one of its training states; auto: the unfinished one in "
+        TRANSFER, "Resume a run (its directory, or one of its training states; auto: the unfinished one in "
         "--outdir that the same command started, if there is one), or start from a network pickle, or one of "
         f"{', '.join(RESUME_SOURCES)}.", path=True, metavar="auto|noresume|PATH|URL|NAME", shown="auto",
         implies="resume", free=True, summary="Start")
     resume_anyway: bool = option(
-        TRANSFER, "Go on with a run although this command changes what is learnt.", flag=True, default=False, free=True,
+        TRANSFER, "Resume a run although this command changes what is learnt.", flag=True, default=False, free=True,
         once=True)
     freezed: int = option(
-        TRANSFER, "FreezeD: leave so many of D's layers as they are.", default=DiscriminatorConfig.freeze_layers,
-        sets="D.freeze_layers", at_least=0, shape=True)
+        TRANSFER, "FreezeD: number of D's layers that are not trained, from the image on.",
+        default=DiscriminatorConfig.freeze_layers, sets="D.freeze_layers", at_least=0, shape=True)
 
     fp32: bool = option(
         SPEED, "No half precision.", default=False, note="resolutions in half precision",

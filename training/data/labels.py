@@ -78,21 +78,13 @@ def _load(container: Container) -> np.ndarray | None:
     entries = read_entries(container)
     if not entries:
         return None
-    names = container.names()
-    try:
-        by_name = dict(entries)
-        labels = [by_name[name] for name in names]
-        # Nearly all datasets are good, and have classes: that shows in a few passes at the speed of C.
-        complete = len(by_name) == len(entries) == len(labels)
-        if complete and set(map(type, labels)) == {int} and min(labels) >= 0 and max(labels) < _MAX_CLASSES:
-            return np.array(labels, dtype=np.int32)
-    except (TypeError, ValueError, KeyError):
-        pass  # Below are the words for what is wrong.
-    problems = match_labels(names, entries, label_width(entries)).problems
+    names, width = container.names(), label_width(entries)
+    problems = match_labels(names, entries, width).problems
     if problems:
         more = f" ({len(problems)} problems: dataset_tool.py check names all)" if len(problems) > 1 else ""
         raise UserError(f"{METADATA_NAME} of {container.path}: {problems[0]}{more}")
-    return np.array(labels, dtype=np.float32)
+    by_name = dict(entries)
+    return np.array([by_name[name] for name in names], dtype=np.int32 if width is None else np.float32)
 
 
 def label_width(entries: list[Any]) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from training.config.rivals import RIVALS
 
 from .run_dir import OPTIONS_NAME, find_options
-from .run_log import read_records
+from .run_log import read_scores
 from .training_state import pickle_kimg
 
 _UNKNOWN = "unknown"
@@ -263,15 +263,12 @@ def _find(options: Mapping[str, Any], where: str) -> Any:
 def _read_scores(path: Path) -> list[Score]:
     """The latest value of each score that was recorded for this snapshot."""
     found: dict[str, Score] = {}
-    for metric_path in sorted(path.parent.glob("metric-*.jsonl")):
-        for entry in read_records(metric_path):
-            if entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
-                continue
-            detector = entry.get("detector")
+    for record in read_scores(path.parent):
+        if record["snapshot_pkl"] == path.name:
+            detector = record.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
-            for name, value in entry["results"].items():
-                if isinstance(value, (int, float)) and abs(value) < 1e300:
-                    found[name] = Score(name, value, str(detector or "not recorded"))
+            found |= {name: Score(name, value, str(detector or "not recorded"))
+                      for name, value in record["results"].items()}
     return list(found.values())
 
 

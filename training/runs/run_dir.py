@@ -129,7 +129,7 @@ class _Log:
             self._waiting.append(text)
         else:
             self._file.write(text)
-            self._file.flush()  # the log is read while the run goes on
+            self._file.flush()  # the log is read while the run trains
 
     def close(self) -> None:
         if self._file is not None:
@@ -142,8 +142,9 @@ def tee_output(path: str | os.PathLike, *, errors: bool = True, wait: bool = Fal
 
     Args:
         path:   Other processes may write to it, too.
-        errors: False leaves it to others to note a UserError.
-        wait:   Leave the file as it is until the function is called that is given; without that call, for good.
+        errors: Write a UserError to the file, too; False if another process does so.
+        wait:   Keep the text in memory until the function that this context gives is called. Without a call, the file
+                stays as it was.
     """
     log = _Log(path)
     if not wait:
