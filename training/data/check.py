@@ -20,14 +20,15 @@ from training.data.image_files import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
     ImageFiles,
-    ImageFolder,
-    ImageZip,
+    Part,
+    Place,
     check_readable,
     find_shards,
     is_turned,
+    list_folder,
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
-from training.data.labels import label_width, match_labels, read_entries, stray_metadata
+from training.data.labels import has_stray_metadata, label_width, match_labels, read_entries
 from training.data.zip_directory import ChecksumError, Entry, list_zip
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
@@ -159,7 +160,7 @@ class DatasetCheck:
         if os.path.isdir(self._path):
             shards, left_out = find_shards(self._path)
             if not shards:
-                return ImageFiles(self._path, [ImageFolder(self._path)])
+                return ImageFiles(self._path, [list_folder(self._path)])
             paths = [os.path.join(self._path, shard) for shard in shards]
         zips = []
         for path in paths:
@@ -169,7 +170,7 @@ class DatasetCheck:
                 self._found("archive", str(e))
         return ImageFiles(self._path, zips, left_out)
 
-    def _open_zip(self, path: str) -> ImageZip:
+    def _open_zip(self, path: str) -> Part:
         """All images in a zip, good or bad. Raises UserError where the zip can't be read."""
         listing = list_zip(path)
         names, rows = listing.names, listing.rows
@@ -192,34 +193,34 @@ class DatasetCheck:
                 left_out.add(reason, name)
             else:
                 images.append(i)
-        return ImageZip(listing.directory, (names[i] for i in images), rows[images], metadata, left_out)
+        return Part(Place(path, listing.directory, metadata), [names[i] for i in images], rows[images], left_out)
 
     # --- Labels.
 
     def _check_labels(self, files: ImageFiles) -> LabelSummary | None:
-        if stray_metadata(files.path, files.containers):
+        if has_stray_metadata(files):
             self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
         width, any_labels, classes, without = None, False, array("q"), []
-        for container in files.containers:
+        for number, place in enumerate(files.places):
             try:
-                entries = read_entries(container)
+                entries = read_entries(files, number)
             except UserError as e:
                 self._found("label", str(e))
                 continue
             if not entries:
-                without.append(container)
+                without.append(place.path)
                 continue
             if not any_labels:
                 width, any_labels = label_width(entries), True
-            matched = match_labels(container.names(), entries, width)
+            matched = match_labels(files.names_in(number), entries, width)
             for problem in matched.problems:
-                self._found("label", f"{METADATA_NAME} of {container.path}: {problem}")
+                self._found("label", f"{METADATA_NAME} of {place.path}: {problem}")
             if width is None:
                 classes.extend(matched.labels)
         if not any_labels:
             return None
-        for container in without:
-            self._found("label", f"{METADATA_NAME} of {container.path} has no labels, but there are some in other zips")
+        for path in without:
+            self._found("label", f"{METADATA_NAME} of {path} has no labels, but there are some in other zips")
         if width is not None:
             return LabelSummary(kind="vectors", width=width, per_class=None)
         sizes = np.bincount(np.array(classes, dtype=np.int64))
