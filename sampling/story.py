@@ -13,13 +13,13 @@ from training.runs.run_dir import OPTIONS_NAME, find_options
 COLUMNS = 16
 
 
-class Row(NamedTuple):
+class PictureRow(NamedTuple):
     what: str               # "real", "rebuilt", "generated".
     kimg: float | None      # When it was drawn; None for real images.
     pixels: np.ndarray      # uint8 [R, columns * R] or [R, columns * R, 3].
 
 
-def read_story(run_dir: Path, *, moments: int = 5) -> list[Row]:
+def read_story(run_dir: Path, *, moments: int = 5) -> list[PictureRow]:
     """The rows of the picture, from the grids that a run saves: the same images and latents in each.
 
     Args:
@@ -34,11 +34,11 @@ def read_story(run_dir: Path, *, moments: int = 5) -> list[Row]:
         raise UserError(f"{run_dir} holds no fakesKKKKKK.png: give the directory of a run that saved a snapshot")
     side = _resolution(run_dir)
     chosen = [fakes[i] for i in dict.fromkeys(np.linspace(0, len(fakes) - 1, moments).round().astype(int))]
-    rows = [Row("real", None, _first_row(run_dir / "reals.png", side))]
+    rows = [PictureRow("real", None, _first_row(run_dir / "reals.png", side))]
     rebuilt = fakes[-1].with_name(fakes[-1].name.replace("fakes", "reconstructions"))
     if rebuilt.is_file():
-        rows.append(Row("rebuilt", kimg_of(rebuilt), _first_row(rebuilt, side, skip=1)))
-    return rows + [Row("generated", kimg_of(path), _first_row(path, side)) for path in chosen]
+        rows.append(PictureRow("rebuilt", kimg_of(rebuilt), _first_row(rebuilt, side, skip=1)))
+    return rows + [PictureRow("generated", kimg_of(path), _first_row(path, side)) for path in chosen]
 
 
 def kimg_of(path: Path) -> float:

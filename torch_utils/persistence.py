@@ -29,7 +29,7 @@ import numpy as np
 
 from dnnlib.util import EasyDict, UserError, to_easydict
 
-from .formats import foreign_networks, module_state
+from . import foreign_networks, module_state
 
 T = TypeVar("T", bound=type)
 

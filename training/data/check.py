@@ -20,7 +20,7 @@ from training.data.image_files import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
     ImageFiles,
-    Part,
+    Listed,
     Place,
     check_readable,
     find_shards,
@@ -170,7 +170,7 @@ class DatasetCheck:
                 self._found("archive", str(e))
         return ImageFiles(self._path, zips, left_out)
 
-    def _open_zip(self, path: str) -> Part:
+    def _open_zip(self, path: str) -> Listed:
         """All images in a zip, good or bad. Raises UserError where the zip can't be read."""
         listing = list_zip(path)
         names, rows = listing.names, listing.rows
@@ -193,7 +193,7 @@ class DatasetCheck:
                 left_out.add(reason, name)
             else:
                 images.append(i)
-        return Part(Place(path, listing.directory, metadata), [names[i] for i in images], rows[images], left_out)
+        return Listed(Place(path, listing.directory, metadata), [names[i] for i in images], rows[images], left_out)
 
     # --- Labels.
 

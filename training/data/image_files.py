@@ -75,7 +75,7 @@ class Place(NamedTuple):
     metadata: Entry | None = None           # The dataset.json in a zip; None = there is none.
 
 
-class Part(NamedTuple):
+class Listed(NamedTuple):
     """The images in one folder or zip."""
 
     place: Place
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     left_out: LeftOut           # The other files, except dataset.json.
 
 
-def list_folder(path: str, *, by_content: bool = False) -> Part:
+def list_folder(path: str, *, by_content: bool = False) -> Listed:
     """The images in a folder and its sub-folders, in sorted order of their names.
 
     Args:
@@ -109,10 +109,10 @@ def list_folder(path: str, *, by_content: bool = False) -> Part:
                 left_out.add(reason, name)
     except OSError as e:
         raise UserError(f"can't read folder {e.filename or path}: {e.strerror or e}") from e
-    return Part(Place(path), names, None, left_out)
+    return Listed(Place(path), names, None, left_out)
 
 
-def list_archive(path: str, *, by_content: bool = False) -> Part:
+def list_archive(path: str, *, by_content: bool = False) -> Listed:
     """The images in a zip, in sorted order of their names. Of those that share a name, the last is taken.
 
     Args:
@@ -142,7 +142,7 @@ def list_archive(path: str, *, by_content: bool = False) -> Part:
     for i in np.flatnonzero((rows["flags"] & 1) | (rows["method"] != 0)).tolist():
         if not Entry(*rows[i].item()).readable:
             raise unusual(f"image {shown(names[i])} in {path}")
-    return Part(Place(path, archive, metadata), names, rows, left_out)
+    return Listed(Place(path, archive, metadata), names, rows, left_out)
 
 
 # --- All files of a dataset.
@@ -165,7 +165,7 @@ class ImageFiles:
         left_out: The other files below the path, except dataset.json.
     """
 
-    def __init__(self, path: str, parts: Sequence[Part], left_out: LeftOut = LeftOut.none()):
+    def __init__(self, path: str, parts: Sequence[Listed], left_out: LeftOut = LeftOut.none()):
         self.path, self.places = path, [part.place for part in parts]
         name = os.path.basename(os.path.abspath(path))
         self.name = name if os.path.isdir(path) else os.path.splitext(name)[0]
@@ -447,7 +447,7 @@ def find_shards(path: str) -> tuple[list[str], LeftOut]:
     return shards, left_out
 
 
-def _not_empty(part: Part) -> Part:
+def _not_empty(part: Listed) -> Listed:
     if not part.names:
         left_out = f"; left out are {part.left_out}" if part.left_out else ""
         raise UserError(f"no images in {part.place.path}{left_out}: expected files that end in "

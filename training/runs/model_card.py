@@ -55,7 +55,7 @@ class ModelFile(NamedTuple):
     sha256: str
 
 
-class Score(NamedTuple):
+class RecordedScore(NamedTuple):
     name: str
     value: float
     detector: str       # What computed the features.
@@ -66,7 +66,7 @@ class Origin(NamedTuple):
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
     kimg: float | None                  # From the name of the snapshot.
-    scores: list[Score]
+    scores: list[RecordedScore]
 
 
 def read_origin(network: str | os.PathLike) -> Origin | None:
@@ -260,14 +260,14 @@ def _find(options: Mapping[str, Any], where: str) -> Any:
     return None if isinstance(value, (Mapping, list)) else value
 
 
-def _read_scores(path: Path) -> list[Score]:
+def _read_scores(path: Path) -> list[RecordedScore]:
     """The latest value of each score that was recorded for this snapshot."""
-    found: dict[str, Score] = {}
+    found: dict[str, RecordedScore] = {}
     for record in read_scores(path.parent):
         if record["snapshot_pkl"] == path.name:
             detector = record.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
-            found |= {name: Score(name, value, str(detector or "not recorded"))
+            found |= {name: RecordedScore(name, value, str(detector or "not recorded"))
                       for name, value in record["results"].items()}
     return list(found.values())
 

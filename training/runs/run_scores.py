@@ -274,7 +274,7 @@ class RunScorer:
 # The table.
 
 
-class Row(NamedTuple):
+class ScoreRow(NamedTuple):
     name: str                       # Of the pickle.
     kimg: float
     there: bool                     # False if the pickle was deleted, its scores are left.
@@ -289,14 +289,14 @@ class ScoreTable:
         there = {pickle.name for pickle in list_pickles(book.run_dir)}
         names = there.union(*(results for results in scores.values()))
         self.rows = sorted((
-            Row(name, kimg, name in there,
+            ScoreRow(name, kimg, name in there,
                 {key: value for metric in book.metrics for key, value in scores[metric].get(name, {}).items()})
             for name in names if (kimg := pickle_kimg(name)) is not None), key=lambda row: (row.kimg, row.name))
         self.columns: dict[str, str] = {key: metric for metric in book.metrics     # the metric of each result
                                         for results in scores[metric].values() for key in results}
         self.first = next(iter(self.columns), None)     # by which pickles are compared
 
-    def best(self, column: str) -> Row | None:
+    def best(self, column: str) -> ScoreRow | None:
         """The first row with the best value; None for a column of standard deviations or without values."""
         rows = [row for row in self.rows if row.there and math.isfinite(row.results.get(column, math.nan))]
         if score_of(column) is None or not rows:
