@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, open_url
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
@@ -377,11 +377,11 @@ def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_em
         trust:       Run the code that it carries.
         only:        Which of `G`, `D`, `G_ema`; those that the file lacks are None.
     """
-    import legacy
     from torch_utils import misc
+    from torch_utils.formats import read_networks
 
-    with shown_warnings():
-        networks = legacy.load_network_pkl(network_pkl, trust=trust, only=only)
+    with shown_warnings(), open_url(network_pkl) as f:
+        networks = read_networks(f, trust=trust, only=only)
     networks = {key: networks[key] for key in only}
     for key, network in networks.items():
         if network is not None:

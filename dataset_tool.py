@@ -125,23 +125,18 @@ def _check_not_inside(source: str, dest: str) -> None:
 @click.command(cls=cli.Command)
 @click.argument("path", type=cli.Path(), metavar="PATH")
 @click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of lines.")
-def check(path: str, workers: int | None, as_json: bool) -> None:
+def check(path: str, workers: int | None) -> None:
     """Read all of a dataset and name everything that is wrong with it.
 
     PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image, and a summary follows.
     The exit status is 1 if there are problems.
     """
-    found: list[dataset_check.Problem] = []
-
     def report(problem: dataset_check.Problem) -> None:
-        found.append(problem)
-        if not as_json:
-            tqdm.write(f"{problem.kind}: {problem.message}", file=sys.stdout)
+        tqdm.write(f"{problem.kind}: {problem.message}", file=sys.stdout)
 
     summary = dataset_check.DatasetCheck(path, report, workers=workers).run()
-    print(dataset_check.to_json(summary, found) if as_json else dataset_check.format_summary(summary))
-    if found:
+    print(dataset_check.format_summary(summary))
+    if summary.problems:
         sys.exit(1)
 
 

@@ -20,7 +20,7 @@ TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", 
 @click.option("--smooth", "weight", default=0.7, show_default=True, type=click.FloatRange(0, 1, max_open=True),
               help="Weight of the past in the curves of losses; 0 = as they are.")
 @click.option("--pictures", is_flag=True, help="Draw images of one run in place of curves: real, rebuilt by D and G, "
-              "and generated as training goes on.")
+              "and generated at several moments of training.")
 def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float, pictures: bool) -> None:
     """Plot training runs side by side.
 

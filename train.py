@@ -72,17 +72,17 @@ def with_file(command: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any
 
 
 def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
-    """Check everything that a run needs, and make its directory or find the one to go on in; None after a dry run.
+    """Check everything that a run needs, and make its directory or find the one to resume in; None after a dry run.
 
     Args:
-        command: What was said, by option.
+        command: The options that were given, by name.
         said:    The same, and the defaults of all other options.
 
     Raises:
         UserError: The first thing that is wrong.
     """
     run, busy = resume.find(command)
-    if run is not None:  # resolved as at its start, when the batch size may have followed from the number of GPUs
+    if run is not None:  # with the number of GPUs at its start, from which the batch size may follow
         said = {**said, **run.command, **command, "gpus": run.command.get("gpus"), "resume": run.command.get("resume")}
     for name in ("outdir", "data"):
         if said[name] is None and not (name == "outdir" and run is not None):
@@ -117,7 +117,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
     if run is None:
         job = start_run(config, command, options.outdir, description)
     else:
-        job = go_on(run, config, command)
+        job = resume_run(run, config, command)
     warn_of_long_work(config, source, run)
     return job._replace(outcome=options.outcome)
 
@@ -145,8 +145,8 @@ def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, desc
     return job
 
 
-def go_on(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> launch.Job:
-    """The options as they are now are kept once the state is restored; until then nothing is changed."""
+def resume_run(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> launch.Job:
+    """Nothing in the run directory changes here: the present options are written once the state is restored."""
     passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path):

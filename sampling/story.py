@@ -1,6 +1,5 @@
-"""One picture of a run: real images, what D and G rebuild of them, and what G generates as training goes on."""
+"""One picture of a run: real images, what D and G rebuild of them, and what G generates over time."""
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -9,17 +8,18 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
+from training.runs.run_dir import OPTIONS_NAME, find_options
 
 COLUMNS = 16
 
 
-class Row(NamedTuple):
+class PictureRow(NamedTuple):
     what: str               # "real", "rebuilt", "generated".
     kimg: float | None      # When it was drawn; None for real images.
     pixels: np.ndarray      # uint8 [R, columns * R] or [R, columns * R, 3].
 
 
-def read_story(run_dir: Path, *, moments: int = 5) -> list[Row]:
+def read_story(run_dir: Path, *, moments: int = 5) -> list[PictureRow]:
     """The rows of the picture, from the grids that a run saves: the same images and latents in each.
 
     Args:
@@ -34,11 +34,11 @@ def read_story(run_dir: Path, *, moments: int = 5) -> list[Row]:
         raise UserError(f"{run_dir} holds no fakesKKKKKK.png: give the directory of a run that saved a snapshot")
     side = _resolution(run_dir)
     chosen = [fakes[i] for i in dict.fromkeys(np.linspace(0, len(fakes) - 1, moments).round().astype(int))]
-    rows = [Row("real", None, _first_row(run_dir / "reals.png", side))]
+    rows = [PictureRow("real", None, _first_row(run_dir / "reals.png", side))]
     rebuilt = fakes[-1].with_name(fakes[-1].name.replace("fakes", "reconstructions"))
     if rebuilt.is_file():
-        rows.append(Row("rebuilt", kimg_of(rebuilt), _first_row(rebuilt, side, skip=1)))
-    return rows + [Row("generated", kimg_of(path), _first_row(path, side)) for path in chosen]
+        rows.append(PictureRow("rebuilt", kimg_of(rebuilt), _first_row(rebuilt, side, skip=1)))
+    return rows + [PictureRow("generated", kimg_of(path), _first_row(path, side)) for path in chosen]
 
 
 def kimg_of(path: Path) -> float:
@@ -47,11 +47,11 @@ def kimg_of(path: Path) -> float:
 
 
 def _resolution(run_dir: Path) -> int:
-    path = run_dir / "training_options.json"
     try:
-        return int(json.loads(path.read_text())["config"]["dataset"]["resolution"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} doesn't say how large the images are: give the directory of a run") from e
+        return int(find_options(run_dir)["config"]["dataset"]["resolution"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{run_dir / OPTIONS_NAME} doesn't say how large the images are: give the directory of a "
+                        "run") from e
 
 
 def _first_row(path: Path, side: int, *, skip: int = 0) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_synthetic_command(tmp_path):
     result = run("--source=synthetic", "--resolution=16", "--max-images=203", "--dest=sub/a.zip", "--seed=4",
                  cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Wrote 203 images of 16x16x3 to sub/a.zip; labels: 12 classes: disc (12), ring (")
+    assert result.stdout.startswith("Wrote 203 images of 16x16x3 to sub/a.zip; labels: 6 classes: disc (35), ring (")
     assert len(result.stdout.splitlines()) == 1 and "img/s" in result.stderr and not lines_of(result.stderr)
     dataset = ImageFolderDataset(tmp_path / "sub/a.zip", use_labels=True)
     assert len(dataset) == 203 and dataset.label_dim == len(CLASS_NAMES)

@@ -1,6 +1,5 @@
 """From every kind of source to training: dataset_tool.py, its check, and a few iterations of train.py."""
 
-import json
 import os
 import subprocess
 import sys
@@ -61,10 +60,9 @@ def test_source_to_training(tmp_path, make, images, channels, labelled):
     dest = "set" if make is cifar_in_shards else "set.zip"
     result = run(tmp_path, "dataset_tool.py", *arguments, f"--dest={dest}")
     assert result.returncode == 0, result.stderr
-    result = run(tmp_path, "dataset_tool.py", "check", dest, "--json")
+    result = run(tmp_path, "dataset_tool.py", "check", dest)
     assert result.returncode == 0, result.stdout + result.stderr
-    summary = json.loads(result.stdout)
-    assert (summary["num_images"], summary["resolution"], summary["num_channels"]) == (images, 32, channels)
+    assert f"Images      {images}, " in result.stdout and f"32x32, {channels} channel" in result.stdout
     result = run(
         tmp_path, "train.py", "--outdir=runs", f"--data={dest}", f"--cond={labelled}", "--method=glead", "--aug=ada",
         "--perceptual=mse", "--cfg=auto", "--cbase=64", "--cmax=4", "--map-depth=1", "--batch=4", "--mbstd-group=4",

@@ -63,11 +63,9 @@ class FakeDataset:
 
 def fake_generator(map_depth=4, width=512, **channels):
     """What a network file holds, as far as the command line looks at it."""
-    layer = types.SimpleNamespace(weight=types.SimpleNamespace(shape=(width, 512)))
-    mapping = types.SimpleNamespace(num_layers=map_depth, **{f"fc{i}": layer for i in range(map_depth)})
-    synthesis = types.SimpleNamespace(init_kwargs={"channel_base": 16384, "channel_max": 512, **channels})
-    return types.SimpleNamespace(z_dim=512, w_dim=512, img_channels=3, img_resolution=32, mapping=mapping,
-                                 synthesis=synthesis)
+    kwargs = {"mapping_kwargs": {"num_layers": map_depth, "layer_features": width},
+              "synthesis_kwargs": {"channel_base": 16384, "channel_max": 512, **channels}}
+    return types.SimpleNamespace(z_dim=512, w_dim=512, img_channels=3, img_resolution=32, init_kwargs=kwargs)
 
 
 class FakeNet:
@@ -1013,7 +1011,7 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         assert last_line(run(f"--resume={path}")).startswith(expected)
     options.write_text(json.dumps(content))
     state_path(path, 1000).unlink()
-    assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state to go on from")
+    assert last_line(run(f"--resume={path}")).startswith(f"--resume: {path} holds no training state: start a new run")
     state_path(path, 1000).touch()
     with resume.locked(str(path)):
         assert last_line(run(f"--resume={path}")).startswith(f"another program is training in {path}")

@@ -76,21 +76,6 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-class HostCopy:
-    """A copy of a small tensor that is on its way to the host. Starting it does not wait for the device."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        self._host.copy_(tensor, non_blocking=True)
-        self._arrival = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
-
-    def wait(self) -> torch.Tensor:
-        """Wait until the copy has arrived, but not for what the device was told to do after it."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return self._host
-
-
 @functools.lru_cache(maxsize=512)
 def _constant(value: bytes, shape: tuple, np_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     array = np.frombuffer(value, dtype=np_dtype).reshape(shape)

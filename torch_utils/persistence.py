@@ -4,6 +4,11 @@ An instance of a class decorated with `persistent_class` is pickled as a call of
 `torch_utils.persistence._reconstruct_persistent_obj(meta)`, where `meta` holds the source of the defining module, the
 name of the class, and the state. Other StyleGAN2-style checkouts run that source. Here it is data: an object is rebuilt
 with *this* project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
+
+Classes register themselves by the decorator. Registering alone does not suffice: in a script that only calls
+`pickle.load`, the pickle imports this module, and nothing that defines networks. The format leaves no place to name
+another module: a pickle that did would not open in other checkouts. So `OUR_MODULES` are imported by name when a class
+is first looked up.
 """
 
 import contextlib
@@ -24,12 +29,11 @@ import numpy as np
 
 from dnnlib.util import EasyDict, UserError, to_easydict
 
-from .formats import foreign_networks, module_state
+from . import foreign_networks, module_state
 
 T = TypeVar("T", bound=type)
 
 _VERSION = 6                                                         # Of the metadata that we write.
-# Imported by name when a class is first looked up: `pickle.load` in a script imports this module alone.
 OUR_MODULES = ("training.networks", "training.augment")
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from torch_utils import distributed, misc, state
+from torch_utils import distributed, state
+from torch_utils.host_copy import HostCopies, host_copy
 
 from .augment import AugmentOutput, AugmentPipe
 from .config.schema import TrainingConfig, augment_kwargs
@@ -34,7 +35,7 @@ class AdaController:
         self.step = step
         self._logits: list[torch.Tensor] = []   # Of real images, since the last adjustment.
         self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # `signs` of those before a resume.
-        self._sent: misc.HostCopy | None = None     # The statistic of an adjustment that has not reached p yet.
+        self._sent: HostCopies | None = None     # The statistic of an adjustment that has not reached p yet.
 
     def run(self, images: torch.Tensor, maps: dict[int, torch.Tensor]) -> AugmentOutput:
         """Augment with the present p; see `AugmentPipe.run`."""
@@ -68,7 +69,7 @@ class AdaController:
     def adjust(self) -> None:
         """Move p by one step, the same on all ranks, and reset the statistic. Nothing waits for the device."""
         self.settle()
-        self._sent = misc.HostCopy(self.signs())
+        self._sent = host_copy(self.signs())
         self._logits.clear()
         self._earlier = torch.zeros_like(self._earlier)
 

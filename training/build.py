@@ -8,7 +8,8 @@ What the rest of the program asks of networks:
 * A discriminator gives logits by `D(img, c)`. For tasks it has `D.run(img, c)`, `has_heads`, and `minibatch_group`, the
   number of images that it looks at together.
 * Both have `c_dim`, `img_resolution`, `img_channels`, and `init_args` and `init_kwargs`, which persistent classes
-  (`torch_utils.persistence.persistent_class`) have, so that files can hold them.
+  (`torch_utils.persistence.persistent_class`) have, so that files can hold them. A run that starts from a generator
+  takes sizes over from its `init_kwargs`, if they are named as in `generator_kwargs`.
 
 Constructors take what `generator_kwargs` and `discriminator_kwargs` give.
 """

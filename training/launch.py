@@ -19,7 +19,7 @@ from .runs import interrupt, run_dir
 
 LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
-_GRACE_SEC = 5              # After one process failed, the others have so long to end by themselves.
+_GRACE_SEC = 5              # After one process failed, the others get this time to end by themselves.
 _INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
 
@@ -29,7 +29,7 @@ class Job(NamedTuple):
 
     config: TrainingConfig
     run_dir: str
-    resume: str | None = None   # Go on from this training state, or from the "newest" one in `run_dir`.
+    resume: str | None = None   # Resume from this training state, or from the "newest" one in `run_dir`.
     outcome: str | None = None  # File for a word on how the run ended.
     command: dict[str, Any] | None = None   # What the command line said, to be kept with the options.
     anyway: bool = False        # Resume with other images, too.
@@ -116,7 +116,7 @@ def check_gpus(device: str, num_gpus: int) -> None:
 
 
 def build_kernels(device: str) -> None:
-    """Have one process build the CUDA kernels for all, which call this together. Nothing is to be done on the CPU."""
+    """Have one process build the CUDA kernels for all processes, which call this together. Does nothing on the CPU."""
     from torch_utils import distributed
     from torch_utils.ops.build import custom_ops
 
@@ -124,7 +124,7 @@ def build_kernels(device: str) -> None:
 
 
 def clear_outcome(path: str | None) -> None:
-    """Before a run that is to write it: an old one must not pass for its own.
+    """Delete the outcome of an earlier run, so that nobody takes it for that of this run.
 
     Raises:
         UserError: It can't be deleted or written.
@@ -154,7 +154,7 @@ def _log_path(job: Job) -> str:
 
 
 def _run_processes(job: Job) -> None:
-    options = Path(job.run_dir, "training_options.json")
+    options = Path(job.run_dir, run_dir.OPTIONS_NAME)
     before, resumes = options.stat().st_mtime_ns, job.resume is not None
     with (tempfile.TemporaryDirectory(prefix="glead-") as folder,
           run_dir.tee_output(_log_path(job), wait=resumes) as open_log):
@@ -175,8 +175,8 @@ def run_together(
     """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
 
     Args:
-        meaning: What it means that one died, for the message that says so.
-        at_once: A request to stop ends all processes, by SIGTERM; else it is passed on, for them to come to an end.
+        meaning: Ends the message that a process died: what that means for the user.
+        at_once: End all processes by SIGTERM on a request to stop. False = pass the signal on; they end by themselves.
 
     Raises:
         UserError:         One failed.
@@ -232,7 +232,7 @@ class _Processes:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        """A process that gets a signal twice, because it went to all of a group, takes it for one."""
+        """Pass a signal on. If the children got it as well, because it was sent to the group, they count it once."""
         now = time.monotonic()
         if self._first_signal_sec is None:
             self._first_signal_sec = now

@@ -798,13 +798,18 @@ class Discriminator(torch.nn.Module):
             setattr(self, f"b{res}_dec", layer)
         self.has_heads = bool(self.decoder_resolutions) and decoder_out_channel > 0
         self.spatial_heads = self.has_heads and glead_res_g != 1
+        if self.has_heads:
+            g_channels = min(channel_base // glead_res_g, channel_max) if self.spatial_heads else 0
+            self._add_heads(channels[last], w_dim=decoder_out_channel, g_channels=g_channels)
+
+    def _add_heads(self, in_channels: int, w_dim: int, g_channels: int) -> None:
+        """Heads on the decoder's last level: for G's image, feature map and w, or for w alone."""
         if self.spatial_heads:
-            g_channels = min(channel_base // glead_res_g, channel_max)
-            self.img_proj = Conv2dLayer(channels[last], img_channels, 1)
-            self.feat_proj1 = Conv2dLayer(channels[last], g_channels, 1)
-            self.feat_proj2 = Conv2dLayer(channels[last], decoder_out_channel, 1)
-        elif self.has_heads:
-            self.final_proj = Conv2dLayer(channels[last], decoder_out_channel, 1)
+            self.img_proj = Conv2dLayer(in_channels, self.img_channels, 1)
+            self.feat_proj1 = Conv2dLayer(in_channels, g_channels, 1)
+            self.feat_proj2 = Conv2dLayer(in_channels, w_dim, 1)
+        else:
+            self.final_proj = Conv2dLayer(in_channels, w_dim, 1)
 
     @property
     def minibatch_group(self) -> Optional[int]:

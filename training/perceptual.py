@@ -242,12 +242,8 @@ def build_stand_in(
 
     Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
     """
-    backbone = _BACKBONES["alex" if spec.partition(":")[0].endswith("-alex") else "vgg"]
-    with torch.device(device):
-        layers = backbone.features()
-        weights = [torch.ones(layers[tap - 1].out_channels) for tap in backbone.taps]
-        small = spec in _PIXELS or resolution < _min_input_size(layers)
-        return PixelMSE() if small else LPIPS(layers, backbone.taps, weights, dtype=dtype)
+    lpips = _random_lpips("alex" if spec.partition(":")[0].endswith("-alex") else "vgg", dtype=dtype)
+    return PixelMSE() if spec in _PIXELS or resolution < lpips.min_size else lpips.to(device)
 
 
 def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:

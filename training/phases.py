@@ -6,7 +6,8 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed, misc
+from torch_utils import distributed
+from torch_utils.host_copy import HostCopies, host_copy
 from torch_utils.state import Misfit, check
 
 from .config.schema import OptimizerConfig, TrainingConfig
@@ -111,7 +112,7 @@ class GradientGuard:
     def __init__(self, device: torch.device):
         self._zero = torch.zeros([], dtype=torch.int64, device=device)
         self._bad_now = self._streak = self._zero   # Non-finite values in this iteration; iterations in a row with any.
-        self._sent: misc.HostCopy | None = None     # The streak, as of the last check.
+        self._sent: HostCopies | None = None     # The streak, as of the last check.
 
     @torch.no_grad()
     def process(self, module: torch.nn.Module) -> None:
@@ -154,7 +155,7 @@ class GradientGuard:
 
         That number has reached the host since then: nothing waits for it.
         """
-        before, self._sent = self._sent, misc.HostCopy(self._streak)
+        before, self._sent = self._sent, host_copy(self._streak)
         bad = 0 if before is None else int(before.wait())
         if bad >= MAX_BAD_ITERATIONS:
             raise UserError(

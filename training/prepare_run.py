@@ -13,7 +13,7 @@ from .adversarial import ADVERSARIAL
 from .config.options import Options, expect
 from .config.presets import PERCEPTUAL
 from .config.resolve import source_network
-from .config.schema import DatasetConfig, GeneratorConfig, TrainingConfig, sizes_of
+from .config.schema import DatasetConfig, GeneratorConfig, Sizes, TrainingConfig, sizes_of
 from .runs import resume
 
 
@@ -88,24 +88,27 @@ def size_like_source(
     if source is None or run is None and options.dry_run and is_downloaded(source):
         return options
     if run is not None:     # the source may be gone
-        G = run.config.G
-        sizes = (G.map_depth, G.channel_base, G.channel_max)
+        sizes: GeneratorConfig | Sizes | None = run.config.G
     else:
         try:
             sizes = _sizes_of_source(source, options, dataset)
         except UserError as e:
             problems += e.args
             return options
-    left_out: dict[str, Any] = {name: size for name, size in zip(("map_depth", "cbase", "cmax"), sizes)
-                                if getattr(options, name) is None}
+    if sizes is None:
+        return options
+    theirs = {"map_depth": sizes.map_depth, "cbase": sizes.channel_base, "cmax": sizes.channel_max}
+    left_out: dict[str, Any] = {name: size for name, size in theirs.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **left_out)
 
 
-def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> tuple[int, int, int]:
-    """Layers of the mapping network, channel base and limit of a network file; a URL is downloaded, once."""
+def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> Sizes | None:
+    """The sizes of the generator in a network file; a URL is downloaded, once."""
     resume.check_exists(source)
     G = _read_generator(source)
     sizes = sizes_of(G)
+    if sizes is None:
+        return None
     if sizes.map_widths != (GeneratorConfig.w_dim,):
         widths = " and ".join(map(str, sizes.map_widths))
         raise UserError(f"--resume: z, w and the mapping layers of {source} have {widths} numbers, those of this run "
@@ -117,7 +120,7 @@ def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> t
     if theirs != ours:
         print(f"Warning: {source} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
               f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
-    return sizes.map_depth, sizes.channel_base, sizes.channel_max
+    return sizes
 
 
 def _read_generator(source: str) -> Any:
@@ -146,15 +149,15 @@ def read_source(source: str) -> dict[str, Any]:
 def check_machine(
     config: TrainingConfig, options: Options, *, run: resume.Run | None, trust: bool, of_source: list[str]
 ) -> list[str]:
-    """Find out now what would otherwise stop the run later, a new one or `run` going on.
+    """Find out now what would otherwise stop the run later: a new run, or `run` when it resumes.
 
     A dry run downloads nothing, so networks from elsewhere go unchecked.
 
     Returns:
-        Of a dry run, what this machine lacks; else it is empty.
+        What this machine lacks, in a dry run; otherwise an empty list.
 
     Args:
-        trust:     Open unknown TorchScript nets, now and from now on.
+        trust:     Open unknown TorchScript nets, and remember that they are trusted.
         of_source: What is wrong with the network that the run starts from.
 
     Raises:

@@ -152,10 +152,10 @@ def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) ->
 
 
 def _sizes(G: torch.nn.Module) -> str:
-    """In words, for generators of StyleGAN2."""
-    if not hasattr(G.synthesis, "init_kwargs"):
-        return ""
+    """In words, where the generator says them."""
     sizes = sizes_of(G)
+    if sizes is None:
+        return ""
     return f" ({sizes.map_depth} mapping layers, cbase {sizes.channel_base}, cmax {sizes.channel_max})"
 
 

@@ -1,15 +1,23 @@
-"""What train.py prints of a run before it starts: the options, then the run in words and numbers."""
+"""What train.py prints of a run before it starts: the options, then the run in words and numbers.
+
+Each option that has a `summary` (`config.options`) has a line. Most lines show the value of a field. Where a line says
+more than that, `_WORDS` has a function for it.
+"""
 
 import json
 import sys
+from typing import Callable
 
 from .config import comparison
 from .config import schema as configs
+from .config.options import AUGMENTATION, BASIC, DATA, METHOD, OPTIONS, TRANSFER, get, shown_value
 from .config.presets import PRESETS, auto_preset
 from .config.rivals import full_name
-from .config.schema import DatasetConfig, TrainingConfig
+from .config.schema import TaskConfig, TrainingConfig
 from .estimate import count_parameters, estimate_memory
 from .prepare_run import detector_of, is_downloaded
+
+_FIRST_GROUPS = (DATA, METHOD, TRANSFER, BASIC, AUGMENTATION)   # The order of lines; the other groups come later.
 
 
 def print_options(config: TrainingConfig, description: str) -> None:
@@ -21,19 +29,7 @@ def print_options(config: TrainingConfig, description: str) -> None:
     memory = estimate_memory(config, parameters)
     lines = {
         "Run": description,
-        "Data": _describe_data(config.dataset),
-        "Method": _describe_method(config),
-        "Real images": _describe_task(config.loss.real_task, config),
-        "Generated images": _describe_task(config.loss.fake_task, config),
-        "Decoder of D": _describe_decoder(config),
-        "Augmentation": _describe_augment(config),
-        "Start": _describe_start(config),
-        "Length": f"{config.total_kimg:g} kimg (thousand images), in ticks of {config.kimg_per_tick:g} kimg",
-        "Snapshots": f"every {config.snapshot_ticks} ticks" if config.snapshot_ticks else "at the end",
-        "Metrics": ", ".join(config.metrics) or "none",
-        "Batch": _describe_batch(config),
-        "R1 gamma": f"{config.loss.r1_gamma:g}",
-        "Learning rate": f"{config.G_opt.lr:g} of G, {config.D_opt.lr:g} of D",
+        **describe_options(config),
         "Parameters": f"{parameters.G:,} of G, {parameters.D:,} of D",
         "Memory per device": f"about {sum(memory) / 1e9:.1f} GB: {memory.weights / 1e9:.1f} for weights and "
                              f"optimisers, {memory.activations / 1e9:.1f} for activations",
@@ -56,14 +52,23 @@ def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
               + (f", unless one of these is missing, which were not looked for: {names}" if names else ""))
 
 
-def _describe_data(dataset: DatasetConfig) -> str:
+def describe_options(config: TrainingConfig) -> dict[str, str]:
+    """Names and texts of the lines of options, in the order in which they are shown."""
+    groups = list(dict.fromkeys([*_FIRST_GROUPS, *(option.group for option in OPTIONS.values())]))
+    shown = sorted((option for option in OPTIONS.values() if option.summary), key=lambda o: groups.index(o.group))
+    return {option.summary: _WORDS[option.name](config) if option.name in _WORDS else
+            shown_value(get(config, option.fields[0])) for option in shown}
+
+
+def _describe_data(config: TrainingConfig) -> str:
+    dataset = config.dataset
     size = "all images" if dataset.max_size is None else f"{dataset.max_size} images"
     labels = f"labels of {dataset.label_dim}" if dataset.use_labels else "no labels"
     shape = f"{dataset.num_channels}x{dataset.resolution}x{dataset.resolution}"
     return f"{dataset.path}, {size}, {shape}, {labels}, {'mirrored too' if dataset.xflip else 'not mirrored'}"
 
 
-def _describe_task(task: configs.TaskConfig | None, config: TrainingConfig) -> str:
+def _describe_task(task: TaskConfig | None, config: TrainingConfig) -> str:
     from .tasks import TASKS
 
     return "no task" if task is None else TASKS[task.kind].describe(task, config)
@@ -96,7 +101,7 @@ def _describe_start(config: TrainingConfig) -> str:
 
 
 def _describe_batch(config: TrainingConfig) -> str:
-    """Such as `64 images = 8 steps of 8 on 1 GPU`. How many steps a GPU takes at once is only known when it starts."""
+    """Such as `64 images = 8 steps of 8 on 1 GPU`. A GPU may take several steps at once, as many as fit its memory."""
     steps, gpus = config.batch_size // config.num_gpus // config.batch_gpu, config.num_gpus
     where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
     if config.device == "cpu":
@@ -113,3 +118,17 @@ def _describe_augment(config: TrainingConfig) -> str:
     if augment.mode == "fixed":
         return f"{augment.pipe}, each transform with probability {augment.p:g}"
     return f"{augment.pipe}, adapted to a mean sign of {augment.target:g} over {augment.ada_kimg:g} kimg"
+
+
+_WORDS: dict[str, Callable[[TrainingConfig], str]] = {  # By option.
+    "data": _describe_data,
+    "method": _describe_method,
+    "lambda_real": lambda c: _describe_task(c.loss.real_task, c),
+    "lambda_fake": lambda c: _describe_task(c.loss.fake_task, c),
+    "res_decoder": _describe_decoder,
+    "resume": _describe_start,
+    "kimg": lambda c: f"{c.total_kimg:g} kimg (thousand images), in ticks of {c.kimg_per_tick:g} kimg",
+    "batch": _describe_batch,
+    "aug": _describe_augment,
+    "snap": lambda c: f"every {c.snapshot_ticks} ticks" if c.snapshot_ticks else "at the end",
+}

@@ -43,11 +43,11 @@ Prepare = Callable[[dict[str, Any], dict[str, Any]], launch.Job | None]
 
 
 def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
-    """Train as one of the processes; the first prepares the run, and gets back what it was.
+    """Train as one of the processes. Rank 0 prepares the run; the job is returned there, and None on the other ranks.
 
     Args:
-        prepare: Makes a job of the other two arguments; None after a dry run.
-        command: What was said, by option.
+        prepare: Makes a job of the other two arguments; gives None in a dry run.
+        command: The options that were given, by name.
         said:    The same, and the defaults of all other options.
     """
     import torch
@@ -58,7 +58,7 @@ def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> la
     if command.get("gpus") not in (None, size):
         raise UserError(f"--gpus is {command['gpus']}, but torchrun started {size} processes: leave out --gpus")
     device = said["device"]
-    if device == "auto":  # all processes have to find the same one, also those that don't know the run to go on with
+    if device == "auto":  # all processes must choose the same one, also those that don't know which run to resume
         device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {"gpus": size, "device": device}
     job = prepare({**command, **found}, {**said, **found}) if rank == 0 else None

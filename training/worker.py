@@ -54,7 +54,7 @@ def take_part(work: Callable[[], None], **meeting: Any) -> int:
 
 
 def _end_with_launcher() -> None:
-    """Nobody would end this process together with the others once the launcher is gone."""
+    """End this process when the launcher is gone, which would otherwise end it together with the others."""
     launcher = int(os.environ[LAUNCHER_PID])
     while os.getppid() == launcher:
         time.sleep(1)

@@ -24,7 +24,7 @@ import torch
 from dnnlib.util import UserError
 
 from .. import persistence
-from .module_state import ModuleRecord, TensorRecord
+from ..module_state import ModuleRecord, TensorRecord
 
 _MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, with calls counted as below.
 _CALL_OPCODES = 10       # A call counts as this number of operations.

@@ -18,7 +18,7 @@ import torch
 from dnnlib.util import UserError, to_easydict
 
 from .. import persistence
-from .module_state import CLASS_OF, build_module
+from ..module_state import CLASS_OF, build_module
 
 FORMAT = "glead-networks"
 VERSION = 1

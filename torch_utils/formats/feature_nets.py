@@ -27,6 +27,7 @@ import torch
 from dnnlib.util import UserError, append_text, atomic_write, cache_dir, open_url
 from torch_utils.formats import dinov2, is_onnx, is_safetensors
 from torch_utils.formats.classifier_net import ClassifierNet
+from torch_utils.formats.onnx_file import open_session
 from torch_utils.formats.safetensors_file import read_header, read_tensors
 
 Output = Literal["features", "probabilities", "lpips"]
@@ -216,13 +217,8 @@ class OnnxNet(torch.nn.Module):
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # errors come as exceptions
         try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(data)
         except Exception as e:  # onnxruntime's own, which share no other base
             raise UserError(f"{name} is no ONNX file that onnxruntime can open: {_one_line(e)}") from e
         inputs, outputs = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]

@@ -16,10 +16,10 @@ import torch
 
 from dnnlib.util import EasyDict, UserError, atomic_write
 
-from .. import persistence
-from . import data_unpickler, module_state, tf_pickle
+from .. import module_state, persistence
+from ..module_state import CLASS_OF, ModuleRecord
+from . import data_unpickler, tf_pickle
 from .description import check_class
-from .module_state import CLASS_OF, ModuleRecord
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
 

@@ -99,15 +99,20 @@ def without_noise(G: torch.nn.Module) -> torch.nn.Module:
     return result.eval().requires_grad_(False)
 
 
+def open_session(model: bytes | str) -> Any:
+    """A session of onnxruntime, on the CPU, for a path or the content of a file. Problems come as exceptions alone."""
+    runtime = _import("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class Session:
     """Runs an exported generator with onnxruntime, on the CPU."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        runtime = _import("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # it warns of optional inputs
-        self._session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self._session = open_session(os.fspath(path))
 
     def __call__(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float | None = None) -> torch.Tensor:
         """Images [N, C, R, R]; None = leave the input out."""

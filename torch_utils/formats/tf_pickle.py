@@ -19,8 +19,8 @@ import torch
 
 from dnnlib.util import EasyDict, UserError
 
+from ..module_state import ModuleRecord
 from .data_unpickler import Array, TfNetwork
-from .module_state import ModuleRecord
 
 _MAX_VARIABLES, _MAX_NETWORKS, _MAX_NAME = 2_000, 16, 128  # Several times what networks have.
 _OLDER = re.compile(r"_lod\d*/|StyleMod/")  # In names of variables of earlier architectures.

@@ -70,6 +70,7 @@ class Option(NamedTuple):
     once: bool = False                  # Counts for one command: a file of options can't give it.
     methods: tuple[Method, ...] = ()    # Those on which it has an effect; none = all.
     also: str | None = None             # Its name in the released programs.
+    summary: str = ""                   # Of its line in the summary of a run; none = it has no line.
     note: str = ""                      # For messages on what differs.
 
     @property
@@ -133,7 +134,7 @@ class Options:
         shown="1, under torchrun as many as it started processes", implies="num_gpus", free=True)
     snap: int | None = option(
         GENERAL, "Ticks between snapshots; 0 = one at the end.", metavar="TICKS", shown="50",
-        sets="snapshot_ticks", at_least=0, free=True)
+        sets="snapshot_ticks", at_least=0, free=True, summary="Snapshots")
     tick: float | None = option(
         GENERAL, "Length of a tick in thousands of images.", metavar="KIMG", shown="4",
         sets="kimg_per_tick", more_than=0, free=True)
@@ -142,7 +143,7 @@ class Options:
         default=TrainingConfig.grid_size, sets="grid_size", at_most=1 << 15, free=True)
     metrics: tuple[str, ...] | None = option(
         GENERAL, "Metrics of every snapshot, comma-separated, or none.", metavar="NAMES", shown="fid50k_full",
-        sets="metrics", free=True)
+        sets="metrics", free=True, summary="Metrics")
     detector: str | None = option(
         GENERAL, "Feature net of the metrics.  [default: each metric's standard one]", path=True, metavar="PATH|URL",
         sets="detector", free=True)
@@ -172,7 +173,7 @@ class Options:
 
     data: str | None = option(
         DATA, "Training data: folder, zip, or folder of zips.  [required, except to resume a run by its directory]",
-        path=True, metavar="PATH")
+        path=True, metavar="PATH", summary="Data")
     cond: bool = option(
         DATA, "Train with the labels of the data set.", default=False,
         implies=("dataset.use_labels", "dataset.label_dim"), shape=True)
@@ -185,14 +186,18 @@ class Options:
         BASIC, "Published settings to start from.", choices=tuple(PRESETS), default="auto", sets="preset",
         implies=("D.architecture", "loss.style_mixing_prob", "loss.pl_weight", "ema_kimg", "ema_rampup"),
         shape=("D.architecture",))
-    gamma: float | None = option(BASIC, "Weight of R1.", shown="by --cfg", sets="loss.r1_gamma", at_least=0)
+    gamma: float | None = option(
+        BASIC, "Weight of R1.", shown="by --cfg", sets="loss.r1_gamma", at_least=0, summary="R1 gamma")
     kimg: float | None = option(
         BASIC, "Length of training in thousands of images.", metavar="KIMG", shown="by --cfg",
-        sets="total_kimg", at_least=0.001, free=True)
-    glr: float | None = option(BASIC, "Learning rate of G.", shown="by --cfg", sets="G_opt.lr", more_than=0)
-    dlr: float | None = option(BASIC, "Learning rate of D.", shown="by --cfg", sets="D_opt.lr", more_than=0)
+        sets="total_kimg", at_least=0.001, free=True, summary="Length")
+    glr: float | None = option(
+        BASIC, "Learning rate of G.", shown="by --cfg", sets="G_opt.lr", more_than=0, summary="Learning rate, G")
+    dlr: float | None = option(
+        BASIC, "Learning rate of D.", shown="by --cfg", sets="D_opt.lr", more_than=0, summary="Learning rate, D")
     batch: int | None = option(
-        BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20)
+        BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20,
+        summary="Batch")
     batch_gpu: int | str | None = option(
         BASIC, "Images that a GPU computes at once; auto: parts as by --cfg, as many at once as fit its memory.",
         metavar="INT|auto", shown="auto", or_auto=True, implies=("batch_gpu", "fill_gpu"))
@@ -206,7 +211,7 @@ class Options:
     aug: Literal["noaug", "ada", "fixed"] | None = option(
         AUGMENTATION, "Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.",
         shown="ada", implies=("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
-        shape=("augment.mode",))
+        shape=("augment.mode",), summary="Augmentation")
     p: float | None = option(
         AUGMENTATION, "Probability of each transform; needed for --aug=fixed.", implies="augment.p", between=(0, 1),
         shape=True)
@@ -224,7 +229,7 @@ class Options:
         f"{', '.join(RIVALS)}.", shown="glead", metavar="NAME[+NAME...]", read=normalise,
         implies=("method", "D.heads", "D.extra_channels", "D.aux_outputs", "loss.real_task.kind",
                  "loss.fake_task.kind"),
-        shape=("D.heads", "D.extra_channels", "D.aux_outputs"))
+        shape=("D.heads", "D.extra_channels", "D.aux_outputs"), summary="Method")
     rival_options: str | None = option(
         METHOD, "Settings of what is joined by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
         metavar="NAME.OPTION=NUMBER,...")     # the fields depend on the rivals: see `resume.changed`
@@ -233,17 +238,18 @@ class Options:
         shown="paper; released for --reg_type=glead", implies=("recipe", "loss.real_task_in_dreg"))
     lambda_real: float | None = option(
         METHOD, "Weight of the task for real images.", shown="10", also="reg_weight_real", methods=GLEAD,
-        implies=("loss.real_task.weight", "loss.real_task"), at_least=0)
+        implies=("loss.real_task.weight", "loss.real_task"), at_least=0, summary="Real images")
     lambda_fake: float | None = option(
         METHOD, "Weight of the task for generated images.", shown="3; 10 for feature maps", also="reg_weight_fake",
-        methods=WITH_TASKS, implies=("loss.fake_task.weight", "loss.fake_task"), at_least=0)
+        methods=WITH_TASKS, implies=("loss.fake_task.weight", "loss.fake_task"), at_least=0,
+        summary="Generated images")
     res_g: int | None = option(
         METHOD, "Resolution at which G takes over from D; 1 = D gives w alone.", metavar="RES",
         shown="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of the image",
         also="glead_res_g", methods=GLEAD, implies="D.res_g", shape=True)
     res_decoder: int | None = option(
         METHOD, "Resolution of D's decoder.", metavar="RES", shown="64; at most half of the image", also="glead_res_d",
-        methods=GLEAD, implies="D.decoder_res", shape=True)
+        methods=GLEAD, implies="D.decoder_res", shape=True, summary="Decoder of D")
     ggdr_res: int | None = option(
         METHOD, "Resolution of the features that GGDR compares.", metavar="RES",
         shown="64; a quarter of images below 64", methods=("ggdr",), implies="loss.feature_res",
@@ -270,16 +276,16 @@ class Options:
         NETS, "Images per minibatch deviation.", shown="by --cfg", sets="D.mbstd_group_size", at_least=1)
 
     resume: str | None = option(
-        TRANSFER, "Go on with a run (its directory, or one of its training states; auto: the unfinished one in "
+        TRANSFER, "Resume a run (its directory, or one of its training states; auto: the unfinished one in "
         "--outdir that the same command started, if there is one), or start from a network pickle, or one of "
         f"{', '.join(RESUME_SOURCES)}.", path=True, metavar="auto|noresume|PATH|URL|NAME", shown="auto",
-        implies="resume", free=True)
+        implies="resume", free=True, summary="Start")
     resume_anyway: bool = option(
-        TRANSFER, "Go on with a run although this command changes what is learnt.", flag=True, default=False, free=True,
+        TRANSFER, "Resume a run although this command changes what is learnt.", flag=True, default=False, free=True,
         once=True)
     freezed: int = option(
-        TRANSFER, "FreezeD: leave so many of D's layers as they are.", default=DiscriminatorConfig.freeze_layers,
-        sets="D.freeze_layers", at_least=0, shape=True)
+        TRANSFER, "FreezeD: number of D's layers that are not trained, from the image on.",
+        default=DiscriminatorConfig.freeze_layers, sets="D.freeze_layers", at_least=0, shape=True)
 
     fp32: bool = option(
         SPEED, "No half precision.", default=False, note="resolutions in half precision",
@@ -343,6 +349,15 @@ def on_command_line(**choices: Iterable[str]) -> list[Option]:
 def get(config: TrainingConfig, path: str) -> Any:
     """A field of the configuration, such as `loss.r1_gamma`; None where what holds it is None."""
     return functools.reduce(lambda value, name: getattr(value, name, None), path.split("."), config)
+
+
+def shown_value(value: Any) -> str:
+    """A value of the configuration, for messages: `none`, `0.0025`, `true`, `fid50k_full, is50k`."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(shown_value, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def apply(options: Options, config: TrainingConfig) -> TrainingConfig:

@@ -22,7 +22,7 @@ class Preset(NamedTuple):
     pl_weight: float
     mixing: float                       # Probability of style mixing.
     batch_size: int | Literal["auto"]
-    batch_gpu: int | Literal["auto"]    # "gpu": at most so many images at once on one GPU, on however few GPUs.
+    batch_gpu: int | Literal["auto"]    # "gpu": the most images at once on one GPU, on however few GPUs.
     mbstd: int | Literal["auto"]
     ema_kimg: float | Literal["auto"]
     rampup: float | None                # EMA ramp-up.

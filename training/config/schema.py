@@ -57,7 +57,7 @@ class GeneratorConfig(_Strict):
     map_depth: int                  # Layers of the mapping network.
     channel_base: int               # Channels at resolution r are channel_base / r, at most channel_max.
     channel_max: int = 512
-    num_fp16_res: int               # So many of the highest resolutions run in half precision.
+    num_fp16_res: int               # Number of the highest resolutions that run in half precision.
     conv_clamp: int | None          # Clamps the output of convolutions; needed for float16.
     half_type: HalfType = "float16"
     channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
@@ -72,7 +72,7 @@ class DiscriminatorConfig(_Strict):
     num_fp16_res: int
     conv_clamp: int | None
     mbstd_group_size: int           # Images that share a minibatch standard deviation.
-    freeze_layers: int = 0          # FreezeD: so many of the highest-resolution layers stay as they are.
+    freeze_layers: int = 0          # FreezeD: number of the highest-resolution layers that are not trained.
     half_type: HalfType = "float16"
     channels_last: bool = False     # Memory format of the half precision layers on CUDA devices.
     decoder_res: int | None = None  # Decoder h goes up to this resolution; None = no decoder.
@@ -120,7 +120,7 @@ class AugmentConfig(_Strict):
     mode: Literal["ada", "fixed"]                   # Adapt p so that the sign statistic reaches its target, or keep p.
     p: float                                        # Probability of each transform; with "ada", the initial one.
     target: float | None                            # Of the sign statistic, mean sign(D(real)); None with "fixed".
-    ada_kimg: float = 500                           # So many thousand images take p from 0 to 1.
+    ada_kimg: float = 500                           # Thousands of images that take p from 0 to 1.
     interval: int = 4                               # Iterations between adjustments of p.
 
 
@@ -152,17 +152,17 @@ class TrainingConfig(_Strict):
     fill_gpu: bool = False                      # Compute as many such parts at once as fit the memory of a GPU.
     ema_kimg: float                             # Half-life of the weights of G_ema.
     ema_rampup: float | None                    # The half-life is at most this share of the images seen so far.
-    g_reg_interval: int = 4                     # Path length regularisation every so many iterations.
-    d_reg_interval: int = 16                    # R1 every so many iterations.
+    g_reg_interval: int = 4                     # Iterations from one path length regularisation to the next.
+    d_reg_interval: int = 16                    # Iterations from one R1 to the next.
     kimg_per_tick: float = 4
-    snapshot_ticks: int                         # Grids and pickles every so many ticks; 0 = only at the end.
-    grid_size: int = 4096                       # The most pixels that grids of images are wide and high.
+    snapshot_ticks: int                         # Ticks from one snapshot to the next; 0 = only at the end.
+    grid_size: int = 4096                       # Largest width and height of grids of images, in pixels.
     metrics: tuple[str, ...]
     detector: str | None = None                 # Feature net of the metrics; None = the standard one of each metric.
     random_seed: int = 0
     num_gpus: int = 1
     device: str                                 # "cpu" or "cuda".
-    timeout_sec: float = 600                    # Processes wait so long for one another.
+    timeout_sec: float = 600                    # The longest wait of processes for one another.
     keep: str = "all"                           # Network pickles that stay; see `checkpoints.Keep`.
     log: tuple[str, ...] = ("tensorboard",)     # Trackers that show the run.
     workers: int = 3                            # Processes that decode images; 0 = none beside the main one.
@@ -233,20 +233,25 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
 
 class Sizes(NamedTuple):
-    """Of a generator, what a run that starts from it takes over."""
+    """What a run takes over from the generator that it starts from."""
 
     map_depth: int                  # Layers of the mapping network.
-    map_widths: tuple[int, ...]     # Numbers in z, in w and in its layers, each once: usually (512,).
+    map_widths: tuple[int, ...]     # Numbers in z, in w and in the mapping layers, each once: usually (512,).
     channel_base: int
     channel_max: int
 
 
-def sizes_of(G: Any) -> Sizes:
-    """The sizes with which `G` was built."""
-    mapping, said = G.mapping, G.synthesis.init_kwargs
-    widths = {G.z_dim, G.w_dim, *(getattr(mapping, f"fc{i}").weight.shape[0] for i in range(mapping.num_layers))}
-    return Sizes(mapping.num_layers, tuple(sorted(widths)), said.get("channel_base", 32768),
-                 said.get("channel_max", 512))
+def sizes_of(G: Any) -> Sizes | None:
+    """The sizes in the arguments that `G` was built with; None if these are not those of `generator_kwargs`."""
+    kwargs = G.init_kwargs
+    if not kwargs.keys() >= {"mapping_kwargs", "synthesis_kwargs"}:
+        return None
+    mapping, synthesis = kwargs["mapping_kwargs"], kwargs["synthesis_kwargs"]
+    depth = mapping.get("num_layers", 8)
+    width = mapping.get("layer_features") if depth > 1 else None
+    widths = {G.z_dim, G.w_dim, width or G.w_dim}
+    return Sizes(depth, tuple(sorted(widths)), channel_base=synthesis.get("channel_base", 32768),
+                 channel_max=synthesis.get("channel_max", 512))
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:

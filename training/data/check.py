@@ -1,7 +1,5 @@
 """A complete check of a dataset: every image is read and decoded. `ImageFolderDataset.check` is the quick check."""
 
-import dataclasses
-import json
 import os
 import sys
 import time
@@ -20,15 +18,16 @@ from training.data.image_files import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
     ImageFiles,
-    ImageFolder,
-    ImageZip,
+    Listed,
+    Place,
     check_readable,
     find_shards,
     is_turned,
+    list_folder,
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
-from training.data.labels import label_width, match_labels, read_entries, stray_metadata
-from training.data.zip_directory import ChecksumError, Entry, open_directory
+from training.data.labels import has_stray_metadata, label_width, match_labels, read_entries
+from training.data.zip_directory import ChecksumError, Entry, list_zip
 
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
@@ -41,23 +40,18 @@ class Problem(NamedTuple):
     message: str    # Names the image or the archive.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelSummary:
-    kind: Literal["classes", "vectors"]
+class LabelSummary(NamedTuple):
     width: int                                      # Number of classes (largest class + 1), or length of the vectors.
     per_class: tuple[int, float, int] | None        # Minimum, median and maximum number of images; None for vectors.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckSummary:
-    path: str
+class CheckSummary(NamedTuple):
     num_images: int
     num_bytes: int                  # Of the image files that could be read.
     resolution: int | None          # Of most images; None where not one is as it must be.
     num_channels: int | None
     labels: LabelSummary | None
-    left_out: dict[str, int]        # Number of files that are not images, by reason.
-    left_out_text: str              # The same in words, with the first name of each; "" = none.
+    left_out: str                   # How many files are not images, by reason, with the first name of each.
     problems: dict[str, int]        # By kind.
     seconds: float
 
@@ -140,10 +134,10 @@ class DatasetCheck:
         if not len(files):
             self._found("archive", f"no images in {shown(self._path)}")
         return CheckSummary(
-            path=self._path, num_images=len(files), num_bytes=self._num_bytes,
-            resolution=shape[0] if shape else None, num_channels=NUM_CHANNELS[shape[2]] if shape else None,
-            labels=labels, left_out=dict(files.left_out.counts), problems=dict(self._problems),
-            left_out_text=str(files.left_out) if files.left_out else "", seconds=time.monotonic() - start,
+            num_images=len(files), num_bytes=self._num_bytes, resolution=shape[0] if shape else None,
+            num_channels=NUM_CHANNELS[shape[2]] if shape else None, labels=labels,
+            left_out=str(files.left_out) if files.left_out else "none", problems=dict(self._problems),
+            seconds=time.monotonic() - start,
         )
 
     def _found(self, kind: Kind, message: str) -> None:
@@ -159,22 +153,22 @@ class DatasetCheck:
         if os.path.isdir(self._path):
             shards, left_out = find_shards(self._path)
             if not shards:
-                return ImageFiles(self._path, [ImageFolder(self._path)])
+                return ImageFiles(self._path, [list_folder(self._path)])
             paths = [os.path.join(self._path, shard) for shard in shards]
         zips = []
         for path in paths:
             try:
                 zips.append(self._open_zip(path))
-            except (UserError, OSError) as e:
+            except UserError as e:
                 self._found("archive", str(e))
         return ImageFiles(self._path, zips, left_out)
 
-    def _open_zip(self, path: str) -> ImageZip:
-        """All images in a zip, good or bad. Raises UserError or OSError where the zip can't be read."""
-        directory = open_directory(path)
-        names, rows = directory.entries()
+    def _open_zip(self, path: str) -> Listed:
+        """All images in a zip, good or bad. Raises UserError where the zip can't be read."""
+        listing = list_zip(path)
+        names, rows = listing.names, listing.rows
         try:
-            directory.check_places(names, rows)
+            listing.check_places()
         except UserError as e:
             self._found("archive", str(e))
         images, metadata, left_out, seen = [], None, LeftOut.none(), set()
@@ -192,39 +186,39 @@ class DatasetCheck:
                 left_out.add(reason, name)
             else:
                 images.append(i)
-        return ImageZip(directory, (names[i] for i in images), rows[images], metadata, left_out)
+        return Listed(Place(path, listing.directory, metadata), [names[i] for i in images], rows[images], left_out)
 
     # --- Labels.
 
     def _check_labels(self, files: ImageFiles) -> LabelSummary | None:
-        if stray_metadata(files.path, files.containers):
+        if has_stray_metadata(files):
             self._found("label", f"{METADATA_NAME} stands beside the zips in {self._path}, expected one in each")
         width, any_labels, classes, without = None, False, array("q"), []
-        for container in files.containers:
+        for number, place in enumerate(files.places):
             try:
-                entries = read_entries(container)
+                entries = read_entries(files, number)
             except UserError as e:
                 self._found("label", str(e))
                 continue
             if not entries:
-                without.append(container)
+                without.append(place.path)
                 continue
             if not any_labels:
                 width, any_labels = label_width(entries), True
-            matched = match_labels(container.names(), entries, width)
+            matched = match_labels(files.names_in(number), entries, width)
             for problem in matched.problems:
-                self._found("label", f"{METADATA_NAME} of {container.path}: {problem}")
+                self._found("label", f"{METADATA_NAME} of {place.path}: {problem}")
             if width is None:
                 classes.extend(matched.labels)
         if not any_labels:
             return None
-        for container in without:
-            self._found("label", f"{METADATA_NAME} of {container.path} has no labels, but there are some in other zips")
+        for path in without:
+            self._found("label", f"{METADATA_NAME} of {path} has no labels, but there are some in other zips")
         if width is not None:
-            return LabelSummary(kind="vectors", width=width, per_class=None)
+            return LabelSummary(width, None)
         sizes = np.bincount(np.array(classes, dtype=np.int64))
         per_class = (int(sizes.min()), float(np.median(sizes)), int(sizes.max())) if len(sizes) else (0, 0.0, 0)
-        return LabelSummary(kind="classes", width=len(sizes), per_class=per_class)
+        return LabelSummary(len(sizes), per_class)
 
     # --- Images.
 
@@ -275,7 +269,7 @@ def _describe_odd(
     return Problem("mode" if same_size else "size", message)
 
 
-# --- What people and programs see.
+# --- What people see.
 
 
 def format_summary(summary: CheckSummary) -> str:
@@ -288,7 +282,7 @@ def format_summary(summary: CheckSummary) -> str:
         ("Images", f"{summary.num_images}, {summary.num_bytes / 1e6:.1f} MB"),
         ("Resolution", f"{side}x{side}{channels}" if side else "unknown: not one image can be used"),
         ("Labels", _format_labels(summary.labels)),
-        ("Left out", summary.left_out_text or "none"),
+        ("Left out", summary.left_out),
         ("Problems", f"{total}: {kinds}" if total else "none"),
         ("Time", f"{format_time(summary.seconds)}, {summary.num_images / max(summary.seconds, 1e-9):.0f} img/s"),
     ]
@@ -302,9 +296,3 @@ def _format_labels(labels: LabelSummary | None) -> str:
         return f"vectors of {labels.width} numbers"
     least, median, most = labels.per_class
     return f"{labels.width} classes, images per class: min {least}, median {median:g}, max {most}"
-
-
-def to_json(summary: CheckSummary, problems: list[Problem]) -> str:
-    """The whole report as one JSON object."""
-    found = [problem._asdict() for problem in problems]
-    return json.dumps({**dataclasses.asdict(summary), "seconds": round(summary.seconds, 3), "found": found}, indent=1)

@@ -28,11 +28,6 @@ class ItemDetails(NamedTuple):
     raw_label: np.ndarray   # int64 [] (a class) or float32 [D]; [0] without labels.
 
 
-class CheckResult(NamedTuple):
-    num_checked: int
-    num_images: int
-
-
 class Images(NamedTuple):
     """All that a process needs to read the images of a few items."""
 
@@ -288,7 +283,7 @@ class ImageFolderDataset:
 
     # --- Checks before training.
 
-    def check(self, *, progress: bool = True, budget_sec: float = 20) -> CheckResult:
+    def check(self, *, progress: bool = True, budget_sec: float = 20) -> None:
         """Read every image file, without decoding, so that damage is found now and not in the middle of training.
 
         The order of images is random, but always the same. When the time is over, the remaining images are skipped, and
@@ -329,7 +324,6 @@ class ImageFolderDataset:
             _say(f"Checked {num_checked} of {len(order)} images of {self.path} in {budget_sec:g} s: no damage found; "
                  "the others were not looked at.")
         self._files.identity()
-        return CheckResult(num_checked, len(order))
 
     def _describe_problems(self, problems: list[tuple[int, str]]) -> str:
         problems = sorted(problems)

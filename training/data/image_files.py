@@ -1,12 +1,9 @@
 """Image files of a folder, a zip or a folder of zips: listing, fast reading, decoding, checks for damage.
 
-`ImageFiles` is what the rest of the program sees. It consists of containers: one `ImageFolder` or one or more
-`ImageZip`.
+`ImageFiles` is what the rest of the program sees.
 """
 
-import abc
 import array
-import bisect
 import contextlib
 import copy
 import hashlib
@@ -19,7 +16,7 @@ import time
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import BinaryIO, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
@@ -41,7 +38,7 @@ from training.data.image_names import (
     shown,
     why_left_out,
 )
-from training.data.zip_directory import Entry, NotAZip, ZipDirectory, open_directory, unusual
+from training.data.zip_directory import Entry, NotAZip, ZipDirectory, list_zip, unusual
 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_FILE_BYTES = 1 << 30       # Larger files are mistakes or bombs: no image that fits on a GPU is as large.
@@ -67,82 +64,38 @@ class ImageHeader(NamedTuple):
     turned: bool     # EXIF data says that viewers should rotate or mirror the image.
 
 
-# --- Containers.
+# --- Listing.
 
 
-class Container(abc.ABC):
-    """The image files of one folder or zip. Objects can be pickled, forked and used by several threads.
+class Place(NamedTuple):
+    """A folder or a zip. Small, and can be pickled."""
 
-    Names are kept one after another as bytes, not as objects: datasets may have millions.
-
-    Attributes:
-        path:     Where the folder or zip is.
-        left_out: The other files in it, except dataset.json.
-    """
-
-    def __init__(self, path: str, names: Iterable[str], left_out: LeftOut):
-        self.path, self.left_out = path, left_out
-        self._set_lines([name.encode(errors="surrogateescape") + b"\n" for name in names])
-
-    def _set_lines(self, lines: list[bytes]) -> None:
-        self._text = b"".join(lines)
-        self._ends = array.array("Q", itertools.accumulate(map(len, lines), initial=0))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def get_name(self, index: int) -> str:
-        """The name of one file relative to the path, with forward slashes."""
-        return self._text[self._ends[index] : self._ends[index + 1] - 1].decode(errors="surrogateescape")
-
-    def names(self) -> list[str]:
-        return [self.get_name(index) for index in range(len(self))]
-
-    def describe(self, index: int) -> str:
-        """How messages name a file."""
-        return f"image {shown(self.get_name(index))} in {self.path}"
-
-    def select(self, indices: Sequence[int]) -> "Container":
-        """Some of the files, in the order given."""
-        other = copy.copy(self)
-        other.left_out = LeftOut.none()
-        other._set_lines([self._text[self._ends[i] : self._ends[i + 1]] for i in indices])
-        return other
-
-    @abc.abstractmethod
-    def read(self, index: int) -> bytes:
-        """The bytes of one file. Raises UserError, naming it, where it can't be read."""
-
-    @abc.abstractmethod
-    def read_metadata(self) -> bytes | None:
-        """The bytes of dataset.json; None where there is none."""
-
-    @abc.abstractmethod
-    def checksums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes and CRC-32 of all files, int64 [N]; a CRC is -1 where the file was not read."""
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feed a digest with all names, one in a line."""
-        digest.update(memoryview(self._text)[:-1])
+    path: str
+    archive: ZipDirectory | None = None     # None = a folder.
+    metadata: Entry | None = None           # The dataset.json in a zip; None = there is none.
 
 
-class ImageFolder(Container):
-    """Images in a folder and its sub-folders.
+class Listed(NamedTuple):
+    """The images in one folder or zip."""
+
+    place: Place
+    names: list[str]            # Relative to the place, with forward slashes.
+    rows: np.ndarray | None     # What the directory of a zip says about them, dtype `zip_directory.ENTRY` [N].
+    left_out: LeftOut           # The other files, except dataset.json.
+
+
+def list_folder(path: str, *, by_content: bool = False) -> Listed:
+    """The images in a folder and its sub-folders, in sorted order of their names.
 
     Args:
         path:       The folder.
         by_content: Also take images whose names have other suffixes.
+
+    Raises:
+        UserError: A folder can't be read.
     """
-
-    def __init__(self, path: str, *, by_content: bool = False):
-        left_out = LeftOut.none()
-        try:
-            super().__init__(path, self._choose(path, by_content, left_out), left_out)
-        except OSError as e:
-            raise UserError(f"can't read folder {e.filename or path}: {e.strerror or e}") from e
-
-    @staticmethod
-    def _choose(path: str, by_content: bool, left_out: LeftOut) -> Iterator[str]:
+    names, left_out = [], LeftOut.none()
+    try:
         for name, reason in scan(path):
             if by_content and reason == UNKNOWN:
                 try:
@@ -151,121 +104,45 @@ class ImageFolder(Container):
                 except UserError:
                     reason = UNREADABLE
             if reason is None:
-                yield name
+                names.append(name)
             else:
                 left_out.add(reason, name)
-
-    def _file(self, index: int) -> str:
-        return os.path.join(self.path, self.get_name(index))
-
-    def read(self, index: int) -> bytes:
-        return read_regular(self._file(index), self.describe(index))
-
-    def read_metadata(self) -> bytes | None:
-        path = os.path.join(self.path, METADATA_NAME)
-        if not os.path.lexists(path):
-            return None
-        with open_regular(path, path) as f, _reading(path):
-            _limit_labels(path, os.fstat(f.fileno()).st_size, len(self))
-            return f.read()
-
-    def stats(self) -> np.ndarray:
-        """Size and time of each file, int64 [N, 2]."""
-        rows = array.array("q")
-        for index in range(len(self)):
-            with _reading(self.describe(index)):
-                stat = os.stat(self._file(index))
-            rows.extend((stat.st_size, stat.st_mtime_ns))
-        return np.array(rows, dtype=np.int64).reshape(-1, 2)
-
-    def checksums(self) -> tuple[np.ndarray, np.ndarray]:
-        sizes = np.ascontiguousarray(self.stats()[:, 0])
-        step = max(-(-len(self) // _SAMPLE_FILES), -(-int(sizes.sum()) // _SAMPLE_BYTES), 1)
-        crcs = np.full(len(self), -1, dtype=np.int64)
-        for index in tqdm(range(0, len(self), step), desc=f"Reading {shown(self.path)} for its fingerprint", unit="img",
-                          delay=2, leave=False, file=sys.stderr):
-            crcs[index] = zlib.crc32(self.read(index))
-        return sizes, crcs
+    except OSError as e:
+        raise UserError(f"can't read folder {e.filename or path}: {e.strerror or e}") from e
+    return Listed(Place(path), names, None, left_out)
 
 
-class ImageZip(Container):
-    """Images in a zip, stored or deflated.
+def list_archive(path: str, *, by_content: bool = False) -> Listed:
+    """The images in a zip, in sorted order of their names. Of those that share a name, the last is taken.
 
     Args:
-        directory: Of the zip.
-        names:     Of the images.
-        rows:      What the directory says about them, dtype `zip_directory.ENTRY` [N].
-        metadata:  What it says about dataset.json; None where there is none.
-        left_out:  The other files.
+        path:       The zip.
+        by_content: Also take images whose names have other suffixes.
+
+    Raises:
+        UserError: The zip can't be read, is none or is damaged; entries lie over each other or outside of the file; an
+            image is encrypted or packed by a method other than deflate.
     """
-
-    def __init__(self, directory: ZipDirectory, names: Iterable[str], rows: np.ndarray, metadata: Entry | None,
-                 left_out: LeftOut):
-        super().__init__(directory.path, names, left_out)
-        self._directory, self._rows, self._metadata = directory, rows, metadata
-
-    @classmethod
-    def open(cls, path: str, *, by_content: bool = False) -> "ImageZip":
-        """The images of a zip in sorted order of their names. Of those that share a name, the last is taken.
-
-        Args:
-            path:       The zip.
-            by_content: Also take images whose names have other suffixes.
-
-        Raises:
-            UserError: The zip can't be read, is none or is damaged; entries lie over each other or outside of the file;
-                an image is encrypted or packed by a method other than deflate.
-        """
-        directory = open_directory(path)
-        left_out, chosen, metadata = LeftOut.none(), {}, None
-        with _reading(path):
-            names, rows = directory.entries()
-            directory.check_places(names, rows)
-            for i, name in enumerate(names):
-                reason = why_left_out(name) if name[-1:] != "/" else ""
-                if name == METADATA_NAME:
-                    metadata = Entry(*rows[i].item())
-                elif reason is None or reason == UNKNOWN and by_content and begins_like_image(
-                        name, directory.read_head(name, Entry(*rows[i].item()), HEAD_BYTES)):
-                    chosen[name] = i
-                elif reason:
-                    left_out.add(reason, name)
-        order = sorted(chosen)
-        rows = rows[[chosen[name] for name in order]]
-        files = cls(directory, order, rows, metadata, left_out)
-        for i in np.flatnonzero((rows["flags"] & 1) | (rows["method"] != 0)).tolist():
-            if not files._entry(i).readable:
-                raise unusual(files.describe(i))
-        return files
-
-    def select(self, indices: Sequence[int]) -> "ImageZip":
-        other = super().select(indices)
-        assert isinstance(other, ImageZip)
-        other._rows = self._rows[np.asarray(indices, dtype=np.int64)]
-        return other
-
-    def _entry(self, index: int) -> Entry:
-        return Entry(*self._rows[index].item())
-
-    def read(self, index: int) -> bytes:
-        what, entry = self.describe(index), self._entry(index)
-        _limit_size(what, max(entry.size, entry.packed_size))
-        if entry.packed and entry.size > max(_BOMB_BYTES, _BOMB_RATIO * entry.packed_size):
-            raise UserError(f"{what} would unpack from {entry.packed_size} to {entry.size} bytes, as no image does: "
-                            "remove it")
-        with _reading(what):
-            return self._directory.read(self.get_name(index), entry, what)
-
-    def read_metadata(self) -> bytes | None:
-        if self._metadata is None:
-            return None
-        what = f"{METADATA_NAME} of {self.path}"
-        _limit_labels(what, self._metadata.size, len(self))
-        with _reading(what):
-            return self._directory.read(METADATA_NAME, self._metadata, what)
-
-    def checksums(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._rows["size"].astype(np.int64), self._rows["crc"].astype(np.int64)
+    listing = list_zip(path)
+    listing.check_places()
+    archive, rows = listing.directory, listing.rows
+    left_out, chosen, metadata = LeftOut.none(), {}, None
+    with _reading(path):
+        for i, name in enumerate(listing.names):
+            reason = why_left_out(name) if name[-1:] != "/" else ""
+            if name == METADATA_NAME:
+                metadata = Entry(*rows[i].item())
+            elif reason is None or reason == UNKNOWN and by_content and begins_like_image(
+                    name, archive.read_head(name, Entry(*rows[i].item()), HEAD_BYTES)):
+                chosen[name] = i
+            elif reason:
+                left_out.add(reason, name)
+    names = sorted(chosen)
+    rows = rows[[chosen[name] for name in names]]
+    for i in np.flatnonzero((rows["flags"] & 1) | (rows["method"] != 0)).tolist():
+        if not Entry(*rows[i].item()).readable:
+            raise unusual(f"image {shown(names[i])} in {path}")
+    return Listed(Place(path, archive, metadata), names, rows, left_out)
 
 
 # --- All files of a dataset.
@@ -274,73 +151,112 @@ class ImageZip(Container):
 class ImageFiles:
     """The image files below one path, in sorted order of their names; of several zips, one zip after the other.
 
-    Objects can be pickled, forked and used by several threads.
+    Objects can be pickled, forked and used by several threads. Names are kept one after another as bytes, not as
+    objects: datasets may have millions.
 
     Args:
-        path:       Where the files are.
-        containers: The folder, or the zips in the order of their names.
-        left_out:   Files outside of the containers that are not used.
+        path:     Where the files are.
+        parts:    The images of the folder, or of the zips in the order of their names.
+        left_out: Files outside of the parts that are not used.
 
     Attributes:
         name:     Last part of the path, without `.zip`.
+        places:   The folder, or the zips.
         left_out: The other files below the path, except dataset.json.
     """
 
-    def __init__(self, path: str, containers: Sequence[Container], left_out: LeftOut = LeftOut.none()):
-        self.path, self.containers = path, list(containers)
+    def __init__(self, path: str, parts: Sequence[Listed], left_out: LeftOut = LeftOut.none()):
+        self.path, self.places = path, [part.place for part in parts]
         name = os.path.basename(os.path.abspath(path))
         self.name = name if os.path.isdir(path) else os.path.splitext(name)[0]
         self.left_out = LeftOut.none()
-        for part in (left_out, *(container.left_out for container in containers)):
-            self.left_out.include(part)
-        self._sharded = len(self.containers) != 1 or self.containers[0].path != path
-        self._ends = list(itertools.accumulate(map(len, self.containers)))
-        self._selected: list[tuple[int, int]] | None = None
+        for more in (left_out, *(part.left_out for part in parts)):
+            self.left_out.include(more)
+        self._sharded = len(parts) != 1 or parts[0].place.path != path
+        counts = np.array([len(part.names) for part in parts], dtype=np.int64)
+        self._place_of: np.ndarray = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
+        rows = [part.rows for part in parts if part.rows is not None]
+        self._rows = np.concatenate(rows) if rows else None
+        self._set_lines([name.encode(errors="surrogateescape") + b"\n" for part in parts for name in part.names])
         self._identity: bytes | None = None
 
+    def _set_lines(self, lines: list[bytes]) -> None:
+        self._text = b"".join(lines)
+        self._ends = array.array("Q", itertools.accumulate(map(len, lines), initial=0))
+
     def __len__(self) -> int:
-        return (self._ends or [0])[-1] if self._selected is None else len(self._selected)
+        return len(self._ends) - 1
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Number of the container, and of the file in it."""
-        if self._selected is not None:
-            return self._selected[index]
-        number = bisect.bisect_right(self._ends, index)
-        return number, index - (self._ends[number - 1] if number else 0)
+    def _line(self, index: int) -> bytes:
+        return self._text[self._ends[index] : self._ends[index + 1]]
 
-    def _find(self, index: int) -> tuple[Container, int]:
-        number, index = self._locate(index)
-        return self.containers[number], index
+    def _place(self, index: int) -> Place:
+        return self.places[self._place_of[index]]
+
+    def _name_there(self, index: int) -> str:
+        """The name of one file relative to its place."""
+        return self._line(index)[:-1].decode(errors="surrogateescape")
 
     def get_name(self, index: int) -> str:
         """The name of one file relative to the path, with forward slashes."""
-        container, index = self._find(index)
-        name = container.get_name(index)
-        return f"{os.path.basename(container.path)}/{name}" if self._sharded else name
+        name = self._name_there(index)
+        return f"{os.path.basename(self._place(index).path)}/{name}" if self._sharded else name
 
     def names(self) -> list[str]:
         return [self.get_name(index) for index in range(len(self))]
+
+    def names_in(self, number: int) -> list[str]:
+        """The names of the files in place `number`, relative to it."""
+        return [self._name_there(index) for index in np.flatnonzero(self._place_of == number).tolist()]
+
+    def describe(self, index: int) -> str:
+        """How messages name a file."""
+        return f"image {shown(self._name_there(index))} in {self._place(index).path}"
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
         """Some of the files, in the order given: an object whose size doesn't depend on how many there are in all."""
         other = copy.copy(self)
         other.left_out, other._identity = LeftOut.none(), None
-        if len(self.containers) == 1:
-            other.containers, other._ends, other._selected = [self.containers[0].select(indices)], [len(indices)], None
-            return other
-        groups: dict[int, tuple[int, list[int]]] = {}   # By number: the number of the container in the result.
-        other._selected = []
-        for number, index in map(self._locate, map(int, indices)):
-            new_number, group = groups.setdefault(number, (len(groups), []))
-            other._selected.append((new_number, len(group)))
-            group.append(index)
-        other.containers = [self.containers[number].select(group) for number, (_, group) in groups.items()]
+        which = np.asarray(indices, dtype=np.int64)
+        used, other._place_of = np.unique(self._place_of[which], return_inverse=True)
+        other.places = [self.places[number] for number in used]
+        other._rows = None if self._rows is None else self._rows[which]
+        other._set_lines([self._line(index) for index in which.tolist()])
         return other
+
+    # --- Bytes.
 
     def read(self, index: int) -> bytes:
         """The bytes of one file. Raises UserError, naming it, where it can't be read."""
-        container, index = self._find(index)
-        return container.read(index)
+        place, what = self._place(index), self.describe(index)
+        if place.archive is None:
+            return read_regular(os.path.join(place.path, self._name_there(index)), what)
+        entry = Entry(*self._rows[index].item())
+        _limit_size(what, max(entry.size, entry.packed_size))
+        if entry.packed and entry.size > max(_BOMB_BYTES, _BOMB_RATIO * entry.packed_size):
+            raise UserError(f"{what} would unpack from {entry.packed_size} to {entry.size} bytes, as no image does: "
+                            "remove it")
+        with _reading(what):
+            return place.archive.read(self._name_there(index), entry, what)
+
+    def read_metadata(self, number: int) -> bytes | None:
+        """The bytes of dataset.json in place `number`; None where there is none."""
+        place, most = self.places[number], int(np.count_nonzero(self._place_of == number))
+        if place.archive is None:
+            path = os.path.join(place.path, METADATA_NAME)
+            if not os.path.lexists(path):
+                return None
+            with open_regular(path, path) as f, _reading(path):
+                _limit_labels(path, os.fstat(f.fileno()).st_size, most)
+                return f.read()
+        if place.metadata is None:
+            return None
+        what = f"{METADATA_NAME} of {place.path}"
+        _limit_labels(what, place.metadata.size, most)
+        with _reading(what):
+            return place.archive.read(METADATA_NAME, place.metadata, what)
+
+    # --- What the files are.
 
     def identity(self) -> bytes:
         """A digest of names, sizes and CRC-32 of the files: the same for a zip and a folder with the same files.
@@ -349,31 +265,43 @@ class ImageFiles:
         2 GiB, only every k-th file is read, with the smallest k that keeps within both; names and sizes are of all.
         """
         if self._identity is None:
-            first = self.containers[0]
-            if isinstance(first, ImageFolder):
+            if self._rows is None:
                 listing = hashlib.sha256(os.path.abspath(self.path).encode(errors="surrogateescape"))
-                first.update(listing)
-                listing.update(first.stats())
+                listing.update(self._text[:-1])
+                listing.update(self._stats())
                 self._identity = _cached(cache_dir("identities", listing.hexdigest()), self._compute_identity)
             else:
                 self._identity = self._compute_identity()
         return self._identity
 
     def _compute_identity(self) -> bytes:
-        digest = hashlib.sha256()
-        for number, container in enumerate(self.containers):
-            digest.update(b"\n" if number else b"")
-            container.update(digest)
-        for column in zip(*(container.checksums() for container in self.containers)):
-            digest.update(np.concatenate(column))
+        digest = hashlib.sha256(self._text[:-1])
+        for column in self.checksums():
+            digest.update(column)
         return digest.digest()
 
-    # --- Images.
+    def checksums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes and CRC-32 of all files, int64 [N]; a CRC is -1 where the file was not read."""
+        if self._rows is not None:
+            return self._rows["size"].astype(np.int64), self._rows["crc"].astype(np.int64)
+        sizes = np.ascontiguousarray(self._stats()[:, 0])
+        step = max(-(-len(self) // _SAMPLE_FILES), -(-int(sizes.sum()) // _SAMPLE_BYTES), 1)
+        crcs = np.full(len(self), -1, dtype=np.int64)
+        for index in tqdm(range(0, len(self), step), desc=f"Reading {shown(self.path)} for its fingerprint", unit="img",
+                          delay=2, leave=False, file=sys.stderr):
+            crcs[index] = zlib.crc32(self.read(index))
+        return sizes, crcs
 
-    def describe(self, index: int) -> str:
-        """How messages name a file."""
-        container, index = self._find(index)
-        return container.describe(index)
+    def _stats(self) -> np.ndarray:
+        """Size and time of each file in a folder, int64 [N, 2]."""
+        rows = array.array("q")
+        for index in range(len(self)):
+            with _reading(self.describe(index)):
+                stat = os.stat(os.path.join(self.path, self._name_there(index)))
+            rows.extend((stat.st_size, stat.st_mtime_ns))
+        return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+    # --- Images.
 
     def open_lazily(self, index: int) -> Image.Image:
         """One image of which only the header is decoded. Its size can be checked before the pixels are decoded."""
@@ -442,6 +370,7 @@ def _reading(what: str) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"{what} can't be read: {e.strerror or e}") from e
 
+
 def _cached(path: Path, compute: Callable[[], bytes]) -> bytes:
     """A SHA-256 digest that is in a file, or will be if it takes long to compute."""
     with contextlib.suppress(OSError):
@@ -474,11 +403,11 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
     if os.path.isdir(path):
         shards, left_out = find_shards(path)
         if not shards:
-            return ImageFiles(path, [_not_empty(ImageFolder(path, by_content=by_content))])
-        zips = (ImageZip.open(os.path.join(path, shard), by_content=by_content) for shard in shards)
+            return ImageFiles(path, [_not_empty(list_folder(path, by_content=by_content))])
+        zips = (list_archive(os.path.join(path, shard), by_content=by_content) for shard in shards)
         return ImageFiles(path, list(map(_not_empty, zips)), left_out)
     try:
-        return ImageFiles(path, [_not_empty(ImageZip.open(path, by_content=by_content))])
+        return ImageFiles(path, [_not_empty(list_archive(path, by_content=by_content))])
     except NotAZip as e:
         if path.lower().endswith(".zip"):
             raise
@@ -518,12 +447,12 @@ def find_shards(path: str) -> tuple[list[str], LeftOut]:
     return shards, left_out
 
 
-def _not_empty(container: Container) -> Container:
-    if not len(container):
-        left_out = f"; left out are {container.left_out}" if container.left_out else ""
-        raise UserError(f"no images in {container.path}{left_out}: expected files that end in "
+def _not_empty(part: Listed) -> Listed:
+    if not part.names:
+        left_out = f"; left out are {part.left_out}" if part.left_out else ""
+        raise UserError(f"no images in {part.place.path}{left_out}: expected files that end in "
                         f"{', '.join(IMAGE_EXTENSIONS)}; dataset_tool.py takes other names and formats, too")
-    return container
+    return part
 
 
 def is_turned(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from dnnlib.util import UserError
-from training.data.image_files import Container, ImageFiles
+from training.data.image_files import ImageFiles
 from training.data.image_names import METADATA_NAME, shown
 
 _MAX_CLASSES = 1_000_000
@@ -29,25 +29,26 @@ def load_labels(files: ImageFiles) -> np.ndarray | None:
     Raises:
         UserError: A dataset.json is malformed, or its labels don't fit the images.
     """
-    if stray_metadata(files.path, files.containers):
+    if has_stray_metadata(files):
         raise UserError(f"{METADATA_NAME} stands beside the zips in {files.path}, expected one in each: move it away")
-    parts = [_load(container) for container in files.containers]
-    for container, part in zip(files.containers, parts):
+    parts = [_load(files, number) for number in range(len(files.places))]
+    for place, part in zip(files.places, parts):
         kinds = [_describe(labels) for labels in (parts[0], part)]
         if kinds[0] != kinds[1]:
-            raise UserError(f"{container.path} has {kinds[1]}, but {files.containers[0].path} has {kinds[0]}: expected "
+            raise UserError(f"{place.path} has {kinds[1]}, but {files.places[0].path} has {kinds[0]}: expected "
                             "the same kind of labels in all zips")
     return None if parts[0] is None else np.concatenate(parts)
 
 
 def has_metadata(files: ImageFiles) -> bool:
     """Is there a dataset.json, in one of the zips at least?"""
-    return any(container.read_metadata() is not None for container in files.containers)
+    return any(files.read_metadata(number) is not None for number in range(len(files.places)))
 
 
-def stray_metadata(path: str, containers: Sequence[Container]) -> bool:
+def has_stray_metadata(files: ImageFiles) -> bool:
     """Is there a dataset.json in a folder of zips, beside them?"""
-    return all(container.path != path for container in containers) and os.path.exists(os.path.join(path, METADATA_NAME))
+    inside = all(place.path != files.path for place in files.places)
+    return inside and os.path.exists(os.path.join(files.path, METADATA_NAME))
 
 
 def _describe(labels: np.ndarray | None) -> str:
@@ -56,13 +57,13 @@ def _describe(labels: np.ndarray | None) -> str:
     return "classes as labels" if labels.ndim == 1 else f"vectors of {labels.shape[1]} as labels"
 
 
-def read_entries(container: Container) -> list[Any]:
-    """The list of `[name, label]` in a dataset.json, empty where there is none; what is in the list is not checked.
+def read_entries(files: ImageFiles, number: int) -> list[Any]:
+    """The list of `[name, label]` in the dataset.json of a place, empty where there is none. Its items are not checked.
 
     Raises:
         UserError: The file is no JSON, or has no such list.
     """
-    raw, where = container.read_metadata(), f"{METADATA_NAME} of {container.path}"
+    raw, where = files.read_metadata(number), f"{METADATA_NAME} of {files.places[number].path}"
     if raw is None:
         return []
     try:
@@ -74,25 +75,17 @@ def read_entries(container: Container) -> list[Any]:
     return metadata.get("labels") or []
 
 
-def _load(container: Container) -> np.ndarray | None:
-    entries = read_entries(container)
+def _load(files: ImageFiles, number: int) -> np.ndarray | None:
+    entries = read_entries(files, number)
     if not entries:
         return None
-    names = container.names()
-    try:
-        by_name = dict(entries)
-        labels = [by_name[name] for name in names]
-        # Nearly all datasets are good, and have classes: that shows in a few passes at the speed of C.
-        complete = len(by_name) == len(entries) == len(labels)
-        if complete and set(map(type, labels)) == {int} and min(labels) >= 0 and max(labels) < _MAX_CLASSES:
-            return np.array(labels, dtype=np.int32)
-    except (TypeError, ValueError, KeyError):
-        pass  # Below are the words for what is wrong.
-    problems = match_labels(names, entries, label_width(entries)).problems
+    names, width = files.names_in(number), label_width(entries)
+    problems = match_labels(names, entries, width).problems
     if problems:
         more = f" ({len(problems)} problems: dataset_tool.py check names all)" if len(problems) > 1 else ""
-        raise UserError(f"{METADATA_NAME} of {container.path}: {problems[0]}{more}")
-    return np.array(labels, dtype=np.float32)
+        raise UserError(f"{METADATA_NAME} of {files.places[number].path}: {problems[0]}{more}")
+    by_name = dict(entries)
+    return np.array([by_name[name] for name in names], dtype=np.int32 if width is None else np.float32)
 
 
 def label_width(entries: list[Any]) -> int | None:

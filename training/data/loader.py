@@ -58,7 +58,7 @@ class ImageBatch(NamedTuple):
     labels: torch.Tensor  # float32 [N, label_dim].
 
 
-class BatchLoader:
+class BatchLoader(ImageReader):
     """Endless iterator of training batches. `close()`, the end of `with` or an error ends its workers.
 
     Positions k ... k + batch_size - 1 of the order form one global batch. Each rank gets a contiguous part of it.
@@ -96,30 +96,17 @@ class BatchLoader:
             raise ValueError(f"batch of {batch_size} for rank {rank} of {num_ranks}: expected a multiple of the ranks")
         if order.dataset_size != len(dataset):
             raise ValueError(f"an order of {order.dataset_size} items for a dataset of {len(dataset)}")
-        self._dataset, self._order, self._step = dataset, order, batch_size
+        self._order, self._step = order, batch_size
         self._count = batch_size // num_ranks
         self._position = start_index + rank * self._count
-        self._reader = ImageReader(dataset, iter(self._next_indices, None), batch_size=self._count,
-                                   num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(dataset, iter(self._next_indices, None), batch_size=self._count, num_workers=num_workers,
+                         pin_memory=pin_memory)
 
     def _next_indices(self) -> list[int]:
         indices = self._order.take(self._position, self._count).tolist()
         self._position += self._step
         return indices
 
-    def __iter__(self) -> "BatchLoader":
-        return self
-
-    def __next__(self) -> ImageBatch:
-        indices, images = next(self._reader)
+    def __next__(self) -> ImageBatch:  # type: ignore[override]
+        indices, images = super().__next__()
         return ImageBatch(images, torch.from_numpy(self._dataset.get_labels(indices)))
-
-    def close(self) -> None:
-        """Stop the workers; iteration is over."""
-        self._reader.close()
-
-    def __enter__(self) -> "BatchLoader":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()

@@ -11,29 +11,23 @@ how scenes are grouped into batches.
 
 import dataclasses
 import math
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
 import numpy as np
 
-CLASS_NAMES = (
-    "disc", "ring", "square", "triangle", "star", "cross",
-    "heart", "crescent", "hexagon", "capsule", "half-disc", "drop",
-)
 SIMPLE_SHAPES = ("disc", "square", "triangle", "heart")
 SIMPLE_COLORS = {
     "red": (0.92, 0.18, 0.18), "orange": (0.98, 0.55, 0.10), "yellow": (0.98, 0.88, 0.20), "green": (0.25, 0.80, 0.30),
     "cyan": (0.20, 0.80, 0.85), "blue": (0.25, 0.40, 0.95), "purple": (0.70, 0.35, 0.90), "white": (0.95, 0.95, 0.95),
 }
 SIMPLE_CLASS_NAMES = tuple(f"{color} {shape}" for shape in SIMPLE_SHAPES for color in SIMPLE_COLORS)
-TEXTURES = ("plain", "gradient", "stripes", "checks", "dots")
-BACKGROUNDS = ("plain", "gradient", "stripes", "blobs", "clouds", "horizon")
+TEXTURES = ("plain", "stripes", "checks")
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 
 _PIXELS_AT_ONCE = 1 << 17   # Pixels drawn at a time: they stay in the processor's cache.
 _NUM_DRAWS = 48             # Random numbers that describe a scene ...
-_CLOUD_GRIDS = (4, 9)       # Sides of the random lattices that clouds are interpolated from, coarse and fine.
-_NUM_SPARE = sum(side * side for side in _CLOUD_GRIDS)  # ... and those that its background is made of.
 _NUM_BLOBS = 4
+_NUM_SPARE = 3 * _NUM_BLOBS     # ... and those that its background is made of.
 
 
 # --- Shapes: signed distances in units of the object's size, negative inside. Near the edge they are exact, which
@@ -63,19 +57,6 @@ def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(u) * np.float32(math.sqrt(3) / 2) + v * np.float32(0.5), -v) - np.float32(0.52)
 
 
-def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # Mirror the plane into one tenth of it, the half wedge around the tip that points up, then take one straight edge.
-    u = np.abs(u)
-    cos, sin = np.float32(math.cos(math.radians(36))), np.float32(math.sin(math.radians(36)))
-    for normal_u, normal_v in ((cos, -sin), (-cos, -sin)):
-        beyond = 2 * np.maximum(u * normal_u + v * normal_v, 0)
-        u, v = u - beyond * normal_u, v - beyond * normal_v
-    tip, notch = 1.02, 0.48
-    rise, run = tip - notch * math.cos(math.radians(36)), notch * math.sin(math.radians(36))
-    length = math.hypot(rise, run)
-    return np.abs(u) * np.float32(rise / length) + (v - np.float32(tip)) * np.float32(run / length)
-
-
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     u, v = np.abs(u), np.abs(v)
     return np.maximum(np.maximum(u, v) - np.float32(0.88), np.minimum(u, v) - np.float32(0.27))
@@ -90,50 +71,31 @@ def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(_box(a, b, half, half), lobes)
 
 
-def _crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(_disc(u + np.float32(0.12), v, 0.86), -_disc(u - np.float32(0.3), v, 0.7))
-
-
-def _hexagon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    u, v = np.abs(u), np.abs(v)
-    return np.maximum(u * np.float32(math.sqrt(3) / 2) + v * np.float32(0.5), v) - np.float32(0.76)
-
-
-def _capsule(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _disc(u - np.clip(u, np.float32(-0.58), np.float32(0.58)), v, 0.36)
-
-
-def _half_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    v = v + np.float32(0.38)
-    return np.maximum(_disc(u, v, 0.94), -v)
-
-
-def _drop(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # The hull of a disc and a point above it. Its outline is the disc, and above the tangent points straight lines.
-    radius, centre, apex = 0.56, -0.34, 1.0
-    normal_v = radius / (apex - centre)
-    normal_u = math.sqrt(1 - normal_v**2)
-    u, v = np.abs(u), v - np.float32(centre)
-    side = u * np.float32(normal_u) + v * np.float32(normal_v) - np.float32(radius)
-    beyond = v * np.float32(normal_u) - u * np.float32(normal_v) > 0
-    return np.where(beyond, side, _disc(u, v, radius))
-
-
-_SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
-    _disc, _ring, _square, _triangle, _star, _cross, _heart, _crescent, _hexagon, _capsule, _half_disc, _drop,
-)
+_SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": _disc, "ring": _ring, "square": _square, "triangle": _triangle, "cross": _cross, "heart": _heart,
+}
+CLASS_NAMES = tuple(_SHAPES)
 
 
 def shape_distance(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of class `shape` in its own coordinates (v up, extent about [-1, 1]), float32."""
-    return _SHAPES[shape](np.asarray(u, np.float32), np.asarray(v, np.float32))
+    return _SHAPES[CLASS_NAMES[shape]](np.asarray(u, np.float32), np.asarray(v, np.float32))
 
 
 # --- What is in a scene: every field has one entry (or row) per scene.
 
 
+_T = TypeVar("_T", bound="_Columns")
+
+
+class _Columns:
+    def take(self: _T, index: np.ndarray) -> _T:
+        """Those of some scenes."""
+        return type(self)(**{name: column[index] for name, column in vars(self).items()})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objects:
+class Objects(_Columns):
     shape: np.ndarray       # int64 [N], index into CLASS_NAMES.
     texture: np.ndarray     # int64 [N], index into TEXTURES.
     centre: np.ndarray      # float32 [N, 2] (x, y); the image is [-1, 1] x [-1, 1], y down.
@@ -144,20 +106,14 @@ class Objects:
     frequency: np.ndarray   # float32 [N], texture periods per object size.
     phase: np.ndarray       # float32 [N], of the texture, in periods.
 
-    def take(self, index: np.ndarray) -> "Objects":
-        return Objects(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Backgrounds:
+class Backgrounds(_Columns):
     kind: np.ndarray        # int64 [N], index into BACKGROUNDS.
     color_a: np.ndarray     # float32 [N, 3].
     color_b: np.ndarray     # float32 [N, 3].
-    angle: np.ndarray       # float64 [N], direction of gradients and stripes, slope of the horizon.
-    draws: np.ndarray       # float32 [N, _NUM_SPARE] in 0..1, lattices of clouds, places of blobs and the like.
-
-    def take(self, index: np.ndarray) -> "Backgrounds":
-        return Backgrounds(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+    angle: np.ndarray       # float64 [N], direction of gradients and stripes.
+    draws: np.ndarray       # float32 [N, _NUM_SPARE] in 0..1, places of blobs and the like.
 
 
 class Scenes(NamedTuple):
@@ -259,7 +215,7 @@ LEVELS = {"full": Level(CLASS_NAMES, describe_scenes), "simple": Level(SIMPLE_CL
 
 def _describe_objects(draw: Callable, choice: Callable, size: np.ndarray, centre: np.ndarray) -> Objects:
     shape = choice(*[1] * len(CLASS_NAMES))
-    texture = choice(0.3, 0.2, 0.2, 0.15, 0.15)
+    texture = choice(*[1] * len(TEXTURES))
     hue, value = draw(), draw(0.72, 1.0)
     color_a = _from_hsv(hue, draw(0.5, 0.95), value)
     # The texture's second colour: another hue, and darker or lighter than the first.
@@ -282,7 +238,7 @@ def _describe_objects(draw: Callable, choice: Callable, size: np.ndarray, centre
 def _describe_backgrounds(
     draw: Callable, choice: Callable, main_luminance: np.ndarray, spare: np.ndarray
 ) -> Backgrounds:
-    kind = choice(0.1, 0.2, 0.12, 0.2, 0.18, 0.2)
+    kind = choice(*[1] * len(BACKGROUNDS))
     hue = draw()
     color_a = _from_hsv(hue, draw(0.15, 0.7), draw(0.35, 0.98))
     color_b = _from_hsv(hue + draw(-0.25, 0.25), draw(0.1, 0.7), draw(0.35, 0.98))
@@ -440,26 +396,18 @@ def _textures(objects: Objects, u: np.ndarray, v: np.ndarray, pixel: np.ndarray)
 def _texture(
     kind: str, u: np.ndarray, v: np.ndarray, frequency: np.ndarray, phase: np.ndarray, pixel: np.ndarray
 ) -> np.ndarray:
-    if kind == "gradient":
-        return np.clip(np.float32(0.5) + np.float32(0.6) * v, 0, 1)
     if kind == "stripes":
         return _wave(u * frequency + phase, pixel * frequency)
-    if kind == "checks":
-        frequency = frequency * np.float32(0.7)
-    width = pixel * frequency
-    a, b = u * frequency + phase, v * frequency + phase
-    if kind == "checks":
-        first, second = _wave(a, width), _wave(b, width)
-        return first + second - 2 * first * second
-    a, b = a - np.floor(a) - np.float32(0.5), b - np.floor(b) - np.float32(0.5)
-    return np.clip(np.float32(0.5) - (np.sqrt(a * a + b * b) - np.float32(0.3)) / width, 0, 1)
+    frequency = frequency * np.float32(0.7)
+    first, second = _wave(u * frequency + phase, pixel * frequency), _wave(v * frequency + phase, pixel * frequency)
+    return first + second - 2 * first * second
 
 
 def _draw_backgrounds(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
     mixture = np.zeros([len(backgrounds.kind), resolution, resolution], dtype=np.float32)
     for kind in np.unique(backgrounds.kind):
         members = np.flatnonzero(backgrounds.kind == kind)
-        mixture[members] = _BACKGROUND_FIELDS[kind](backgrounds.take(members), resolution)
+        mixture[members] = _BACKGROUND_FIELDS[BACKGROUNDS[kind]](backgrounds.take(members), resolution)
     canvas = np.empty([len(mixture), 3, resolution, resolution], dtype=np.float32)
     axis = _axis(resolution)
     # Corners a little darker than the middle, as lenses make them.
@@ -505,34 +453,7 @@ def _blobs_field(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
     return np.minimum(total, 1)
 
 
-def _clouds_field(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
-    """Smoothly interpolated random lattices, a coarse and a fine one."""
-    total = np.zeros([len(backgrounds.kind), resolution, resolution], dtype=np.float32)
-    draws = backgrounds.draws
-    position = (_axis(resolution) + 1) / 2
-    for side, amplitude in zip(_CLOUD_GRIDS, (1.0, 0.45)):
-        lattice = draws[:, : side * side].reshape(-1, side, side) - np.float32(0.5)
-        draws = draws[:, side * side :]
-        t = position * np.float32(side - 1) - np.arange(side, dtype=np.float32)[:, None]
-        t = np.maximum(1 - np.abs(t), 0)
-        weights = t * t * (3 - 2 * t)  # [side, R]
-        rows = sum(lattice[:, :, j, None] * weights[j] for j in range(side))  # [N, side, R]
-        total += np.float32(amplitude) * sum(weights[i][:, None] * rows[:, i, None, :] for i in range(side))
-    return np.clip(np.float32(0.5) + np.float32(1.3) * total, 0, 1)
-
-
-def _horizon_field(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
-    """Sky above a slightly tilted horizon, ground below; both change with the distance from it."""
-    axis = _axis(resolution)
-    slope = _column(np.sin(backgrounds.angle) * 0.12)
-    height = _column(backgrounds.draws[:, 0]) - np.float32(0.3)
-    below = axis[None, :, None] - height - slope * axis[None, None, :]
-    ground = np.clip(np.float32(0.5) + below * np.float32(resolution / 2), 0, 1)
-    sky_share = np.clip(np.float32(0.35) + np.float32(0.35) * below, 0, np.float32(0.35))
-    ground_share = np.clip(1 - np.float32(0.3) * below, np.float32(0.7), 1)
-    return sky_share + ground * (ground_share - sky_share)
-
-
-_BACKGROUND_FIELDS: tuple[Callable[[Backgrounds, int], np.ndarray], ...] = (
-    _plain_field, _gradient_field, _stripes_field, _blobs_field, _clouds_field, _horizon_field,
-)
+_BACKGROUND_FIELDS: dict[str, Callable[[Backgrounds, int], np.ndarray]] = {
+    "plain": _plain_field, "gradient": _gradient_field, "stripes": _stripes_field, "blobs": _blobs_field,
+}
+BACKGROUNDS = tuple(_BACKGROUND_FIELDS)

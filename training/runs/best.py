@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 from dnnlib.util import atomic_path, atomic_write
 from metrics.registry import METRICS, higher_is_better, is_valid_metric
 
-from .run_log import read_records
+from .run_log import read_scores
 from .training_state import PICKLE_NAME, pickle_kimg
 
 BEST_NAME, BEST_PICKLE_NAME = "best.json", "network-best.pkl"
@@ -32,9 +32,9 @@ def find_best(run_dir: str | os.PathLike, metric: str) -> Best | None:
     Scores by the feature net of the first one are compared; of two scores of a pickle, the later one counts.
     """
     scores: dict[str, tuple[str, float]] = {}
-    for record in read_records(Path(run_dir, f"metric-{metric}.jsonl")):
-        name = str(record.get("snapshot_pkl"))
-        if "protocol" not in record and PICKLE_NAME.fullmatch(name) and record.get("results"):
+    for record in read_scores(run_dir, metric):
+        name = record["snapshot_pkl"]
+        if "protocol" not in record and PICKLE_NAME.fullmatch(name):
             result, value = next(iter(record["results"].items()))
             if not scores or result == next(iter(scores.values()))[0]:
                 scores[name] = result, value

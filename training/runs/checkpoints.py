@@ -1,17 +1,16 @@
 """Writes network pickles and training states beside training, and deletes the pickles that are not to be kept."""
 
 import concurrent.futures
-import copy
-import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 
-from dnnlib.util import UserError, say_once
+from dnnlib.util import UserError
 from torch_utils.formats.network_pickle import save_network_pkl
+from torch_utils.host_copy import HostCopies, host_copy
 from torch_utils.state import Misfit, check
 
 from .best import find_best
@@ -19,7 +18,7 @@ from .training_state import list_pickles, pickle_kimg, pickle_path, state_path, 
 
 
 class Keep(NamedTuple):
-    """Which network pickles of a run stay: each that one of these rules names."""
+    """Rules for which network pickles of a run stay. A pickle stays if one of the rules names it."""
 
     last: int | None = None     # This number of the newest ones; None = all.
     best: bool = False          # The one with the best score of the first metric.
@@ -164,7 +163,7 @@ class Checkpoints:
         problems, self._problems = self._problems, []
         return problems
 
-    def _write_networks(self, path: Path, copied: "HostCopies") -> None:
+    def _write_networks(self, path: Path, copied: HostCopies) -> None:
         save_network_pkl(path, copied.wait())
         self._prune()
 
@@ -186,69 +185,3 @@ class Checkpoints:
             stay.add(best.snapshot_pkl)
         for name in set(names) - stay:
             (self.run_dir / name).unlink(missing_ok=True)
-
-
-class HostCopies(NamedTuple):
-    """Copies that the device is still making. Any thread may wait for them."""
-
-    content: Any
-    arrival: torch.cuda.Event | None    # None = they are complete.
-
-    def wait(self) -> Any:
-        if self.arrival is not None:
-            self.arrival.synchronize()
-        return self.content
-
-
-def host_copy(value: Any) -> HostCopies:
-    """A deep copy of dicts, lists, tensors and modules, with all tensors on the CPU.
-
-    Tensors of a GPU are copied to one piece of page-locked memory. The GPU does that before the next operations that it
-    is given, and the host does not wait.
-    """
-    tensors = {id(tensor): tensor for tensor in _tensors(value)}
-    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
-    memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
-    memo: dict[int, Any] = {}
-    for key, tensor in tensors.items():
-        copied = memory.take(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
-        is_parameter = isinstance(tensor, torch.nn.Parameter)
-        memo[key] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
-    return HostCopies(copy.deepcopy(value, memo), torch.cuda.current_stream().record_event() if on_gpu else None)
-
-
-class _HostMemory:
-    """Page-locked memory for many tensors. Each gets a storage of its own, because files hold whole storages."""
-
-    def __init__(self, num_bytes: int):
-        try:
-            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
-        except RuntimeError as e:  # the limit of the container or the machine is reached
-            say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
-                               f"({str(e).strip().splitlines()[0]}): training waits for these copies")
-            memory = torch.empty([num_bytes], dtype=torch.uint8)
-        self._bytes = memory.numpy()
-        self._used = 0
-
-    @staticmethod
-    def room(tensor: torch.Tensor) -> int:
-        """Bytes, up to where the next tensor may begin."""
-        return math.ceil(tensor.numel() * tensor.element_size() / 64) * 64
-
-    def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy in the same layout. Its numbers are there once the device has made it."""
-        part = self._bytes[self._used : self._used + tensor.numel() * tensor.element_size()]
-        self._used += self.room(tensor)
-        layout = torch.empty_like(tensor, device="meta").stride()
-        host = torch.from_numpy(part).view(tensor.dtype).as_strided(tensor.shape, layout)
-        return host.copy_(tensor, non_blocking=True)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, torch.nn.Module):
-        yield from (*value.parameters(), *value.buffers())
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)

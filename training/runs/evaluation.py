@@ -18,7 +18,7 @@ from training.data.dataset import ImageFolderDataset
 
 from .best import mark_best
 from .interrupt import StopRequest
-from .run_log import RunLog, read_records
+from .run_log import RunLog, read_scores, score_path
 from .training_state import pickle_kimg
 
 # Metrics generate up to this many images at once: small batches leave a GPU waiting for the host, and without gradients
@@ -110,9 +110,9 @@ class UnfinishedTick:
         self.scores.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Reports in `metric-*.jsonl` beyond their present sizes will be the scores of this tick."""
+        """The present sizes of `metric-*.jsonl` are a part of it: what is appended later are scores of this tick."""
         sizes = {metric: path.stat().st_size if path.exists() else 0 for metric in self.metrics
-                 for path in [_report_path(self.run_dir, metric)]}
+                 for path in [score_path(self.run_dir, metric)]}
         name = None if self.snapshot_pkl is None else self.snapshot_pkl.name
         return {"pending": self.pending, "snapshot_pkl": name, "report_sizes": sizes}
 
@@ -124,10 +124,6 @@ class UnfinishedTick:
         self.pending = state["pending"]
         self.snapshot_pkl = None if name is None else self.run_dir / name
         scores = {metric: record["results"] for metric, size in state["report_sizes"].items()
-                  for record in read_records(_report_path(self.run_dir, metric), start=size)
-                  if record.get("snapshot_pkl") == name and "protocol" not in record}
+                  for record in read_scores(self.run_dir, metric, start=size)
+                  if record["snapshot_pkl"] == name and "protocol" not in record}
         self.scores = distributed.from_rank0({} if name is None else scores)
-
-
-def _report_path(run_dir: Path, metric: str) -> Path:
-    return run_dir / f"metric-{metric}.jsonl"

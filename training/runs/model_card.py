@@ -11,7 +11,8 @@ import torch
 
 from training.config.rivals import RIVALS
 
-from .run_log import read_records
+from .run_dir import OPTIONS_NAME, find_options
+from .run_log import read_scores
 from .training_state import pickle_kimg
 
 _UNKNOWN = "unknown"
@@ -45,7 +46,6 @@ _OPTIONS = {  # Label -> place in training_options.json, of this project or of o
 _DATA_OPTIONS = {
     "resolution": "resolution", "labels": "use_labels", "mirrored copies": "xflip", "at most": "max_size",
 }
-_MAX_FILE_BYTES = 16 << 20      # Of what is read from a run directory.
 _MAX_CELL = 200
 
 
@@ -55,7 +55,7 @@ class ModelFile(NamedTuple):
     sha256: str
 
 
-class Score(NamedTuple):
+class RecordedScore(NamedTuple):
     name: str
     value: float
     detector: str       # What computed the features.
@@ -66,21 +66,16 @@ class Origin(NamedTuple):
 
     options: dict[str, Any] | None      # training_options.json; None = damaged.
     kimg: float | None                  # From the name of the snapshot.
-    scores: list[Score]
+    scores: list[RecordedScore]
 
 
 def read_origin(network: str | os.PathLike) -> Origin | None:
     """The run in whose directory a network lies; None if its folder is no run directory."""
     path = Path(network)
-    options_path = path.parent / "training_options.json"
-    if not options_path.is_file():
+    if not (path.parent / OPTIONS_NAME).is_file():
         return None
-    try:
-        options = json.loads(options_path.read_bytes()[:_MAX_FILE_BYTES])
-    except (ValueError, RecursionError):
-        options = None
     kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
-    return Origin(options if isinstance(options, dict) else None, kimg, _read_scores(path))
+    return Origin(find_options(path.parent) or None, kimg, _read_scores(path))
 
 
 def render(
@@ -265,18 +260,15 @@ def _find(options: Mapping[str, Any], where: str) -> Any:
     return None if isinstance(value, (Mapping, list)) else value
 
 
-def _read_scores(path: Path) -> list[Score]:
+def _read_scores(path: Path) -> list[RecordedScore]:
     """The latest value of each score that was recorded for this snapshot."""
-    found: dict[str, Score] = {}
-    for metric_path in sorted(path.parent.glob("metric-*.jsonl")):
-        for entry in read_records(metric_path):
-            if entry.get("snapshot_pkl") != path.name or not isinstance(entry.get("results"), dict):
-                continue
-            detector = entry.get("detector")
+    found: dict[str, RecordedScore] = {}
+    for record in read_scores(path.parent):
+        if record["snapshot_pkl"] == path.name:
+            detector = record.get("detector")
             detector = detector.get("name") if isinstance(detector, dict) else None
-            for name, value in entry["results"].items():
-                if isinstance(value, (int, float)) and abs(value) < 1e300:
-                    found[name] = Score(name, value, str(detector or "not recorded"))
+            found |= {name: RecordedScore(name, value, str(detector or "not recorded"))
+                      for name, value in record["results"].items()}
     return list(found.values())
 
 

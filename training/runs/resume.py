@@ -1,43 +1,39 @@
-"""Which run a command goes on with, and what may change on the way."""
+"""Which run a command resumes, and what may differ from the command that started it."""
 
 import contextlib
 import dataclasses
 import difflib
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 from dnnlib.util import UserError, is_url
 from training.config.checks import validate_gpus
-from training.config.options import OF_IMAGES, OPTIONS
+from training.config.options import OF_IMAGES, OPTIONS, shown_value
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
 from training.config.schema import TrainingConfig, from_json, to_json
 
+from .run_dir import OPTIONS_NAME
 from .training_state import list_states, pickle_path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two programs in one run directory go unnoticed
-    fcntl = None
-
-OPTIONS_NAME = "training_options.json"
 _LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
 
-# Command-line options that may be others when a run goes on: they change neither what is learnt nor from what.
+# Command-line options that may differ when a run resumes: they change neither what is learnt nor from what.
 FREE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.free)
 _FREE_FIELDS = {"dataset.path", "fill_gpu"}.union(*(option.fields for option in OPTIONS.values() if option.free))
-# Fields that say of what the state consists: no state fits into a run in which one of them is another.
+# Fields that say what a state consists of: a run in which one of them differs can't take the state.
 _SHAPE_FIELDS = {"G.z_dim", "G.w_dim", *OF_IMAGES.values()}.union(*(option.shape for option in OPTIONS.values()))
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
 class Run(NamedTuple):
     path: str
-    command: dict[str, Any]     # The options that were said when it was started, by name; paths are absolute.
+    command: dict[str, Any]     # The options that were given when it was started, by name; paths are absolute.
     config: TrainingConfig
-    state: str = "newest"       # From which it goes on: a path, or the newest good one.
-    relative: tuple[str, ...] = ()  # Paths that an earlier version wrote as they were said, and are taken from here.
+    state: str = "newest"       # Where to resume: the path of a training state, or the newest good one.
+    relative: tuple[str, ...] = ()  # Options with relative paths, as earlier versions kept them; taken from here.
 
 
 def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +56,7 @@ def is_run(source: str) -> bool:
 
 
 def open_run(source: str) -> Run:
-    """The run in a directory, or the one that a training state belongs to, which then goes on from that.
+    """The run in a directory, or the one that a training state belongs to, to be resumed from that state.
 
     Raises:
         UserError: There is none, another version made it, or it has no state.
@@ -72,7 +68,7 @@ def open_run(source: str) -> Run:
             raise UserError(f"there is no training state {source}")
     run = _read_run(path)
     if not list_states(path) and state == "newest":
-        raise UserError(f"{path} holds no training state to go on from: start a new run, perhaps from a network pickle")
+        raise UserError(f"{path} holds no training state: start a new run, perhaps from a network pickle")
     return run._replace(state=state)
 
 
@@ -96,12 +92,12 @@ def _read_run(path: str) -> Run:
 class Found(NamedTuple):
     """What `find_run` found."""
 
-    run: Run | None             # To go on with.
+    run: Run | None             # The run to resume.
     busy: str | None = None     # Where another program is training, if that is why there is none.
 
 
 def find(command: Mapping[str, Any]) -> Found:
-    """The run that --resume names, or that the same command left unfinished, or none for a new one.
+    """The run that --resume names, or that the same command left unfinished; none for a new run.
 
     Args:
         command: What was said, by option.
@@ -185,7 +181,7 @@ def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> TrainingConfig:
-    """The configuration with which a run goes on.
+    """The configuration with which a run resumes.
 
     Args:
         run:      It keeps what follows from the number of GPUs that it was started with, such as its batch size.
@@ -197,7 +193,7 @@ def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> Tr
         UserError: Such a change was made, and not `anyway`, or one that no state fits; it lists all of them.
     """
     validate_gpus(num_gpus)
-    then = _share_out(new, run.config.num_gpus)     # on as many as the run has been on since
+    then = _share_out(new, run.config.num_gpus)     # on the number of GPUs that the run has used last
     differences = _differences(run.config, then)
     unfit = [text for text, fields in differences.items() if fields & _SHAPE_FIELDS]
     if unfit and anyway:
@@ -232,7 +228,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
         found = [name for name in fields if name in changed]
         if found:
             name = option if found[0] == fields[0] else f"{found[0]} ({option})"
-            was, is_now = (_shown(values.get(found[0])) for values in (before, now))
+            was, is_now = (shown_value(values.get(found[0])) for values in (before, now))
             texts[f"{name} was {was}, is {is_now}"] = set(found)
             changed = [name for name in changed if name not in found]
     return texts
@@ -246,24 +242,8 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # One program at a time in a run directory.
-
-
-_held: set[BinaryIO] = set()    # Open files whose locks this process holds.
-
-
-def _close_held() -> None:
-    for f in _held:
-        f.close()
-
-
-if fcntl is not None:  # else processes that load images would keep the lock for seconds after this one was killed
-    os.register_at_fork(after_in_child=_close_held)
 
 
 @contextlib.contextmanager
@@ -274,18 +254,13 @@ def locked(run_dir: str) -> Iterator[None]:
         UserError: Another one does.
     """
     with open(os.path.join(run_dir, _LOCK_NAME), "ab") as f:
-        if fcntl is not None:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
-            except OSError:
-                pass  # a file system without locks
-        _held.add(f)
         try:
-            yield
-        finally:
-            _held.discard(f)
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def is_busy(run_dir: str | os.PathLike) -> bool:
@@ -293,8 +268,6 @@ def is_busy(run_dir: str | os.PathLike) -> bool:
 
     Looking takes the lock for microseconds, in which a program that starts to train would be refused.
     """
-    if fcntl is None:
-        return True
     try:
         with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)

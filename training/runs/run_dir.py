@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -13,41 +14,46 @@ from typing import Any, Callable, Iterator, TextIO
 
 import dnnlib.util
 
+OPTIONS_NAME = "training_options.json"
+
 
 def create_run_dir(outdir: str | os.PathLike, description: str) -> str:
-    """Make `OUT/00000-<description>` with the first number above all that are there, and return its path.
+    """Make `OUT/00000-<description>`, with the next number that no other run has, and return its path.
 
-    Several programs may do so at once: each claims its number by making a directory `.claim-00000`, which only one
-    can, and gives the claim back once the run directory is there.
+    Several programs may do so at once: one waits for the other.
     """
     os.makedirs(outdir, exist_ok=True)
-    number = _next_number(outdir)
-    while True:
-        claim = Path(outdir, f".claim-{number:05d}")
-        try:
-            claim.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        try:
-            if _next_number(outdir) <= number:  # false if the number was taken and given back since we looked
-                run_dir = Path(outdir, f"{number:05d}-{description}")
-                run_dir.mkdir()
-                return str(run_dir)
-        finally:
-            claim.rmdir()
-        number = _next_number(outdir)
+    with _locked_folder(outdir):
+        numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
+        run_dir = Path(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")
+        run_dir.mkdir()
+    return str(run_dir)
 
 
-def _next_number(outdir: str | os.PathLike) -> int:
-    numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
-    return max(numbers, default=-1) + 1
+@contextlib.contextmanager
+def _locked_folder(path: str | os.PathLike) -> Iterator[None]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
     """Write `training_options.json`, whole or not at all."""
-    with dnnlib.util.atomic_write(Path(run_dir, "training_options.json")) as f:
+    with dnnlib.util.atomic_write(Path(run_dir, OPTIONS_NAME)) as f:
         f.write((json.dumps(options, indent=2) + "\n").encode())
+
+
+def find_options(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """What `training_options.json` says; empty where there is none, or it is damaged."""
+    try:
+        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def describe_machine(device: str) -> dict[str, str]:
@@ -123,7 +129,7 @@ class _Log:
             self._waiting.append(text)
         else:
             self._file.write(text)
-            self._file.flush()  # the log is read while the run goes on
+            self._file.flush()  # the log is read while the run trains
 
     def close(self) -> None:
         if self._file is not None:
@@ -136,8 +142,9 @@ def tee_output(path: str | os.PathLike, *, errors: bool = True, wait: bool = Fal
 
     Args:
         path:   Other processes may write to it, too.
-        errors: False leaves it to others to note a UserError.
-        wait:   Leave the file as it is until the function is called that is given; without that call, for good.
+        errors: Write a UserError to the file, too; False if another process does so.
+        wait:   Keep the text in memory until the function that this context gives is called. Without a call, the file
+                stays as it was.
     """
     log = _Log(path)
     if not wait:

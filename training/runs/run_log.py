@@ -202,6 +202,28 @@ def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, A
     return records
 
 
+def score_path(run_dir: str | os.PathLike, metric: str) -> Path:
+    return Path(run_dir, f"metric-{metric}.jsonl")
+
+
+def read_scores(run_dir: str | os.PathLike, metric: str = "*", *, start: int = 0) -> list[dict[str, Any]]:
+    """The records of scores in a run directory. Each has a name as "snapshot_pkl", and numbers by name as "results".
+
+    Args:
+        metric: Whose records; "*" = those of all metrics.
+        start:  Byte of the files from which records are read.
+    """
+    records = [record for path in sorted(Path(run_dir).glob(score_path("", metric).name))
+               for record in read_records(path, start=start)]
+    return [record for record in records
+            if isinstance(record.get("snapshot_pkl"), str) and _are_numbers(record.get("results"))]
+
+
+def _are_numbers(results: Any) -> bool:
+    return isinstance(results, dict) and bool(results) and all(
+        isinstance(value, _NUMBER) for value in results.values())
+
+
 def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
     """Remove records of later ticks, records that will be written again, and an incomplete last line."""
     try:

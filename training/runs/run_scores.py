@@ -5,7 +5,6 @@ The run may be training meanwhile, on other devices, or on other machines that s
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -22,8 +21,9 @@ from training.data.dataset import ImageFolderDataset
 
 from .best import mark_best
 from .interrupt import StopRequest
-from .resume import OPTIONS_NAME, is_busy, is_finished
-from .run_log import read_records
+from .resume import is_busy, is_finished
+from .run_dir import OPTIONS_NAME, find_options
+from .run_log import read_scores
 from .training_state import PickleFile, list_pickles, list_states, pickle_kimg
 
 _POLL_SEC = 2
@@ -40,17 +40,11 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     Raises:
         UserError: It isn't there, or doesn't say so.
     """
-    path = Path(run_dir, OPTIONS_NAME)
-    try:
-        content = json.loads(path.read_text())
-        options = RunOptions(content["total_kimg"], content["training_set_kwargs"])
-    except FileNotFoundError as e:
+    path, content = Path(run_dir, OPTIONS_NAME), find_options(run_dir)
+    if not path.is_file():
         raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that "
-                        "train.py made") from e
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or e}") from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged, or no list of options that train.py wrote") from e
+                        "train.py made")
+    options = RunOptions(content.get("total_kimg", ""), content.get("training_set_kwargs", ""))
     if not isinstance(options.total_kimg, int | float) or not isinstance(options.training_set_kwargs, dict):
         raise UserError(f"{path} is damaged, or no list of options that train.py wrote")
     return options
@@ -84,11 +78,7 @@ def open_training_set(source: str, trained_on: dict[str, Any], **options: Any) -
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
     """Fingerprint of the images that a run was trained on; None if another program or version made the run."""
-    try:
-        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    fingerprint = content.get("data_fingerprint") if isinstance(content, dict) else None
+    fingerprint = find_options(run_dir).get("data_fingerprint")
     return fingerprint if isinstance(fingerprint, str) else None
 
 
@@ -127,11 +117,11 @@ class ScoreBook:
         """Results by metric and by name of the pickle; the last one counts."""
         scores: dict[str, dict[str, dict[str, float]]] = {metric: {} for metric in self.metrics}
         for metric in self.metrics:
-            for record in read_records(self.run_dir / f"metric-{metric}.jsonl"):
-                name, results = record.get("snapshot_pkl"), record.get("results")
-                if isinstance(name, str) and _are_numbers(results) and self._is_ours(metric, record):
-                    plain = {key.partition("@")[0]: value for key, value in results.items()}
-                    scores[metric][name] = {key + self._suffixes[metric]: value for key, value in plain.items()}
+            for record in read_scores(self.run_dir, metric):
+                if self._is_ours(metric, record):
+                    plain = {key.partition("@")[0]: value for key, value in record["results"].items()}
+                    scores[metric][record["snapshot_pkl"]] = {
+                        key + self._suffixes[metric]: value for key, value in plain.items()}
         return scores
 
     def complete(self) -> set[str]:
@@ -161,13 +151,10 @@ def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[float, float]]
     """
     scores: dict[str, dict[float, float]] = {}
     first_nets: dict[str, str] = {}     # SHA-256, by name of the result.
-    for path in sorted(Path(run_dir).glob("metric-*.jsonl")):
-        for record in read_records(path):
-            kimg = pickle_kimg(str(record.get("snapshot_pkl")))
-            if kimg is None or not _are_numbers(record.get("results")):
-                continue
-            for name, value in record["results"].items():
-                scores.setdefault(name + _note(record, name, first_nets), {})[kimg] = value
+    for record in read_scores(run_dir):
+        kimg = pickle_kimg(record["snapshot_pkl"])
+        for name, value in record["results"].items() if kimg is not None else ():
+            scores.setdefault(name + _note(record, name, first_nets), {})[kimg] = value
     return scores
 
 
@@ -180,11 +167,6 @@ def _note(record: dict[str, Any], name: str, first_nets: dict[str, str]) -> str:
             notes["net"] = digest
     notes |= protocol if isinstance(protocol, dict) else {}
     return f" ({', '.join(f'{key} {str(value)[:8]}' for key, value in notes.items())})" if notes else ""
-
-
-def _are_numbers(results: Any) -> bool:
-    return isinstance(results, dict) and bool(results) and all(
-        isinstance(value, int | float) for value in results.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,7 +185,7 @@ class RunScorer:
     warn: Callable[[str], None]                 # Called with lines about problems.
     idle: Callable[[], None] = lambda: None     # Called every few seconds while there is nothing to score.
     num_scored: int = 0
-    broken: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # What can't be read, by name.
+    broken: set[str] = dataclasses.field(default_factory=set)   # Names of pickles that can't be read.
     _queue: list[PickleFile] = dataclasses.field(default_factory=list)
     _said_to_stand_still: bool = False
 
@@ -242,29 +224,26 @@ class RunScorer:
                 time.sleep(_POLL_SEC)
 
     def update_queue(self) -> list[PickleFile]:
-        """The pickles that lack a score, in order. A pickle that could not be read counts again once it has changed."""
+        """The pickles that lack a score, in order, except those that could not be read."""
         complete = self.book.complete()
         pickles = list_pickles(self.run_dir)
         for gone in {pickle.name for pickle in self._queue} - {pickle.name for pickle in pickles}:
             self.say(f"{gone} was deleted before it was scored: passed over")
-        self._queue = [pickle for pickle in pickles if pickle.name not in complete
-                       and self.broken.get(pickle.name, ()) != _file_state(pickle.path)]
+        self._queue = [pickle for pickle in pickles if pickle.name not in complete | self.broken]
         return self._queue
 
     def _score_next(self, queue: Sequence[PickleFile]) -> None:
         pickle, number = queue[0], self.num_scored + len(self.broken) + 1
         waiting = len(queue) - 1
         self.say(f"{pickle.name}: {number} of {number + waiting}" + (f", {waiting} waiting" if waiting else ""))
-        state = _file_state(pickle.path)
         try:
             with self.stop.at_once():
                 G = self.load(str(pickle.path))
         except (UserError, OSError) as e:
-            if state is not None and pickle.path.exists():  # else `update_queue` finds that it was deleted
-                self.broken[pickle.name] = state
+            if pickle.path.exists():  # else `update_queue` finds that it was deleted
+                self.broken.add(pickle.name)
                 self.warn(f"no scores of {pickle.name}: {e}")
             return
-        self.broken.pop(pickle.name, None)
         scores = self.book.read()
         missing = [metric for metric in self.book.metrics if pickle.name not in scores[metric]]
         shared = Shared(missing, waiting=waiting)   # FID and KID look at the same images
@@ -291,20 +270,11 @@ class RunScorer:
         self._said_to_stand_still = not busy
 
 
-def _file_state(path: Path) -> tuple[int, int] | None:
-    """Differs if the file at a path was replaced; None if there is no file."""
-    try:
-        stat = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The table.
 
 
-class Row(NamedTuple):
+class ScoreRow(NamedTuple):
     name: str                       # Of the pickle.
     kimg: float
     there: bool                     # False if the pickle was deleted, its scores are left.
@@ -319,14 +289,14 @@ class ScoreTable:
         there = {pickle.name for pickle in list_pickles(book.run_dir)}
         names = there.union(*(results for results in scores.values()))
         self.rows = sorted((
-            Row(name, kimg, name in there,
+            ScoreRow(name, kimg, name in there,
                 {key: value for metric in book.metrics for key, value in scores[metric].get(name, {}).items()})
             for name in names if (kimg := pickle_kimg(name)) is not None), key=lambda row: (row.kimg, row.name))
         self.columns: dict[str, str] = {key: metric for metric in book.metrics     # the metric of each result
                                         for results in scores[metric].values() for key in results}
         self.first = next(iter(self.columns), None)     # by which pickles are compared
 
-    def best(self, column: str) -> Row | None:
+    def best(self, column: str) -> ScoreRow | None:
         """The first row with the best value; None for a column of standard deviations or without values."""
         rows = [row for row in self.rows if row.there and math.isfinite(row.results.get(column, math.nan))]
         if score_of(column) is None or not rows:

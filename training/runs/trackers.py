@@ -24,7 +24,7 @@ class Tracker(Protocol):
         """A small RGB picture. It may come from another thread than the rest, and later than further ticks."""
 
     def close(self) -> None:
-        """The process ends; the run may resume."""
+        """The process ends. The run may resume in another one."""
 
 
 class TensorBoard:

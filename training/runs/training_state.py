@@ -1,14 +1,13 @@
 """Training state: everything that resuming a run needs, in files that are whole and checked, or not used.
 
 A state is tensors and plain data in PyTorch's own format, a zip archive, so that `torch.load(path, weights_only=True)`
-reads it. The archive's comment, its last 64 bytes, is the SHA-256 of all that stands before.
+reads it. Behind the archive, the last 64 bytes of the file are the SHA-256 of all that stands before.
 """
 
 import hashlib
 import os
 import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Mapping, NamedTuple
 
@@ -20,7 +19,6 @@ PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Of
 _NAME = re.compile(r"training-state-(\d{9,})\.pt")
 _KEPT = 2                                   # States that a run keeps: the newest, and one in case that is damaged.
 _DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
-_ZIP_END = struct.Struct("<4s16sH")         # Last record of an archive without comment: mark, ..., comment length.
 _CHUNK = 1 << 22
 
 
@@ -88,12 +86,12 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
     path = Path(path)
     with atomic_write(path) as f:
-        signed = _SignedWriter(f)
+        signed = _SignedFile(f)
         try:
             torch.save(dict(content, format=FORMAT), signed)  # type: ignore[arg-type]
         except RuntimeError as e:  # PyTorch's writer hides what went wrong
             raise signed.error or e from e
-        signed.finish()
+        f.write(signed.digest.hexdigest().encode())
     for old in list_states(path.parent)[_KEPT:]:
         old.path.unlink(missing_ok=True)
 
@@ -230,39 +228,24 @@ def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]]
     return None
 
 
-class _SignedWriter:
-    """Writes an archive to a file, with the checksum of the whole archive as its comment."""
+class _SignedFile:
+    """Passes on to a file what is written, and computes its checksum."""
 
     def __init__(self, f: BinaryIO):
         self._file = f
-        self._digest = hashlib.sha256()
-        self._held = b""                    # The last bytes so far. In the end, they are the record with the comment.
+        self.digest = hashlib.sha256()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        data = bytes(data)
-        self._held += data
-        ready = max(len(self._held) - _ZIP_END.size, 0)
-        self._pass_on(self._held[:ready])
-        self._held = self._held[ready:]
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        mark, rest, comment_length = _ZIP_END.unpack(self._held)
-        assert mark == b"PK\5\6" and comment_length == 0
-        self._pass_on(_ZIP_END.pack(mark, rest, _DIGEST_BYTES))
-        self._file.write(self._digest.hexdigest().encode())
-
-    def _pass_on(self, data: bytes) -> None:
-        self._digest.update(data)
+        self.digest.update(data)
         try:
-            self._file.write(data)
+            return self._file.write(data)
         except OSError as e:
             self.error = e
             raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _is_whole(f: BinaryIO) -> bool:

@@ -8,6 +8,7 @@ from dnnlib.util import UserError
 from training.config.options import LIMITS, OPTIONS, Options, get, on_command_line, replaced
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
+from training.summary import describe_options
 
 SAID = {  # A value for each option that sets fields by itself.
     "snap": 7, "tick": 2.0, "grid_size": 64, "metrics": ("fid50k",), "detector": "net.pt", "seed": 5, "keep": "best",
@@ -60,3 +61,14 @@ def test_second_names_are_options_of_their_own():
     names = [option.flag_name for option in on_command_line(adversarial=["a"])]
     assert len(names) == len(set(names)) == len(OPTIONS) + 5 and "--glead_res_g" in names
     assert {option.name: option.choices for option in on_command_line(adversarial=["a"])}["adversarial"] == ("a",)
+
+
+def test_summary_follows_from_the_options(monkeypatch):
+    """A new option with a `summary` gets its line without a word of code."""
+    lines = describe_options(configure(gamma=3.0, metrics=()))
+    assert list(lines) == [
+        "Data", "Method", "Real images", "Generated images", "Decoder of D", "Start", "R1 gamma", "Length",
+        "Learning rate, G", "Learning rate, D", "Batch", "Augmentation", "Snapshots", "Metrics"]
+    assert (lines["R1 gamma"], lines["Metrics"], lines["Start"]) == ("3", "none", "new networks")
+    monkeypatch.setitem(OPTIONS, "half", OPTIONS["half"]._replace(summary="Half precision"))
+    assert describe_options(configure(half="bfloat16"))["Half precision"] == "bfloat16"

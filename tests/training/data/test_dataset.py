@@ -119,7 +119,7 @@ def test_formats(tmp_path, format, extension, options):
     dataset = ImageFolderDataset(make_zip(tmp_path / "a.zip", {"a" + extension: data}))
     expected = image if format != "JPEG" else np.asarray(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(dataset[0][0], expected.transpose(2, 0, 1))
-    assert dataset.check(progress=False) == (1, 1)
+    dataset.check(progress=False)
 
 
 def test_zip_with_long_extra_fields_and_a_prefix(tmp_path):
@@ -446,9 +446,9 @@ def test_labels_that_are_not_there_are_empty(tmp_path, metadata):
 
 def test_check_stops_in_time_and_says_so(tmp_path, capsys):
     dataset = ImageFolderDataset(make_zip(tmp_path / "a.zip", some_files(50)))
-    assert dataset.check(progress=False) == (50, 50)
+    dataset.check(progress=False)
     assert capsys.readouterr().err == ""
-    assert dataset.check(progress=False, budget_sec=0).num_checked == 0
+    dataset.check(progress=False, budget_sec=0)
     assert "Checked 0 of 50 images" in capsys.readouterr().err
     dataset.check()
     assert "50" in capsys.readouterr().err
@@ -461,7 +461,7 @@ def test_turned_images_and_files_left_out_are_told(tmp_path, capsys):
         random_image(0), "WEBP", exif=exif), ".z/a.png": b"", "z.tif": encode(random_image(0), "TIFF"), "z.txt": b""}
     for path in (make_zip(tmp_path / "a.zip", files), make_folder(tmp_path / "b", files)):
         dataset = ImageFolderDataset(path)
-        assert dataset.check(progress=False) == (5, 5)
+        dataset.check(progress=False)
         stored = np.asarray(Image.open(io.BytesIO(files["x.jpg"])))
         np.testing.assert_array_equal(dataset[3][0], stored.transpose(2, 0, 1))
         left_out, turned = capsys.readouterr().err.splitlines()
@@ -548,7 +548,7 @@ def test_shards_are_one_dataset(tmp_path, labels):
         for position, index in enumerate(picked):
             np.testing.assert_array_equal(part.read(position), a[index][0])
         np.testing.assert_array_equal(b.get_labels(picked), np.stack([a.get_label(i) for i in picked]))
-    assert shards.check(progress=False) == (8, 8)
+    shards.check(progress=False)
     assert shards._files.names() == [shards.get_name(i) for i in range(8)]
 
 

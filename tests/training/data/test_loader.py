@@ -158,7 +158,7 @@ def test_a_signal_to_all_processes_leaves_readers_to_the_main_one(dataset):
     """Schedulers send SIGTERM and SIGUSR1 to every process of a job; the main one still saves, and may need images."""
     loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
     next(loader)
-    for process in loader._reader._pool.processes:
+    for process in loader._pool.processes:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(process.pid, number)
     for _ in range(50):
@@ -202,7 +202,7 @@ if __name__ == "__main__":
 def test_readers_are_small_and_do_not_import_torch(dataset):
     with BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=1) as loader:
         next(loader)
-        process = psutil.Process(loader._reader._pool.processes[0].pid)
+        process = psutil.Process(loader._pool.processes[0].pid)
         assert process.memory_info().rss < 100e6
         assert not any("torch" in part.path for part in process.memory_maps())
 
@@ -210,7 +210,7 @@ def test_readers_are_small_and_do_not_import_torch(dataset):
 def test_killed_worker_is_told_in_one_line(dataset):
     loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
     next(loader)
-    os.kill(loader._reader._pool.processes[0].pid, signal.SIGKILL)
+    os.kill(loader._pool.processes[0].pid, signal.SIGKILL)
     with pytest.raises(UserError) as e:
         while True:
             next(loader)
@@ -221,7 +221,7 @@ def test_killed_worker_is_told_in_one_line(dataset):
 
 def test_close_is_quick_and_leaves_no_process(dataset):
     loader = BatchLoader(dataset, order=TrainingOrder(14, 0), batch_size=2, num_workers=2)
-    processes = [psutil.Process(process.pid) for process in loader._reader._pool.processes]
+    processes = [psutil.Process(process.pid) for process in loader._pool.processes]
     assert processes
     start = time.monotonic()
     loader.close()  # While they are starting.

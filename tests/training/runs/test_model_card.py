@@ -7,7 +7,7 @@ import torch
 
 from training.networks import Discriminator, Generator
 from training.runs import model_card
-from training.runs.model_card import ModelFile, Score
+from training.runs.model_card import ModelFile, RecordedScore
 
 FILE = ModelFile("net.onnx", 12345, "ab" * 32)
 SMALL = dict(channel_base=64, channel_max=8)
@@ -65,10 +65,10 @@ def test_run_directories(tmp_path):
     assert model_card.read_origin(tmp_path / "network-snapshot-000100.pkl") is None
     options = {"total_kimg": 200, "ada_target": 0.6, "reg_type": "ggdr"}
     (tmp_path / "training_options.json").write_text(json.dumps(options))
-    entry = {"results": {"fid50k_full": 4.0, "x": None}, "snapshot_pkl": "network-snapshot-000100.pkl"}
+    entry = {"results": {"fid50k_full": 4.0}, "snapshot_pkl": "network-snapshot-000100.pkl"}
     (tmp_path / "metric-fid50k_full.jsonl").write_text("[]\n" + json.dumps(entry) + "\nnonsense\n")
     run = model_card.read_origin(tmp_path / "network-snapshot-000100.pkl")
-    assert run.kimg == 100 and run.scores == [Score("fid50k_full", 4.0, "not recorded")]
+    assert run.kimg == 100 and run.scores == [RecordedScore("fid50k_full", 4.0, "not recorded")]
     card = render(run=run)
     assert "| fid50k_full | 4 | not recorded |" in card and "no published FID" not in card
     assert "| target of adaptive augmentation | 0.6 |" in card and "StyleGAN2 with GGDR" in card
@@ -89,7 +89,7 @@ def test_what_comes_from_files_is_text():
     """No links, images, HTML, code or emphasis of other people's making."""
     evil = "![a](http://b) <b>x</b> `c` *d* _e_ ~~f~~ $g$ &lt; | \\h\u202e"
     options = {"config": {"method": evil, "preset": evil}, "random_seed": evil, "training_set_kwargs": {"path": evil}}
-    run = model_card.Origin(options, None, [Score(evil, 1.0, evil)])
+    run = model_card.Origin(options, None, [RecordedScore(evil, 1.0, evil)])
     file = ModelFile("a`b; rm -rf [x](y) \".onnx", 1, "ab" * 32)
     G = Generator(8, 3, 16, 8, 1, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=SMALL)
     card = model_card.render({"G_ema": G}, [file], origin=file, run=run, difference=None)

@@ -18,12 +18,6 @@ def test_numbers_go_on_behind_the_highest(tmp_path):
     (out / "00009.txt").touch()  # no run
     (out / "notes").mkdir()
     assert create_run_dir(out, "b") == str(out / "00008-b")
-    assert not list(out.glob(".claim*"))
-
-
-def test_an_abandoned_claim_costs_its_number_only(tmp_path):
-    (tmp_path / ".claim-00000").mkdir()
-    assert create_run_dir(tmp_path, "a") == str(tmp_path / "00001-a")
 
 
 def _create(out, name, barrier, count):

@@ -137,7 +137,7 @@ def test_what_vanishes_is_passed_over_and_what_is_broken_named(run_dir, tiny_net
 
 
 def test_follow_ends_with_the_last_pickle(run_dir, tiny_net, monkeypatch):
-    """What comes while another one is scored waits; a broken one is tried again when it has changed."""
+    """What comes while another one is scored waits; a broken one is passed over."""
     monkeypatch.setattr(run_scores, "_POLL_SEC", 0.01)
     fake = Scores(run_dir, tiny_net)
 
@@ -148,14 +148,13 @@ def test_follow_ends_with_the_last_pickle(run_dir, tiny_net, monkeypatch):
     def length_changes():
         write_options(run_dir, total_kimg=500)
         save_pickle(run_dir, 400)
-        save_pickle(run_dir, 200)
 
     fake.beside = {100: more_come, 300: length_changes, 400: lambda: save_pickle(run_dir, 500)}
     save_pickle(run_dir, 100)
     fake.scorer.follow()
-    assert [kimg for _, kimg in fake.asked] == [100, 300, 200, 400, 500]
+    assert [kimg for _, kimg in fake.asked] == [100, 300, 400, 500]
     assert "network-snapshot-000200.pkl: 2 of 3, 1 waiting" in fake.lines
-    assert len(fake.warnings) == 1 and fake.scorer.broken == {}
+    assert len(fake.warnings) == 1 and fake.scorer.broken == {"network-snapshot-000200.pkl"}
 
 
 def test_follow_waits_and_says_whether_a_program_is_training(run_dir, tiny_net, monkeypatch):

@@ -1,18 +1,14 @@
-"""Compiled kernels on disk: written whole or not at all, checked when they are read.
+"""Compiled kernels on disk: written whole or not at all.
 
 Several processes may use one folder. Two that compile the same kernel at the same time both write it, which does no
 harm.
 """
 
 import contextlib
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 from dnnlib.util import atomic_write, say_once
-
-_MAGIC = b"\nGLeaD compiled kernel, SHA-256 of what stands before: "
-_TRAILER_BYTES = len(_MAGIC) + 64  # at the end of a file, where CUDA ignores it
 
 
 class Usage(NamedTuple):
@@ -27,20 +23,14 @@ class DiskCache:
         self.folder = folder
 
     def read(self, name: str) -> bytes | None:
-        """An entry. None: there is none, or it is damaged, which one line says."""
-        path = self.folder / name
+        """An entry; None if there is none, or it can't be read, which one line says."""
         try:
-            data = path.read_bytes()
+            return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as e:
             say_once("cache", f"Compiled kernels can't be read from {self.folder}: {e.strerror or e}")
             return None
-        body, trailer = data[:-_TRAILER_BYTES], data[-_TRAILER_BYTES:]
-        if trailer != _trailer(body):
-            say_once(name, f"Compiled kernel {path} is damaged: building it anew.")
-            return None
-        return body
 
     def write(self, name: str, body: bytes) -> None:
         """Keep an entry, if the folder can be written."""
@@ -48,7 +38,6 @@ class DiskCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.folder / name) as f:
                 f.write(body)
-                f.write(_trailer(body))
         except OSError as e:
             say_once("cache", f"Compiled kernels can't be kept in {self.folder} ({e.strerror or e}): "
                               "they are compiled again in each process.")
@@ -59,7 +48,3 @@ class DiskCache:
             sizes = [p.stat().st_size for p in self.folder.iterdir() if p.suffix in (".cubin", ".ptx")]
             return Usage(len(sizes), sum(sizes))
         return Usage(0, 0)
-
-
-def _trailer(body: bytes) -> bytes:
-    return _MAGIC + hashlib.sha256(body).hexdigest().encode()

@@ -23,7 +23,6 @@ PNG_LEVEL = 1          # zlib's fastest: training decodes these files again and 
 
 _WIDE = ("center-crop-wide", "center-crop-letterbox")   # These transforms place images on a black square.
 _DEEP = "more than 8 bits per channel"                  # A key of `Image.info`: pixels came from such a file.
-_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # Pillow warns of odd EXIF data and palettes. Such images are converted, or refused in one line.
@@ -51,12 +50,9 @@ def decode(data: bytes, what: str) -> Image.Image:
     """
     with _decoding_errors(what):
         image = Image.open(io.BytesIO(data), formats=source_formats())
-        tags = getattr(image, "tag_v2", {})  # A small TIFF image may be cut from one huge tile.
-        tile = tags.get(_TIFF_TILE_WIDTH, 0) * tags.get(_TIFF_TILE_HEIGHT, 0)
-        if max(image.width * image.height, tile) > MAX_PIXELS:
-            where = " in a larger tile" if tile > image.width * image.height else ""
-            raise BadImage(f"{what} announces {image.width}x{image.height} pixels{where}, more than the {MAX_PIXELS} "
-                           "that are decoded: scale it down or remove it")
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{what} announces {image.width}x{image.height} pixels, more than the {MAX_PIXELS} that are "
+                           "decoded: scale it down or remove it")
         if image.mode == "F":
             raise BadImage(f"{what} has floating-point pixels, whose range nobody knows: convert it to 8 or 16 bits")
         image.info[_DEEP] = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import tempfile
 import zipfile
 from pathlib import Path
@@ -178,25 +177,9 @@ def _folder_beside(dest: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         make_public(temporary)
-        with _signals_held():  # Between its two renames, there is no dataset at `dest`.
-            _take_place(temporary, dest)
+        _take_place(temporary, dest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block ends."""
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
 
 
 def _take_place(new: Path, dest: Path) -> None:

@@ -117,20 +117,13 @@ def test_all_standard_kernels_compile(arch, monkeypatch):
 # Cache.
 
 @needs_nvrtc
-def test_cache(cache, monkeypatch, capsys):
+def test_cache(cache, monkeypatch):
     (first,) = build(SCALE, cache=cache)
-    (entry,) = cache.folder.glob("*.cubin")
     image = nvrtc._images.pop((SCALE, 90))
     with monkeypatch.context() as m:
         m.setattr(nvrtc, "compile_kernel", None)  # not called
         (again,) = build(SCALE, cache=cache)
     assert again.seconds == 0 < first.seconds and nvrtc._images[SCALE, 90] == image
-
-    for damaged in (entry.read_bytes()[:-1], b"", bytes(len(image))):
-        entry.write_bytes(damaged)
-        nvrtc._images.clear()
-        assert build(SCALE, cache=cache)[0].seconds > 0 and nvrtc._images[SCALE, 90] == image
-    assert "is damaged: building it anew" in capsys.readouterr().err
 
     path = source.SOURCES / "device.h"
     path.write_text(path.read_text() + "// changed\n")

@@ -241,17 +241,3 @@ def test_the_old_dataset_stays_where_the_new_one_fails(tmp_path, shard_size, mon
     assert len(moves) == 3
     assert (left_behind(tmp_path / "a"), (tmp_path / "a.zip").read_bytes()) == before
     assert left_behind(tmp_path) == ["a", "a.zip"]
-
-
-def test_a_signal_between_the_renames_waits(tmp_path, monkeypatch):
-    write_dataset(Numbers(5), tmp_path / "a")
-    replace = os.replace
-
-    def interrupted(source, target):
-        replace(source, target)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_dataset(Numbers(9), tmp_path / "a", overwrite=True)
-    assert left_behind(tmp_path) == ["a"] and len(ImageFolderDataset(tmp_path / "a")) == 9

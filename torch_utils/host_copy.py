@@ -1,0 +1,76 @@
+"""Copies on the host of what lies on a GPU. Neither the host nor the GPU waits while they are made."""
+
+import copy
+import math
+from typing import Any, Iterator, NamedTuple
+
+import torch
+
+from dnnlib.util import say_once
+
+
+class HostCopies(NamedTuple):
+    """Copies that the device is still making. Any thread may wait for them."""
+
+    content: Any
+    arrival: torch.cuda.Event | None    # None = they are complete.
+
+    def wait(self) -> Any:
+        """The copies, once they are complete. What the device was told to do later is not waited for."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.content
+
+
+def host_copy(value: Any) -> HostCopies:
+    """A deep copy of dicts, lists, tensors and modules, with all tensors on the CPU.
+
+    `value` may be a single tensor. Tensors of a GPU are copied to one piece of page-locked memory. The GPU does that
+    before the next operations that it is given.
+    """
+    tensors = {id(tensor): tensor for tensor in _tensors(value)}
+    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
+    memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        copied = memory.take(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[key] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return HostCopies(copy.deepcopy(value, memo), torch.cuda.current_stream().record_event() if on_gpu else None)
+
+
+class _HostMemory:
+    """Page-locked memory for many tensors. Each gets a storage of its own, because files hold whole storages."""
+
+    def __init__(self, num_bytes: int):
+        try:
+            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as e:  # the limit of the container or the machine is reached
+            say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
+                               f"({str(e).strip().splitlines()[0]}): training waits for these copies")
+            memory = torch.empty([num_bytes], dtype=torch.uint8)
+        self._bytes = memory.numpy()
+        self._used = 0
+
+    @staticmethod
+    def room(tensor: torch.Tensor) -> int:
+        """Bytes, up to where the next tensor may begin."""
+        return math.ceil(tensor.numel() * tensor.element_size() / 64) * 64
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the same layout. Its numbers are there once the device has made it."""
+        part = self._bytes[self._used : self._used + tensor.numel() * tensor.element_size()]
+        self._used += self.room(tensor)
+        layout = torch.empty_like(tensor, device="meta").stride()
+        host = torch.from_numpy(part).view(tensor.dtype).as_strided(tensor.shape, layout)
+        return host.copy_(tensor, non_blocking=True)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, torch.nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
