@@ -42,7 +42,7 @@ class Parts:
         self.batch = Batch(torch.rand([N, 3, 16, 16]) * 2 - 1, no_labels, torch.randn([N, 512]), no_labels)
         self.loss = StyleGAN2Loss(self.G, self.D, config=self.config.loss,
                                   **build_extras(self.config, self.G, self.D))
-        self.rivals = {rival.kind: rival for rival in self.loss.rivals}
+        self.rivals = {rival.kind: rival for rival in self.loss.judge.rivals}
         self.fake = self.G.synthesis(self.G.mapping(self.batch.gen_z, no_labels))
         self.shown = Shown(self.fake, self.fake, no_labels, {}, self.batch.gen_z, None)
         self.reported = {}
@@ -121,7 +121,7 @@ def test_relativistic_pairs(monkeypatch):
     real, fake = (parts.D(img, parts.batch.real_c) for img in (parts.batch.real_img, parts.fake))
     torch.testing.assert_close(d, softplus(fake - real).mean())
     torch.testing.assert_close(g, softplus(real - fake).mean())
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5)
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5)
     r1, r2 = parts.run("d_penalty", monkeypatch)
     size = 0.25 * 3 * 16 * 16 * parts.config.loss.r1_gamma / 2      # of a linear D, |dD/dx|^2 is a constant
     assert r1.item() == pytest.approx(size) and r2.item() == pytest.approx(size)
@@ -140,7 +140,7 @@ def test_wgan_gp_of_a_linear_discriminator(monkeypatch):
     """Its gradient is the same everywhere, so the penalty has a closed form."""
     parts = Parts("wgan-gp")
     linear = lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5
-    monkeypatch.setattr(parts.loss, "D", linear)
+    monkeypatch.setattr(parts.loss.judge, "D", linear)
     (term,) = parts.run("d_penalty", monkeypatch)
     assert term.item() == pytest.approx(10 * (0.5 * (3 * 16 * 16)**0.5 - 1)**2)
     monkeypatch.setattr(parts.loss, "_map", lambda z, c, units=None: parts.G.mapping(z, c))
@@ -148,7 +148,7 @@ def test_wgan_gp_of_a_linear_discriminator(monkeypatch):
     torch.testing.assert_close(fake_term, linear(parts.fake, None).mean())
     torch.testing.assert_close(real_term, -linear(parts.batch.real_img, None).mean())
     seen = []
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: (seen.append(img.detach()), linear(img, c))[1])
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: (seen.append(img.detach()), linear(img, c))[1])
     parts.run("d_penalty", monkeypatch)
     share = (seen[0] - parts.fake) / (parts.batch.real_img - parts.fake)
     share = share.flatten(1).median(1).values
@@ -165,7 +165,7 @@ def test_zcr_by_brute_force():
 
     def judge(img, c):
         seen.append(img)
-        return parts.loss._score(img, c)._replace(logits=(img * weights).sum([1, 2, 3])[:, None])
+        return parts.loss.judge._score(img, c)._replace(logits=(img * weights).sum([1, 2, 3])[:, None])
 
     out = judge(parts.fake, None)
     fake = zcr.d("fake", out, parts.shown, judge)
@@ -204,7 +204,7 @@ def test_rotations_are_told_by_their_number(monkeypatch):
     def judge(turned, c, decode):
         corners = torch.stack([turned[:, 0, y, x] for y, x in ((0, 15), (0, 0), (15, 0), (15, 15))], dim=1)
         assert decode and (corners.sum(1) == 1).all()
-        return parts.loss._score(turned, c)._replace(aux=100 * corners)
+        return parts.loss.judge._score(turned, c)._replace(aux=100 * corners)
 
     shown = parts.shown._replace(img=img)
     assert ar.d("fake", None, shown, judge) is None
@@ -247,7 +247,7 @@ def test_progressive_augmentation_turns_the_score_with_each_bit():
 
     def judge(img, c):
         seen.append(img[:, 3:, 0, 0])
-        return parts.loss._score(img, c)._replace(logits=torch.ones([len(img), 1]))
+        return parts.loss.judge._score(img, c)._replace(logits=torch.ones([len(img), 1]))
 
     img = torch.zeros([4000, 3, 16, 16])
     for nimg, chances in ((0, (0, 0)), (500, (0.25, 0)), (1500, (0.5, 0.25)), (9000, (0.5, 0.5))):
@@ -261,10 +261,10 @@ def test_progressive_augmentation_turns_the_score_with_each_bit():
 def test_unet_by_brute_force(monkeypatch):
     parts = Parts("stylegan2+unet", rival_options="unet.weight=2,unet.cutmix=3")
     unet, c, seen = parts.rivals["unet"], parts.batch.gen_c, []
-    judge = lambda img, c: (seen.append(img), parts.loss.judge(img, c))[1]
+    judge = lambda img, c, **said: (seen.append(img), parts.loss.judge(img, c, **said))[1]
     pixels = lambda img: parts.D.run(img, c).fmaps[16][:, :1]
     real = parts.shown._replace(img=parts.batch.real_img)
-    fake_out, real_out = (parts.loss.judge(img, c) for img in (parts.fake, real.img))
+    fake_out, real_out = (parts.loss.judge(img, c, decode=True) for img in (parts.fake, real.img))
     p_fake, p_real = pixels(parts.fake), pixels(real.img)
     torch.testing.assert_close(unet.d("fake", fake_out, parts.shown, judge), 2 * softplus(p_fake).mean([1, 2, 3]))
     term = unet.d("real", real_out, real, judge)
@@ -282,7 +282,7 @@ def test_unet_by_brute_force(monkeypatch):
 def test_latents_are_compared_with_those_of_fake_images():
     parts = Parts("stylegan2+latent", rival_options="latent.weight=2")
     latent, ws = parts.rivals["latent"], torch.randn([N, 7, 512])
-    out = parts.loss.judge(parts.fake, parts.batch.gen_c)
+    out = parts.loss.judge(parts.fake, parts.batch.gen_c, decode=True)
     shown = parts.shown._replace(ws=ws)
     torch.testing.assert_close(latent.d("fake", out, shown, None), 2 * (out.w - ws.mean(1)).square().mean(1))
     assert latent.d("real", out, shown, None) is None
@@ -293,7 +293,7 @@ def test_latents_are_compared_with_those_of_fake_images():
 def test_masks_hide_squares_from_d_alone():
     parts = Parts("glead+masked", rival_options="masked.share=0.5")
     seen = []
-    judge = lambda img, c: (seen.append(img), parts.loss._score(img, c))[1]
+    judge = lambda img, c: (seen.append(img), parts.loss.judge._score(img, c))[1]
     parts.rivals["masked"].look(judge, parts.batch.real_img, parts.batch.real_c)
     squares = (seen[0] == parts.batch.real_img).all(1).unflatten(2, [8, 2]).unflatten(1, [8, 2]).float().mean([2, 4])
     assert set(squares.unique().tolist()) == {0.0, 1.0} and 0.4 < squares.mean() < 0.6
@@ -351,7 +351,7 @@ def test_features_of_g_are_rebuilt_at_several_resolutions():
 def test_strength_follows_the_scores(options, logits, strengths):
     parts = Parts("glead+ada-lambda", rival_options=options)
     ada = parts.rivals["ada-lambda"]
-    real, fake = (parts.loss._score(parts.fake, parts.batch.gen_c)._replace(logits=torch.tensor(x)[:, None])
+    real, fake = (parts.loss.judge._score(parts.fake, parts.batch.gen_c)._replace(logits=torch.tensor(x)[:, None])
                   for x in logits)
     for strength in strengths:
         for _ in range(4):
@@ -369,7 +369,7 @@ def test_strength_follows_a_schedule():
     weights = []
     for _ in range(5):
         weights.append(parts.loss.fake_tasks[0].weight)
-        parts.loss.finish_d()
+        parts.loss.rivals.step()
     assert weights == [20.0, 17.5, 15.0, 12.5, 10.0]
     parts.loss.load_state_dict({"pl_mean": torch.zeros([]), "rivals": {"lambda-schedule": {"nimg": 16}}})
     assert parts.loss.fake_tasks[0].weight == 15
@@ -380,7 +380,7 @@ def test_finite_differences_estimate_r1(monkeypatch):
     parts = Parts("stylegan2", r1="finite")
     parts.batch = parts.batch._replace(real_img=torch.rand([1, 3, 16, 16]).repeat(4000, 1, 1, 1) * 2 - 1,
                                        real_c=torch.zeros([4000, 0]))
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: img.double().square().sum([1, 2, 3])[:, None] / 100)
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: img.double().square().sum([1, 2, 3])[:, None] / 100)
     parts.run("d_penalty", monkeypatch)
     found = parts.reported["Loss/r1_penalty"]
     exact = (parts.batch.real_img[0] / 50).square().sum().item()
@@ -412,7 +412,7 @@ TRAINED = {     # A composition, and statistics of its own.
                                           "Loss/D/real_fsmr"],
     "stylegan2+wgan-gp+unet+zcr+latent": ["Loss/gp_penalty", "Loss/D/fake_unet", "Loss/D/real_unet", "Loss/G/unet",
                                           "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr", "Loss/D/fake_latent"],
-    "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/centring", "Loss/G/through-g",
+    "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/real_centring", "Loss/G/through-g",
                                                               "Loss/D/fake_g-features"],
     "ggdr+lambda-schedule": ["Loss/D/fake_feature"],
 }

@@ -24,7 +24,7 @@ class ThroughG(Rival):
     """
 
     kind = "through-g"
-    decodes = True
+    decodes = ("G",)
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
@@ -45,7 +45,7 @@ class FeatureReconstruction(Rival):
     """
 
     kind = "g-features"
-    decodes = True
+    decodes = ("fake",)
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
