@@ -67,7 +67,7 @@ class StyleGAN2Loss:
         self.fake_tasks: list[Task | Term] = [*fake_tasks, *self.rivals.terms["fake"]]
         self.g_tasks = self.rivals.terms["G"]
         self.dreg_tasks = real_tasks if config.real_task_in_dreg else ()
-        self.augment = augment
+        self.augment = self.judge.augment = augment
         self.observe_real = observe_real
         self.adversarial = ADVERSARIAL[config.adversarial]()
         self.penalties = build_penalties(self.adversarial.penalties, finite=config.r1 == "finite")

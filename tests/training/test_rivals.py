@@ -11,6 +11,7 @@ from benchmarks.soak import small_config
 from dnnlib.util import UserError
 from tests.training.test_extending import assert_same, train
 from torch_utils import training_stats
+from training.augment import AugmentOutput
 from training.build import build_networks
 from training.config.options import Options
 from training.config.resolve import resolve
@@ -19,7 +20,7 @@ from training.config.schema import DatasetConfig, from_json, to_json
 from training.estimate import count_parameters, estimate_memory, estimate_seconds
 from training.loss import Batch, StyleGAN2Loss
 from training.rivals import RIVAL_CLASSES, build_extras
-from training.tasks import Shown
+from training.tasks import Shown, reconstruct
 
 DATASET = DatasetConfig(path="d", resolution=16)
 N = 8
@@ -76,6 +77,8 @@ def test_the_order_of_a_composition_does_not_matter(said, name):
     ("stylegan2+glead", None, "stylegan2\\+glead names more than one method"),
     ("glead+zcr+zcr", None, "names the same twice"),
     ("relativistic+wgan-gp", None, "relativistic and wgan-gp both change the adversarial loss: leave out one"),
+    ("ar+contrad", None, "ar and contrad both change D's auxiliary head: leave out one of them"),
+    ("ggdr+edited", None, "edited can't be added to ggdr: it goes with glead"),
     ("stylegan2+zcr", "zcr.gen=-1", "--rival-options: zcr.gen is '-1', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "zcr.gen=nan", "zcr.gen is 'nan', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "zcr.gen", "zcr.gen is '', expected a number from 0 to 1000"),
@@ -240,6 +243,71 @@ def test_fsmr_compares_with_a_pass_of_mixed_features():
     torch.testing.assert_close(parts.loss.judge(parts.fake, parts.batch.gen_c).logits, out.logits)     # unhooked
 
 
+def test_scales_are_compared():
+    """With a linear D, the term follows from the images that it was shown."""
+    parts = Parts("stylegan2+cross-scale", rival_options="cross-scale.weight=3")
+    rival, seen, weights = parts.rivals["cross-scale"], [], torch.randn([1, 3, 16, 16])
+    score = lambda img: (img * weights).sum([1, 2, 3])
+    judge = parts.loss.judge
+    judge.augment = lambda img, maps: AugmentOutput(img.flip(3), maps)
+    judge.D = lambda img, c: (seen.append(img), score(img)[:, None])[1]
+    states = parts.G.synthesis.run(parts.G.mapping(parts.batch.gen_z, None), keep=[8]).states
+    large = lambda img: torch.nn.functional.interpolate(img, size=(16, 16), mode="bilinear", align_corners=False)
+    real = parts.batch.real_img
+    for kind, clean, coarse in (("fake", parts.fake, states[8].img),
+                                ("real", real, real.unflatten(3, [8, 2]).unflatten(2, [8, 2]).mean([3, 5]))):
+        shown = parts.shown._replace(img=clean.flip(3), clean=clean, states=states if kind == "fake" else {})
+        term = rival.d(kind, judge(shown.img, shown.c), shown, judge)
+        torch.testing.assert_close(seen[-1], large(coarse).flip(3))
+        torch.testing.assert_close(term, 3 * (score(shown.img) - score(large(coarse).flip(3))).square())
+
+
+def test_contrad_by_brute_force():
+    parts = Parts("stylegan2+contrad", rival_options="contrad.weight=2,contrad.temperature=0.5")
+    contrad, n = parts.rivals["contrad"], 3
+    vectors = torch.nn.functional.normalize(torch.randn([3, 2, n, 5], dtype=torch.float64), dim=3)
+    given = iter(vectors)
+    contrad._heads = lambda images, judge: tuple(next(given))
+    (h1, k1), (h2, k2), (_, k) = vectors.tolist()
+    contrad.d("fake", None, parts.shown, None)
+    found = contrad.d("real", None, parts.shown, None)
+    s = lambda a, b: np.exp(np.dot(a, b) / 0.5)
+    for i in range(n):
+        expected = 0
+        views = [*h1, *h2]
+        for own, partner in ((i, n + i), (n + i, i)):
+            rest = sum(s(views[own], views[j]) for j in range(2 * n) if j != own)
+            expected -= np.log(s(views[own], views[partner]) / rest) / 2
+        rest = sum(s(k[i], other) for j, other in enumerate([*k, *k1, *k2]) if j != i)
+        expected -= np.mean([np.log(s(k[i], k[j]) / rest) for j in range(n) if j != i])
+        assert found[i].item() == pytest.approx(2 * expected)
+    with pytest.raises(UserError, match="contrad compares the images of a batch, and --batch-gpu is 1"):
+        Parts("stylegan2+contrad", batch_gpu=1)
+
+
+def test_realness_of_contrad_trains_the_last_block_alone(monkeypatch):
+    parts = Parts("stylegan2+contrad", rival_options="contrad.weight=0")
+    parts.D.requires_grad_(True)
+    for term in parts.run("d_main", monkeypatch):
+        term.backward()
+    moved = {name.split(".")[0] for name, p in parts.D.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"b4"}
+    (term,) = parts.run("d_penalty", monkeypatch)
+    term.backward()
+    assert parts.D.b16.conv0.weight.grad.any()
+    parts.G.requires_grad_(True)
+    (term,) = parts.run("g_main", monkeypatch)
+    term.backward()
+    assert parts.G.synthesis.b4.const.grad.any()
+    (h, k), n = contrad_heads(parts), torch.ones([N])
+    torch.testing.assert_close(h.norm(dim=1), n)
+    torch.testing.assert_close(k.norm(dim=1), n)
+
+
+def contrad_heads(parts):
+    return parts.rivals["contrad"]._heads(parts.shown, parts.loss.judge)
+
+
 def test_progressive_augmentation_turns_the_score_with_each_bit():
     parts = Parts("stylegan2+pa", rival_options="pa.levels=2,pa.kimg=1")
     pa, seen = parts.rivals["pa"], []
@@ -318,6 +386,30 @@ def test_reconstruction_reaches_g_only_where_it_is_asked_for(monkeypatch):
     assert not torch.allclose(grad, plain_grad)
     with pytest.raises(UserError, match="--lambda-fake is 0"):
         Parts("glead+through-g", lambda_fake=0.0)
+
+
+def test_edited_images_are_rebuilt():
+    parts = Parts("glead+edited", rival_options="edited.share=2,edited.strength=0.25")
+    rival, seen = parts.rivals["edited"], []
+    judge = parts.loss.judge
+    judge.augment = lambda img, maps: (seen.append(img), AugmentOutput(img.flip(3), maps))[1]
+    out = judge(parts.fake, parts.batch.gen_c, decode=True)
+    torch.manual_seed(5)
+    term = rival.d("fake", out, parts.shown, judge)
+    torch.manual_seed(5)
+    w = parts.G.mapping(torch.randn([N, 512]), parts.batch.gen_c)[:, 0]
+    edited = reconstruct(parts.G, out._replace(w=0.75 * out.w + 0.25 * w), res_g=parts.config.D.res_g)
+    torch.testing.assert_close(seen[0], edited, rtol=1e-4, atol=1e-5)
+    shown = parts.shown._replace(img=edited.flip(3))
+    (task,) = parts.loss.fake_tasks[:1]
+    again = judge(shown.img, shown.c, decode=True)
+    torch.manual_seed(5)
+    torch.randn([N, 512])
+    reconstruct(parts.G, out, res_g=parts.config.D.res_g)   # draws noise
+    torch.testing.assert_close(term, 2 * task.weight * task.loss(again, shown), rtol=1e-4, atol=1e-4)
+    assert rival.d("real", out, parts.shown, judge) is None
+    with pytest.raises(UserError, match="edited repeats the task on generated images, and --lambda-fake is 0"):
+        Parts("glead+edited", lambda_fake=0.0)
 
 
 def test_features_of_g_are_rebuilt_at_several_resolutions():
@@ -414,7 +506,8 @@ TRAINED = {     # A composition, and statistics of its own.
                                           "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr", "Loss/D/fake_latent"],
     "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/real_centring", "Loss/G/through-g",
                                                               "Loss/D/fake_g-features"],
-    "ggdr+lambda-schedule": ["Loss/D/fake_feature"],
+    "glead+lambda-schedule+contrad+cross-scale+edited": ["Loss/D/real_contrad", "Loss/D/fake_cross-scale",
+                                                         "Loss/D/real_cross-scale", "Loss/D/fake_edited"],
 }
 
 

@@ -31,7 +31,7 @@ class Rival(NamedTuple):
 
 
 _WEIGHT = Number(1.0, 0, 1000)
-_ADVERSARIAL, _LAMBDA = "the adversarial loss", "the weight of D's tasks"
+_ADVERSARIAL, _LAMBDA, _HEAD = "the adversarial loss", "the weight of D's tasks", "D's auxiliary head"
 _TASKS: tuple[Method, ...] = ("ggdr", "glead", "glead+ggdr")
 
 # Where a paper gives no number that carries over, the number is ours, and `source` says so.
@@ -49,7 +49,13 @@ RIVALS: dict[str, Rival] = {
          "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)}),
     "ar": Rival(
         "Chen et al., CVPR 2019 (SS-GAN): 1 for D, 0.2 for G",
-        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, D=lambda options, config: {"aux_outputs": 4}),
+        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, changes=_HEAD,
+        D=lambda options, config: {"aux_outputs": 4}),
+    "contrad": Rival(
+        "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _WEIGHT, "temperature": Number(0.1, 0.001, 1000)},
+        changes=_HEAD, D=lambda options, config: {"aux_outputs": 256}),
+    "cross-scale": Rival(
+        "no paper that could be compared: the weight is ours", {"weight": _WEIGHT}),
     "fsmr": Rival(
         "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}),
     "pa": Rival(
@@ -67,6 +73,9 @@ RIVALS: dict[str, Rival] = {
         "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
     "through-g": Rival(
         "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",)),
+    "edited": Rival(
+        "no paper: both numbers are ours", {"share": Number(1.0, 0, 1000), "strength": Number(0.5, -10, 10)},
+        methods=("glead",)),
     "g-features": Rival(
         "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr")),
     "ada-lambda": Rival(

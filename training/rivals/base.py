@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar, Collection, Mapping, Sequence, TypeVar
+from typing import Any, Callable, ClassVar, Collection, Mapping, Sequence, TypeVar
 
 import torch
 
 from torch_utils.state import Parts, check
 
+from ..augment import AugmentOutput
 from ..config.schema import TrainingConfig
 from ..networks import Discriminator, DiscriminatorOutput, Generator
 from ..tasks import Shown, Task, build_tasks
@@ -87,6 +88,11 @@ class Judge:
 
     def __init__(self, D: Discriminator, rivals: Sequence[Rival] = ()):
         self.D, self.rivals = D, rivals
+        self.augment: Callable[..., AugmentOutput] | None = None    # `StyleGAN2Loss` sets it.
+
+    def show(self, img: Tensor, c: Tensor) -> Shown:
+        """Other images than those of the batch, augmented as these are."""
+        return Shown(img if self.augment is None else self.augment(img, {}).images, img, c, {})
 
     def __call__(self, img: Tensor, c: Tensor, *, decode: bool = False) -> DiscriminatorOutput:
         """D's decoder and heads run only if asked for."""
