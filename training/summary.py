@@ -6,7 +6,7 @@ import sys
 from .config import comparison
 from .config import schema as configs
 from .config.presets import PRESETS, auto_preset
-from .config.rivals import full_name
+from .config.rivals import name_of
 from .config.schema import DatasetConfig, TrainingConfig
 from .estimate import count_parameters, estimate_memory
 from .prepare_run import detector_of, is_downloaded
@@ -75,7 +75,7 @@ def _describe_decoder(config: TrainingConfig) -> str:
 
 
 def _describe_method(config: TrainingConfig) -> str:
-    text = f"{full_name(configs.to_json(config))}, settings of --cfg={config.preset}"
+    text = f"{name_of(config)}, settings of --cfg={config.preset}"
     if config.recipe == "released":
         text += ", as GLeaD's released program does it; --recipe=paper follows the paper"
     return text

@@ -20,6 +20,7 @@ from training.config.schema import DatasetConfig, from_json, to_json
 from training.estimate import count_parameters, estimate_memory, estimate_seconds
 from training.loss import Batch, StyleGAN2Loss
 from training.rivals import RIVAL_CLASSES, build_extras
+from training.rivals.contrastive import random_view
 from training.tasks import Shown, reconstruct
 
 DATASET = DatasetConfig(path="d", resolution=16)
@@ -262,6 +263,21 @@ def test_scales_are_compared():
         torch.testing.assert_close(term, 3 * (score(shown.img) - score(large(coarse).flip(3))).square())
 
 
+def test_views_are_parts_of_images():
+    """Of a ramp without colours, a view is a ramp, whose steps tell the size of the part and the contrast."""
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1, 1, 16).repeat(4000, 3, 16, 1)
+    view = random_view(ramp)
+    torch.testing.assert_close(view, view.mean([1, 2], keepdim=True).expand_as(view), rtol=1e-3, atol=1e-3)
+    steps = view[:, 0, 0, 9] - view[:, 0, 0, 7]
+    assert steps.sign().mean().abs() < 0.06
+    sizes = (steps.abs() / (4 / 15)).log2()     # of N(0, 1/2), and of the side, from 1/2 to 1
+    assert sizes.mean().item() == pytest.approx(1 - 1 / np.log(2), abs=0.05)
+    assert sizes.var().item() == pytest.approx(0.25 + 1 / np.log(2)**2 - 2, abs=0.05)
+    same = random_view(torch.full([4000, 3, 16, 16], 0.5)).mean([1, 2, 3])
+    assert same.mean().item() == pytest.approx(0.5, abs=0.02) and same.std().item() == pytest.approx(0.2, abs=0.02)
+
+
 def test_contrad_by_brute_force():
     parts = Parts("stylegan2+contrad", rival_options="contrad.weight=2,contrad.temperature=0.5")
     contrad, n = parts.rivals["contrad"], 3
@@ -489,9 +505,11 @@ def test_finite_differences_are_refused_where_they_can_not_do(said, problem):
         configure(r1="finite", **said)
 
 
-@pytest.mark.parametrize("method", ["stylegan2+pa+zcr+ar", "glead+masked+centring+through-g", "stylegan2+unet"])
+@pytest.mark.parametrize("method", [
+    "stylegan2+pa+zcr+ar", "stylegan2+unet+latent+contrad+cross-scale+fsmr+wgan-gp",
+    "glead+masked+centring+through-g+g-features+edited+ada-lambda+relativistic"])
 def test_their_cost_is_estimated(method):
-    config = configure(method, metrics=(), r1="finite")
+    config = configure(method, metrics=())
     assert estimate_seconds(config, None).training > 0
     assert estimate_memory(config, count_parameters(config)).activations > 0
 

@@ -9,12 +9,30 @@ import torch.nn.functional as F
 
 from dnnlib.util import UserError
 
-from ..augment import AugmentPipe
 from ..networks import DiscriminatorOutput
 from ..tasks import Shown
 from .base import Judge, Rival, rival
 
 Tensor = torch.Tensor
+
+
+def random_view(img: Tensor) -> Tensor:
+    """A square part of each image [N, C, R, R], enlarged to all of it, mirrored or not, in other colours.
+
+    Its side is from half to all of that of the image; brightness, contrast and saturation change.
+    """
+    n, device = len(img), img.device
+    side = torch.rand([n], device=device) / 2 + 0.5
+    sign = torch.randint(0, 2, [n], device=device) * 2 - 1
+    turn = torch.stack([side * sign, side], dim=1).diag_embed()     # [N, 2, 2]
+    move = (1 - side)[:, None] * (torch.rand([n, 2], device=device) * 2 - 1)
+    grid = F.affine_grid(torch.cat([turn, move[:, :, None]], dim=2), list(img.shape), align_corners=False)
+    part = F.grid_sample(img, grid, padding_mode="reflection", align_corners=False)
+    light, contrast, saturation = torch.randn([3, n, 1, 1, 1], device=device)
+    grey = part.mean(1, keepdim=True)
+    part = grey + (part - grey) * torch.exp2(saturation)
+    mean = part.mean([1, 2, 3], keepdim=True)
+    return (part - mean) * torch.exp2(contrast / 2) + mean + light / 5
 
 
 @rival
@@ -38,10 +56,6 @@ class ContraD(Rival):
         super().__init__(*args, **known)
         if self.config.batch_gpu < 2:
             raise UserError("contrad compares the images of a batch, and --batch-gpu is 1: expected 2 or more")
-        coloured = self.config.dataset.num_channels == 3
-        pipe = AugmentPipe(xflip=1, xfrac=1, scale=1, brightness=1, contrast=1, hue=coloured, saturation=coloured)
-        self._view = pipe.to(next(self.D.parameters()).device)
-        self._view.p.fill_(0.8)
 
     def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
         if img.requires_grad:
@@ -61,7 +75,7 @@ class ContraD(Rival):
 
     def _heads(self, images: Shown, judge: Judge) -> tuple[Tensor, Tensor]:
         """h and k [N, outputs] of a view of each image, of length 1."""
-        aux = judge(self._view(images.img), images.c, decode=True).aux
+        aux = judge(random_view(images.img), images.c, decode=True).aux
         h, k = (F.normalize(half, dim=1) for half in aux.chunk(2, dim=1))
         return h, k
 
