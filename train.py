@@ -15,7 +15,7 @@ from training.config import checks, comparison, released
 from training.config.options import ONCE, SECOND_NAMES, on_command_line
 from training.config.resolve import resolve, warnings
 from training.config.rivals import name_of
-from training.config.schema import TrainingConfig, to_json
+from training.config.schema import TrainingConfig
 from training.runs import resume, run_dir
 
 

@@ -81,6 +81,7 @@ def test_the_order_of_a_composition_does_not_matter(said, name):
     ("ar+contrad", None, "ar and contrad both change D's auxiliary head: leave out one of them"),
     ("ggdr+edited", None, "edited can't be added to ggdr: it goes with glead"),
     ("stylegan2+zcr", "zcr.gen=-1", "--rival-options: zcr.gen is '-1', expected a number from 0 to 1000"),
+    ("stylegan2+zcr", "zcr.gen=1,zcr.gen=2", "--rival-options: zcr.gen is set twice: leave out one of them"),
     ("stylegan2+zcr", "zcr.gen=nan", "zcr.gen is 'nan', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "zcr.gen", "zcr.gen is '', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "centring.weight=1", "'centring.weight=1' sets no option of this --method: expected NAME=NUMBER"),
@@ -527,6 +528,10 @@ TRAINED = {     # A composition, and statistics of its own.
     "glead+lambda-schedule+contrad+cross-scale+edited": ["Loss/D/real_contrad", "Loss/D/fake_cross-scale",
                                                          "Loss/D/real_cross-scale", "Loss/D/fake_edited"],
 }
+
+
+def test_all_rivals_are_trained():
+    assert {name for method in TRAINED for name in read_method(method)[1]} == set(RIVALS)
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -161,8 +161,12 @@ def read_options(text: str | None, rivals: Iterable[str]) -> dict[str, dict[str,
         UserError: There is no such option, or its value is no number or out of range.
     """
     options = {name: {option: number.default for option, number in RIVALS[name].options.items()} for name in rivals}
+    said: set[str] = set()
     for part in text.split(",") if text else ():
         name, _, value = part.partition("=")
+        if name in said:
+            raise UserError(f"--rival-options: {name} is set twice: leave out one of them")
+        said.add(name)
         rival, _, option = name.partition(".")
         if option not in options.get(rival, ()):
             known = [f"{rival}.{option}" for rival in options for option in options[rival]]

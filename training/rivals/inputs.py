@@ -21,8 +21,7 @@ class AuxiliaryRotation(Rival):
         L_D += dis E[-log Q_D(r | x^r)]         of real images
         L_G += gen E[-log Q_D(r | G(z)^r)]      of fake ones
 
-    Q_D is a linear head on the mean of D's 4x4 features. Each image is turned once; the authors turn a part of the
-    batch in all four ways.
+    Q_D is a linear head on the mean of D's 4x4 features. Each image is turned once, by a number that is drawn for it.
     """
 
     kind = "ar"
