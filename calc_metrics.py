@@ -355,11 +355,13 @@ def table(
 
 
 @click.command(cls=cli.Command)
+@click.option("--methods", type=cli.CommaList(), metavar="NAME,...", help="As train.py --method. The first one is what "
+              "the others are compared with.  [default: the four without rivals]")
 @click.option("--cfg", default="paper256", show_default=True, help="Settings, as train.py --cfg.")
 @click.option("--resolution", type=click.IntRange(8, 1024), default=256, show_default=True, help="Side of the images.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images in a step.")
 @device_option
-def cost(cfg: str, resolution: int, batch: int, device: str | None) -> None:
+def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, device: str | None) -> None:
     """Measure what each method costs on this device, and how much more than StyleGAN2.
 
     Parameters, multiply-accumulates, times of forward passes and of a training step, and the memory that it takes.
@@ -371,9 +373,10 @@ def cost(cfg: str, resolution: int, batch: int, device: str | None) -> None:
     from training.config.presets import METHODS
 
     place = misc.pick_device(device)
-    found = []
-    for method in METHODS:
-        config = costs.configure(method, cfg=cfg, resolution=resolution, batch=batch, device=place.type)
+    found, all_methods = [], methods or METHODS
+    configs = [costs.configure(method, cfg=cfg, resolution=resolution, batch=batch, device=place.type)
+               for method in all_methods]
+    for method, config in zip(all_methods, configs):
         click.echo(f"Measuring {method} on {place} ...", err=True)
         found.append(costs.measure(config))
     print(costs.format_costs(found))

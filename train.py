@@ -14,8 +14,8 @@ from training.adversarial import ADVERSARIAL
 from training.config import checks, comparison, released
 from training.config.options import ONCE, SECOND_NAMES, on_command_line
 from training.config.resolve import resolve, warnings
-from training.config.rivals import full_name
-from training.config.schema import TrainingConfig, to_json
+from training.config.rivals import name_of
+from training.config.schema import TrainingConfig
 from training.runs import resume, run_dir
 
 
@@ -108,7 +108,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
     # Trust is of this command alone: what a run's options say may come from a stranger.
     problems = prepare_run.check_machine(config, options, run=run, trust=command.get("trust_net", False),
                                          of_source=problems)
-    description = comparison.run_name(source.name, full_name(to_json(config)))
+    description = comparison.run_name(source.name, name_of(config))
     if options.dry_run:
         show(config, command, description, run, source, problems)
         return None

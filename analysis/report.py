@@ -23,7 +23,7 @@ from training.runs.previews import preview
 from training.runs.resume import flat, is_busy, is_finished
 from training.runs.training_state import list_states, pickle_kimg
 
-from .curves import Curve, read_curves, read_run_options, unique_labels
+from .curves import Curve, method_of, read_curves, read_run_options, unique_labels
 
 NAME = "report.html"
 _MAX_SNAPSHOTS = 100        # Of all runs together, evenly spaced: with the limit below, pictures take 8 MB at most.
@@ -160,7 +160,7 @@ def _facts(
     kimg = max([*ticks, *(state.nimg / 1000 for state in states[:1])], default=0)
     finished = total is not None and is_finished(str(run_dir), total)
     state = "finished" if finished else "training" if is_busy(run_dir) else "stopped"
-    facts = {"directory": str(run_dir), "method": str(config.get("method", "unknown")), "state": state,
+    facts = {"directory": str(run_dir), "method": method_of(run_dir) or "unknown", "state": state,
              "images shown to D": f"{kimg:,.10g} kimg" + ("" if total is None else f" of {total:,.10g}")}
     seconds = curves.get("Timing/total_sec", Curve([], [])).values[-1:]
     if seconds:

@@ -7,8 +7,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 METHODS=stylegan2,ggdr,glead,glead+ggdr,stylegan2+wgan-gp,stylegan2+relativistic,stylegan2+centring,stylegan2+zcr
-METHODS+=,stylegan2+ar,stylegan2+fsmr,stylegan2+pa,stylegan2+unet,stylegan2+latent,glead+centring,glead+relativistic
-METHODS+=,glead+masked,glead+through-g,glead+g-features,glead+ada-lambda,glead+lambda-schedule
+METHODS+=,stylegan2+ar,stylegan2+fsmr,stylegan2+pa,stylegan2+unet,stylegan2+latent,stylegan2+contrad
+METHODS+=,stylegan2+cross-scale,glead+centring,glead+relativistic,glead+masked,glead+through-g,glead+g-features
+METHODS+=,glead+edited,glead+ada-lambda,glead+lambda-schedule
 
 offer_help "$@"
 trap die_interrupted INT

@@ -15,7 +15,7 @@ class AdversarialLoss(Protocol):
     """Functions of logits [N, 1], each giving a loss [N, 1].
 
     Where `paired` is false, fake and real images enter separate terms, so that their graphs are never held at the same
-    time. Where it is true, `d_pair` takes both.
+    time: D's loss is `d_fake` and then `d_real`, whose `fake` carries no gradient. Where it is true, it carries one.
     """
 
     kind: ClassVar[str]
@@ -28,18 +28,16 @@ class AdversarialLoss(Protocol):
 
     def d_fake(self, fake: Tensor) -> Tensor: ...
 
-    def d_real(self, real: Tensor) -> Tensor: ...
-
-    def d_pair(self, fake: Tensor, real: Tensor) -> Tensor: ...
+    def d_real(self, real: Tensor, fake: Tensor) -> Tensor: ...
 
 
 ADVERSARIAL: dict[str, type[AdversarialLoss]] = {}
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound="type[AdversarialLoss]")
 
 
 def adversarial_loss(cls: T) -> T:
     """Class decorator: enters the class into `ADVERSARIAL` under its `kind`."""
-    ADVERSARIAL[cls.kind] = cls  # type: ignore[attr-defined]  # a paired loss has other methods than one that is not
+    ADVERSARIAL[cls.kind] = cls
     return cls
 
 
@@ -63,7 +61,7 @@ class Logistic:
     def d_fake(self, fake: Tensor) -> Tensor:
         return _softplus(fake)
 
-    def d_real(self, real: Tensor) -> Tensor:
+    def d_real(self, real: Tensor, fake: Tensor) -> Tensor:
         return _softplus(-real)
 
 
@@ -82,7 +80,10 @@ class Relativistic:
     def g(self, fake: Tensor, real: Tensor) -> Tensor:
         return _softplus(real - fake)
 
-    def d_pair(self, fake: Tensor, real: Tensor) -> Tensor:
+    def d_fake(self, fake: Tensor) -> Tensor:
+        return fake.new_zeros(fake.shape)   # All of it is in pairs.
+
+    def d_real(self, real: Tensor, fake: Tensor) -> Tensor:
         return _softplus(fake - real)
 
 
@@ -104,5 +105,5 @@ class Wasserstein:
     def d_fake(self, fake: Tensor) -> Tensor:
         return fake
 
-    def d_real(self, real: Tensor) -> Tensor:
+    def d_real(self, real: Tensor, fake: Tensor) -> Tensor:
         return -real

@@ -12,11 +12,12 @@ from metrics.published import TABLES
 from training.build import build_networks
 from training.config.options import Options
 from training.config.resolve import resolve
-from training.config.schema import DatasetConfig, Method, TrainingConfig
+from training.config.rivals import name_of
+from training.config.schema import DatasetConfig, TrainingConfig
 from training.loss import Batch, StyleGAN2Loss
 from training.perceptual import build_stand_in
 from training.phases import GradientGuard, Phase, build_phases
-from training.tasks import build_tasks
+from training.rivals import build_extras
 
 _MIN_SEC = 1.0      # Each thing is timed at least that long.
 
@@ -35,7 +36,7 @@ class Cost(NamedTuple):
     memory_gb: float | None     # The most that a training step takes on a GPU; None on a CPU.
 
 
-def configure(method: Method, *, cfg: str, resolution: int, batch: int, device: str) -> TrainingConfig:
+def configure(method: str, *, cfg: str, resolution: int, batch: int, device: str) -> TrainingConfig:
     """The published settings of a method."""
     options = Options(method=method, cfg=cfg, aug="noaug", batch=batch, batch_gpu=batch)
     return resolve(options, DatasetConfig(path="random", resolution=resolution), device=device)
@@ -49,8 +50,8 @@ def measure(config: TrainingConfig) -> Cost:
     G, D = (net.train().requires_grad_(False).to(device) for net in build_networks(config))
     # Untrained perceptual nets cost the same, and need no files.
     distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
-    real_tasks, fake_tasks = build_tasks(config, G, build_distance=distance)
-    phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, real_tasks=real_tasks, fake_tasks=fake_tasks))
+    extras = build_extras(config, G, D, build_distance=distance)
+    phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, **extras))
     guard, side = GradientGuard(device), config.dataset.resolution
     z, c = torch.randn([count, G.z_dim], device=device), torch.zeros([count, 0], device=device)
     img = torch.rand([count, config.dataset.num_channels, side, side], device=device) * 2 - 1
@@ -58,13 +59,14 @@ def measure(config: TrainingConfig) -> Cost:
     step_sec = sum(_seconds(functools.partial(_run, phase, batch, guard)) / phase.interval for phase in phases)
     memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
     G.eval(), D.eval()
-    passes: dict[str, Callable[[], Any]] = {"G": lambda: G(z, c), "D": lambda: D.run(img, c)}
+    judge = functools.partial(extras["rivals"].judge, img, c, decode=True)
+    passes: dict[str, Callable[[], Any]] = {"G": lambda: G(z, c), "D": judge}
     with torch.inference_mode():
         gmac = {name: _count_flop(work) / 2e9 / count for name, work in passes.items()}
         ms = {name: 1e3 * _seconds(work) / count for name, work in passes.items()}
     G_params, D_params = (sum(parameter.numel() for parameter in net.parameters()) for net in (G, D))
-    return Cost(config.method, G_params, D_params, G_gmac=gmac["G"], D_gmac=gmac["D"], G_ms=ms["G"], D_ms=ms["D"],
-                step_ms=1e3 * step_sec / count, memory_gb=memory)
+    return Cost(name_of(config), G_params, D_params, G_gmac=gmac["G"], D_gmac=gmac["D"], G_ms=ms["G"],
+                D_ms=ms["D"], step_ms=1e3 * step_sec / count, memory_gb=memory)
 
 
 def _run(phase: Phase, batch: Batch, guard: GradientGuard) -> None:

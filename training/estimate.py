@@ -181,13 +181,11 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     """
     import torch
 
-    from training.loss import StyleGAN2Loss
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
     G, D, extras = _build(config, "cpu")
-    G, D, tasks = G.eval(), D.eval(), [*extras["real_tasks"], *extras["fake_tasks"]]
-    judge = StyleGAN2Loss(G, D, config=config.loss, **extras).judge
+    G, D, judge, tasks = G.eval(), D.eval(), extras["rivals"].judge, [*extras["real_tasks"], *extras["fake_tasks"]]
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
         ws = G.mapping(z, c)

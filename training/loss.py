@@ -4,7 +4,6 @@ One method for each training phase. A method yields scalar terms; the caller sca
 asks for the next one, so that the graphs of fake and real images are not held at the same time.
 """
 
-import functools
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -12,14 +11,14 @@ import torch
 
 from torch_utils import distributed, misc, training_stats
 from torch_utils.ops import conv2d_gradfix
-from torch_utils.state import Parts, capture, check, restore
+from torch_utils.state import capture, check, restore
 
 from .adversarial import ADVERSARIAL
 from .augment import AugmentOutput
 from .config.schema import LossConfig
 from .networks import Discriminator, DiscriminatorOutput, Generator
 from .penalties import build_penalties, input_gradient
-from .rivals import Rival
+from .rivals import Rivals, Term
 from .tasks import Shown, Task
 
 Tensor = torch.Tensor
@@ -55,36 +54,34 @@ class StyleGAN2Loss:
         config: LossConfig,
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
-        rivals: Sequence[Rival] = (),                           # What else changes D or its loss.
+        rivals: Rivals | None = None,                           # What else changes D or the losses.
         augment: Augment | None = None,                         # What happens to all images before D sees them.
         observe_real: Callable[[Tensor], None] | None = None,   # Called with D's logits of real images.
     ):
         self.G = G
         self.D = D
         self.config = config
-        self.real_tasks = real_tasks
-        self.fake_tasks = fake_tasks
-        self.rivals = rivals
-        self.augment = augment
+        self.rivals = rivals or Rivals(D)
+        self.judge = self.rivals.judge
+        self.real_tasks: list[Task | Term] = [*real_tasks, *self.rivals.terms["real"]]
+        self.fake_tasks: list[Task | Term] = [*fake_tasks, *self.rivals.terms["fake"]]
+        self.g_tasks = self.rivals.terms["G"]
+        self.dreg_tasks = real_tasks if config.real_task_in_dreg else ()
+        self.augment = self.judge.augment = augment
         self.observe_real = observe_real
         self.adversarial = ADVERSARIAL[config.adversarial]()
         self.penalties = build_penalties(self.adversarial.penalties, finite=config.r1 == "finite")
-        self.paired = self.adversarial.paired or any(rival.paired for rival in rivals)
+        self.paired = self.adversarial.paired or self.rivals.paired
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
         self._pl_means: list[Tensor] = []   # Its next value, as each part of the batch would have it.
 
     def state_dict(self) -> dict[str, Any]:
-        rivals = self._rivals_with_state()
-        return {"pl_mean": self.pl_mean} | ({"rivals": capture(rivals)} if rivals else {})
+        return {"pl_mean": self.pl_mean, **capture(self.rivals.parts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        rivals = self._rivals_with_state()
-        check(state, {"pl_mean": self.pl_mean} | ({"rivals": object} if rivals else {}))
-        restore(rivals, state.get("rivals", {}), "rivals")
+        check(state, {"pl_mean": self.pl_mean, **dict.fromkeys(self.rivals.parts, object)})
+        restore(self.rivals.parts, {name: state[name] for name in self.rivals.parts})
         self.pl_mean = state["pl_mean"].to(self.pl_mean.device)
-
-    def _rivals_with_state(self) -> Parts:
-        return {rival.kind: rival for rival in self.rivals if rival.remembers}
 
     # Phases.
 
@@ -92,16 +89,14 @@ class StyleGAN2Loss:
         """G's adversarial loss, L_G = softplus(-D(G(z))) (GLeaD, Eq. 8)."""
         ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         shown = self._shown(self.G.synthesis(ws), batch.gen_c, z=batch.gen_z, ws=ws)
-        fake = self.judge(shown.img, shown.c)
+        fake = self._judge("fake", shown, self.g_tasks)
         real_logits = None
         if self.adversarial.paired:
             with torch.no_grad():
                 real_logits = self.judge(self._shown(batch.real_img, batch.real_c).img, batch.real_c).logits
         loss = self.adversarial.g(fake.logits, real_logits)
-        self._report_scores("fake", fake.logits)
         training_stats.report("Loss/G/loss", loss)
-        yield loss.mean() + self._total(
-            {f"Loss/G/{rival.kind}": rival.g(fake, shown, self.judge) for rival in self.rivals})
+        yield loss.mean() + self._run_tasks("G/", self.g_tasks, fake, shown)
 
     def g_path_length(self, batch: Batch) -> Iterator[Tensor]:
         """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on a part of the batch."""
@@ -133,6 +128,7 @@ class StyleGAN2Loss:
     def forget_parts(self) -> None:
         """Before the parts of a batch are computed again from the first one on."""
         self._pl_means.clear()
+        self.rivals.forget()
 
     def update_pl_mean(self) -> None:
         """One step of the moving average of path lengths, after all parts of the batch. All ranks call this."""
@@ -143,56 +139,31 @@ class StyleGAN2Loss:
         """D's adversarial loss and its tasks, L_D + L_rec (GLeaD, Eq. 7 and 9): fake images first, then real ones."""
         shown = self._generate(batch)
         fake = self._judge("fake", shown, self.fake_tasks)
-        fake_terms = self._run_tasks("fake", self.fake_tasks, fake, shown) + self._run_rivals("fake", fake, shown)
-        if self.paired:
-            yield self._pair(fake, batch) + fake_terms
-            return
-        loss_fake = self.adversarial.d_fake(fake.logits)
-        yield loss_fake.mean() + fake_terms
-        loss_fake, fake, fake_terms = loss_fake.detach(), None, None  # free the graph of the fake images
+        fake_logits, loss_fake = fake.logits, self.adversarial.d_fake(fake.logits)
+        terms = [loss_fake.mean() + self._run_tasks("D/fake_", self.fake_tasks, fake, shown)]
+        if not self.paired:
+            yield terms.pop()
+            fake, fake_logits, loss_fake = None, fake_logits.detach(), loss_fake.detach()   # free the graph
 
         shown = self._shown(batch.real_img, batch.real_c)
         real = self._judge("real", shown, self.real_tasks)
-        loss_real = self.adversarial.d_real(real.logits)
+        loss_real = self.adversarial.d_real(real.logits, fake_logits)
         training_stats.report("Loss/D/loss", loss_fake + loss_real)
-        yield loss_real.mean() + self._run_tasks("real", self.real_tasks, real, shown) + self._run_rivals(
-            "real", real, shown)
-
-    def _pair(self, fake: DiscriminatorOutput, batch: Batch) -> Tensor:
-        """D's loss where real and fake images meet in one term, with all that concerns real ones."""
-        shown = self._shown(batch.real_img, batch.real_c)
-        real = self._judge("real", shown, self.real_tasks)
-        if self.adversarial.paired:
-            loss = self.adversarial.d_pair(fake.logits, real.logits)
-        else:
-            loss = self.adversarial.d_fake(fake.logits) + self.adversarial.d_real(real.logits)
-        training_stats.report("Loss/D/loss", loss)
-        pairs = {f"Loss/D/{rival.kind}": rival.pair(fake.logits, real.logits) for rival in self.rivals}
-        return loss.mean() + self._run_tasks("real", self.real_tasks, real, shown) + self._run_rivals(
-            "real", real, shown) + self._total(pairs)
+        yield loss_real.mean() + self._run_tasks("D/real_", self.real_tasks, real, shown) + sum(terms)
 
     def d_penalty(self, batch: Batch) -> Iterator[Tensor]:
-        """The gradient penalties of the adversarial loss: R1 for StyleGAN2."""
+        """The gradient penalties of the adversarial loss: for StyleGAN2, R1, gamma / 2 |dD(x)/dx|^2."""
         for penalty in self.penalties:
-            img, c = penalty.images(batch, lambda: self._generate(batch).clean)
-            tasks = self.real_tasks if penalty.kind == "real" and self.config.real_task_in_dreg else ()
-            judge = functools.partial(self._judge_again, penalty.kind, tasks, c)
-            value, out, shown = penalty.of(img.detach(), judge, self.judge)
+            img, c = penalty.images(batch, self._generate)
+            tasks = self.dreg_tasks if penalty.kind == "real" else ()
+            shown = self._shown(img, c)
+            with penalty.derivatives():
+                out = self._judge(penalty.kind, shown, tasks)
+                value = penalty.of(out.logits, img, shown, self.judge)
             loss = value * (self.config.r1_gamma * penalty.scale)
             training_stats.report(f"Loss/{penalty.name}_penalty", value)
             training_stats.report("Loss/D/reg", loss)
-            yield loss.mean() + self._run_tasks(penalty.kind, tasks, out, shown)
-
-    def _judge_again(
-        self, kind: str, tasks: Sequence[Task], c: Tensor, img: Tensor
-    ) -> tuple[DiscriminatorOutput, Shown]:
-        shown = self._shown(img, c)
-        return self._judge(kind, shown, tasks), shown
-
-    def finish_d(self) -> None:
-        """After D's loss of all parts of the batch. All ranks call this."""
-        for rival in self.rivals:
-            rival.step()
+            yield loss.mean() + self._run_tasks(f"D/{penalty.kind}_", tasks, out, shown)
 
     # Parts.
 
@@ -213,9 +184,8 @@ class StyleGAN2Loss:
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with those states of G that D's tasks and rivals need."""
-        needed: list[Task | Rival] = [*self.fake_tasks, *self.rivals]
-        keep = sorted({res for part in needed for res in part.states})
+        """Fake images for D, with those states of G that D's tasks need."""
+        keep = sorted({res for task in self.fake_tasks for res in task.states})
         ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
         return self._shown(img, batch.gen_c, states=states, z=batch.gen_z, ws=ws)
@@ -228,41 +198,20 @@ class StyleGAN2Loss:
         states = {res: state._replace(x=out.maps[res]) for res, state in states.items()}
         return Shown(out.images, img, c, states, **latents)
 
-    def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task]) -> DiscriminatorOutput:
-        out = self.judge(shown.img, shown.c, decode=bool(tasks))
+    def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task | Term]) -> DiscriminatorOutput:
+        out = self.judge(shown.img, shown.c, decode=any(task.decodes for task in tasks))
         self._report_scores(kind, out.logits)
         return out
 
-    def judge(self, img: Tensor, c: Tensor, *, decode: bool = False) -> DiscriminatorOutput:
-        """D's output, as rivals let it see the images. Its decoder and heads run only if asked for."""
-        look = self.D.run if decode or any(rival.decodes for rival in self.rivals) else self._score
-        for rival in self.rivals:
-            look = functools.partial(rival.look, look)
-        return look(img, c)
-
-    def _score(self, img: Tensor, c: Tensor) -> DiscriminatorOutput:
-        return DiscriminatorOutput(self.D(img, c), {}, None, None, None)
-
-    def _run_rivals(self, kind: str, out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
-        return self._total({f"Loss/D/{kind}_{rival.kind}": rival.d(kind, out, shown, self.judge)
-                            for rival in self.rivals})
-
     @staticmethod
-    def _total(terms: dict[str, Tensor | None]) -> Tensor | float:
-        """The sum of means of those terms that there are."""
-        total: Tensor | float = 0.0
-        for name, term in terms.items():
-            if term is not None:
-                training_stats.report(name, term)
-                total = total + term.mean()
-        return total
-
-    def _run_tasks(self, kind: str, tasks: Sequence[Task], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
+    def _run_tasks(name: str, tasks: Sequence[Task | Term], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
+        """The sum of the means of their weighted losses."""
         total: Tensor | float = 0.0
         for task in tasks:
-            loss = task.loss(out, shown) * task.weight
-            training_stats.report(f"Loss/D/{kind}_{task.kind}", loss)
-            total = total + loss.mean()
+            loss = task.loss(out, shown)
+            if loss is not None:
+                training_stats.report(f"Loss/{name}{task.kind}", loss * task.weight)
+                total = total + (loss * task.weight).mean()
         return total
 
     def _report_scores(self, kind: str, logits: Tensor) -> None:

@@ -5,21 +5,20 @@ An adversarial loss names those that belong to it (`adversarial.AdversarialLoss.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+import contextlib
+from typing import TYPE_CHECKING, Callable, ContextManager
 
 import torch
 
 from torch_utils.ops import conv2d_gradfix
 
-from .networks import DiscriminatorOutput
-
 if TYPE_CHECKING:
     from .loss import Batch
+    from .rivals import Judge
     from .tasks import Shown
 
 Tensor = torch.Tensor
-Again = Callable[[Tensor], "tuple[DiscriminatorOutput, Shown]"]     # Of images before augmentation.
-Judge = Callable[..., DiscriminatorOutput]                          # Of images after it, and labels.
+Generate = Callable[["Batch"], "Shown"]     # Fake images, before and after augmentation.
 
 
 def input_gradient(y: Tensor, x: Tensor) -> Tensor:
@@ -36,20 +35,20 @@ class R1:
     kind = "real"   # Of images, in statistics of scores.
     scale = 1 / 2   # Of gamma.
 
-    def images(self, batch: Batch, generate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Images [N, C, R, R] before augmentation, and their labels."""
-        return batch.real_img, batch.real_c
+    def images(self, batch: Batch, generate: Generate) -> tuple[Tensor, Tensor]:
+        """Images [N, C, R, R] before augmentation, for which gradients are kept, and their labels."""
+        return batch.real_img.detach().requires_grad_(), batch.real_c
+
+    def derivatives(self) -> ContextManager[None]:
+        """Surrounds D's pass and `of`."""
+        return conv2d_gradfix.second_order()
+
+    def of(self, logits: Tensor, img: Tensor, shown: Shown, judge: Judge) -> Tensor:
+        """The penalty [N] of D's logits [N, 1] of the images, which it saw as `shown`."""
+        return self.value(input_gradient(logits.sum(), img).square().sum([1, 2, 3]))
 
     def value(self, squared_norms: Tensor) -> Tensor:
         return squared_norms
-
-    def of(self, img: Tensor, again: Again, judge: Judge) -> tuple[Tensor, DiscriminatorOutput, Shown]:
-        """The penalty [N], and D's output with what it was shown."""
-        img.requires_grad_()
-        with conv2d_gradfix.second_order():
-            out, shown = again(img)
-            grads = input_gradient(out.logits.sum(), img)
-        return self.value(grads.square().sum([1, 2, 3])), out, shown
 
 
 class R2(R1):
@@ -57,8 +56,8 @@ class R2(R1):
 
     name, kind = "r2", "fake"
 
-    def images(self, batch: Batch, generate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        return generate(), batch.gen_c
+    def images(self, batch: Batch, generate: Generate) -> tuple[Tensor, Tensor]:
+        return generate(batch).clean.detach().requires_grad_(), batch.gen_c
 
 
 class Interpolates(R1):
@@ -66,9 +65,9 @@ class Interpolates(R1):
 
     name, kind, scale = "gp", "mixed", 1.0
 
-    def images(self, batch: Batch, generate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def images(self, batch: Batch, generate: Generate) -> tuple[Tensor, Tensor]:
         share = torch.rand([len(batch.real_img), 1, 1, 1], device=batch.real_img.device)
-        return generate().lerp(batch.real_img, share), batch.real_c
+        return generate(batch).clean.lerp(batch.real_img, share).detach().requires_grad_(), batch.real_c
 
     def value(self, squared_norms: Tensor) -> Tensor:
         return ((squared_norms + 1e-12).sqrt() - 1).square()    # the root has no derivative at 0
@@ -87,13 +86,16 @@ class Finite(R1):
     def __init__(self, exact: R1):
         self.name, self.kind, self.scale, self.exact = exact.name, exact.kind, exact.scale, exact
 
-    def images(self, batch: Batch, generate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        return self.exact.images(batch, generate)
+    def images(self, batch: Batch, generate: Generate) -> tuple[Tensor, Tensor]:
+        img, c = self.exact.images(batch, generate)
+        return img.detach(), c
 
-    def of(self, img: Tensor, again: Again, judge: Judge) -> tuple[Tensor, DiscriminatorOutput, Shown]:
-        out, shown = again(img)
+    def derivatives(self) -> ContextManager[None]:
+        return contextlib.nullcontext()
+
+    def of(self, logits: Tensor, img: Tensor, shown: Shown, judge: Judge) -> Tensor:
         moved = judge(shown.img + self.eps * torch.randn_like(shown.img), shown.c)
-        return ((moved.logits - out.logits) / self.eps).square().flatten(), out, shown
+        return ((moved.logits - logits) / self.eps).square().flatten()
 
 
 PENALTIES: dict[str, type[R1]] = {"r1": R1, "r2": R2, "gp": Interpolates}

@@ -50,7 +50,7 @@ def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
         phases.append(Phase(name="Greg", module=loss.G, opt=G_opt, loss=loss.g_path_length,
                             interval=c.g_reg_interval, gain=c.g_reg_interval, finish=loss.update_pl_mean))
     phases.append(Phase(name="Dmain", module=loss.D, opt=D_opt, loss=loss.d_main, interval=1, gain=1,
-                        finish=loss.finish_d))
+                        finish=loss.rivals.step))
     if c.loss.r1_gamma > 0:
         phases.append(Phase(name="Dreg", module=loss.D, opt=D_opt, loss=loss.d_penalty,
                             interval=c.d_reg_interval, gain=c.d_reg_interval))

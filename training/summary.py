@@ -12,7 +12,7 @@ from .config import comparison
 from .config import schema as configs
 from .config.options import AUGMENTATION, BASIC, DATA, METHOD, OPTIONS, TRANSFER, get, shown_value
 from .config.presets import PRESETS, auto_preset
-from .config.rivals import full_name
+from .config.rivals import name_of
 from .config.schema import TaskConfig, TrainingConfig
 from .estimate import count_parameters, estimate_memory
 from .prepare_run import detector_of, is_downloaded
@@ -80,7 +80,7 @@ def _describe_decoder(config: TrainingConfig) -> str:
 
 
 def _describe_method(config: TrainingConfig) -> str:
-    text = f"{full_name(configs.to_json(config))}, settings of --cfg={config.preset}"
+    text = f"{name_of(config)}, settings of --cfg={config.preset}"
     if config.recipe == "released":
         text += ", as GLeaD's released program does it; --recipe=paper follows the paper"
     return text

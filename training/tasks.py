@@ -52,6 +52,7 @@ class Task(Protocol):
     distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
     compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
     options: ClassVar[Mapping[str, TaskOption]]  # Its own, by name.
+    decodes: ClassVar[bool]                 # It looks at what D's decoder and heads give.
     weight: float
     states: Collection[int]                 # Resolutions at which it needs states of G.
 
@@ -89,6 +90,7 @@ class FeatureMatching:
     distances = ("cosine",)
     compared = "feature maps (gfeat)"
     options: Mapping[str, TaskOption] = {}
+    decodes = True
 
     def __init__(self, *, res: int, weight: float = 10):
         self.res = res
@@ -121,6 +123,7 @@ class ImageReconstruction:
     distances = ("perceptual", "mse")
     compared = "images (gfwimage)"
     options: Mapping[str, TaskOption] = {}
+    decodes = True
     states: Collection[int] = ()
 
     def __init__(

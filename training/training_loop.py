@@ -14,6 +14,7 @@ from torch_utils.state import Parts, capture
 from . import snapshot
 from .ada import build_augmentation, current_strength
 from .build import build_networks
+from .config.rivals import name_of
 from .config.schema import TrainingConfig, to_json, to_legacy_kwargs
 from .data.dataset import ImageFolderDataset
 from .data.loader import BatchLoader, ImageBatch, TrainingOrder
@@ -114,7 +115,7 @@ class Trainer:
         self.tick = UnfinishedTick(self.run_dir, c.metrics)
         self.log = RunLog(self.run_dir, config=c, device=self.device, progress=self.progress)
         self.checkpoints = Checkpoints(self.run_dir, keep=Keep.parse(c.keep), metric=next(iter(c.metrics), None),
-                                       snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1))
+                                       snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1), method=name_of(c))
 
     def parts(self) -> Parts:
         """All that has state, in the order in which it is restored. A training state holds it by these names."""

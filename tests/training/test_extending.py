@@ -30,6 +30,7 @@ class LatentRegression:
     distances = ()
     compared = "latents"
     options = {"margin": TaskOption(default=0.0, low=0, high=1)}
+    decodes = True
     states = ()
 
     def __init__(self, weight, margin):
@@ -57,8 +58,11 @@ class LeastSquares:
     def g(self, fake, real):
         return (fake - 1).square() + real
 
-    def d_pair(self, fake, real):
-        return fake.square() + (real - 1).square()
+    def d_fake(self, fake):
+        return fake.square()
+
+    def d_real(self, real, fake):
+        return (real - 1).square()
 
 
 @pytest.fixture

@@ -273,6 +273,7 @@ class MeanColour:
     kind = "colour"
     weight = 2.0
     states = ()
+    decodes = True
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> torch.Tensor:
         return (out.fmaps[8][:, :3].mean([2, 3]) - shown.img.mean([2, 3])).square().sum(1)

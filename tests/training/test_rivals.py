@@ -11,6 +11,7 @@ from benchmarks.soak import small_config
 from dnnlib.util import UserError
 from tests.training.test_extending import assert_same, train
 from torch_utils import training_stats
+from training.augment import AugmentOutput
 from training.build import build_networks
 from training.config.options import Options
 from training.config.resolve import resolve
@@ -19,7 +20,8 @@ from training.config.schema import DatasetConfig, from_json, to_json
 from training.estimate import count_parameters, estimate_memory, estimate_seconds
 from training.loss import Batch, StyleGAN2Loss
 from training.rivals import RIVAL_CLASSES, build_extras
-from training.tasks import Shown
+from training.rivals.contrastive import random_view
+from training.tasks import Shown, reconstruct
 
 DATASET = DatasetConfig(path="d", resolution=16)
 N = 8
@@ -42,7 +44,7 @@ class Parts:
         self.batch = Batch(torch.rand([N, 3, 16, 16]) * 2 - 1, no_labels, torch.randn([N, 512]), no_labels)
         self.loss = StyleGAN2Loss(self.G, self.D, config=self.config.loss,
                                   **build_extras(self.config, self.G, self.D))
-        self.rivals = {rival.kind: rival for rival in self.loss.rivals}
+        self.rivals = {rival.kind: rival for rival in self.loss.judge.rivals}
         self.fake = self.G.synthesis(self.G.mapping(self.batch.gen_z, no_labels))
         self.shown = Shown(self.fake, self.fake, no_labels, {}, self.batch.gen_z, None)
         self.reported = {}
@@ -76,7 +78,10 @@ def test_the_order_of_a_composition_does_not_matter(said, name):
     ("stylegan2+glead", None, "stylegan2\\+glead names more than one method"),
     ("glead+zcr+zcr", None, "names the same twice"),
     ("relativistic+wgan-gp", None, "relativistic and wgan-gp both change the adversarial loss: leave out one"),
+    ("ar+contrad", None, "ar and contrad both change D's auxiliary head: leave out one of them"),
+    ("ggdr+edited", None, "edited can't be added to ggdr: it goes with glead"),
     ("stylegan2+zcr", "zcr.gen=-1", "--rival-options: zcr.gen is '-1', expected a number from 0 to 1000"),
+    ("stylegan2+zcr", "zcr.gen=1,zcr.gen=2", "--rival-options: zcr.gen is set twice: leave out one of them"),
     ("stylegan2+zcr", "zcr.gen=nan", "zcr.gen is 'nan', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "zcr.gen", "zcr.gen is '', expected a number from 0 to 1000"),
     ("stylegan2+zcr", "centring.weight=1", "'centring.weight=1' sets no option of this --method: expected NAME=NUMBER"),
@@ -121,7 +126,7 @@ def test_relativistic_pairs(monkeypatch):
     real, fake = (parts.D(img, parts.batch.real_c) for img in (parts.batch.real_img, parts.fake))
     torch.testing.assert_close(d, softplus(fake - real).mean())
     torch.testing.assert_close(g, softplus(real - fake).mean())
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5)
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5)
     r1, r2 = parts.run("d_penalty", monkeypatch)
     size = 0.25 * 3 * 16 * 16 * parts.config.loss.r1_gamma / 2      # of a linear D, |dD/dx|^2 is a constant
     assert r1.item() == pytest.approx(size) and r2.item() == pytest.approx(size)
@@ -140,7 +145,7 @@ def test_wgan_gp_of_a_linear_discriminator(monkeypatch):
     """Its gradient is the same everywhere, so the penalty has a closed form."""
     parts = Parts("wgan-gp")
     linear = lambda img, c: img.sum([1, 2, 3])[:, None] * 0.5
-    monkeypatch.setattr(parts.loss, "D", linear)
+    monkeypatch.setattr(parts.loss.judge, "D", linear)
     (term,) = parts.run("d_penalty", monkeypatch)
     assert term.item() == pytest.approx(10 * (0.5 * (3 * 16 * 16)**0.5 - 1)**2)
     monkeypatch.setattr(parts.loss, "_map", lambda z, c, units=None: parts.G.mapping(z, c))
@@ -148,7 +153,7 @@ def test_wgan_gp_of_a_linear_discriminator(monkeypatch):
     torch.testing.assert_close(fake_term, linear(parts.fake, None).mean())
     torch.testing.assert_close(real_term, -linear(parts.batch.real_img, None).mean())
     seen = []
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: (seen.append(img.detach()), linear(img, c))[1])
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: (seen.append(img.detach()), linear(img, c))[1])
     parts.run("d_penalty", monkeypatch)
     share = (seen[0] - parts.fake) / (parts.batch.real_img - parts.fake)
     share = share.flatten(1).median(1).values
@@ -165,7 +170,7 @@ def test_zcr_by_brute_force():
 
     def judge(img, c):
         seen.append(img)
-        return parts.loss._score(img, c)._replace(logits=(img * weights).sum([1, 2, 3])[:, None])
+        return parts.loss.judge._score(img, c)._replace(logits=(img * weights).sum([1, 2, 3])[:, None])
 
     out = judge(parts.fake, None)
     fake = zcr.d("fake", out, parts.shown, judge)
@@ -204,7 +209,7 @@ def test_rotations_are_told_by_their_number(monkeypatch):
     def judge(turned, c, decode):
         corners = torch.stack([turned[:, 0, y, x] for y, x in ((0, 15), (0, 0), (15, 0), (15, 15))], dim=1)
         assert decode and (corners.sum(1) == 1).all()
-        return parts.loss._score(turned, c)._replace(aux=100 * corners)
+        return parts.loss.judge._score(turned, c)._replace(aux=100 * corners)
 
     shown = parts.shown._replace(img=img)
     assert ar.d("fake", None, shown, judge) is None
@@ -240,6 +245,86 @@ def test_fsmr_compares_with_a_pass_of_mixed_features():
     torch.testing.assert_close(parts.loss.judge(parts.fake, parts.batch.gen_c).logits, out.logits)     # unhooked
 
 
+def test_scales_are_compared():
+    """With a linear D, the term follows from the images that it was shown."""
+    parts = Parts("stylegan2+cross-scale", rival_options="cross-scale.weight=3")
+    rival, seen, weights = parts.rivals["cross-scale"], [], torch.randn([1, 3, 16, 16])
+    score = lambda img: (img * weights).sum([1, 2, 3])
+    judge = parts.loss.judge
+    judge.augment = lambda img, maps: AugmentOutput(img.flip(3), maps)
+    judge.D = lambda img, c: (seen.append(img), score(img)[:, None])[1]
+    states = parts.G.synthesis.run(parts.G.mapping(parts.batch.gen_z, None), keep=[8]).states
+    large = lambda img: torch.nn.functional.interpolate(img, size=(16, 16), mode="bilinear", align_corners=False)
+    real = parts.batch.real_img
+    for kind, clean, coarse in (("fake", parts.fake, states[8].img),
+                                ("real", real, real.unflatten(3, [8, 2]).unflatten(2, [8, 2]).mean([3, 5]))):
+        shown = parts.shown._replace(img=clean.flip(3), clean=clean, states=states if kind == "fake" else {})
+        term = rival.d(kind, judge(shown.img, shown.c), shown, judge)
+        torch.testing.assert_close(seen[-1], large(coarse).flip(3))
+        torch.testing.assert_close(term, 3 * (score(shown.img) - score(large(coarse).flip(3))).square())
+
+
+def test_views_are_parts_of_images():
+    """Of a ramp without colours, a view is a ramp, whose steps tell the size of the part and the contrast."""
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1, 1, 16).repeat(4000, 3, 16, 1)
+    view = random_view(ramp)
+    torch.testing.assert_close(view, view.mean([1, 2], keepdim=True).expand_as(view), rtol=1e-3, atol=1e-3)
+    steps = view[:, 0, 0, 9] - view[:, 0, 0, 7]
+    assert steps.sign().mean().abs() < 0.06
+    sizes = (steps.abs() / (4 / 15)).log2()     # of N(0, 1/2), and of the side, from 1/2 to 1
+    assert sizes.mean().item() == pytest.approx(1 - 1 / np.log(2), abs=0.05)
+    assert sizes.var().item() == pytest.approx(0.25 + 1 / np.log(2)**2 - 2, abs=0.05)
+    same = random_view(torch.full([4000, 3, 16, 16], 0.5)).mean([1, 2, 3])
+    assert same.mean().item() == pytest.approx(0.5, abs=0.02) and same.std().item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_contrad_by_brute_force():
+    parts = Parts("stylegan2+contrad", rival_options="contrad.weight=2,contrad.temperature=0.5")
+    contrad, n = parts.rivals["contrad"], 3
+    vectors = torch.nn.functional.normalize(torch.randn([3, 2, n, 5], dtype=torch.float64), dim=3)
+    given = iter(vectors)
+    contrad._heads = lambda images, judge: tuple(next(given))
+    (h1, k1), (h2, k2), (_, k) = vectors.tolist()
+    contrad.d("fake", None, parts.shown, None)
+    found = contrad.d("real", None, parts.shown, None)
+    s = lambda a, b: np.exp(np.dot(a, b) / 0.5)
+    for i in range(n):
+        expected = 0
+        views = [*h1, *h2]
+        for own, partner in ((i, n + i), (n + i, i)):
+            rest = sum(s(views[own], views[j]) for j in range(2 * n) if j != own)
+            expected -= np.log(s(views[own], views[partner]) / rest) / 2
+        rest = sum(s(k[i], other) for j, other in enumerate([*k, *k1, *k2]) if j != i)
+        expected -= np.mean([np.log(s(k[i], k[j]) / rest) for j in range(n) if j != i])
+        assert found[i].item() == pytest.approx(2 * expected)
+    with pytest.raises(UserError, match="contrad compares the images of a batch, and --batch-gpu is 1"):
+        Parts("stylegan2+contrad", batch_gpu=1)
+
+
+def test_realness_of_contrad_trains_the_last_block_alone(monkeypatch):
+    parts = Parts("stylegan2+contrad", rival_options="contrad.weight=0")
+    parts.D.requires_grad_(True)
+    for term in parts.run("d_main", monkeypatch):
+        term.backward()
+    moved = {name.split(".")[0] for name, p in parts.D.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"b4"}
+    (term,) = parts.run("d_penalty", monkeypatch)
+    term.backward()
+    assert parts.D.b16.conv0.weight.grad.any()
+    parts.G.requires_grad_(True)
+    (term,) = parts.run("g_main", monkeypatch)
+    term.backward()
+    assert parts.G.synthesis.b4.const.grad.any()
+    (h, k), n = contrad_heads(parts), torch.ones([N])
+    torch.testing.assert_close(h.norm(dim=1), n)
+    torch.testing.assert_close(k.norm(dim=1), n)
+
+
+def contrad_heads(parts):
+    return parts.rivals["contrad"]._heads(parts.shown, parts.loss.judge)
+
+
 def test_progressive_augmentation_turns_the_score_with_each_bit():
     parts = Parts("stylegan2+pa", rival_options="pa.levels=2,pa.kimg=1")
     pa, seen = parts.rivals["pa"], []
@@ -247,7 +332,7 @@ def test_progressive_augmentation_turns_the_score_with_each_bit():
 
     def judge(img, c):
         seen.append(img[:, 3:, 0, 0])
-        return parts.loss._score(img, c)._replace(logits=torch.ones([len(img), 1]))
+        return parts.loss.judge._score(img, c)._replace(logits=torch.ones([len(img), 1]))
 
     img = torch.zeros([4000, 3, 16, 16])
     for nimg, chances in ((0, (0, 0)), (500, (0.25, 0)), (1500, (0.5, 0.25)), (9000, (0.5, 0.5))):
@@ -261,10 +346,10 @@ def test_progressive_augmentation_turns_the_score_with_each_bit():
 def test_unet_by_brute_force(monkeypatch):
     parts = Parts("stylegan2+unet", rival_options="unet.weight=2,unet.cutmix=3")
     unet, c, seen = parts.rivals["unet"], parts.batch.gen_c, []
-    judge = lambda img, c: (seen.append(img), parts.loss.judge(img, c))[1]
+    judge = lambda img, c, **said: (seen.append(img), parts.loss.judge(img, c, **said))[1]
     pixels = lambda img: parts.D.run(img, c).fmaps[16][:, :1]
     real = parts.shown._replace(img=parts.batch.real_img)
-    fake_out, real_out = (parts.loss.judge(img, c) for img in (parts.fake, real.img))
+    fake_out, real_out = (parts.loss.judge(img, c, decode=True) for img in (parts.fake, real.img))
     p_fake, p_real = pixels(parts.fake), pixels(real.img)
     torch.testing.assert_close(unet.d("fake", fake_out, parts.shown, judge), 2 * softplus(p_fake).mean([1, 2, 3]))
     term = unet.d("real", real_out, real, judge)
@@ -282,7 +367,7 @@ def test_unet_by_brute_force(monkeypatch):
 def test_latents_are_compared_with_those_of_fake_images():
     parts = Parts("stylegan2+latent", rival_options="latent.weight=2")
     latent, ws = parts.rivals["latent"], torch.randn([N, 7, 512])
-    out = parts.loss.judge(parts.fake, parts.batch.gen_c)
+    out = parts.loss.judge(parts.fake, parts.batch.gen_c, decode=True)
     shown = parts.shown._replace(ws=ws)
     torch.testing.assert_close(latent.d("fake", out, shown, None), 2 * (out.w - ws.mean(1)).square().mean(1))
     assert latent.d("real", out, shown, None) is None
@@ -293,7 +378,7 @@ def test_latents_are_compared_with_those_of_fake_images():
 def test_masks_hide_squares_from_d_alone():
     parts = Parts("glead+masked", rival_options="masked.share=0.5")
     seen = []
-    judge = lambda img, c: (seen.append(img), parts.loss._score(img, c))[1]
+    judge = lambda img, c: (seen.append(img), parts.loss.judge._score(img, c))[1]
     parts.rivals["masked"].look(judge, parts.batch.real_img, parts.batch.real_c)
     squares = (seen[0] == parts.batch.real_img).all(1).unflatten(2, [8, 2]).unflatten(1, [8, 2]).float().mean([2, 4])
     assert set(squares.unique().tolist()) == {0.0, 1.0} and 0.4 < squares.mean() < 0.6
@@ -318,6 +403,30 @@ def test_reconstruction_reaches_g_only_where_it_is_asked_for(monkeypatch):
     assert not torch.allclose(grad, plain_grad)
     with pytest.raises(UserError, match="--lambda-fake is 0"):
         Parts("glead+through-g", lambda_fake=0.0)
+
+
+def test_edited_images_are_rebuilt():
+    parts = Parts("glead+edited", rival_options="edited.share=2,edited.strength=0.25")
+    rival, seen = parts.rivals["edited"], []
+    judge = parts.loss.judge
+    judge.augment = lambda img, maps: (seen.append(img), AugmentOutput(img.flip(3), maps))[1]
+    out = judge(parts.fake, parts.batch.gen_c, decode=True)
+    torch.manual_seed(5)
+    term = rival.d("fake", out, parts.shown, judge)
+    torch.manual_seed(5)
+    w = parts.G.mapping(torch.randn([N, 512]), parts.batch.gen_c)[:, 0]
+    edited = reconstruct(parts.G, out._replace(w=0.75 * out.w + 0.25 * w), res_g=parts.config.D.res_g)
+    torch.testing.assert_close(seen[0], edited, rtol=1e-4, atol=1e-5)
+    shown = parts.shown._replace(img=edited.flip(3))
+    (task,) = parts.loss.fake_tasks[:1]
+    again = judge(shown.img, shown.c, decode=True)
+    torch.manual_seed(5)
+    torch.randn([N, 512])
+    reconstruct(parts.G, out, res_g=parts.config.D.res_g)   # draws noise
+    torch.testing.assert_close(term, 2 * task.weight * task.loss(again, shown), rtol=1e-4, atol=1e-4)
+    assert rival.d("real", out, parts.shown, judge) is None
+    with pytest.raises(UserError, match="edited repeats the task on generated images, and --lambda-fake is 0"):
+        Parts("glead+edited", lambda_fake=0.0)
 
 
 def test_features_of_g_are_rebuilt_at_several_resolutions():
@@ -351,7 +460,7 @@ def test_features_of_g_are_rebuilt_at_several_resolutions():
 def test_strength_follows_the_scores(options, logits, strengths):
     parts = Parts("glead+ada-lambda", rival_options=options)
     ada = parts.rivals["ada-lambda"]
-    real, fake = (parts.loss._score(parts.fake, parts.batch.gen_c)._replace(logits=torch.tensor(x)[:, None])
+    real, fake = (parts.loss.judge._score(parts.fake, parts.batch.gen_c)._replace(logits=torch.tensor(x)[:, None])
                   for x in logits)
     for strength in strengths:
         for _ in range(4):
@@ -369,7 +478,7 @@ def test_strength_follows_a_schedule():
     weights = []
     for _ in range(5):
         weights.append(parts.loss.fake_tasks[0].weight)
-        parts.loss.finish_d()
+        parts.loss.rivals.step()
     assert weights == [20.0, 17.5, 15.0, 12.5, 10.0]
     parts.loss.load_state_dict({"pl_mean": torch.zeros([]), "rivals": {"lambda-schedule": {"nimg": 16}}})
     assert parts.loss.fake_tasks[0].weight == 15
@@ -380,7 +489,7 @@ def test_finite_differences_estimate_r1(monkeypatch):
     parts = Parts("stylegan2", r1="finite")
     parts.batch = parts.batch._replace(real_img=torch.rand([1, 3, 16, 16]).repeat(4000, 1, 1, 1) * 2 - 1,
                                        real_c=torch.zeros([4000, 0]))
-    monkeypatch.setattr(parts.loss, "D", lambda img, c: img.double().square().sum([1, 2, 3])[:, None] / 100)
+    monkeypatch.setattr(parts.loss.judge, "D", lambda img, c: img.double().square().sum([1, 2, 3])[:, None] / 100)
     parts.run("d_penalty", monkeypatch)
     found = parts.reported["Loss/r1_penalty"]
     exact = (parts.batch.real_img[0] / 50).square().sum().item()
@@ -397,9 +506,11 @@ def test_finite_differences_are_refused_where_they_can_not_do(said, problem):
         configure(r1="finite", **said)
 
 
-@pytest.mark.parametrize("method", ["stylegan2+pa+zcr+ar", "glead+masked+centring+through-g", "stylegan2+unet"])
+@pytest.mark.parametrize("method", [
+    "stylegan2+pa+zcr+ar", "stylegan2+unet+latent+contrad+cross-scale+fsmr+wgan-gp",
+    "glead+masked+centring+through-g+g-features+edited+ada-lambda+relativistic"])
 def test_their_cost_is_estimated(method):
-    config = configure(method, metrics=(), r1="finite")
+    config = configure(method, metrics=())
     assert estimate_seconds(config, None).training > 0
     assert estimate_memory(config, count_parameters(config)).activations > 0
 
@@ -412,10 +523,15 @@ TRAINED = {     # A composition, and statistics of its own.
                                           "Loss/D/real_fsmr"],
     "stylegan2+wgan-gp+unet+zcr+latent": ["Loss/gp_penalty", "Loss/D/fake_unet", "Loss/D/real_unet", "Loss/G/unet",
                                           "Loss/D/fake_zcr", "Loss/D/real_zcr", "Loss/G/zcr", "Loss/D/fake_latent"],
-    "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/centring", "Loss/G/through-g",
+    "glead+centring+masked+ada-lambda+through-g+g-features": ["Loss/D/real_centring", "Loss/G/through-g",
                                                               "Loss/D/fake_g-features"],
-    "ggdr+lambda-schedule": ["Loss/D/fake_feature"],
+    "glead+lambda-schedule+contrad+cross-scale+edited": ["Loss/D/real_contrad", "Loss/D/fake_cross-scale",
+                                                         "Loss/D/real_cross-scale", "Loss/D/fake_edited"],
 }
+
+
+def test_all_rivals_are_trained():
+    assert {name for method in TRAINED for name in read_method(method)[1]} == set(RIVALS)
 
 
 @pytest.mark.parametrize("method", TRAINED)

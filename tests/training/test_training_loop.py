@@ -93,7 +93,8 @@ def test_a_run_of_each_method(tiny_dataset, tiny_net, tmp_path, method):
         assert img.size == (32 * 16, 32 * 16) and img.mode == "RGB"
     with open(run_dir / "network-snapshot-000000.pkl", "rb") as f:
         networks = pickle.load(f)
-    assert set(networks) == {"G", "D", "G_ema", "augment_pipe", "training_set_kwargs"}
+    assert set(networks) == {"G", "D", "G_ema", "augment_pipe", "training_set_kwargs", "method"}
+    assert networks["method"] == method
     assert networks["training_set_kwargs"]["xflip"] is True and networks["G_ema"].c_dim == 3
     if method == "glead":
         record = json.loads((run_dir / "metric-fid1k_full.jsonl").read_text().splitlines()[-1])

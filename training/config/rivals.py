@@ -26,12 +26,13 @@ class Rival(NamedTuple):
     r1_gamma: float | None = None                   # Weight of the gradient penalty, where it is not R1.
     methods: tuple[Method, ...] = METHOD_NAMES      # To which it can be added.
     changes: str = ""                               # What no second rival can change, too.
+    row: str = ""                                   # In the papers' tables.
     # Fields of `DiscriminatorConfig` that differ, by the rival's options and the configuration without it.
     D: Callable[[Mapping[str, float], TrainingConfig], dict[str, Any]] = lambda options, config: {}
 
 
 _WEIGHT = Number(1.0, 0, 1000)
-_ADVERSARIAL, _LAMBDA = "the adversarial loss", "the weight of D's tasks"
+_ADVERSARIAL, _LAMBDA, _HEAD = "the adversarial loss", "the weight of D's tasks", "D's auxiliary head"
 _TASKS: tuple[Method, ...] = ("ggdr", "glead", "glead+ggdr")
 
 # Where a paper gives no number that carries over, the number is ours, and `source` says so.
@@ -40,22 +41,30 @@ RIVALS: dict[str, Rival] = {
         "Jolicoeur-Martineau, ICLR 2019; with R1 and R2 as in R3GAN (Huang et al., NeurIPS 2024), gamma by --cfg",
         adversarial="relativistic", changes=_ADVERSARIAL),
     "wgan-gp": Rival(
-        "Gulrajani et al., NIPS 2017: lambda 10", adversarial="wgan-gp", r1_gamma=10, changes=_ADVERSARIAL),
+        "Gulrajani et al., NIPS 2017: lambda 10", adversarial="wgan-gp", r1_gamma=10, changes=_ADVERSARIAL,
+        row="WGAN-GP"),
     "centring": Rival(
         "no paper: the weight is ours", {"weight": _WEIGHT._replace(default=0.01)}),
     "zcr": Rival(
         "Zhao et al., AAAI 2021 (ICR)",
         {"real": _WEIGHT._replace(default=10.0), "fake": _WEIGHT._replace(default=10.0),
-         "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)}),
+         "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)},
+        row="zCR"),
     "ar": Rival(
         "Chen et al., CVPR 2019 (SS-GAN): 1 for D, 0.2 for G",
-        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, D=lambda options, config: {"aux_outputs": 4}),
+        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, changes=_HEAD, row="AR",
+        D=lambda options, config: {"aux_outputs": 4}),
+    "contrad": Rival(
+        "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _WEIGHT, "temperature": Number(0.1, 0.001, 1000)},
+        changes=_HEAD, row="ContraD", D=lambda options, config: {"aux_outputs": 256}),
+    "cross-scale": Rival(
+        "no paper that could be compared: the weight is ours", {"weight": _WEIGHT}),
     "fsmr": Rival(
-        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}),
+        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}, row="FSMR"),
     "pa": Rival(
         "Zhang and Khoreva, NeurIPS 2019 (PA-GAN); the schedule is ours",
         {"levels": Number(2, 1, 16), "kimg": Number(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
-        D=lambda options, config: {"extra_channels": options["levels"]}),
+        row="PA-GAN", D=lambda options, config: {"extra_channels": options["levels"]}),
     "unet": Rival(
         "Schoenfeld et al., CVPR 2020: 1 for each", {"weight": _WEIGHT, "cutmix": _WEIGHT}, methods=("stylegan2",),
         D=lambda options, config: {"decoder_res": config.dataset.resolution}),
@@ -67,6 +76,9 @@ RIVALS: dict[str, Rival] = {
         "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
     "through-g": Rival(
         "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",)),
+    "edited": Rival(
+        "no paper: both numbers are ours", {"share": Number(1.0, 0, 1000), "strength": Number(0.5, -10, 10)},
+        methods=("glead",)),
     "g-features": Rival(
         "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr")),
     "ada-lambda": Rival(
@@ -119,15 +131,23 @@ def method_name(method: str, rivals: Iterable[str]) -> str:
     return "+".join([method, *sorted(rivals)])
 
 
+def name_of(config: TrainingConfig) -> str:
+    """The composition that a configuration is of."""
+    return method_name(config.method, names_in(vars(config.loss)))
+
+
 def full_name(config: Mapping[str, Any]) -> str:
-    """The composition that a configuration is of, as JSON has it; earlier versions had no rivals.
+    """The same of a configuration as JSON has it.
 
     Raises:
         KeyError: It names no method.
     """
-    loss = config.get("loss", {})
-    adversarial = {loss.get("adversarial", "logistic")} - {"logistic"}
-    return method_name(config["method"], {*loss.get("rivals", ()), *adversarial})
+    return method_name(config["method"], names_in(config.get("loss", {})))
+
+
+def names_in(loss: Mapping[str, Any]) -> list[str]:
+    """What is added to the method, of the losses of a configuration, as JSON has them. Old ones have no rivals."""
+    return sorted({*loss.get("rivals", ()), loss.get("adversarial", "logistic")} - {"logistic"})
 
 
 def normalise(text: str) -> str:
@@ -141,8 +161,12 @@ def read_options(text: str | None, rivals: Iterable[str]) -> dict[str, dict[str,
         UserError: There is no such option, or its value is no number or out of range.
     """
     options = {name: {option: number.default for option, number in RIVALS[name].options.items()} for name in rivals}
+    said: set[str] = set()
     for part in text.split(",") if text else ():
         name, _, value = part.partition("=")
+        if name in said:
+            raise UserError(f"--rival-options: {name} is set twice: leave out one of them")
+        said.add(name)
         rival, _, option = name.partition(".")
         if option not in options.get(rival, ()):
             known = [f"{rival}.{option}" for rival in options for option in options[rival]]

@@ -63,6 +63,28 @@ class ZCR(Rival):
 
 
 @rival
+class CrossScale(Rival):
+    """The same score at two scales: L_D += weight (D(x) - D(x'))^2, for real and fake x.
+
+    Of a fake image, x' is what the skip connections of G add up to at half the resolution, of a real one the mean of
+    2 x 2 pixels. Both are enlarged bilinearly, and augmented as all that D is shown.
+    """
+
+    kind = "cross-scale"
+
+    def __init__(self, *args: Any, **known: Any):
+        super().__init__(*args, **known)
+        self.res = self.config.dataset.resolution // 2
+        self.states = [self.res]
+
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
+        coarse = F.avg_pool2d(shown.clean, 2) if kind == "real" else shown.states[self.res].img
+        large = F.interpolate(coarse.to(torch.float32), scale_factor=2, mode="bilinear", align_corners=False)
+        other = judge(judge.show(large, shown.c).img, shown.c)
+        return self.options["weight"] * (out.logits - other.logits).square().flatten()
+
+
+@rival
 class FSMR(Rival):
     """Feature statistics mixing (FSMR: Kim et al., CVPR 2022): L_D += weight (D(x) - D_FSM(x))^2, for real and fake x.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -19,8 +21,7 @@ class AuxiliaryRotation(Rival):
         L_D += dis E[-log Q_D(r | x^r)]         of real images
         L_G += gen E[-log Q_D(r | G(z)^r)]      of fake ones
 
-    Q_D is a linear head on the mean of D's 4x4 features. Each image is turned once; the authors turn a part of the
-    batch in all four ways.
+    Q_D is a linear head on the mean of D's 4x4 features. Each image is turned once, by a number that is drawn for it.
     """
 
     kind = "ar"
@@ -51,7 +52,7 @@ class ProgressiveAugmentation(WithClock):
 
     kind = "pa"
 
-    def look(self, judge: Judge, img: Tensor, c: Tensor) -> DiscriminatorOutput:
+    def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
         progress = self.nimg / (1000 * self.options["kimg"])
         chances = [min(max(progress - level, 0), 1) / 2 for level in range(self.options["levels"])]
         bits = torch.stack([torch.rand([len(img)], device=img.device) < chance for chance in chances], dim=1)
@@ -70,6 +71,6 @@ class Masked(Rival):
 
     kind = "masked"
 
-    def look(self, judge: Judge, img: Tensor, c: Tensor) -> DiscriminatorOutput:
+    def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
         seen = torch.rand([len(img), 1, 8, 8], device=img.device) >= self.options["share"]
         return judge(img * F.interpolate(seen.to(img.dtype), size=img.shape[2:], mode="nearest"), c)

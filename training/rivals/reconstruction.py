@@ -16,6 +16,11 @@ from .base import Judge, Rival, rival
 Tensor = torch.Tensor
 
 
+def _check_fake_task(rival: Rival) -> None:
+    if not rival.tasks[1]:
+        raise UserError(f"{rival.kind} repeats the task on generated images, and --lambda-fake is 0: leave out one")
+
+
 @rival
 class ThroughG(Rival):
     """Reconstruction trains G, too: L_G += share lambda 2 L_per(G(z), G(f, w)). GLeaD freezes G there (Eq. 5 and 6).
@@ -24,16 +29,42 @@ class ThroughG(Rival):
     """
 
     kind = "through-g"
-    decodes = True
+    decodes = ("G",)
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
-        if not self.tasks[1]:
-            raise UserError("through-g repeats the task on generated images, and --lambda-fake is 0: leave out one")
+        _check_fake_task(self)
 
     def g(self, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
         (task,) = self.tasks[1]
         return self.options["share"] * task.weight * task.loss(out, shown)
+
+
+@rival
+class EditedReconstruction(Rival):
+    """After an edit of w, too: L_D += share lambda 2 L_per(x', G(f', w')), with f' and w' of D for the edited image x'.
+
+    x' = G(f, w + strength (w_2 - w)), of D's f and w for a fake image, and G's w_2 for another latent. No gradient
+    passes through x'. No paper has it.
+    """
+
+    kind = "edited"
+    decodes = ("fake",)
+
+    def __init__(self, *args: Any, **known: Any):
+        super().__init__(*args, **known)
+        _check_fake_task(self)
+
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
+        if kind == "real":
+            return None
+        (task,), z = self.tasks[1], torch.randn_like(shown.z)
+        with torch.no_grad():
+            w = self.G.mapping(z, shown.c, skip_w_avg_update=True)[:, 0]
+            moved = out._replace(w=out.w.lerp(w, self.options["strength"]))
+            edited = judge.show(resynthesise(self.G, moved, res_g=self.config.D.res_g).img, shown.c)
+        again = judge(edited.img, edited.c, decode=True)
+        return self.options["share"] * task.weight * task.loss(again, edited)
 
 
 @rival
@@ -45,7 +76,7 @@ class FeatureReconstruction(Rival):
     """
 
     kind = "g-features"
-    decodes = True
+    decodes = ("fake",)
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)

@@ -22,8 +22,11 @@ class Centring(Rival):
     kind = "centring"
     paired = True
 
-    def pair(self, fake: Tensor, real: Tensor) -> Tensor:
-        return self.options["weight"] * (real + fake).square()
+    def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
+        if kind == "fake":
+            self._fake = out.logits
+            return None
+        return self.options["weight"] * (out.logits + self._fake).square().flatten()
 
 
 @rival
@@ -40,7 +43,7 @@ class UNet(Rival):
     """
 
     kind = "unet"
-    decodes = True
+    decodes = ("real", "fake", "G")
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
         pixels = self._pixels(out)
@@ -51,7 +54,7 @@ class UNet(Rival):
             return term
         fake_img, fake_pixels = self._fake
         inside = self._rectangles(shown.img)
-        mixed = self._pixels(judge(torch.where(inside, shown.img, fake_img), shown.c))
+        mixed = self._pixels(judge(torch.where(inside, shown.img, fake_img), shown.c, decode=True))
         error = mixed - torch.where(inside, pixels.detach(), fake_pixels)
         return term + self.options["cutmix"] * error.square().mean([1, 2, 3])
 
@@ -80,7 +83,7 @@ class Latent(Rival):
     """
 
     kind = "latent"
-    decodes = True
+    decodes = ("fake",)
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
         if kind == "real":

@@ -72,17 +72,24 @@ class AdaLambda(Strength):
         super().__init__(*args, **known)
         self.use(1.0)
         self._seen = torch.zeros([2], device=next(self.D.parameters()).device)     # Number of real images; sum.
+        self.forget()
+
+    def forget(self) -> None:
+        self._of_batch = torch.zeros_like(self._seen)   # The same, in this batch.
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> None:
         logits = out.logits.detach()
         num = torch.full([], float(len(logits)), device=logits.device)
         if kind == "real":
-            self._seen = self._seen + torch.stack([num, (logits if self.options["gap"] else logits.sign()).sum()])
+            total = (logits if self.options["gap"] else logits.sign()).sum()
+            self._of_batch = self._of_batch + torch.stack([num, total])
         elif self.options["gap"]:
-            self._seen = self._seen - torch.stack([num.new_zeros([]), logits.sum()])
+            self._of_batch = self._of_batch - torch.stack([num.new_zeros([]), logits.sum()])
 
     def step(self) -> None:
         super().step()
+        self._seen = self._seen + self._of_batch
+        self.forget()
         if self.nimg // self.config.batch_size % self.interval == 0:
             num, total = self._of_all_ranks().tolist()
             self._seen = torch.zeros_like(self._seen)

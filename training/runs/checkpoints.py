@@ -89,8 +89,10 @@ class Checkpoints:
     for a network pickle as well.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, *, keep: Keep, metric: str | None, snapshot_kimg: float):
+    def __init__(self, run_dir: str | os.PathLike, *, keep: Keep, metric: str | None, snapshot_kimg: float,
+                 method: str | None = None):
         self.run_dir = Path(run_dir)
+        self.method = method                # Its name, for network pickles.
         self.keep = keep
         self.snapshot_kimg = snapshot_kimg  # Distance of two pickles on schedule.
         self.metric = metric                # Decides which pickle is the best one.
@@ -164,7 +166,7 @@ class Checkpoints:
         return problems
 
     def _write_networks(self, path: Path, copied: HostCopies) -> None:
-        save_network_pkl(path, copied.wait())
+        save_network_pkl(path, copied.wait(), method=self.method)
         self._prune()
 
     def prune(self) -> None:

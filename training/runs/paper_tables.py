@@ -17,6 +17,7 @@ from tabulate import tabulate
 from dnnlib.util import UserError
 from metrics.published import DATASETS, TABLES, PublishedTable, find_dataset, score_of
 from training.config.presets import PUBLISHED_DATA
+from training.config.rivals import RIVALS, names_in
 from training.config.schema import TrainingConfig, from_json
 
 Format = Literal["text", "markdown", "latex", "csv", "json"]
@@ -120,7 +121,10 @@ def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
     An option that a row is not about has its published value, as far as there is one for this data set.
     """
     D, real, fake = config.D, config.loss.real_task, config.loss.fake_task
-    method = _METHODS[config.method]
+    method, added = _METHODS[config.method], names_in(vars(config.loss))
+    if added:
+        alone = len(added) == 1 and config.method == "stylegan2" and config.augment is None
+        return {RIVALS[name].row for name in added if alone and name in RIVALS} - {""}
     if config.augment is not None and config.augment.mode == "ada":
         return {"ADA" if config.method == "stylegan2" else f"ADA+{method}"}
     published = PUBLISHED_DATA.get(dataset)

@@ -34,6 +34,8 @@ def named(config, name):
     (["--method=stylegan2"], {"StyleGAN2", "lambda 0, 0", "no f", "no target"}),
     (["--method=stylegan2", "--aug=ada"], {"ADA"}), (["--method=ggdr", "--aug=ada"], {"ADA+GGDR"}),
     (["--method=glead+ggdr"], {"GLeaD+GGDR"}),
+    (["--method=zcr"], {"zCR"}), (["--method=wgan-gp"], {"WGAN-GP"}), (["--method=centring"], set()),
+    (["--method=zcr+ar"], set()), (["--method=glead+relativistic"], set()), (["--method=zcr", "--aug=ada"], set()),
     (["--method=ggdr"], {"GGDR", "linear decoder", "1x1 decoder kernel", "target at 8x8"}),
     (["--method=ggdr", "--decoder-act=lrelu"], {"leaky ReLU decoder"}),
     (["--method=glead", "--res-g=8"], {"GLeaD", "lambda 10, 3", "f at 8x8"}),
