@@ -10,68 +10,20 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 import cli
-from dnnlib.util import UserError, atomic_write, cache_dir, check_all, check_writable, is_url, open_url, rough_time
+from dnnlib.util import UserError, atomic_write, cache_dir, check_writable, is_url
 from metrics.registry import check_metrics
 from training.runs import paper_tables
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
-    import torch
-
-    from metrics.options import Shared
-    from training.data.dataset import ImageFolderDataset
-    from training.runs.interrupt import StopRequest
-    from training.runs.run_scores import ScoreBook
+    from training.scoring import Options, Scorer, Scores
 
 _TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
-_LONG_SEC = 600         # On a CPU, work that takes longer is announced.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line says."""
-
-    network: str | None
-    images: str | None
-    metrics: list[str]
-    follow: bool
-    data: str | None
-    mirror: bool | None
-    detector: str | None
-    device: str | None
-    batch: int
-    gpus: int
-    workers: int
-    seed: int
-    repeats: int
-    polarity: float
-    candidates: int
-    cache: bool
-    cache_dir: str | None
-    trust_pickle: bool
-    trust_net: bool
-    table: bool
-    verbose: bool
-    record_dir: str | None = None   # Where scores of networks outside of runs are noted.
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the network is a run directory."""
-        return self.network is not None and not is_url(self.network) and os.path.isdir(self.network)
-
-    @property
-    def run_dir(self) -> str | None:
-        """The run directory that the network is, or lies in."""
-        if self.network is None:
-            return None
-        folder = self.network if self.is_run else os.path.dirname(os.path.abspath(self.network))
-        inside = not is_url(self.network) and os.path.isfile(os.path.join(folder, "training_options.json"))
-        return folder if inside else None
 
 
 metrics_option = click.option(
@@ -135,19 +87,15 @@ def main(**options: Any) -> None:
     python calc_metrics.py --network=runs/00000-church --metrics=fid50k_full --follow --device=cuda:1
     python calc_metrics.py --images=samples/ --data=church256.zip --metrics=fid50k_full
     """
-    opts = Options(**options)
-    check_names(opts.metrics)
-    use_cache(opts.cache_dir)
-    use_lpips(opts.detector)
-    check_subject(opts)
-    if opts.follow and not opts.is_run:
-        raise UserError(f"--follow needs a run directory as --network, and {opts.network} is none")
-    opts = dataclasses.replace(opts, device=kind_of_device(opts.device, opts.gpus))
-    if opts.is_run:
-        if score_run(opts):
-            raise click.exceptions.Exit(1)  # which pickles are broken was said
-    else:
-        score_one(opts)
+    check_names(options["metrics"])
+    check_subject(options)
+    options["device"] = kind_of_device(options["device"], options["gpus"])
+    use_cache(options.pop("cache_dir"))
+    from training.scoring import Options
+
+    table = options.pop("table")
+    if not score(Options(**options), table=table):
+        raise click.exceptions.Exit(1)  # which pickles are broken was said
 
 
 def check_names(metrics: list[str]) -> None:
@@ -172,95 +120,62 @@ def use_cache(folder: str | None) -> None:
         os.environ["GLEAD_CACHE_DIR"] = os.path.abspath(folder)
 
 
-def use_lpips(detector: str | None) -> None:
-    """Make `lpips-vgg` and `lpips-alex` known as detectors, for path lengths."""
-    if detector is not None and detector.startswith("lpips-"):
-        import training.lpips_features  # noqa: F401
-
-
-def check_subject(opts: Options) -> None:
+def check_subject(options: dict[str, Any]) -> None:
     """One thing is scored, and it can be scored in this way."""
-    if opts.network is None and opts.images is None:
+    network, images = options["network"], options["images"]
+    if network is None and images is None:
         raise click.UsageError("Missing option '--network', or '--images'.")
-    if opts.network is not None and opts.images is not None:
+    if network is not None and images is not None:
         raise click.UsageError("--network and --images are two things to score: give one of them.")
-    if opts.images is not None and opts.data is None:
-        raise UserError(f"--images={opts.images} must be compared with real images: give them with --data")
-    if opts.polarity and (opts.images is not None or any(name.startswith("ppl") for name in opts.metrics)):
+    if images is not None and options["data"] is None:
+        raise UserError(f"--images={images} must be compared with real images: give them with --data")
+    if options["polarity"] and (images is not None or any(name.startswith("ppl") for name in options["metrics"])):
         raise UserError("--polarity resamples the latents of images that a network makes: it has no meaning for "
                         "--images, nor for path lengths")
-    if opts.images is not None and opts.repeats > 1:
+    if images is not None and options["repeats"] > 1:
         raise UserError("--repeats draws other latents each time, and --images are always the same: leave it out")
+    if options["follow"] and (images is not None or is_url(network) or not os.path.isdir(network)):
+        raise UserError(f"--follow needs a run directory as --network, and {images or network} is none")
 
 
-def score_one(opts: Options) -> None:
-    """Score one network, or images."""
-    from metrics.published import format_table
-
-    device = pick_device(opts)
-    found: list[Subject] = []
-    check_all(lambda: found.append(load_subject(opts)), lambda: check_detector(opts))
-    subject, = found
-    say_which_images(opts, subject.trained_on)
-    dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)  # before processes start
-    subject.check(opts.metrics, dataset)
-    protocol = protocol_of(opts, dataset, subject.trained_on, use_labels=subject.use_labels)
-    if opts.gpus > 1:
-        scores = share_out(opts, protocol, loss="so there are no further scores; start it again for those")
-    else:
-        scores = measure_one(opts, subject, dataset, protocol, device)
-    if opts.table:
-        print(format_table(scores["results"], dataset=dataset, std=scores["std"]))
-
-
-def check_detector(opts: Options) -> None:
-    from metrics import metric_main
-
-    metric_main.check_detector(opts.metrics, opts.detector, trust=opts.trust_net)
-
-
-def score_run(opts: Options) -> bool:
-    """Score the pickles in a run directory that were not scored yet; with --follow those to come, too.
+def score(opts: Options, *, table: bool = False) -> bool:
+    """Score a network, images, or those pickles of a run that were not scored yet; with --follow those to come, too.
 
     Returns:
-        Whether some can't be read.
+        Whether all pickles can be read.
     """
-    from training.runs import run_scores
+    from metrics.published import format_table
+    from training import scoring
 
-    device = pick_device(opts)
-    trained_on = run_scores.read_options(opts.network).training_set_kwargs
-    if not opts.follow and not run_scores.list_pickles(opts.network):
-        raise UserError(f"{opts.network} holds no network-snapshot-KKKKKK.pkl yet: say --follow to wait for them")
-    say_which_images(opts, trained_on)
-    check_detector(opts)
-    dataset = open_dataset_of_run(opts)
-    protocol = protocol_of_run(opts, dataset)
-    book = open_book(opts, protocol)
-    before = book.complete()
+    device = scoring.pick_device(opts)
+    scorer = scoring.prepare(opts, warn=cli.warn)
+    before = scorer.book.complete() if opts.is_run else set()
     try:
-        if opts.gpus > 1:
-            broken = share_out(opts, protocol, loss="so all ended; the same command scores what is left")
-        else:
-            broken = measure_run(opts, dataset, protocol, device)
+        scores = share_out(opts) if opts.gpus > 1 else scorer.measure(device)
     except KeyboardInterrupt:
-        num_scored = len(book.complete() - before)
+        if not opts.is_run:
+            raise
+        num_scored = len(scorer.book.complete() - before)
         click.echo(f"Stopped; {num_scored} pickle(s) scored. The same command scores the others.", err=True)
         raise click.exceptions.Exit(1) from None
-    print_table(opts, book, dataset)
-    return bool(broken)
+    if opts.is_run:
+        print_run(scorer, table=table)
+    elif table:
+        print(format_table(scores.results, dataset=scorer.dataset, std=scores.std))
+    return not scores.broken
 
 
-def print_table(opts: Options, book: ScoreBook, dataset: ImageFolderDataset) -> None:
+def print_run(scorer: Scorer, *, table: bool) -> None:
     """All scores of a run; with --table those of its best pickle beside published ones."""
     from metrics.published import format_table
     from training.runs.run_scores import ScoreTable
 
-    table = ScoreTable(book)
-    print(table)
-    best = table.best(table.first) if table.first is not None else None
-    if opts.table and best is not None:
-        print(f"\nThe best by {table.first}: {best.name}")
-        print(format_table(best.results, dataset=dataset))
+    scores = ScoreTable(scorer.book)
+    print(scores)
+    best = scores.best(scores.first) if scores.first is not None else None
+    if table and best is not None:
+        print(f"\nThe best by {scores.first}: {best.name}")
+        print(format_table(best.results, dataset=scorer.dataset))
 
 
 @click.command(cls=cli.Command)
@@ -288,9 +203,9 @@ def prefetch(
     """
     check_names(metrics)
     use_cache(place["cache_dir"])
-    use_lpips(detector)
     from metrics import metric_main
     from torch_utils import misc
+    from training import lpips_features  # noqa: F401 (makes lpips-vgg and lpips-alex known as detectors)
     from training.data.dataset import ImageFolderDataset
 
     metric_main.check_detector(metrics, detector, trust=trust_net)
@@ -340,11 +255,11 @@ def table(
     if out is not None:
         check_writable(out)
     found = paper_tables.find_models(name, models, stand_in=stand_in)
-    use_cache(options["cache_dir"])
-    use_lpips(options["detector"])
+    use_cache(options.pop("cache_dir"))
+    from training.scoring import Options
+
     folder = models if os.path.isdir(models) else os.path.dirname(os.path.abspath(models))
-    opts = Options(network=None, images=None, follow=False, data=None, mirror=None, seed=0, repeats=1, polarity=0,
-                   candidates=0, cache=True, table=False, verbose=True, record_dir=folder, **options)
+    opts = Options(record_dir=folder, **options)
     with contextlib.redirect_stdout(sys.stderr):
         rows = paper_tables.fill(name, found, functools.partial(score_model, opts))
     text = paper_tables.render(rows, form=form)
@@ -386,323 +301,74 @@ def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
     """Results of a network by name; of a run, those of its best pickle by the first metric."""
     from metrics.published import DATASETS
     from training.runs.run_scores import ScoreTable
+    from training.scoring import Scorer
 
     metrics = opts.metrics or DATASETS[model.table.dataset].metrics
     opts = dataclasses.replace(opts, network=model.network, data=model.data, metrics=metrics)
     if opts.is_run:
         first = dataclasses.replace(opts, metrics=metrics[:1])
-        score_run(first)
-        scores = ScoreTable(open_book(first, protocol_of_run(first, open_dataset_of_run(first))))
+        score(first)
+        scores = ScoreTable(Scorer(first, warn=cli.warn).book)
         best = scores.best(scores.first) if scores.first is not None else None
         if best is None:
             raise UserError(f"{model.network} has no pickle with a score: move it away, or let it train on")
         opts = dataclasses.replace(opts, network=os.path.join(model.network, best.name))
-    subject = load_subject(opts)
-    dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)
-    book = open_book(opts, protocol_of(opts, dataset, subject.trained_on, use_labels=subject.use_labels))
+    book = Scorer(opts, warn=cli.warn).book
     name = os.path.relpath(opts.network, book.run_dir)
     known = book.read()
     missing = [metric for metric in metrics if name not in known[metric]]
     if missing:
-        score_one(dataclasses.replace(opts, metrics=missing))
+        score(dataclasses.replace(opts, metrics=missing))
         known = book.read()
     return {key: value for metric in metrics for key, value in known[metric][name].items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The work itself, in this process or in several alike; the first of them reports.
+# Several processes.
 
 
-def measure_one(
-    opts: Options, subject: Subject, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Report all metrics of a network or of images; returns "results" by name, and of several seeds "std" likewise."""
-    from metrics import metric_main
-    from metrics.options import Shared
-    from torch_utils import distributed
-    from training.runs.best import mark_best
-
-    scores: dict[str, dict[str, float]] = {"results": {}, "std": {}}
-    shared = Shared(opts.metrics)   # FID and KID look at the same images
-    calculate = calculation(opts, dataset, device, gen_images=subject.images)
-    with stop_request() as stop:
-        for metric in opts.metrics:
-            with stop.at_once():
-                result = calculate(metric, G=subject.G, shared=shared)
-            if distributed.rank() == 0:
-                metric_main.report_metric(result, run_dir=opts.run_dir or opts.record_dir, snapshot_pkl=opts.network,
-                                          protocol=protocol)
-            for part, values in scores.items():
-                values |= result.get(part, {})
-    if opts.run_dir is not None and distributed.rank() == 0:
-        mark_best(opts.run_dir, opts.metrics[0], warn=cli.warn)
-    return scores
-
-
-def measure_run(
-    opts: Options, dataset: ImageFolderDataset, protocol: dict[str, Any], device: torch.device
-) -> list[str]:
-    """Report the scores that a run lacks, and return the names of pickles that can't be read."""
-    from torch_utils import distributed
-    from training.runs.run_scores import RunScorer
-    from training.runs.score_team import Team
-
-    def load(path: str) -> torch.nn.Module:
-        return load_generator(path, trust=opts.trust_pickle)[0]
-
-    team = Team(load=load, calculate=calculation(opts, dataset, device))
-    with stop_request() as stop:
-        if distributed.rank() > 0:
-            with stop.at_once():
-                team.serve()
-            return []
-        scorer = RunScorer(
-            book=open_book(opts, protocol), load=team.load, calculate=team.calculate, idle=team.idle, stop=stop,
-            say=functools.partial(click.echo, err=True) if opts.verbose else lambda line: None, warn=cli.warn,
-        )
-        scorer.follow() if opts.follow else scorer.score_all()
-        team.dismiss()
-    return list(scorer.broken)
-
-
-def stop_request() -> StopRequest:
-    """Ctrl-C comes to all processes of a terminal, and once more from the one that started them."""
-    from torch_utils import distributed
-    from training.runs.interrupt import StopRequest
-
-    return StopRequest(quiet=True, once=distributed.world_size() > 1)
-
-
-def share_out(opts: Options, protocol: dict[str, Any], *, loss: str) -> Any:
+def share_out(opts: Options) -> Scores:
     """Have `opts.gpus` processes do the work; what the first of them returns.
 
     Raises:
         UserError:         One failed.
         KeyboardInterrupt: Requested to stop.
     """
-    from training import launch
+    from training import launch, scoring
 
+    meaning = ("so all ended; the same command scores what is left" if opts.is_run else
+               "so there are no further scores; start it again for those")
     with tempfile.TemporaryDirectory(prefix="glead-") as folder:
         job, answer = Path(folder, "job.json"), Path(folder, "answer.json")
-        job.write_text(json.dumps(dict(options=dataclasses.asdict(opts), protocol=protocol, answer=str(answer))))
+        job.write_text(json.dumps(dict(options=dataclasses.asdict(opts), answer=str(answer))))
         root = Path(__file__).resolve().parent  # which need not be the current folder
-        launch.run_together([sys.executable, "-c", _START_WORKER, str(root), str(job)], size=opts.gpus, meaning=loss,
-                            at_once=True)
-        return json.loads(answer.read_text())
+        launch.run_together([sys.executable, "-c", _START_WORKER, str(root), str(job)], size=opts.gpus,
+                            meaning=meaning, at_once=True)
+        return scoring.Scores(**json.loads(answer.read_text()))
 
 
 def work(job: str) -> int:
     """As one of the processes that `share_out` starts, do what the file `job` says; returns the exit status."""
     from torch_utils import distributed
-    from training import launch
+    from training import launch, scoring
     from training.worker import take_part
 
     content = json.loads(Path(job).read_text())
-    opts, protocol = Options(**content["options"]), content["protocol"]
+    opts = scoring.Options(**content["options"])
 
     @cli.plain_errors()
     def measure() -> None:
-        use_lpips(opts.detector)
-        device = distributed.current_device(opts.device)
         launch.build_kernels(opts.device)
         try:
-            if opts.is_run:
-                answer = measure_run(opts, open_dataset_of_run(opts), protocol, device)
-            else:
-                subject = load_subject(opts)
-                dataset = open_dataset(opts, subject.trained_on, use_labels=subject.use_labels)
-                answer = measure_one(opts, subject, dataset, protocol, device)
+            scores = scoring.Scorer(opts, warn=cli.warn).measure(distributed.current_device(opts.device))
         except BrokenPipeError as e:
             cli.silence_stdout()
             raise UserError("nobody reads the scores that are printed any more, so no others were calculated") from e
         if distributed.rank() == 0:
-            Path(content["answer"]).write_text(json.dumps(answer))
+            Path(content["answer"]).write_text(json.dumps(dataclasses.asdict(scores)))
 
     return take_part(measure, device=opts.device, timeout_sec=_TIMEOUT_SEC,
                      advice="What was printed is good; the same command resumes")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What it needs.
-
-
-def pick_device(opts: Options) -> torch.device:
-    """Also the place for what names no device: memory of another GPU belongs to those who compute there.
-
-    Of several processes each one has its own; this one then keeps away from GPUs.
-    """
-    import torch
-
-    from torch_utils import misc
-    from training import launch
-
-    if opts.gpus > 1:
-        launch.check_gpus(opts.device, opts.gpus)
-        return torch.device("cpu")
-    device = misc.pick_device(opts.device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device
-
-
-def open_book(opts: Options, protocol: dict[str, Any]) -> ScoreBook:
-    from training.runs.run_scores import ScoreBook
-
-    folder = opts.network if opts.is_run else opts.run_dir or opts.record_dir
-    return ScoreBook(folder, opts.metrics, detector=opts.detector, protocol=protocol)
-
-
-def calculation(
-    opts: Options, dataset: ImageFolderDataset, device: torch.device, *, gen_images: ImageFolderDataset | None = None
-) -> Callable[..., dict[str, Any]]:
-    """`calc_metric` with all that the command line says, to be called with (metric, G=, shared=)."""
-    import torch
-
-    from metrics import metric_main
-    from metrics.polarity import Polarity
-    from metrics.progress import ScoreBar
-    from torch_utils import distributed
-
-    polarity = Polarity(opts.polarity, opts.candidates) if opts.polarity else None
-    kept_real: dict = {}
-    on_cpu = torch.device(device).type == "cpu"
-    progress = ScoreBar(show=opts.verbose, begun=warn_if_long if on_cpu else None) if opts.verbose or on_cpu else None
-
-    def calculate(metric: str, *, G: torch.nn.Module | None, shared: Shared) -> dict[str, Any]:
-        try:
-            result = metric_main.calc_metric(
-                metric, G=G, dataset=dataset, gen_images=gen_images, detector=opts.detector, device=device,
-                batch_size=opts.batch, num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed,
-                polarity=polarity, repeats=opts.repeats, workers=opts.workers, cache=opts.cache, shared=shared,
-                kept_real=kept_real, progress=progress,
-            )
-        except torch.OutOfMemoryError as e:
-            raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU of "
-                            "other programs") from e
-        result["data"] = os.path.abspath(dataset.path)
-        if gen_images is not None:
-            result["images"] = os.path.abspath(gen_images.path)
-        return result
-
-    return calculate
-
-
-def warn_if_long(sec: float) -> None:
-    if sec > _LONG_SEC:
-        cli.warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and "
-                 "metrics of fewer images, such as fid5k_full, give a first impression")
-
-
-def load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """G_ema of a network pickle and what the pickle says of its training set."""
-    import legacy
-    from torch_utils import misc
-
-    with open_url(network_pkl) as f:
-        networks = legacy.load_network_pkl(f, trust=trust, only=("G_ema", "training_set_kwargs"))
-    if networks["G_ema"] is None:
-        raise UserError(f"{network_pkl}: holds no G_ema")
-    misc.check_network(networks["G_ema"], network_pkl, "G_ema")
-    return networks["G_ema"], dict(networks["training_set_kwargs"] or {})
-
-
-class Subject(NamedTuple):
-    """What is scored: a network, or images that any program generated."""
-
-    G: torch.nn.Module | None
-    images: ImageFolderDataset | None
-    trained_on: dict[str, Any]      # What a network's file says of its training set.
-
-    @property
-    def use_labels(self) -> bool:
-        return self.G is not None and self.G.c_dim > 0
-
-    def check(self, metrics: list[str], dataset: ImageFolderDataset) -> None:
-        """Raises UserError where it doesn't fit the real images, or the metrics."""
-        from metrics import metric_main
-
-        if self.G is not None:
-            metric_main.check_match(self.G, dataset)
-        else:
-            metric_main.check_images(metrics, self.images, dataset)
-
-
-def load_subject(opts: Options) -> Subject:
-    if opts.network is not None:
-        G, trained_on = load_generator(opts.network, trust=opts.trust_pickle)
-        return Subject(G, None, trained_on)
-    from training.data.dataset import ImageFolderDataset
-
-    return Subject(None, ImageFolderDataset(opts.images), {})
-
-
-def say_which_images(opts: Options, trained_on: dict[str, Any]) -> None:
-    """Earlier versions and other programs name the images as it was said when training started, somewhere."""
-    path = trained_on.get("path")
-    if opts.data is None and isinstance(path, str) and not os.path.isabs(path) and os.path.exists(path):
-        cli.warn(f"{opts.network} names its images by a relative path: taking {os.path.abspath(path)}")
-
-
-def open_dataset(
-    opts: Options, trained_on: dict[str, Any], *, use_labels: bool, resolution: int | None = None
-) -> ImageFolderDataset:
-    """The training set; or the images in --data, all of them, mirrored as in training."""
-    from training.data.dataset import ImageFolderDataset
-    from training.runs.run_scores import open_training_set
-
-    xflip = opts.mirror if opts.mirror is not None else bool(trained_on.get("xflip", False))
-    if opts.data is not None:
-        return ImageFolderDataset(opts.data, resolution=resolution, use_labels=use_labels, xflip=xflip)
-    return open_training_set(opts.network, trained_on, use_labels=use_labels, resolution=resolution, xflip=xflip)
-
-
-def open_dataset_of_run(opts: Options) -> ImageFolderDataset:
-    """As `open_dataset`, with the labels and the resolution of the run's networks."""
-    from training.runs.run_scores import read_options
-
-    trained_on = read_options(opts.network).training_set_kwargs
-    return open_dataset(opts, trained_on, use_labels=bool(trained_on.get("use_labels")),
-                        resolution=trained_on.get("resolution"))
-
-
-def protocol_of_run(opts: Options, dataset: ImageFolderDataset) -> dict[str, Any]:
-    from training.runs.run_scores import read_options
-
-    trained_on = read_options(opts.network).training_set_kwargs
-    return protocol_of(opts, dataset, trained_on, use_labels=bool(trained_on.get("use_labels")))
-
-
-def protocol_of(
-    opts: Options, dataset: ImageFolderDataset, trained_on: dict[str, Any], *, use_labels: bool
-) -> dict[str, Any]:
-    """What is not as when training scores its snapshots, for the records: other images, another seed.
-
-    Raises:
-        UserError: What lies where the images of a run were is something else.
-    """
-    from training.runs.run_scores import recorded_fingerprint
-
-    protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
-    if opts.repeats > 1:
-        protocol["repeats"] = opts.repeats
-    if opts.polarity:
-        protocol |= {"polarity": opts.polarity, "candidates": opts.candidates}
-    same = recorded_fingerprint(opts.run_dir) if opts.run_dir is not None else None
-    if opts.data is None:
-        here = dataset.replace(xflip=bool(trained_on.get("xflip", False))).fingerprint
-        if same not in (None, here):
-            raise UserError(f"the images in {dataset.path} are not those that {opts.run_dir} was trained on: give the "
-                            "right ones with --data; if they are others, each score notes that")
-        same = here
-    elif same is None:
-        try:
-            same = open_dataset(dataclasses.replace(opts, data=None, mirror=None), trained_on,
-                                use_labels=use_labels).fingerprint
-        except UserError:   # they are not here any more
-            pass
-    if dataset.fingerprint != same:
-        protocol["data"] = dataset.fingerprint
-    return protocol
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
 """Where the time of a metric goes: generation, features, statistics, precision and recall, matrix root; peak memory.
 
     python benchmarks/metrics.py [--device=cuda] [--resolution=256] [--detector=FILE.pt] [--baseline] [--out=FILE.json]
+    python benchmarks/metrics.py --baseline --full-size=50000 --matrix-size=20000 [--out=FILE.json]
 
 With --baseline, each stage takes turns with a plain way to do the same, in the same run: batch by batch, one thing
 after the other, every result fetched as soon as it is there, nothing cached. Both must give the same numbers. The ratio
 is the median over turns of the plain way's time by ours: above 1, ours is faster. Without --detector a net of random
 weights is made on the spot; it serves for times, not for scores.
+
+--full-size measures whole metrics instead, fid50k and pr50k3, from random features to the score, on one CPU core. Each
+way has a process of its own, so that its peak memory is known. There are two plain ways of pr50k3, one that compares
+some rows with all others, and one that holds a whole matrix of distances. Both are measured at the size --matrix-size.
 """
 
 import contextlib
+import multiprocessing
+import re
 import resource
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -38,6 +46,7 @@ from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.networks import Generator  # noqa: E402
 
 NEIGHBOURS = 3
+SHIFTS = 0.0, 0.1   # Of real and of generated random features.
 
 
 class RandomDetector(torch.nn.Module):
@@ -128,6 +137,88 @@ def plain_precision_recall(
     return inside(gen, real), inside(real, gen)
 
 
+def matrix_precision_recall(real: torch.Tensor, gen: torch.Tensor) -> tuple[float, float]:
+    """The whole matrix at once, three times."""
+    real, gen = real.half().float(), gen.half().float()
+
+    def distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, y).half().float()
+
+    real_radii = distances(real, real).kthvalue(NEIGHBOURS + 1, dim=1).values
+    gen_radii = distances(gen, gen).kthvalue(NEIGHBOURS + 1, dim=1).values
+    across = distances(gen, real)
+    inside = (across <= real_radii).any(dim=1), (across <= gen_radii[:, None]).any(dim=0)
+    return float(inside[0].double().mean()), float(inside[1].double().mean())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Full size: from features to the score, each way in a process of its own.
+
+
+def random_features(items: int, width: int, *, shift: float) -> Iterator[torch.Tensor]:
+    """Batch by batch, as a feature net gives them."""
+    generator = torch.Generator().manual_seed(int(10 * shift))
+    for start in range(0, items, 100):
+        yield torch.randn(min(100, items - start), width, generator=generator) + shift
+
+
+def our_stats(items: int, width: int, *, shift: float, keep_features: bool) -> FeatureStats:
+    stats = FeatureStats(keep_moments=True, keep_features=keep_features)
+    for batch in random_features(items, width, shift=shift):
+        stats.append(batch)
+    return stats
+
+
+def full_fid(way: str, items: int, width: int) -> list[float]:
+    if way == "ours":
+        return [frechet_distance(*(our_stats(items, width, shift=shift, keep_features=False).moments()
+                                   for shift in SHIFTS))]
+    return [plain_frechet(*(plain_moments(torch.cat([*random_features(items, width, shift=shift)]).numpy())
+                            for shift in SHIFTS))]
+
+
+def full_precision_recall(way: str, items: int, width: int) -> list[float]:
+    if way == "ours":
+        stats = [our_stats(items, width, shift=shift, keep_features=True) for shift in SHIFTS]
+        return [*precision_recall(*(part.features() for part in stats), k=NEIGHBOURS)]
+    clouds = [torch.cat([*random_features(items, width, shift=shift)]) for shift in SHIFTS]
+    return [*(plain_precision_recall(*clouds, device="cpu") if way == "plain" else matrix_precision_recall(*clouds))]
+
+
+FULL = {"fid50k": full_fid, "pr50k3": full_precision_recall}
+
+
+def run_full(metric: str, way: str, items: int, width: int, answer: Any) -> None:
+    """As a process of its own, put a row of figures into the queue `answer`."""
+    torch.set_num_threads(1)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    result = FULL[metric](way, items, width)
+    sec, cpu_sec = time.perf_counter() - start, time.process_time() - cpu_start
+    # Not ru_maxrss, which starts from the peak of the process that started this one.
+    peak_kb = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    answer.put(dict(metric=metric, way=way, items=items, width=width, sec=sec, cpu_sec=cpu_sec, peak_mb=peak_kb / 1024,
+                    result=" / ".join(f"{value:.7g}" for value in result)))
+
+
+def measure_full(*, items: int, matrix_items: int, width: int, baseline: str | None) -> list[dict[str, Any]]:
+    cases = [("fid50k", "ours", items), ("pr50k3", "ours", items)]
+    if baseline:
+        cases += [("fid50k", "plain", items)]
+        cases += [("pr50k3", way, matrix_items) for way in ("ours", "plain", "whole matrix")]
+    context, rows = multiprocessing.get_context("spawn"), []
+    for metric, way, count in cases:
+        click.echo(f"{metric} of {count} features: {way} ...", err=True)
+        answer = context.Queue()
+        process = context.Process(target=run_full, args=(metric, way, count, width, answer))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise click.ClickException(f"{metric}, {way}, of {count}: ended with status {process.exitcode}")
+        rows.append(answer.get())
+        print_table(rows[-1:])
+    return rows
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Stages.
 
@@ -151,7 +242,7 @@ def stages(opts: MetricOptions, net: FeatureNet, *, images: int, neighbours: int
 
     generator = torch.Generator().manual_seed(0)
     width = features.shape[1]
-    cloud = [torch.randn(neighbours, width, generator=generator) + shift for shift in (0.0, 0.1)]
+    cloud = [torch.randn(neighbours, width, generator=generator) + shift for shift in SHIFTS]
     wide = [plain_moments(torch.randn(2 * root, root, generator=generator).numpy() * scale) for scale in (1.0, 1.5)]
     count = min(images, len(opts.dataset))
     fetched = features.cpu().numpy()
@@ -242,16 +333,26 @@ def prepared(
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
 @baseline_option("plain")
+@click.option("--full-size", type=click.IntRange(min=10), metavar="N",
+              help="Measure whole metrics of N random features of either kind, not stages.")
+@click.option("--full-width", default=2048, show_default=True, help="Length of these features.")
+@click.option("--matrix-size", type=click.IntRange(min=10), default=20_000, show_default=True, metavar="N",
+              help="Features for the plain ways of pr50k3 with --full-size; a matrix takes 12 N^2 bytes.")
 @click.option("--only-detector", type=click.Path(dir_okay=False), help="Make a detector here, and stop.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the figures as JSON.")
 def main(
     device: str, images: int, neighbours: int, root: int, threads: int, repeats: int, baseline: str | None,
-    only_detector: str | None, out: str | None, **options: Any,
+    full_size: int | None, full_width: int, matrix_size: int, only_detector: str | None, out: str | None,
+    **options: Any,
 ) -> None:
     if only_detector is not None:
         make_detector(only_detector, num_features=options["features"])
         return
     torch.set_num_threads(threads)
+    if full_size is not None:
+        rows = measure_full(items=full_size, matrix_items=matrix_size, width=full_width, baseline=baseline)
+        save_results(out, rows=rows)
+        return
     with prepared(device=device, **options) as (opts, net):
         with metric_main.exact_float32():
             work = stages(opts, net, images=images, neighbours=neighbours, root=root)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import torch
 
 from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.neighbours import PairDistances, num_blocks
-from metrics.options import ImageSet, MetricOptions, track
+from metrics.neighbours import PairDistances, compute_score
+from metrics.options import ImageSet, MetricOptions
 
 NUM_NEIGHBOURS = 5  # With 10,000 images of either kind, what the paper recommends.
 
@@ -19,14 +18,7 @@ class DensityCoverage(NamedTuple):
 
 def compute_dc(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
     """Density and coverage, k = 5, of `num_gen` generated images and real ones."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
-    blocks = num_blocks(real.num_items, gen.num_items, radii_of=[real.num_items])
-    with track(opts, "distances", blocks) as done:
-        dc = density_coverage(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
-    return {f"{opts.metric}_density": dc.density, f"{opts.metric}_coverage": dc.coverage}
+    return compute_score(density_coverage, opts, net, images=images, num_gen=num_gen, gen_radii=False)
 
 
 @torch.no_grad()

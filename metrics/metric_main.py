@@ -191,6 +191,8 @@ def _describe(opts: MetricOptions, net: FeatureNet) -> dict[str, Any]:
     if entry.images is not None:
         dataset, count = entry.images.find(opts.dataset)
         real = EasyDict(num_images=count, sha256=dataset.fingerprint, mirrored=bool(dataset.xflip))
+        if dataset.resize_filter is not None:
+            real.resize_filter = dataset.resize_filter
     return dict(
         metric=opts.metric,
         detector=EasyDict(name=net.name, sha256=net.digest),

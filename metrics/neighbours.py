@@ -1,10 +1,13 @@
 """Distances between all pairs of two sets of features, block by block, for metrics of nearest neighbours."""
 
-from typing import Callable, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 
 import torch
 
 from dnnlib.util import UserError
+from metrics.detectors import FeatureNet
+from metrics.features import generated_stats, real_stats
+from metrics.options import ImageSet, MetricOptions, track
 
 BLOCK_SIZE = 5_000  # Side of a block of distances, 100 MB; results do not depend on it.
 
@@ -86,6 +89,26 @@ class PairDistances:
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         return x.half().float() if self._rounding == "float16" else x
+
+
+def compute_score(
+    score: Callable[..., Any],      # called with (real features, generated features), it gives a named tuple
+    opts: MetricOptions,
+    net: FeatureNet,
+    *,
+    images: ImageSet,
+    num_gen: int,
+    gen_radii: bool,                # whether it needs the radii of generated images, too
+) -> dict[str, float]:
+    """What `score` makes of the features of real and of `num_gen` generated images; nothing on ranks other than 0."""
+    real = real_stats(opts, net, images, keep_features=True)
+    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
+    if opts.rank != 0:
+        return {}
+    sizes = real.num_items, gen.num_items
+    with track(opts, "distances", num_blocks(*sizes, radii_of=sizes if gen_radii else sizes[:1])) as done:
+        result = score(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
+    return {f"{opts.metric}_{name}": value for name, value in result._asdict().items()}
 
 
 def num_blocks(num_real: int, num_gen: int, *, radii_of: Sequence[int], block_size: int = BLOCK_SIZE) -> int:

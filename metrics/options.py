@@ -35,8 +35,8 @@ class MetricOptions:
     """One evaluation of one metric.
 
     `dataset` and `G` are duck-typed. A dataset has `len()`, `image_shape`, `images(indices)`, `get_label(i)`,
-    `replace(max_size=..., xflip=...)` and `fingerprint`, as `training.dataset.ImageFolderDataset` has; G is called as
-    `G(z, c, noise_mode=...)` and has `z_dim`, `c_dim`, `mapping` and `synthesis`.
+    `replace(max_size=..., xflip=...)`, `fingerprint` and `resize_filter`, as `training.dataset.ImageFolderDataset` has;
+    G is called as `G(z, c, noise_mode=...)` and has `z_dim`, `c_dim`, `mapping` and `synthesis`.
     """
 
     metric: str                                 # Its name, for progress.

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import torch
 
 from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.neighbours import PairDistances, Rounding, num_blocks
-from metrics.options import ImageSet, MetricOptions, track
+from metrics.neighbours import PairDistances, Rounding, compute_score
+from metrics.options import ImageSet, MetricOptions
 
 NUM_NEIGHBOURS = 3
 
@@ -19,14 +18,7 @@ class PrecisionRecall(NamedTuple):
 
 def compute_pr(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
     """Precision and recall, k = 3, of `num_gen` generated images and real ones."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
-    sizes = real.num_items, gen.num_items
-    with track(opts, "distances", num_blocks(*sizes, radii_of=sizes)) as done:
-        pr = precision_recall(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
-    return {f"{opts.metric}_precision": pr.precision, f"{opts.metric}_recall": pr.recall}
+    return compute_score(precision_recall, opts, net, images=images, num_gen=num_gen, gen_radii=True)
 
 
 @torch.no_grad()

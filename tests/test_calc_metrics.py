@@ -18,13 +18,14 @@ import torch
 from click.testing import CliRunner
 
 import calc_metrics
+import cli
 from benchmarks.soak import small_config
-from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.registry import METRICS
 from paths import ROOT
 from tests.metrics.metric_fakes import random_images, save_net
 from torch_utils.formats.network_pickle import save_network_pkl
+from training import scoring
 from training.config.schema import to_legacy_kwargs
 from training.data.dataset import ImageFolderDataset
 from training.networks import Generator
@@ -492,20 +493,21 @@ def test_help_shows_defaults(folder):
     assert result.returncode == 0 and "fid50k_full" in result.stdout and "--detector" in result.stdout
 
 
-def test_too_little_memory_is_a_mistake_that_says_what_to_change(monkeypatch):
+def test_too_little_memory_is_a_mistake_that_says_what_to_change(folder, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of that")
 
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(metric_main, "calc_metric", fail)
-    context = calc_metrics.main.make_context("calc_metrics.py", ["--network=net.pkl", "--batch=32"])
-    calculate = calc_metrics.calculation(calc_metrics.Options(**context.params), None, "cuda")
-    with pytest.raises(UserError, match=r"^CUDA out of memory\. Tried to allocate 2 GiB\.: give a --batch below 32"):
-        calculate("fid50k_full", G=None, shared=None)
+    result = CliRunner().invoke(calc_metrics.main, [
+        "--network=run/network-snapshot-000200.pkl", "--detector=small-net.pt", "--device=cpu", "--batch=32"])
+    assert result.exit_code == 1 and result.stderr.startswith(
+        "Error: CUDA out of memory. Tried to allocate 2 GiB.: give a --batch below 32")
 
 
 def test_long_work_on_a_cpu_is_announced_in_one_line(capsys):
-    calc_metrics.warn_if_long(599)
+    scoring.warn_if_long(599, warn=cli.warn)
     assert capsys.readouterr().err == ""
-    calc_metrics.warn_if_long(50_000)
+    scoring.warn_if_long(50_000, warn=cli.warn)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Warning: on the CPU this will take about 14 hours: a GPU is much faster (--device=cuda)")

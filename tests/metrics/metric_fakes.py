@@ -17,6 +17,8 @@ class ArrayDataset:
         self._labels = labels if labels is not None else np.zeros([len(images), 0], np.float32)
         self.max_size, self.xflip, self.name = max_size, xflip, name
 
+    resize_filter = None
+
     @property
     def image_shape(self):
         return list(self._images.shape[1:])
@@ -44,7 +46,9 @@ class ArrayDataset:
 
     def replace(self, *, max_size=None, xflip=None):
         xflip = self.xflip if xflip is None else xflip
-        return type(self)(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
+        other = type(self)(self._images, self._labels, max_size=max_size, xflip=xflip, name=self.name)
+        other.resize_filter = self.resize_filter
+        return other
 
     @property
     def fingerprint(self):

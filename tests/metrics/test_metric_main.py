@@ -162,7 +162,9 @@ def test_evaluation_leaves_the_network_and_switches_alone(G, dataset, detector):
 
 
 def test_results_are_named_after_a_detector_that_is_not_standard(G, dataset, detector):
+    dataset.resize_filter = "box"
     result = metric_main.calc_metric("pr1k3_full", G=G, dataset=dataset, detector=detector, workers=0)
+    assert result.real.resize_filter == "box" and result.real.num_images == 1100
     assert set(result.results) == {"pr1k3_full_precision@small-net", "pr1k3_full_recall@small-net"}
     assert result.detector.name == "small-net" and re.fullmatch("[0-9a-f]{64}", result.detector.sha256)
     assert result.metric == "pr1k3_full" and result.num_gpus == 1 and result.total_time > 0

@@ -2,11 +2,12 @@
 
 import hashlib
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dnnlib import util
 from dnnlib.util import UserError
@@ -82,11 +83,18 @@ def test_golden_mse(golden):
         assert_golden(distance * weights[f"reg_weight_{kind}"], golden[f"out/mse/Dmain/reg_{kind}_weighted"])
 
 
-@pytest.mark.parametrize("name", ["alex", "vgg"])
+@pytest.fixture(scope="module", params=["alex", "vgg"])
+def package(request):
+    """LPIPS of the package lpips: a random backbone, and the learned weights of channels."""
+    lpips = pytest.importorskip("lpips")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of what it asks torchvision for
+        return request.param, lpips.LPIPS(net=request.param, pnet_rand=True, verbose=False)
+
+
 @pytest.mark.parametrize("size", [32, 64])
-def test_agrees_with_the_lpips_package(name, size, recwarn):
-    package = pytest.importorskip("lpips")
-    theirs = package.LPIPS(net=name, pnet_rand=True, verbose=False)  # random backbone, learned channel weights
+def test_agrees_with_the_lpips_package(package, size):
+    name, theirs = package
     backbone = perceptual._BACKBONES[name]
     layers = backbone.features()
     state = {key.partition(".")[2]: value for key, value in theirs.net.state_dict().items()}  # "slice1.0.weight"
@@ -94,6 +102,17 @@ def test_agrees_with_the_lpips_package(name, size, recwarn):
     linear = torch.load(perceptual._linear_weights_file(name), map_location="cpu", weights_only=True)
     ours = LPIPS(layers, backbone.taps, list(linear.values()))
     x, y = images(size=size), images(size=size, seed=1)
+    expected = theirs(x, y).flatten()
+    torch.testing.assert_close(ours.distance(x, ours.embed(y)), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_agrees_with_the_lpips_package_on_published_weights(package, shared):
+    name, theirs = package
+    path = f"{shared}/models/{dict(alex='alexnet', vgg='vgg16')[name]}-features.safetensors"
+    weights = load_file(path)
+    theirs.net.load_state_dict({key: weights[f"features.{key.partition('.')[2]}"] for key in theirs.net.state_dict()})
+    ours = build_perceptual(f"lpips-{name}:{path}", device="cpu")
+    x, y = images(size=32), images(size=32, seed=1)
     expected = theirs(x, y).flatten()
     torch.testing.assert_close(ours.distance(x, ours.embed(y)), expected.detach(), rtol=1e-5, atol=1e-7)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dnnlib.util import UserError, say_once
 from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, open_image_files
 from training.data.image_names import shown
-from training.data.labels import load_labels
+from training.data.labels import find_resize_filter, load_labels
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
 _MAX_NAMED = 5                     # A report of bad images names at most 5.
@@ -222,6 +222,11 @@ class ImageFolderDataset:
         for part in (self._files.identity(), self._raw_indices(), labels.ravel()):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
+
+    @property
+    def resize_filter(self) -> str | None:
+        """By which dataset_tool.py scaled the images; None = it did not, or the images are from elsewhere."""
+        return find_resize_filter(self._files)
 
     # --- Items.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from typing import Any, NamedTuple, Sequence
 
@@ -12,6 +13,7 @@ from training.data.image_files import ImageFiles
 from training.data.image_names import METADATA_NAME, shown
 
 _MAX_CLASSES = 1_000_000
+_RESIZE_FILTER = re.compile(rb'\s*\{\s*"resize_filter"\s*:\s*"(\w+)"')
 
 
 class Matched(NamedTuple):
@@ -43,6 +45,18 @@ def load_labels(files: ImageFiles) -> np.ndarray | None:
 def has_metadata(files: ImageFiles) -> bool:
     """Is there a dataset.json, in one of the zips at least?"""
     return any(files.read_metadata(number) is not None for number in range(len(files.places)))
+
+
+def find_resize_filter(files: ImageFiles) -> str | None:
+    """By which dataset_tool.py scaled the images, as it says at the beginning of each dataset.json."""
+    found = set()
+    for number in range(len(files.places)):
+        try:
+            match = _RESIZE_FILTER.match(files.read_metadata(number) or b"")
+        except UserError:   # Only those who read the labels need the file.
+            match = None
+        found.add(match[1].decode() if match else None)
+    return found.pop() if len(found) == 1 else None
 
 
 def has_stray_metadata(files: ImageFiles) -> bool:

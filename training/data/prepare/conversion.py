@@ -177,8 +177,9 @@ class Converter:
         UserError: The first image is no square, or of a size that networks don't take, where its size decides.
 
     Attributes:
-        side: Width and height of all results.
-        gray: Whether results are grayscale.
+        side:          Width and height of all results.
+        gray:          Whether results are grayscale.
+        resize_filter: By which images are scaled; None = the first one has the wanted size.
     """
 
     def __init__(self, options: ConversionOptions, first: FirstImage, *, recolors: bool = False):
@@ -186,6 +187,9 @@ class Converter:
         self._filter = RESIZE_FILTERS[options.resize_filter]
         self.gray = first.gray if options.color == "auto" else options.color == "gray"
         self.side = options.width or self._side_like_first(first)
+        squeezes = options.transform is None and first.width != first.height
+        scales = squeezes or min(first.width, first.height) != self.side
+        self.resize_filter = options.resize_filter if scales else None
 
     def _side_like_first(self, first: FirstImage) -> int:
         self._check_square(first.width, first.height, first.what)

@@ -96,6 +96,7 @@ def write_dataset(
     ) as writer:
         with WorkerPool(workers, source, forked=True, killed=_KILLED.format(workers)) as pool:
             converter = Converter(options, _first_image(source, pool, count, skip_bad), recolors=skip_bad)
+            writer.resize_filter = converter.resize_filter
             bar = tqdm(total=count, desc="Writing", unit="img", file=sys.stderr, leave=False)
             with contextlib.closing(_converted(source, pool, converter, count)) as results, bar:
                 for label, outcome in results:

@@ -32,10 +32,14 @@ class Writer:
         write:    Writes one file: its name relative to the dataset, and its content.
         labelled: Whether the labels are kept; False = dataset.json says that there are none.
         first:    Number of the first image.
+
+    Attributes:
+        resize_filter: By which the images were scaled, for dataset.json; None = they were not.
     """
 
     def __init__(self, write: Callable[[str, bytes], object], *, labelled: bool, first: int = 0):
         self._write, self._labelled, self._first = write, labelled, first
+        self.resize_filter: str | None = None
         self._labels: list[Label] = []
         self.num_images = 0
 
@@ -49,7 +53,9 @@ class Writer:
         """Write dataset.json. Nothing can be added any more."""
         names = (image_name(self._first + i) for i in range(self.num_images))
         labels = [[name, label] for name, label in zip(names, self._labels)] if self._labelled else None
-        self._write(METADATA_NAME, json.dumps({"labels": labels}).encode())
+        # The filter comes first, so that it is found without parsing the labels.
+        scaled = {"resize_filter": self.resize_filter} if self.resize_filter else {}
+        self._write(METADATA_NAME, json.dumps({**scaled, "labels": labels}).encode())
 
 
 @contextlib.contextmanager
@@ -101,6 +107,7 @@ class ShardWriter:
         self._digits = max(len(str((most_images - 1) // shard_size)), 5)
         self._stack = contextlib.ExitStack()    # Of the shard that is being written.
         self._shard: Writer | None = None
+        self.resize_filter: str | None = None
         self.num_images = 0
 
     def add(self, png: bytes, label: Label) -> None:
@@ -109,6 +116,7 @@ class ShardWriter:
             f = self._stack.enter_context(open(self._folder / f"{self._name}-{number:0{self._digits}d}.zip", "wb"))
             self._stack.callback(_to_disk, f)
             self._shard = self._stack.enter_context(_zip_writer(f, labelled=self._labelled, first=self.num_images))
+            self._shard.resize_filter = self.resize_filter
         self._shard.add(png, label)
         self.num_images += 1
         if self._shard.num_images == self._shard_size:

@@ -62,6 +62,7 @@ def test_bytes_do_not_depend_on_workers_or_time(tmp_path):
     for workers in (1, 2):
         write_dataset(open_source(str(tmp_path / "in")), tmp_path / f"shards{workers}/s", options=SMALL,
                       workers=workers, shard_size=40)
+    assert all(ImageFolderDataset(tmp_path / dest).resize_filter == "lanczos" for dest in ("1.zip", "shards1/s"))
     for name in left_behind(tmp_path / "shards1/s"):
         assert (tmp_path / "shards1/s" / name).read_bytes() == (tmp_path / "shards2/s" / name).read_bytes()
 
