@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, lies_in
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
@@ -358,9 +358,14 @@ def warn_unused(names: Sequence[str], *, because: str) -> None:
         warn(f"{', '.join(given)}: no effect {because}")
 
 
-def check_outdir(outdir: str | None) -> None:
+def check_outdir(outdir: str | None, *, images: Sequence[str] = ()) -> None:
+    """Raises UserError where --outdir is empty, or lies in one of the folders of `images`, whose results would join."""
     if not outdir:
         raise UserError("--outdir is empty: give the name of a folder")
+    for path in images:
+        if lies_in(outdir, path):
+            raise UserError(f"--outdir={outdir} lies in {path}, so the results would join the images there: choose an "
+                            "--outdir outside")
 
 
 def check_seeds(option: str, seeds: Sequence[int]) -> None:

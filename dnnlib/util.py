@@ -160,6 +160,12 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         raise
 
 
+def lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether `path`, which need not exist, is `folder` or below it. False where `folder` is no folder."""
+    place = os.path.realpath(folder)
+    return os.path.isdir(folder) and os.path.commonpath([place, os.path.realpath(path)]) == place
+
+
 def make_public(path: str | os.PathLike) -> None:
     """Give a temporary file or folder, which is private, the permissions that others have here."""
     umask = os.umask(0)
