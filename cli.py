@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
-from dnnlib.util import UserError, lies_in
+from dnnlib.util import UserError, check_regular, lies_in
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
@@ -134,6 +134,7 @@ def read_option_file(path: str, context: click.Context, *, without: Collection[s
 def _read_mapping(path: str) -> dict[Any, Any]:
     import yaml  # needed by few commands
 
+    check_regular(path)
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
         try:

@@ -160,6 +160,13 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_regular(*paths: str | os.PathLike) -> None:
+    """Raises UserError where one of the paths is a device or pipe, some of which never end; others may be missing."""
+    for path in paths:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise UserError(f"can't open {path}: a device or pipe, not a file")
+
+
 def lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     """Whether `path`, which need not exist, is `folder` or below it. False where `folder` is no folder."""
     place = os.path.realpath(folder)
@@ -270,8 +277,7 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
             breaks off, or has another digest. Then nothing is kept.
     """
     if not is_url(str(url)):
-        if os.path.exists(url) and not os.path.isfile(url) and not os.path.isdir(url):
-            raise UserError(f"can't open {url}: a device or pipe, not a file")  # some never end
+        check_regular(url)
         try:
             return open(url, "rb")
         except OSError as e:

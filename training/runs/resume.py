@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
-from dnnlib.util import UserError, is_url
+from dnnlib.util import UserError, check_regular, is_url
 from training.config.checks import validate_gpus
 from training.config.options import OF_IMAGES, OPTIONS
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
@@ -77,6 +77,7 @@ def open_run(source: str) -> Run:
 
 
 def _read_run(path: str) -> Run:
+    check_regular(*Path(path).glob("*"))
     file = Path(path, OPTIONS_NAME)
     try:
         content = json.loads(file.read_text())

@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, check_regular
 from metrics import metric_main
 from metrics.options import Shared
 from metrics.published import score_of
@@ -40,6 +40,7 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     Raises:
         UserError: It isn't there, or doesn't say so.
     """
+    check_regular(*Path(run_dir).glob("*"))
     path = Path(run_dir, OPTIONS_NAME)
     try:
         content = json.loads(path.read_text())
