@@ -44,7 +44,8 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose function is given all options as one object."""
     def decorate(function: Callable[[Options], None]) -> Any:
         def run(**values: Any) -> None:
-            cli.check_outdir(values["outdir"])
+            data = values.get("data") or ()
+            cli.check_outdir(values["outdir"], images=[data] if isinstance(data, str) else data)
             check_writable(Path(values["outdir"], "figure"))
             with cli.shown_warnings():
                 function(Options(**values))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
-from dnnlib.util import UserError, open_url
+from dnnlib.util import UserError, check_regular, lies_in, open_url
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
@@ -134,6 +134,7 @@ def read_option_file(path: str, context: click.Context, *, without: Collection[s
 def _read_mapping(path: str) -> dict[Any, Any]:
     import yaml  # needed by few commands
 
+    check_regular(path)
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
         try:
@@ -358,9 +359,14 @@ def warn_unused(names: Sequence[str], *, because: str) -> None:
         warn(f"{', '.join(given)}: no effect {because}")
 
 
-def check_outdir(outdir: str | None) -> None:
+def check_outdir(outdir: str | None, *, images: Sequence[str] = ()) -> None:
+    """Raises UserError where --outdir is empty, or lies in one of the folders of `images`, whose results would join."""
     if not outdir:
         raise UserError("--outdir is empty: give the name of a folder")
+    for path in images:
+        if lies_in(outdir, path):
+            raise UserError(f"--outdir={outdir} lies in {path}, so the results would join the images there: choose an "
+                            "--outdir outside")
 
 
 def check_seeds(option: str, seeds: Sequence[int]) -> None:

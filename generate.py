@@ -115,7 +115,7 @@ def check_usage(opts: Options) -> None:
     if opts.outdir is None and (opts.video is None or rebuilds(opts)):
         raise click.UsageError("Missing option '--outdir'.")
     if opts.outdir is not None:
-        cli.check_outdir(opts.outdir)
+        cli.check_outdir(opts.outdir, images=opts.reconstruct)
     if opts.seeds is not None:
         cli.check_seeds("--seeds", opts.seeds)
     latent_options = ["truncation_psi", "trunc_cutoff", "class_idx", "label"]

@@ -74,7 +74,7 @@ def main(**options: Any) -> None:
     if opts.outdir is None and not opts.self_test:
         raise click.UsageError("Missing option '--outdir'.")
     if opts.outdir is not None:
-        cli.check_outdir(opts.outdir)
+        cli.check_outdir(opts.outdir, images=opts.target)
     from torch_utils import misc
     from training.perceptual import build_perceptual
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, check_regular
 from training.config.rivals import full_name
 from training.runs.resume import FREE_OPTIONS, OPTIONS_NAME
 
@@ -43,6 +43,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     path = run_dir / "stats.jsonl"
     if not path.is_file():
         raise UserError(f"{run_dir} holds no stats.jsonl: give run directories that train.py made")
+    check_regular(*run_dir.glob("*"))
     lines = path.read_text(errors="replace").splitlines()
     ticks = [_read_tick(line) for line in lines]
     damaged = [number for number, tick in enumerate(ticks, 1) if tick is None]

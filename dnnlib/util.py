@@ -5,8 +5,10 @@ import errno
 import hashlib
 import itertools
 import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator
 from urllib.parse import urlparse
@@ -118,6 +120,29 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """As `atomic_write`, but gives the name of the temporary file, for functions that take a path."""
     path = Path(path)
+    with termination_as_interrupt(), _temporary_beside(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, as job schedulers send it, raises KeyboardInterrupt like Ctrl-C, so that all is cleaned up.
+
+    It has no effect where the program handles SIGTERM already, nor outside the main thread, where nothing can.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
     with _named_errors(path):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(fd)
@@ -133,6 +158,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def check_regular(*paths: str | os.PathLike) -> None:
+    """Raises UserError where one of the paths is a device or pipe, some of which never end; others may be missing."""
+    for path in paths:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise UserError(f"can't open {path}: a device or pipe, not a file")
+
+
+def lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether `path`, which need not exist, is `folder` or below it. False where `folder` is no folder."""
+    place = os.path.realpath(folder)
+    return os.path.isdir(folder) and os.path.commonpath([place, os.path.realpath(path)]) == place
 
 
 def make_public(path: str | os.PathLike) -> None:
@@ -239,8 +277,7 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
             breaks off, or has another digest. Then nothing is kept.
     """
     if not is_url(str(url)):
-        if os.path.exists(url) and not os.path.isfile(url) and not os.path.isdir(url):
-            raise UserError(f"can't open {url}: a device or pipe, not a file")  # some never end
+        check_regular(url)
         try:
             return open(url, "rb")
         except OSError as e:

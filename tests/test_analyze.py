@@ -159,6 +159,7 @@ def test_mistakes_are_one_line(files, tmp_path):
         (["reconstruct", glead, "--network=large.pkl"], "don't stand side by side"),
         (["attention", glead, "--res=64"], "--res is 64, and D has feature maps of 4, 8 pixels a side"),
         (["attention", glead, "--data=nothing"], "nothing: there is no such file or folder"),
+        (["attention", glead, "--data=."], "--outdir=out lies in ., so the results would join the images there"),
         (["features", glead, baseline], "its D has no decoder"),
         (["neighbours", alone, "--detector=net.pt"], "does not say what it was trained on"),
     ]:

@@ -458,6 +458,8 @@ def make_bad_inputs(folder):
         (["--network={glead}", "--outdir=out", "--reconstruct=file"], 1, "file can't be decoded: replace or remove it"),
         (["--network={glead}", "--outdir=out", "--reconstruct=cut.png"], 1, "cut.png can't be decoded"),
         (["--network={glead}", "--outdir=out", "--reconstruct=empty"], 1, "no images in empty"),
+        (["--network={glead}", "--outdir=empty", "--reconstruct=empty"], 1, "--outdir=empty lies in empty"),
+        (["--network={glead}", "--outdir=empty/a/b", "--reconstruct=empty"], 1, "results would join the images there"),
     ],
 )
 def test_mistakes_are_one_line(networks, tmp_path, args, status, message):

@@ -127,6 +127,7 @@ def test_a_self_test_that_fails_says_so(networks, tmp_path):
     (["--target=in/a.png", "--target=file", "--outdir=out"], 1, "file can't be decoded"),
     (["--target=in/a.png", "--outdir=file/x"], 1, "is not a folder"),
     (["--target=in/a.png", "--outdir="], 1, "--outdir is empty"),
+    (["--target=in", "--outdir=in/out"], 1, "--outdir=in/out lies in in, so the results would join the images there"),
     (["--target=in/a.png", "--outdir=out", "--num-steps=0"], 2, "--num-steps"),
     (["--target=in/a.png", "--outdir=out", "--perceptual=vgg"], 1, "unknown perceptual net 'vgg'"),
     (["--target=in/a.png", "--outdir=out", "--perceptual=file"], 1, "is no feature net"),

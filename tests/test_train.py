@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 import train
 import training.runs.checkpoints
 import training.tasks  # noqa: F401
+from analysis.curves import read_curves
 from dnnlib.util import UserError
 from paths import ROOT, SHARED
 from training import launch, prepare_run
@@ -24,7 +26,7 @@ from training.config.options import Options
 from training.config.resolve import resolve, warnings
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
 from training.launch import Job
-from training.runs import resume
+from training.runs import resume, run_scores
 from training.runs.training_state import pickle_path, state_path
 
 CHURCH = (  # GLeaD's published settings, in the words of its program.
@@ -1018,6 +1020,13 @@ def test_runs_that_cannot_go_on(run, runs, start, tmp_path):
         assert not runs
         assert run().exit_code == 0 and runs[0].resume is None  # beside it, in a directory of its own
     assert json.loads(options.read_text()) == content
+    (path / "stats.jsonl").touch()
+    os.mkfifo(state_path(path, 2000))
+    message = f"can't open {state_path(path, 2000)}: a device or pipe, not a file"
+    assert last_line(run(f"--resume={path}")) == f"--resume: {message}"
+    for read in (run_scores.read_options, read_curves):
+        with pytest.raises(UserError, match=re.escape(message)):
+            read(path)
 
 
 def test_a_run_that_is_not_resumed_after_all_stays_as_it_is(run, start, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from dnnlib.util import UserError, check_all, check_writable, is_url, open_url
+from dnnlib.util import UserError, check_all, check_writable, is_url, lies_in, open_url
 
 from . import launch, torchrun
 from .adversarial import ADVERSARIAL
@@ -64,9 +64,8 @@ def choose_device(options: Options) -> str:
 
 def check_apart(data: str, place: str, *, new: bool) -> None:
     """Raise UserError if a run would lie in the folder of its images: its own pictures would join them."""
-    folder = os.path.realpath(data)
-    if os.path.isdir(folder) and place and os.path.commonpath([folder, os.path.realpath(place)]) == folder:
-        do = (f"choose an --outdir outside {folder}" if new else
+    if place and lies_in(place, data):
+        do = (f"choose an --outdir outside {os.path.realpath(data)}" if new else
               "move the images elsewhere, and give that folder with --data")
         raise UserError(f"{place} lies inside {data}, so the pictures of the run would join the images that it learns "
                         f"from: {do}")

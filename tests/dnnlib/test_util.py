@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import http.server
+import os
+import signal
 import threading
 
 import click
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 
 import cli
 from dnnlib import util
-from dnnlib.util import UserError, cached_path, check_all, open_url
+from dnnlib.util import UserError, atomic_write, cached_path, check_all, open_url
 
 CONTENT = bytes(range(256)) * 100
 
@@ -104,3 +106,24 @@ def test_all_mistakes_are_told_together():
     command = click.command(cls=cli.Command)(lambda: check_all(*checks))
     assert CliRunner().invoke(command).stderr == (
         "Error: 3 things are missing or wrong:\n  one\n  two\\nlines\n  three\n")
+
+
+def test_termination_removes_a_file_that_is_half_written(tmp_path):
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a") as f:
+        f.write(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_termination_is_left_to_a_program_that_handles_it(tmp_path):
+    came = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with atomic_write(tmp_path / "a") as f:
+            os.kill(os.getpid(), signal.SIGTERM)
+            f.write(b"whole")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert came == [signal.SIGTERM] and (tmp_path / "a").read_bytes() == b"whole"

@@ -14,7 +14,7 @@ from typing import Any, Callable, Literal, Mapping, NamedTuple, Sequence
 
 from tabulate import tabulate
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, check_regular
 from metrics.published import DATASETS, TABLES, PublishedTable, find_dataset, score_of
 from training.config.presets import PUBLISHED_DATA
 from training.config.rivals import RIVALS, names_in
@@ -176,6 +176,7 @@ def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[Model]:
 
 
 def _read_manifest(path: str) -> list[Any]:
+    check_regular(path)
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as e:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Iterator, Mapping, NamedTuple
 
-from dnnlib.util import UserError, is_url
+from dnnlib.util import UserError, check_regular, is_url
 from training.config.checks import validate_gpus
 from training.config.options import OF_IMAGES, OPTIONS, shown_value
 from training.config.presets import PERCEPTUAL, RESUME_SOURCES
@@ -73,6 +73,7 @@ def open_run(source: str) -> Run:
 
 
 def _read_run(path: str) -> Run:
+    check_regular(*Path(path).glob("*"))
     file = Path(path, OPTIONS_NAME)
     try:
         content = json.loads(file.read_text())

@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, check_regular
 from metrics import metric_main
 from metrics.options import Shared
 from metrics.published import score_of
@@ -40,6 +40,7 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     Raises:
         UserError: It isn't there, or doesn't say so.
     """
+    check_regular(*Path(run_dir).glob("*"))
     path, content = Path(run_dir, OPTIONS_NAME), find_options(run_dir)
     if not path.is_file():
         raise UserError(f"{run_dir} is a folder without {OPTIONS_NAME}: give a network, or a run directory that "

@@ -3,14 +3,13 @@
 import contextlib
 import itertools
 import os
-import signal
 import sys
 from collections import Counter
 from typing import Any, Iterator, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from dnnlib.util import UserError, num_cores
+from dnnlib.util import UserError, num_cores, termination_as_interrupt
 from dnnlib.worker_pool import WorkerPool
 from training.data.prepare.conversion import (
     BadImage,
@@ -91,7 +90,7 @@ def write_dataset(
     count = min(len(source), max_images or len(source))
     workers = min(workers or num_cores(), count)
     remarks, classes = _Remarks(skip_bad), Counter[int]()
-    with _termination_as_interrupt(), open_writer(
+    with termination_as_interrupt(), open_writer(
         dest, labelled=source.labels is not None, most_images=count, shard_size=shard_size, overwrite=overwrite,
     ) as writer:
         with WorkerPool(workers, source, forked=True, killed=_KILLED.format(workers)) as pool:
@@ -109,16 +108,6 @@ def write_dataset(
             raise UserError(f"none of the {count} images can be used: {remarks.first}")
     remarks.report(count)
     return Summary(writer.num_images, converter.side, 1 if converter.gray else 3, remarks.counts, classes)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, as job schedulers send it, raises KeyboardInterrupt like Ctrl-C, so that all is cleaned up."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Remarks:
