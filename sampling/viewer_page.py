@@ -2,6 +2,7 @@
 
 import html
 import socket
+from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import fastapi
@@ -64,14 +65,13 @@ def build_page(models: Sequence[Model]) -> gr.Blocks:
 
 
 def _seed(label: str, value: int) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=0, maximum=viewer.MAX_SEED, min_width=100)
+    return gr.Number(value, label=label, precision=0, min_width=100)
 
 
 def _look(num_classes: int) -> list[gr.Component]:
     """The controls of a `Look`."""
     return [gr.Slider(0, 1.5, 1, step=0.05, label="Truncation psi"),
-            gr.Number(0, label=f"Class, 0 to {num_classes - 1}", precision=0, minimum=0, maximum=num_classes - 1,
-                      min_width=100, visible=num_classes > 0)]
+            gr.Number(0, label=f"Class, 0 to {num_classes - 1}", precision=0, min_width=100, visible=num_classes > 0)]
 
 
 def _pictures(
@@ -111,7 +111,13 @@ def _rebuild(models: Sequence[Model]) -> None:
     def rebuild_all(paths: list[str] | None) -> list[Any]:
         if not paths:
             return [None] * len(outputs)
-        found = [viewer.rebuilt_picture(model, paths) for model in able]
+        try:
+            found = [viewer.rebuilt_picture(model, paths) for model in able]
+        except UserError as e:
+            message = str(e)
+            for path in paths:      # They lie in Gradio's folder, which nobody knows.
+                message = message.replace(path, Path(path).name)
+            raise UserError(message) from e
         return [value for pixels, text in found for value in (_plain(pixels), text)]
 
     if able:
@@ -142,7 +148,7 @@ def _column(model: Model) -> gr.Column:
 
 def _picture(model: Model) -> gr.Image:
     return gr.Image(show_label=False, format="png", interactive=False, elem_classes="pixels", min_width=140,
-                    buttons=["download", "fullscreen"], alt_text=f"Images of {model.name}")
+                    buttons=[], alt_text=f"Images of {model.name}")
 
 
 def _plain(pixels: np.ndarray) -> np.ndarray:
