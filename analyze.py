@@ -195,11 +195,7 @@ def load_models(opts: Options) -> list[Model]:
     for label, path in zip(labels, opts.networks):
         G, D = load_pair(opts, path)
         models.append(Model(label, path, G.to(device), D.to(device)))
-    sizes = {f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}": model.path
-             for model in models for net in (model.G, model.D)}
-    if len(sizes) > 1:
-        raise UserError("networks for images of different sizes don't stand side by side: "
-                        + ", ".join(f"{path} is for {size}" for size, path in sizes.items()))
+    cli.check_one_size([(model.path, net) for model in models for net in (model.G, model.D)])
     return models
 
 

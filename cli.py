@@ -375,6 +375,10 @@ def check_seeds(option: str, seeds: Sequence[int]) -> None:
         raise UserError(f"{option} holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
 
 
+PAIR = ("G", "D", "G_ema")
+GLEAD_RUN = "a GLeaD run (train.py --method=glead or glead+ggdr)"
+
+
 def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_ema",)) -> dict[str, Any]:
     """Networks of a pickle for making images: finite, in eval mode, without gradients, on the CPU.
 
@@ -401,20 +405,28 @@ def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_em
 
 def load_generator(network_pkl: str, *, trust: bool) -> Any:
     """G_ema of a network pickle; as `load_networks`."""
-    G = load_networks(network_pkl, trust=trust)["G_ema"]
-    if G is None:
+    return need_generator(load_networks(network_pkl, trust=trust), network_pkl)
+
+
+def need_generator(networks: dict[str, Any], network_pkl: str) -> Any:
+    """G_ema of what `load_networks` gave."""
+    if networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds no G_ema")
-    return G
+    return networks["G_ema"]
 
 
 def load_pair(network_pkl: str, *, trust: bool, to: str, of: str) -> tuple[Any, Any]:
-    """G and D of a network pickle, as `load_networks`. G is the one that D was trained with, or else G_ema.
+    """G and D of a network pickle; as `load_networks` and `need_pair`."""
+    return need_pair(load_networks(network_pkl, trust=trust, only=PAIR), network_pkl, to=to, of=of)
+
+
+def need_pair(networks: dict[str, Any], network_pkl: str, *, to: str, of: str) -> tuple[Any, Any]:
+    """G and D of what `load_networks` gave for `PAIR`. G is the one that D was trained with, or else G_ema.
 
     Args:
         to: What they are for, for messages: "rebuilding images".
         of: Which runs have a D for that.
     """
-    networks = load_networks(network_pkl, trust=trust, only=("G", "D", "G_ema"))
     if networks["D"] is None:
         raise UserError(f"{network_pkl}: holds no D; {to} needs a network pickle with the D of {of}")
     if networks["G"] is None and networks["G_ema"] is None:
@@ -422,6 +434,14 @@ def load_pair(network_pkl: str, *, trust: bool, to: str, of: str) -> tuple[Any, 
     if networks["G"] is None:
         warn(f"{network_pkl} holds no G, only its average, which takes its place")
     return networks["G"] or networks["G_ema"], networks["D"]
+
+
+def check_one_size(networks: Sequence[tuple[str, Any]]) -> None:
+    """Raises UserError where networks, each with its file, are for images of different sizes."""
+    sizes = {f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}": path for path, net in networks}
+    if len(sizes) > 1:
+        raise UserError("networks for images of different sizes don't stand side by side: "
+                        + ", ".join(f"{path} is for {size}" for size, path in sizes.items()))
 
 
 def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:

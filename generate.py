@@ -16,7 +16,6 @@ import cli
 from dnnlib.util import UserError, check_writable, made_folder
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
-    import numpy as np
     import torch
 
     from sampling.images import ImageGrid, LatentPath
@@ -312,12 +311,12 @@ def write_reconstructions(opts: Options) -> None:
     import torch
 
     from sampling.images import psnr, save_image, to_pixels
-    from sampling.reconstruction import find_res_g, rebuild
+    from sampling.reconstruction import find_res_g, pair_grid, rebuild
     from torch_utils import misc
 
     device = misc.pick_device(opts.device)
     G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, to="rebuilding images",
-                         of="a GLeaD run (train.py --method=glead or glead+ggdr)")
+                         of=cli.GLEAD_RUN)
     res_g = find_res_g(G, D, name=opts.network_pkl)
     G, D = G.to(device), D.to(device)
     if opts.reconstruct:
@@ -337,7 +336,7 @@ def write_reconstructions(opts: Options) -> None:
                 if len(pairs) < MAX_SHOWN:
                     pairs.append((before, after))
                 progress.update()
-        save_image(compare(pairs).pixels, Path(opts.outdir, "reconstructions.png"))
+        save_image(pair_grid(pairs, columns=SHOWN_COLUMNS).pixels, Path(opts.outdir, "reconstructions.png"))
     mse, decibels = (sum(values) / len(errors) for values in zip(*errors))
     click.echo(f"mean of {len(errors)}: mse {mse:.5f}, psnr {decibels:.2f} dB; images in {opts.outdir}")
 
@@ -386,19 +385,6 @@ def make_originals(
         with torch.no_grad():
             img = G.synthesis(to_ws(seed_latents(seeds, G.z_dim)), noise_mode=opts.noise_mode)
         yield Originals([f"seed{seed:04d}" for seed in seeds], img.to(torch.float32))
-
-
-def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageGrid:
-    """Rows of originals, each above the row of their reconstructions."""
-    from sampling.images import ImageGrid
-
-    cols = min(len(pairs), SHOWN_COLUMNS)
-    grid = ImageGrid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
-    for index, (image, rebuilt) in enumerate(pairs):
-        row, col = divmod(index, cols)
-        grid.place(2 * row, col, image)
-        grid.place(2 * row + 1, col, rebuilt)
-    return grid
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from dnnlib.util import made_folder
 @click.option("--watch", is_flag=True, help="Write it again from time to time, as long as one of the runs is training.")
 @click.option("--every", "interval", type=cli.FiniteFloat(min=0.1), default=30, show_default=True, metavar="SEC",
               help="With --watch: how often.")
-def main(runs: tuple[str, ...], outdir: str | None, watch: bool, interval: float) -> None:
+@click.option("--attention", is_flag=True,
+              help="Show where the D of each run's newest network pickle looks; writes attentionKKKKKK.png in the run.")
+def main(runs: tuple[str, ...], outdir: str | None, watch: bool, interval: float, attention: bool) -> None:
     """Write report.html, a page about one run or several side by side. It needs no other file and no network.
 
     The runs may be training. train.py writes the page of its own run when that is finished.
@@ -32,12 +34,12 @@ def main(runs: tuple[str, ...], outdir: str | None, watch: bool, interval: float
     path = os.path.join(outdir or (runs[0] if len(runs) == 1 else ""), report.NAME)
     busy = watch and any(map(is_busy, runs))
     with made_folder(os.path.dirname(path) or "."):
-        report.write_report(runs, path)
+        report.write_report(runs, path, attention=attention)
     while busy:
         print(f"{path}: written at {time.strftime('%H:%M:%S')}, again in {interval:g} s", flush=True)
         time.sleep(interval)
         busy = any(map(is_busy, runs))  # asked first: what was written until then will be in the page
-        report.write_report(runs, path)
+        report.write_report(runs, path, attention=attention)
     print(path)
 
 

@@ -15,8 +15,6 @@ from dnnlib.util import UserError, check_writable, made_folder
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
     import torch
 
-DEFAULT_STYLES = 7  # As in StyleGAN2-ADA: layers 0 to 6.
-
 
 @click.command(cls=cli.Command)
 @cli.network_option
@@ -90,7 +88,9 @@ def main(
 
 def pick_layers(G: torch.nn.Module, styles: list[int] | None) -> list[int]:
     if styles is None:
-        return list(range(min(DEFAULT_STYLES, G.num_ws - 1)))
+        from sampling.images import default_layers
+
+        return default_layers(G.num_ws)
     if max(styles) >= G.num_ws:
         raise UserError(f"--styles holds {max(styles)}; this network has the layers 0 to {G.num_ws - 1}")
     return sorted(set(styles))
@@ -100,9 +100,10 @@ def mix(w: dict[int, torch.Tensor], pairs: list[tuple[int, int]], layers: list[i
     """The rows' ws with the columns' in some layers, [N, num_ws, w_dim]."""
     import torch
 
-    ws = torch.stack([w[row] for row, _ in pairs])
-    ws[:, layers] = torch.stack([w[col] for _, col in pairs])[:, layers]
-    return ws
+    from sampling.images import mix_styles
+
+    own, others = (torch.stack([w[pair[place]] for pair in pairs]) for place in (0, 1))
+    return mix_styles(own, others, layers)
 
 
 def places(row: int, col: int, rows: list[int], cols: list[int]) -> list[tuple[int, int]]:

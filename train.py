@@ -59,7 +59,7 @@ def write_report(path: str) -> None:
     try:
         from analysis import report
 
-        report.write_report([path], os.path.join(path, report.NAME))
+        report.write_report([path], os.path.join(path, report.NAME), attention=True)
     except (Exception, KeyboardInterrupt) as e:
         _warn(f"no {path}/report.html: {' '.join(str(e).split()) or type(e).__name__}; report.py {path} writes it")
 

@@ -1,5 +1,6 @@
 """Where D looks: Grad-CAM (Selvaraju et al., ICCV 2017) of D's realness score (GLeaD, arXiv 2212.03752, Fig. 6)."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -8,10 +9,18 @@ import PIL.Image
 import torch
 
 from dnnlib.util import UserError
+from sampling.images import save_image, seed_latents, to_pixels, to_tensor
 from sampling.reconstruction import whole_groups
+from torch_utils import misc
+from torch_utils.formats import read_networks
+from training.runs.run_scores import open_training_set, read_options
+from training.runs.training_state import list_pickles
+
+from .fairness import draw_sample
 
 PREFERRED_RES = 64  # The paper's.
 _SHARE = 0.8
+_COLUMNS = 8        # Of the picture of a run.
 
 
 class Attention(NamedTuple):
@@ -86,3 +95,38 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     opacity = 0.8 * np.sqrt(heat)[:, :, None]
     gray = image.mean(axis=2, keepdims=True) / 255
     return (255 * ((1 - opacity) * gray + opacity * colours)).round().astype(np.uint8)
+
+
+def write_picture(run_dir: Path) -> None:
+    """Write `attentionKKKKKK.png` of a run's newest network pickle, unless it is there.
+
+    It has four rows: training images, the attention of D to them, images that G_ema makes with the same labels, and the
+    attention of D to those.
+
+    Raises:
+        UserError: The run holds no pickle with D and G_ema, or what it was trained on can't be read.
+    """
+    pickles = list_pickles(run_dir)
+    if not pickles:
+        raise UserError(f"{run_dir} holds no network pickles")
+    newest = pickles[-1].path
+    path = newest.with_name(newest.stem.replace("network-snapshot-", "attention") + ".png")
+    if path.exists():
+        return
+    with open(newest, "rb") as f:
+        networks = read_networks(f, only=("D", "G_ema"))
+    for key in ("D", "G_ema"):
+        if networks[key] is None:
+            raise UserError(f"{newest} holds no {key}")
+        misc.check_network(networks[key].eval().requires_grad_(False), str(newest), key)
+    G, D = networks["G_ema"], networks["D"]
+    trained_on = read_options(run_dir).training_set_kwargs
+    data = open_training_set(str(run_dir), trained_on, use_labels=G.c_dim > 0)
+    real = draw_sample(data, list(range(len(data))), count=_COLUMNS, seed=0)
+    with torch.no_grad():
+        fakes = G(seed_latents(range(len(real.labels)), G.z_dim), real.labels, noise_mode="const").float()
+    rows = []
+    for pixels in (real.pixels.transpose(0, 2, 3, 1), to_pixels(fakes)):
+        found = attend(D, to_tensor(pixels), real.labels, res=pick_resolution(D, None))
+        rows += [np.broadcast_to(pixels, [*pixels.shape[:3], 3]), np.stack(list(map(overlay, pixels, found.maps)))]
+    save_image(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]), path)

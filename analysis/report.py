@@ -34,7 +34,7 @@ _MAX_WARNINGS = 20
 _PICTURES = {
     "fakes": "Generated images",
     "reconstructions": "Reconstructions. Rows: real images, what D and G rebuild of them, generated images, likewise",
-    "attention": "Attention of D",
+    "attention": "Attention of D (Grad-CAM of its score). Rows: real images, where D looks, generated images, likewise",
 }
 _PANELS = {     # Title of a chart -> its statistics. Others have charts of their own.
     "D's realness scores": ("Loss/scores/real", "Loss/scores/fake"),
@@ -90,12 +90,13 @@ class Dataset(NamedTuple):
     xflip: bool
 
 
-def write_report(run_dirs: Sequence[str | Path], path: str | Path) -> None:
+def write_report(run_dirs: Sequence[str | Path], path: str | Path, *, attention: bool = False) -> None:
     """Write the page, whole or not at all.
 
     Args:
-        run_dirs: One or more run directories, which may be training.
-        path:     HTML file; one that is there is replaced.
+        run_dirs:  One or more run directories, which may be training.
+        path:      HTML file; one that is there is replaced.
+        attention: Write the pictures of D's attention first; where that fails, the page says so.
 
     Raises:
         UserError: One is no run directory.
@@ -108,7 +109,8 @@ def write_report(run_dirs: Sequence[str | Path], path: str | Path) -> None:
     for run_dir in paths:
         if not Path(run_dir, "training_options.json").is_file() and not Path(run_dir, "stats.jsonl").is_file():
             raise UserError(f"{run_dir} is no run directory: it holds neither training_options.json nor stats.jsonl")
-    runs = [_read_run(run_dir, label, most=max(_MAX_SNAPSHOTS // len(paths), 1))
+    no_attention = {run_dir: _write_attention(run_dir) if attention else [] for run_dir in paths}
+    runs = [_read_run(run_dir, label, no_attention[run_dir], most=max(_MAX_SNAPSHOTS // len(paths), 1))
             for run_dir, label in zip(paths, unique_labels(paths))]
     scores = [line for run in runs for line in _score_lines(run)]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -125,14 +127,25 @@ def write_report(run_dirs: Sequence[str | Path], path: str | Path) -> None:
         f.write(page.encode(errors="backslashreplace"))
 
 
-def _read_run(run_dir: Path, label: str, *, most: int) -> Run:
+def _write_attention(run_dir: Path) -> list[str]:
+    """Of the newest snapshot. Returns what went wrong, as notes."""
+    from .attention import write_picture  # few pages need PyTorch and Matplotlib
+
+    try:
+        write_picture(run_dir)
+    except (UserError, OSError) as e:
+        return [f"No picture of D's attention: {e}"]
+    return []
+
+
+def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> Run:
     options = read_run_options(run_dir)
     try:
         config = options["config"] if isinstance(options.get("config"), dict) else options
         listed = _as_text(flat(config))
     except RecursionError:
         options, config, listed = {}, {}, {}
-    notes = [] if options else ["training_options.json is missing or damaged: the options are not known."]
+    notes = [*notes] if options else [*notes, "training_options.json is missing or damaged: the options are not known."]
     curves: dict[str, Curve] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

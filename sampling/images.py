@@ -62,6 +62,18 @@ def map_latents(
     return torch.cat(parts)
 
 
+def default_layers(num_ws: int) -> list[int]:
+    """Layers that style mixing takes from another image: 0 to 6 as in StyleGAN2-ADA, but not the last one."""
+    return list(range(min(7, num_ws - 1)))
+
+
+def mix_styles(ws: torch.Tensor, styles: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    """ws [N, num_ws, w_dim] with those of `styles`, of the same shape, in some layers."""
+    mixed = ws.clone()
+    mixed[:, layers] = styles[:, layers]
+    return mixed
+
+
 @torch.no_grad()
 def synthesize(
     G: torch.nn.Module,

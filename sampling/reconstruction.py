@@ -1,6 +1,6 @@
 """What D and G of a GLeaD network make of images: D extracts (f, basis image, w), G rebuilds the image from them."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch
 from dnnlib.util import UserError
 from training.tasks import reconstruct
 
-from .images import to_pixels
+from .images import ImageGrid, to_pixels
 
 
 class Reconstruction(NamedTuple):
@@ -62,3 +62,14 @@ def rebuild(
     out = D.run(filled, torch.zeros(len(filled), D.c_dim, device=img.device))
     rebuilt = reconstruct(G, out, res_g=res_g, noise_mode=noise_mode)[:len(img)]
     return Reconstruction(to_pixels(rebuilt), (rebuilt.double() - img).square().mean(dim=[1, 2, 3]).cpu().numpy())
+
+
+def pair_grid(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int) -> ImageGrid:
+    """Rows of at most `columns` images, each above the row of their reconstructions; all uint8 [R, R, C]."""
+    cols = min(len(pairs), columns)
+    grid = ImageGrid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
+    for index, (image, rebuilt) in enumerate(pairs):
+        row, col = divmod(index, cols)
+        grid.place(2 * row, col, image)
+        grid.place(2 * row + 1, col, rebuilt)
+    return grid

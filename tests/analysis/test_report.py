@@ -75,8 +75,8 @@ class Page(html.parser.HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
-def write(tmp_path, *runs):
-    report.write_report(runs, tmp_path / "report.html")
+def write(tmp_path, *runs, **options):
+    report.write_report(runs, tmp_path / "report.html", **options)
     return Page(tmp_path / "report.html")
 
 
@@ -129,7 +129,8 @@ def test_what_files_hold_is_text(tmp_path):
 
 def test_what_is_missing_or_damaged_is_said(tmp_path):
     run = make_run(tmp_path / "a", ticks=0, snapshots=0)
-    page = write(tmp_path, run)
+    page = write(tmp_path, run, attention=True)
+    assert f"No picture of D's attention: {run} holds no network pickles" in page.text
     for words in ("No curves", "no statistics yet", "No snapshots yet", "No scores were measured"):
         assert words in page.text, words
     (run / "stats.jsonl").write_text('{"Progress/kimg": 1}\n')
@@ -158,7 +159,7 @@ def test_a_hundred_snapshots_take_less_than_15_mb(tmp_path, monkeypatch):
 
 
 def test_a_report_that_fails_does_not_lose_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "write_report", lambda *args: 1 / 0)
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: 1 / 0)
     train.write_report("runs/a")
     assert capsys.readouterr().err == (
         "Warning: no runs/a/report.html: division by zero; report.py runs/a writes it\n")

@@ -65,7 +65,7 @@ def test_a_run_of_each_method(tiny_dataset, tiny_net, tmp_path, method):
     run_dir = only_run(tmp_path / "runs")
     names = {p.name for p in run_dir.iterdir()}
     assert {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png", "fakes000000.png",
-            "network-snapshot-000000.pkl", "report.html"} <= names
+            "network-snapshot-000000.pkl", "attention000000.png", "report.html"} <= names
     (events,) = run_dir.glob("events.out.tfevents.*")
     shown = {value.tag for event in EventFileLoader(str(events)).Load() for value in event.summary.value}
     assert {"reals", "fakes", "Loss/scores/real"} <= shown and ("reconstructions" in shown) == ("glead" in method)
