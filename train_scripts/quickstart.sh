@@ -138,6 +138,6 @@ RUN=$(dirname "$SNAPSHOT")
 step '' 'Draw what happened' \
     "$PYTHON" plot_runs.py "$RUN" --pictures --out="$RUN/story.png"
 
-printf 'Look at %s, then at the larger grids beside it.\n' "$RUN/story.png"
+printf 'Look at %s, then open %s\n' "$RUN/story.png" "$RUN/report.html"
 printf 'The model: %s\n' "$SNAPSHOT"
 tail -n 1 "$RECORD"    # the scores, by plot_runs.py

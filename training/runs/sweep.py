@@ -22,7 +22,7 @@ import yaml
 
 from dnnlib.util import UserError, atomic_write, num_cores
 
-from .resume import locked
+from . import resume
 from .run_log import read_records
 from .training_state import list_pickles
 
@@ -87,7 +87,7 @@ class Cell(NamedTuple):
     def kimg(self) -> float:
         """Thousands of images that it has trained on so far."""
         records = read_records(self.run_dir / "stats.jsonl") if self.run_dir is not None else []
-        with contextlib.suppress(KeyError, TypeError):
+        with contextlib.suppress(IndexError, KeyError, TypeError):
             return float(list(records)[-1]["Progress/kimg"]["mean"])
         return 0.0
 
@@ -174,7 +174,7 @@ class Sweep:
             KeyboardInterrupt: As requested by Ctrl-C or SIGTERM; runs were saved.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(str(self.folder)), _terminated_like_interrupted():
+        with resume.locked(str(self.folder)), _terminated_like_interrupted():
             cells = list_cells(self.with_kimg(), self.folder)
             self.check(cells)
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -219,13 +219,15 @@ class Sweep:
             UserError: It would not.
         """
         new = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.run_dir is None}
-        for arm, cell in new.items():
+        for number, (arm, cell) in enumerate(new.items(), 1):
+            self.say(f"Checking the options of {arm}: {number} of {len(new)}")
             done = subprocess.run([*_command(cell, self.folder / "unused"), "--dry-run"], cwd=_ROOT, text=True,
-                                  errors="replace", stdin=subprocess.DEVNULL, capture_output=True)
+                                  env=self._environment, errors="replace", stdin=subprocess.DEVNULL,
+                                  capture_output=True)
             if done.returncode:
                 raise UserError(f"arm {arm}: {_last_line(done.stderr)}")
-            if problem := re.search(r"(?m)^.*(?:a run would stop here).*$", done.stderr):
-                raise UserError(f"arm {arm}: {problem[0].strip()}")
+            if problem := re.search(r"(?m)a run would stop here: (.*)$", done.stderr):
+                raise UserError(f"arm {arm}: {problem[1]}")
 
     def _do(self, cell: Cell) -> None:
         try:

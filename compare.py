@@ -1,0 +1,198 @@
+"""Compare methods and settings over paired seeds: train all, score them by several judges, draw what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+import cli
+from dnnlib.util import UserError, atomic_write, check_writable, format_time
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+    from analysis.comparison import Result
+    from analysis.fairness import Judgement
+    from training.runs.sweep import Cell, Plan
+
+_JUDGED_IMAGES = 1000   # Of each kind, that the D of each run scores.
+
+
+@click.command(cls=cli.Command, context_settings={"max_content_width": 120, "ignore_unknown_options": True,
+                                                  "allow_extra_args": True})
+@click.option("--outdir", type=cli.Path(file_okay=False), metavar="DIR", help="Where runs and results go")
+@click.option("--plan", "plan_file", type=cli.Path(), metavar="FILE",
+              help="What is compared, as YAML or JSON  [default: --methods]")
+@click.option("--methods", type=cli.CommaList(), metavar="LIST",
+              help="Methods, comma-separated, as --method of train.py")
+@click.option("--seeds", type=click.IntRange(min=1), help="Runs of each arm, with seeds from 0 on  [default: 3]")
+@click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP", help="Images, instead of those of the plan")
+@click.option("--minutes", type=cli.FiniteFloat(min=0, min_open=True),
+              help="Train each run on as many images as its arm manages in this time, measured beforehand; --kimg "
+              "gives all the same number")
+@click.option("--detector", "judges", type=cli.CommaList(), metavar="LIST",
+              help="Feature nets that score the last network of each run  [default: those of the plan]")
+@click.option("--metrics", metavar="LIST", help="How they do  [default: kid10k,fid10k,pr10k3,dc10k5]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time  [default: a core each, or 1 on a GPU]")
+@click.option("--results-only", is_flag=True, help="Train nothing: write the results of what is there")
+@click.option("--tables", type=cli.Path(exists=True, dir_okay=False), multiple=True, metavar="FILE.md",
+              help="Only make the tables in this Markdown file anew; may be given several times")
+@click.pass_context
+def main(context: click.Context, plan_file: str | None, methods: list[str] | None, tables: tuple[str, ...],
+         outdir: str | None, jobs: int | None, results_only: bool, **said: Any) -> None:
+    """Train several methods or settings with several seeds on the same data, and compare them.
+
+    Other options are those of train.py, for all runs. The same command resumes. With the same seed, runs see the same
+    images in the same order, and have the same latents and initial weights.
+
+    \b
+    bash train_scripts/compare.sh --methods=stylegan2,glead --seeds=5 --kimg=60 --data=cifar10.zip --cfg=cifar \\
+        --detector=net.safetensors --outdir=compared
+    bash train_scripts/compare.sh --plan=results/cifar10/plan.yaml --outdir=compared
+    """
+    if tables:
+        from analysis.comparison import fill_tables
+
+        for path in tables:
+            text = fill_tables(path)
+            with atomic_write(path) as f:
+                f.write(text.encode())
+        return
+    if outdir is None:
+        raise click.UsageError("Missing option '--outdir'.")
+    cli.check_outdir(outdir)
+    check_writable(Path(outdir, "results.json"))
+    plan = make_plan(plan_file, methods, read_train_options(context.args), **said)
+    device = plan.train.get("device")
+    if not results_only:
+        train(plan, outdir, jobs, device)
+    with cli.shown_warnings():
+        write_results(plan, Path(outdir), device)
+
+
+def make_plan(plan_file: str | None, methods: list[str] | None, train_options: dict[str, str], *, seeds: int | None,
+              data: str | None, minutes: float | None, judges: list[str] | None, metrics: str | None) -> Plan:
+    """The plan of a file, or of options; those that are given count for all arms."""
+    from training.runs.sweep import make_plan, read_plan
+
+    if (plan_file is None) == (methods is None):
+        raise click.UsageError("Give --plan or --methods" + ("." if methods is None else ", not both."))
+    if methods is not None:
+        if data is None:
+            raise click.UsageError("Missing option '--data'.")
+        return make_plan({
+            "data": data, "arms": {method: {"method": method} for method in methods}, "seeds": seeds or 3,
+            "train": train_options, "minutes": minutes, "reference": methods[0], "metrics": metrics or "kid10k,fid10k,"
+            "pr10k3,dc10k5", "judges": {Path(net).stem: net for net in judges or ()}}, source="--methods")
+    assert plan_file is not None
+    plan = read_plan(plan_file)
+    changes = {"data": data, "seeds": seeds, "minutes": minutes, "metrics": metrics,
+               "judges": judges and {Path(net).stem: net for net in judges}}
+    return plan.model_copy(update={name: value for name, value in changes.items() if value is not None}
+                           | {"train": plan.train | train_options})
+
+
+def read_train_options(arguments: list[str]) -> dict[str, str]:
+    """`--name=value` and `--name value` by name; of a flag, the value is true."""
+    options: dict[str, str] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument[2:].replace("_", "-").partition("=")
+            options[name] = value or "true"
+        elif name is None or options[name] != "true":
+            raise click.UsageError(f"Got unexpected argument ({argument})")
+        else:
+            options[name] = argument
+    return options
+
+
+def train(plan: Plan, outdir: str, jobs: int | None, device: str | None) -> None:
+    """Train and score what is missing, with a bar of images."""
+    import torch
+
+    from dnnlib.util import num_cores
+    from training.runs.sweep import Sweep
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    sweep = Sweep(plan, outdir, jobs=jobs or (1 if on_gpu else num_cores()), device=device,
+                  say=lambda line: tqdm.write(line, file=sys.stderr))
+    with tqdm(unit="kimg", file=sys.stderr, desc="Training", dynamic_ncols=True) as bar:
+        def show(done: float, total: float) -> None:
+            bar.total = round(total)
+            if not bar.n:
+                bar.initial = done      # of earlier commands: not for the rate
+            bar.n = round(done, 1)
+            bar.refresh()
+
+        try:
+            sweep.run(show)
+        except KeyboardInterrupt:
+            raise UserError("stopped: the same command resumes") from None
+    if sweep.failed:
+        raise UserError(f"{len(sweep.failed)} runs are not finished; the first: {sweep.failed[0]}")
+
+
+def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
+    """results.json, RESULTS.md, curves.png, scores.png and report.html of the runs that are finished."""
+    from analysis import comparison, report
+    from analysis.curves import Group, read_curves
+    from analysis.drawing import save_figure
+    from analysis.fairness import draw_scores
+    from training.runs.sweep import list_cells
+
+    cells = [cell for cell in list_cells(plan, outdir)
+             if cell.is_trained and all(cell.scores_file(judge).exists() for judge in plan.judges)]
+    if not cells:
+        raise UserError(f"no run in {outdir} is trained and scored yet: leave out --results-only")
+    results: list[Result] = []
+    for cell in tqdm(cells, desc="D on unseen images", unit="run", file=sys.stderr):
+        results.append(comparison.read_cell(cell, list(plan.judges), judge(cell, device)))
+    comparison.save_results(outdir / "results.json", results)
+    runs: dict[str, list[Path]] = {}
+    for cell in cells:
+        assert cell.run_dir is not None
+        runs.setdefault(cell.arm, []).append(cell.run_dir)
+    names = sorted(name for name in read_curves(next(iter(runs.values()))[0]) if name.startswith("Metrics/"))
+    if names:
+        kid = next((name for name in names if name.startswith("Metrics/kid")), names[0])
+        save_figure(comparison.draw_curves(runs, kid), outdir / "curves.png")
+    groups = [Group(arm, paths) for arm, paths in runs.items()]
+    curves = {path: read_curves(path) for paths in runs.values() for path in paths}
+    save_figure(draw_scores(groups, curves, {}, weight=0.9), outdir / "scores.png")
+    report.write_report([paths[0] for paths in runs.values()], outdir / report.NAME)
+    reference = plan.reference or next(iter(plan.arms))
+    with atomic_write(outdir / "RESULTS.md") as f:
+        f.write(comparison.describe(results, reference).encode())
+    click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(total_seconds(results))} of "
+               f"training: RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
+
+
+def total_seconds(results: list[Result]) -> float:
+    return sum(result.kimg * result.sec_per_kimg for result in results)
+
+
+def judge(cell: Cell, device: str | None) -> Judgement | None:
+    """What D makes of images that it was not trained on; None if it was trained on all."""
+    from analysis.fairness import draw_sample, judge, left_out
+    from torch_utils import misc
+    from training.runs.run_scores import open_training_set, read_options
+    from training.runs.training_state import list_pickles
+
+    assert cell.run_dir is not None
+    trained_on = read_options(cell.run_dir).training_set_kwargs
+    if trained_on.get("max_size") is None:
+        return None
+    path = str(list_pickles(cell.run_dir)[-1].path)
+    G, D = cli.load_pair(path, trust=False, to="a comparison", of="a run of train.py")
+    where = misc.pick_device(device)
+    data = open_training_set(path, trained_on, use_labels=bool(trained_on.get("use_labels")))
+    seen, unseen = (draw_sample(source, indices, count=_JUDGED_IMAGES, seed=0) for source, indices in (
+        (data, list(range(len(data)))), (data.replace(max_size=None), left_out(data))))
+    return judge(G.to(where), D.to(where), seen, unseen)
+
+
+if __name__ == "__main__":
+    main()
