@@ -196,7 +196,8 @@ _BACKBONES = {
 }
 _LPIPS_NAMES = {f"lpips-{name}": name for name in _BACKBONES}
 _RANDOM_NAMES = {f"random-{name}": name for name in _BACKBONES}
-_NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, "mse")
+_PIXELS = ("mse", "l2")
+_NAMES = (*_LPIPS_NAMES, *_RANDOM_NAMES, *_PIXELS)
 
 
 def build_perceptual(
@@ -207,8 +208,8 @@ def build_perceptual(
 
     Args:
         spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), either with `:FILE` for its
-                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse`, or the path or URL of a
-                      feature net.
+                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse` or `l2` (of pixels), or the
+                      path or URL of a feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
         dtype:        What the net of an LPIPS computes in.
@@ -220,7 +221,7 @@ def build_perceptual(
     Raises:
         UserError: The spec is unknown, or weights that it needs can't be had.
     """
-    if spec == "mse":
+    if spec in _PIXELS:
         loss: PerceptualLoss = PixelMSE()
     elif img_channels not in (1, 3):
         raise UserError(f"perceptual net {spec} takes images of 1 or 3 channels, these have {img_channels}: use mse")
@@ -242,7 +243,7 @@ def build_stand_in(
     Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
     """
     lpips = _random_lpips("alex" if spec.partition(":")[0].endswith("-alex") else "vgg", dtype=dtype)
-    return PixelMSE() if spec == "mse" or resolution < lpips.min_size else lpips.to(device)
+    return PixelMSE() if spec in _PIXELS or resolution < lpips.min_size else lpips.to(device)
 
 
 def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:

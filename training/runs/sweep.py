@@ -1,0 +1,332 @@
+"""Sweeps: the same training with several settings and seeds, by train.py, and the scores of the last networks.
+
+A sweep has a folder with one folder for each *cell*, an arm and a seed. In it are the run directory, what train.py and
+calc_metrics.py printed, and the scores. What is there is not done again, so a sweep that was stopped resumes.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+
+import pydantic
+import yaml
+
+from dnnlib.util import UserError, atomic_write, num_cores
+
+from .resume import locked
+from .run_log import read_records
+from .training_state import list_pickles
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PROBE_KIMG = 2         # Of the run that finds out how fast an arm trains.
+_POLL_SEC = 2
+Options = dict[str, Any]
+
+
+class Plan(pydantic.BaseModel):
+    """What is compared. Options have the names of train.py's, with - or _."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    data: str
+    arms: dict[str, Options] = pydantic.Field(min_length=1)     # In an arm, `seeds` is the number of its seeds.
+    train: Options = {}                     # For all arms, unless they say otherwise.
+    seeds: int = pydantic.Field(3, ge=1)    # Seeds are 0, 1, ...
+    minutes: float | None = pydantic.Field(None, gt=0)  # Each run trains as many images as its arm manages in them.
+    reference: str | None = None            # The arm that others are compared with.
+    judges: dict[str, str] = {}             # Feature nets by name.
+    metrics: str = "kid10k,fid10k,pr10k3,dc10k5"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Plan":
+        for name in (*self.arms, *self.judges):
+            if not re.fullmatch(r"\w[\w+.-]*", name):
+                raise ValueError(f"{name!r} names a folder or a file: take letters, digits and _ + . -")
+        if self.reference is not None and self.reference not in self.arms:
+            raise ValueError(f"reference is {self.reference!r}, which is none of the arms")
+        for name, options in self.arms.items():
+            count = options.get("seeds", self.seeds)
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"arms.{name}.seeds is {count!r}, expected a number from 1")
+        return self
+
+
+class Cell(NamedTuple):
+    """A run of a sweep."""
+
+    arm: str
+    seed: int
+    folder: Path
+    options: Options        # Of train.py, without --outdir and --outcome.
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run directory; None if it was not made yet."""
+        found = sorted(path for path in self.folder.glob("[0-9]*-*") if path.is_dir())
+        return found[0] if found else None
+
+    @property
+    def is_trained(self) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.folder / "outcome.txt").read_text().strip() == "finished"
+        return False
+
+    def scores_file(self, judge: str) -> Path:
+        return self.folder / f"scores-{judge}.json"
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images that it has trained on so far."""
+        records = read_records(self.run_dir / "stats.jsonl") if self.run_dir is not None else []
+        with contextlib.suppress(KeyError, TypeError):
+            return float(list(records)[-1]["Progress/kimg"]["mean"])
+        return 0.0
+
+
+def read_plan(path: str | os.PathLike) -> Plan:
+    """A plan from a YAML or JSON file. $NAME in its paths stands for an environment variable.
+
+    Raises:
+        UserError: It can't be read, is no plan, or names a variable that is not set.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
+        raise UserError(f"can't read the plan {path}: {' '.join(str(e).split())}") from e
+    return make_plan(content, source=str(path))
+
+
+def make_plan(content: Any, *, source: str) -> Plan:
+    """As `read_plan`, from its content."""
+    try:
+        return Plan.model_validate(_expand(content, source))
+    except pydantic.ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{source}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from e
+
+
+def _expand(value: Any, source: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, source) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    if left := re.search(r"\$\{?(\w+)", expanded):
+        raise UserError(f"{source} names ${left[1]}, which is not set: export {left[1]}=FOLDER")
+    return expanded
+
+
+def list_cells(plan: Plan, folder: str | os.PathLike) -> list[Cell]:
+    """All runs of a sweep in the order in which they are started.
+
+    Arms with the most seeds come first. Of arms with as many seeds, all have one seed before any has two.
+    """
+    cells = []
+    for number, (arm, own) in enumerate(plan.arms.items()):
+        options = plan.train | {name: value for name, value in own.items() if name != "seeds"} | {"data": plan.data}
+        for seed in range(own.get("seeds", plan.seeds)):
+            cell = Cell(arm, seed, Path(folder, arm, f"seed{seed}"), options | {"seed": seed})
+            cells.append(((-own.get("seeds", plan.seeds), seed, number), cell))
+    return [cell for _, cell in sorted(cells, key=lambda entry: entry[0])]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Running.
+
+
+class Sweep:
+    """Trains and scores the cells of a plan, several at a time.
+
+    Args:
+        folder: Of the sweep.
+        jobs:   Programs at a time. On CPUs, each gets its share of the cores.
+        say:    Called with lines about the progress.
+        device: For calc_metrics.py; None = its default.
+    """
+
+    def __init__(self, plan: Plan, folder: str | os.PathLike, *, jobs: int, say: Callable[[str], None],
+                 device: str | None = None) -> None:
+        self.plan, self.folder, self.say, self.device = plan, Path(folder), say, device
+        self.jobs = jobs
+        self.failed: list[str] = []
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // jobs))}
+        self._stopping = threading.Event()
+        self._programs: set[subprocess.Popen] = set()
+
+    def run(self, progress: Callable[[float, float], None]) -> None:
+        """Do what is not done yet.
+
+        Args:
+            progress: Called every few seconds with thousands of images: trained so far, and in all.
+
+        Raises:
+            UserError:         Options are wrong, or another program works on the sweep.
+            KeyboardInterrupt: As requested by Ctrl-C or SIGTERM; runs were saved.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(str(self.folder)), _terminated_like_interrupted():
+            cells = list_cells(self.with_kimg(), self.folder)
+            self.check(cells)
+            with ThreadPoolExecutor(self.jobs) as pool:
+                work = [pool.submit(self._do, cell) for cell in cells]
+                try:
+                    while not all(task.done() for task in work):
+                        progress(sum(cell.kimg for cell in cells), sum(map(_length, cells)))
+                        time.sleep(_POLL_SEC)
+                except BaseException:
+                    self._stop(pool)
+                    raise
+            for task in work:
+                task.result()
+
+    def with_kimg(self) -> Plan:
+        """The plan, with lengths in place of its minutes. They follow from a short run of each arm, and are kept."""
+        if self.plan.minutes is None:
+            return self.plan
+        lengths: dict[str, float] = {}
+        path = self.folder / "lengths.json"
+        with contextlib.suppress(OSError, ValueError):
+            lengths = json.loads(path.read_text())
+        for arm, options in self.plan.arms.items():
+            if arm not in lengths:
+                probe = Cell(arm, 0, self.folder / "probes" / arm, self.plan.train | options | {
+                    "data": self.plan.data, "seed": 0, "kimg": _PROBE_KIMG, "tick": _PROBE_KIMG / 2, "metrics": "none"})
+                probe.options.pop("seeds", None)
+                self.say(f"{arm}: measuring its speed")
+                self._train(probe)
+                assert probe.run_dir is not None
+                speed = list(read_records(probe.run_dir / "stats.jsonl"))[-1]["Timing/sec_per_kimg"]["mean"]
+                lengths[arm] = round(60 * self.plan.minutes / speed, 1)
+                with atomic_write(path) as f:
+                    f.write(json.dumps(lengths, indent=1).encode())
+        arms = {arm: options | {"kimg": lengths[arm]} for arm, options in self.plan.arms.items()}
+        return self.plan.model_copy(update={"arms": arms})
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Ask train.py whether it would take the options of arms that were not started yet.
+
+        Raises:
+            UserError: It would not.
+        """
+        new = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.run_dir is None}
+        for arm, cell in new.items():
+            done = subprocess.run([*_command(cell, self.folder / "unused"), "--dry-run"], cwd=_ROOT, text=True,
+                                  errors="replace", stdin=subprocess.DEVNULL, capture_output=True)
+            if done.returncode:
+                raise UserError(f"arm {arm}: {_last_line(done.stderr)}")
+            if problem := re.search(r"(?m)^.*(?:a run would stop here).*$", done.stderr):
+                raise UserError(f"arm {arm}: {problem[0].strip()}")
+
+    def _do(self, cell: Cell) -> None:
+        try:
+            if not cell.is_trained:
+                self.say(f"{cell.arm}, seed {cell.seed}: training on {_length(cell):g} thousand images")
+                self._train(cell)
+            for judge, net in self.plan.judges.items():
+                if not cell.scores_file(judge).exists():
+                    self.say(f"{cell.arm}, seed {cell.seed}: scored by {judge}")
+                    self._score(cell, judge, net)
+        except UserError as e:
+            if not self._stopping.is_set():
+                self.failed.append(f"{cell.arm}, seed {cell.seed}: {e}")
+                self.say(f"Warning: {self.failed[-1]}")
+
+    def _train(self, cell: Cell) -> None:
+        self._call(_command(cell, cell.folder), cell.folder / "train.txt")
+        if not cell.is_trained:
+            raise UserError(f"train.py did not finish: see {cell.folder / 'train.txt'}")
+
+    def _score(self, cell: Cell, judge: str, net: str) -> None:
+        assert cell.run_dir is not None
+        command = [sys.executable, "calc_metrics.py", f"--network={list_pickles(cell.run_dir)[-1].path}",
+                   f"--data={self.plan.data}", f"--metrics={self.plan.metrics}", f"--detector={net}", "--trust-net",
+                   "--workers=1", *([f"--device={self.device}"] if self.device else [])]
+        out = self._call(command, cell.folder / f"scores-{judge}.txt")
+        results: dict[str, float] = {}
+        for line in out.splitlines():
+            with contextlib.suppress(ValueError, KeyError, AttributeError):
+                results |= {name.partition("@")[0]: value for name, value in json.loads(line)["results"].items()}
+        with atomic_write(cell.scores_file(judge)) as f:
+            f.write((json.dumps(results, indent=1) + "\n").encode())
+
+    def _call(self, command: Sequence[str], log: Path) -> str:
+        """What a program printed on stdout. Everything that it prints goes to `log`, too.
+
+        Raises:
+            UserError: It failed, or the sweep is being stopped.
+        """
+        if self._stopping.is_set():
+            raise UserError("stopped")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as f, subprocess.Popen(
+            command, cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
+            start_new_session=True,
+        ) as program:
+            self._programs.add(program)
+            assert program.stdout is not None
+            out = bytearray()
+            for line in program.stdout:
+                out += line
+                f.write(line)
+                f.flush()
+        self._programs.discard(program)
+        if program.returncode:
+            raise UserError(f"{Path(command[1]).name} failed with status {program.returncode}: "
+                            f"{_last_line(log.read_text(errors='replace'))} (see {log})")
+        return out.decode(errors="replace")
+
+    def _stop(self, pool: ThreadPoolExecutor) -> None:
+        """Ask all programs to stop; training saves its state first."""
+        self._stopping.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for program in list(self._programs):
+            program.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _command(cell: Cell, outdir: Path) -> list[str]:
+    return [sys.executable, "train.py", f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}",
+            *_arguments(cell.options)]
+
+
+def _arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options as they stand on a command line."""
+    arguments = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag == "--trust-net":   # the one that takes no value
+            arguments += [flag] if value else []
+        else:
+            arguments.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
+    return arguments
+
+
+def _length(cell: Cell) -> float:
+    return float(cell.options.get("kimg", 0))
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
