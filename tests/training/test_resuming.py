@@ -31,7 +31,7 @@ METHODS = ["stylegan2", "ggdr", "glead", "glead+ggdr"]
 MOMENTS = [
     (Trainer, "_build_networks", 1),                # Setting up.
     (Trainer, "_run_phase", 2),                     # Within the first iteration: no state yet.
-    (training_state._SignedWriter, "finish", 2),    # At the end of writing a state.
+    (training_state._SignedFile, "finish", 2),      # At the end of writing a state.
     (Trainer, "_run_phase", 9),
     (evaluation, "evaluate", 2),                    # Between state and metrics.
     (snapshot, "save_image_grid", 1),               # Writing pictures ...

@@ -91,7 +91,7 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
             torch.save(dict(content, format=FORMAT), signed)  # type: ignore[arg-type]
         except RuntimeError as e:  # PyTorch's writer hides what went wrong
             raise signed.error or e from e
-        f.write(signed.digest.hexdigest().encode())
+        signed.finish()
     for old in list_states(path.parent)[_KEPT:]:
         old.path.unlink(missing_ok=True)
 
@@ -233,11 +233,11 @@ class _SignedFile:
 
     def __init__(self, f: BinaryIO):
         self._file = f
-        self.digest = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        self.digest.update(data)
+        self._digest.update(data)
         try:
             return self._file.write(data)
         except OSError as e:
@@ -246,6 +246,10 @@ class _SignedFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+    def finish(self) -> None:
+        """Write the checksum behind the archive."""
+        self._file.write(self._digest.hexdigest().encode())
 
 
 def _is_whole(f: BinaryIO) -> bool:
