@@ -288,6 +288,8 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
     from training.config.presets import METHODS
 
     place = misc.pick_device(device)
+    if methods == []:
+        raise UserError("--methods is empty: give names, as in --methods=stylegan2,glead")
     found, all_methods = [], methods or METHODS
     configs = [costs.configure(method, cfg=cfg, resolution=resolution, batch=batch, device=place.type)
                for method in all_methods]

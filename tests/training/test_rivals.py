@@ -464,6 +464,9 @@ def test_strength_follows_the_scores(options, logits, strengths):
                   for x in logits)
     for strength in strengths:
         for _ in range(4):
+            for kind in ("fake", "real"):   # of parts that are computed again
+                ada.d(kind, real._replace(logits=-10 * real.logits - 3), parts.shown, None)
+            parts.loss.forget_parts()
             ada.d("fake", fake, parts.shown, None)
             ada.d("real", real, parts.shown, None)
             ada.step()

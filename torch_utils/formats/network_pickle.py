@@ -51,22 +51,22 @@ def read(data: bytes, *, trust: bool = False, only: Sequence[str] | None = None)
     return found
 
 
-def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any], *, method: str | None = None) -> None:
+def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> None:
     """Write a network pickle, atomically, as other StyleGAN2-style checkouts read them.
 
     Args:
         path:     File to write or replace.
         networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and are not
                   changed. The file gets copies on the CPU in eval mode, whose parameters require no gradient.
-        method:   For readers of the file, such as "glead+centring"; None = it is not said.
+                  `method`, such as "glead+centring", is written where it is given, for people to read.
 
     Raises:
-        ValueError: A key is not one of `KEYS`.
+        ValueError: A key is none of these.
     """
-    unknown = sorted(set(networks) - set(KEYS))
+    unknown = sorted(set(networks) - {*KEYS, "method"})
     if unknown:
         raise ValueError(f"a network pickle has the keys {', '.join(KEYS)}; got {', '.join(unknown)}")
-    content: dict[str, Any] = {} if method is None else {"method": method}
+    content: dict[str, Any] = {"method": networks["method"]} if networks.get("method") else {}
     for key in KEYS:
         value = networks.get(key)
         content[key] = _cpu_copy(value) if isinstance(value, torch.nn.Module) else copy.deepcopy(value)

@@ -106,7 +106,7 @@ class Checkpoints:
     ) -> Path:
         """Hand over copies for a network pickle, whose path is from `pickle_path`; the file is there after `wait`."""
         self._make_room(path)
-        copied = host_copy(dict(networks, training_set_kwargs=training_set_kwargs))
+        copied = host_copy(dict(networks, training_set_kwargs=training_set_kwargs, method=self.method))
         self._submit(path, self._write_networks, path, copied)
         return path
 
@@ -166,7 +166,7 @@ class Checkpoints:
         return problems
 
     def _write_networks(self, path: Path, copied: HostCopies) -> None:
-        save_network_pkl(path, copied.wait(), method=self.method)
+        save_network_pkl(path, copied.wait())
         self._prune()
 
     def prune(self) -> None:
