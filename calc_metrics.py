@@ -302,20 +302,20 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
 def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
     """Results of a network by name; of a run, those of its best pickle by the first metric."""
     from metrics.published import DATASETS
+    from training import scoring
     from training.runs.run_scores import ScoreTable
-    from training.scoring import Scorer
 
     metrics = opts.metrics or DATASETS[model.table.dataset].metrics
     opts = dataclasses.replace(opts, network=model.network, data=model.data, metrics=metrics)
     if opts.is_run:
         first = dataclasses.replace(opts, metrics=metrics[:1])
         score(first)
-        scores = ScoreTable(Scorer(first, warn=cli.warn).book)
+        scores = ScoreTable(scoring.Scorer(first, warn=cli.warn).book)
         best = scores.best(scores.first) if scores.first is not None else None
         if best is None:
             raise UserError(f"{model.network} has no pickle with a score: move it away, or let it train on")
         opts = dataclasses.replace(opts, network=os.path.join(model.network, best.name))
-    book = Scorer(opts, warn=cli.warn).book
+    book = scoring.prepare(opts, warn=cli.warn).book
     name = os.path.relpath(opts.network, book.run_dir)
     known = book.read()
     missing = [metric for metric in metrics if name not in known[metric]]

@@ -37,7 +37,8 @@ class FeatureStats:
         self._num_batches = 0                       # Those that were added to the below.
         self._sum: torch.Tensor | None = None       # [F]
         self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
-        self._batches: list[torch.Tensor] = []      # On the CPU.
+        self._kept: torch.Tensor | None = None      # [capacity, F], on the CPU; the first `_num_kept` rows are filled.
+        self._num_kept = 0
         self._recent: list[torch.Tensor] = []       # As they came, on their device; not yet part of the above.
 
     @torch.no_grad()
@@ -74,7 +75,17 @@ class FeatureStats:
             self._sum = self._sum + x64.sum(dim=0)
             self._outer = torch.addmm(self._outer, x64.T, x64)
         if self.keep_features:
-            self._batches.append(x.to("cpu", torch.float32))
+            self._keep(x)
+
+    def _keep(self, x: torch.Tensor) -> None:
+        """Add rows in place. A list of batches, joined in the end, would take twice the memory."""
+        count = self._num_kept + len(x)
+        if self._kept is None or count > len(self._kept):
+            kept, self._kept = self._kept, torch.empty(max(count, 2 * self._num_kept), x.shape[1])
+            if kept is not None:
+                self._kept[:self._num_kept] = kept[:self._num_kept]
+        self._kept[self._num_kept:count] = x
+        self._num_kept = count
 
     def moments(self) -> Moments:
         """Mean and covariance, on the CPU."""
@@ -87,10 +98,9 @@ class FeatureStats:
     def features(self) -> torch.Tensor:
         """All vectors, float32 [N, F], on the CPU."""
         self.finish()
-        if not self._batches:
+        if self._kept is None:
             raise ValueError("no features were kept")
-        self._batches = [torch.cat(self._batches)]
-        return self._batches[0]
+        return self._kept[:self._num_kept]
 
     def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
         """Make this process's statistics those of all processes. Every process must call it."""
@@ -114,13 +124,13 @@ class FeatureStats:
         if self.keep_features:
             own = torch.zeros(rows, num_features)
             own[:own_items] = self.features() if own_items else own[:0]
-            self._batches = _interleave(own, num_gpus=num_gpus, device=device, rows_per_step=rows_per_step)
-            self._batches = [torch.cat(self._batches)[:self.num_items]]
+            blocks = _interleave(own, num_gpus=num_gpus, device=device, rows_per_step=rows_per_step)
+            self._kept, self._num_kept = torch.cat(blocks), self.num_items
 
     def _num_features(self) -> int:
         if self._sum is not None:
             return self._sum.shape[0]
-        return self._batches[0].shape[1] if self._batches else 0
+        return 0 if self._kept is None else self._kept.shape[1]
 
     def to_arrays(self) -> dict[str, Any]:
         """Plain arrays for a file."""
@@ -146,8 +156,8 @@ class FeatureStats:
             if stats._outer.shape != (len(stats._sum), len(stats._sum)) or stats._sum.dtype != torch.float64:
                 raise ValueError("moments of odd shape or type")
         if keep_features:
-            stats._batches = [torch.from_numpy(arrays["features"])]
-            if stats._batches[0].ndim != 2 or len(stats._batches[0]) != stats.num_items:
+            stats._kept, stats._num_kept = torch.from_numpy(arrays["features"]), stats.num_items
+            if stats._kept.ndim != 2 or len(stats._kept) != stats.num_items:
                 raise ValueError("features of odd shape")
         return stats
 

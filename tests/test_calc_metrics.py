@@ -229,9 +229,11 @@ def test_a_table_from_a_manifest(folder, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copy("run/network-snapshot-000200.pkl", "church.pkl")
     entry = {"row": "f at 32x32", "dataset": "LSUN Church", "network": "church.pkl", "data": "images.zip"}
-    args = ["glead-3", "--models=models.json", "--metrics=fid1k_full", "--format=json"]
+    args = ["glead-3", "--models=models.json", "--metrics=fid1k_full", "--format=json", "--cache-dir=elsewhere"]
     (folder / "models.json").write_text(json.dumps([entry]))
-    result = table(*args)
+    untrusted = table(*args)
+    assert untrusted.exit_code == 1 and "--trust-net" in untrusted.stderr and not list(folder.glob("*.jsonl"))
+    result = table(*args, "--trust-net")
     assert result.exit_code == 0, result.output
     (row,) = [row for row in json.loads(result.stdout) if row["networks"]]
     (record,) = recorded(folder, "fid1k_full")
