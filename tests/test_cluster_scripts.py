@@ -89,7 +89,7 @@ def wait_for_training(process):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     return process.returncode, out.splitlines(), err
 
 
@@ -206,7 +206,7 @@ def test_slurm_warning(start, tmp_path, step, requeued):
     wait_for_training(process)
     process.send_signal(signal.SIGUSR1)
     begin = time.monotonic()
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     assert process.returncode == 0
     assert time.monotonic() - begin < 10
     assert scontrol_calls(tmp_path) == (["scontrol requeue 123456"] if requeued else [])

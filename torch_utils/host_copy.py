@@ -29,13 +29,14 @@ def host_copy(value: Any) -> HostCopies:
     before the next operations that it is given.
     """
     tensors = {id(tensor): tensor for tensor in _tensors(value)}
-    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
-    memory = _HostMemory(sum(map(_HostMemory.room, on_gpu))) if on_gpu else None
+    elsewhere = {key: tensor for key, tensor in tensors.items() if tensor.is_cuda or tensor.is_meta}
+    memory = _HostMemory(sum(map(_HostMemory.room, elsewhere.values())))
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
-        copied = memory.take(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
+        copied = memory.take(tensor.detach()) if key in elsewhere else tensor.detach().clone()
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         memo[key] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    on_gpu = any(tensor.is_cuda for tensor in elsewhere.values())
     return HostCopies(copy.deepcopy(value, memo), torch.cuda.current_stream().record_event() if on_gpu else None)
 
 
@@ -44,7 +45,7 @@ class _HostMemory:
 
     def __init__(self, num_bytes: int):
         try:
-            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=True)
+            memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=num_bytes > 0)
         except RuntimeError as e:  # the limit of the container or the machine is reached
             say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
                                f"({str(e).strip().splitlines()[0]}): training waits for these copies")
