@@ -155,12 +155,12 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
     for cell in cells:
         assert cell.run_dir is not None
         runs.setdefault(cell.arm, []).append(cell.run_dir)
-    names = sorted(name for name in read_curves(next(iter(runs.values()))[0]) if name.startswith("Metrics/"))
-    if names:
-        kid = next((name for name in names if name.startswith("Metrics/kid")), names[0])
-        save_figure(comparison.draw_curves(runs, kid), outdir / "curves.png")
-    groups = [Group(arm, paths) for arm, paths in runs.items()]
     curves = {path: read_curves(path) for paths in runs.values() for path in paths}
+    metrics = {name: curve for name, curve in next(iter(curves.values())).items() if name.startswith("Metrics/")}
+    if metrics:     # the one that training took most often, not those of the judges at the end
+        name = max(metrics, key=lambda name: (len(metrics[name].kimg), name.startswith("Metrics/kid")))
+        save_figure(comparison.draw_curves(runs, name), outdir / "curves.png")
+    groups = [Group(arm, paths) for arm, paths in runs.items()]
     save_figure(draw_scores(groups, curves, {}, weight=0.9), outdir / "scores.png")
     report.write_report([paths[0] for paths in runs.values()], outdir / report.NAME)
     reference = plan.reference or next(iter(plan.arms))

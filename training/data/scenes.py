@@ -184,15 +184,11 @@ def describe_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
 
 
 def describe_simple_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
-    """One large upright object in one colour, almost in the middle of a dark ground.
-
-    Small networks learn such scenes within minutes. Places that vary by more than a pixel or two make them much harder:
-    the latent only scales StyleGAN's features, and cannot shift them.
-    """
+    """One large upright object in one colour on a dark ground: small networks learn such scenes within minutes."""
     draws = uniform_draws(indices, seed, 5)
     n, zeros = len(draws), np.zeros([len(draws)])
-    size = 0.72 + 0.14 * draws[:, 0]
-    centre = (draws[:, 1:3] * 2 - 1) * 0.08
+    size = 0.68 + 0.14 * draws[:, 0]
+    centre = (draws[:, 1:3] * 2 - 1) * (0.97 - 0.9 * size)[:, None]
     shape, color = ((draws[:, 3:] * [len(SIMPLE_SHAPES), len(SIMPLE_COLORS)]).astype(np.int64)).T
     rgb = np.array(list(SIMPLE_COLORS.values()), np.float32)[color]
     main = Objects(
