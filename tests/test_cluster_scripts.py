@@ -208,7 +208,7 @@ def test_slurm_warning(start, tmp_path, step, requeued):
     begin = time.monotonic()
     process.wait(timeout=60)
     assert process.returncode == 0
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 25
     assert scontrol_calls(tmp_path) == (["scontrol requeue 123456"] if requeued else [])
     assert not list(tmp_path.glob("outcome*"))
 
@@ -218,7 +218,7 @@ def test_a_torchrun_that_waits_for_lost_machines_is_ended(start, programs):
     process = start("several-nodes.sh", "--nodes=2", "--master=a", "--linger=1")
     begin = time.monotonic()
     status, out, err = finish(process)
-    assert (status, out) == (128 + signal.SIGKILL, ["alone"]) and 1 < time.monotonic() - begin < 10
+    assert (status, out) == (128 + signal.SIGKILL, ["alone"]) and 1 < time.monotonic() - begin < 25
     assert "torchrun is ended, whose processes all ended 1 seconds ago" in err
 
 
