@@ -36,12 +36,14 @@ _JUDGED_IMAGES = 1000   # Of each kind, that the D of each run scores.
               help="Feature nets that score the last network of each run  [default: those of the plan]")
 @click.option("--metrics", metavar="LIST", help="How they do  [default: kid10k,fid10k,pr10k3,dc10k5]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time  [default: a core each, or 1 on a GPU]")
+@click.option("--trust-net", "trust", is_flag=True,
+              help="Open feature nets that are TorchScript files, which are programs; remembered for each file")
 @click.option("--results-only", is_flag=True, help="Train nothing: write the results of what is there")
 @click.option("--tables", type=cli.Path(exists=True, dir_okay=False), multiple=True, metavar="FILE.md",
               help="Only make the tables in this Markdown file anew; may be given several times")
 @click.pass_context
 def main(context: click.Context, plan_file: str | None, methods: list[str] | None, tables: tuple[str, ...],
-         outdir: str | None, jobs: int | None, results_only: bool, **said: Any) -> None:
+         outdir: str | None, jobs: int | None, trust: bool, results_only: bool, **said: Any) -> None:
     """Train several methods or settings with several seeds on the same data, and compare them.
 
     Other options are those of train.py, for all runs. The same command resumes. With the same seed, runs see the same
@@ -67,7 +69,7 @@ def main(context: click.Context, plan_file: str | None, methods: list[str] | Non
     plan = make_plan(plan_file, methods, read_train_options(context.args), **said)
     device = plan.train.get("device")
     if not results_only:
-        train(plan, outdir, jobs, device)
+        train(plan, outdir, jobs, device, trust)
     with cli.shown_warnings():
         write_results(plan, Path(outdir), device)
 
@@ -109,7 +111,7 @@ def read_train_options(arguments: list[str]) -> dict[str, str]:
     return options
 
 
-def train(plan: Plan, outdir: str, jobs: int | None, device: str | None) -> None:
+def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: bool) -> None:
     """Train and score what is missing, with a bar of images."""
     import torch
 
@@ -117,7 +119,7 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None) -> None
     from training.runs.sweep import Sweep
 
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    sweep = Sweep(plan, outdir, jobs=jobs or (1 if on_gpu else num_cores()), device=device,
+    sweep = Sweep(plan, outdir, jobs=jobs or (1 if on_gpu else num_cores()), device=device, trust=trust,
                   say=lambda line: tqdm.write(line, file=sys.stderr))
     with tqdm(unit="kimg", file=sys.stderr, desc="Training", dynamic_ncols=True) as bar:
         def show(done: float, total: float) -> None:

@@ -65,12 +65,37 @@ def test_order_of_the_runs():
     assert cells[4].options == {"kimg": 2, "data": "x", "seed": 0}
 
 
+def test_minutes_become_images(tmp_path, monkeypatch):
+    """By the speed of a short run of each arm, which is measured once; a busy run is left to whoever trains it."""
+    plan = sweep.make_plan({"data": "x", "minutes": 2, "arms": {"slow": {"seeds": 1}, "fast": {}}}, source="plan")
+    probed = []
+
+    def train(self, cell):
+        run_dir = cell.folder / "00000-x"
+        run_dir.mkdir(parents=True)
+        speed = {"slow": 30.0, "fast": 5.0}[cell.arm]
+        (run_dir / "stats.jsonl").write_text(json.dumps({"Timing/sec_per_kimg": {"mean": speed}}) + "\n")
+        probed.append((cell.arm, cell.options["kimg"]))
+
+    monkeypatch.setattr(sweep.Sweep, "_train", train)
+    for _ in range(2):
+        found = sweep.Sweep(plan, tmp_path, jobs=1, say=lambda line: None).with_kimg()
+        assert {arm: options["kimg"] for arm, options in found.arms.items()} == {"slow": 4.0, "fast": 24.0}
+    assert probed == [("slow", 2), ("fast", 2)]
+    monkeypatch.undo()
+    cell = sweep.list_cells(found, tmp_path)[0]
+    (cell.folder / "00000-x").mkdir(parents=True)
+    with sweep.resume.locked(str(cell.folder / "00000-x")), pytest.raises(sweep.UserError, match="still being trained"):
+        sweep.Sweep(found, tmp_path, jobs=1, say=print)._train(cell)
+
+
 @pytest.mark.parametrize("change, words", [
     ({"arms": {}}, "arms: Dictionary should have at least 1 item"),
     ({"arms": {"a/b": {}}}, "'a/b' names a folder"),
     ({"arms": {"base": {"seeds": 0}}}, "arms.base.seeds is 0"),
     ({"reference": "z"}, "reference is 'z', which is none of the arms"),
     ({"data": "$NO_SUCH_FOLDER/x.zip"}, "names $NO_SUCH_FOLDER, which is not set"),
+    ({"train": {"trust-net": True}}, "trust-net is no option of a plan"),
     ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
 ])
 def test_bad_plans_are_one_line(plan, change, words, tmp_path):

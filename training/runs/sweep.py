@@ -54,6 +54,8 @@ class Plan(pydantic.BaseModel):
         if self.reference is not None and self.reference not in self.arms:
             raise ValueError(f"reference is {self.reference!r}, which is none of the arms")
         for name, options in self.arms.items():
+            if {"trust-net", "trust_net"} & {*self.train, *options}:
+                raise ValueError("trust-net is no option of a plan, which may come from a stranger: say --trust-net")
             count = options.get("seeds", self.seeds)
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"arms.{name}.seeds is {count!r}, expected a number from 1")
@@ -152,12 +154,13 @@ class Sweep:
         jobs:   Programs at a time. On CPUs, each gets its share of the cores.
         say:    Called with lines about the progress.
         device: For calc_metrics.py; None = its default.
+        trust:  Let the programs open TorchScript nets, which are programs.
     """
 
     def __init__(self, plan: Plan, folder: str | os.PathLike, *, jobs: int, say: Callable[[str], None],
-                 device: str | None = None) -> None:
+                 device: str | None = None, trust: bool = False) -> None:
         self.plan, self.folder, self.say, self.device = plan, Path(folder), say, device
-        self.jobs = jobs
+        self.jobs, self._trust = jobs, ["--trust-net"] if trust else []
         self.failed: list[str] = []
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // jobs))}
         self._stopping = threading.Event()
@@ -221,7 +224,7 @@ class Sweep:
         new = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.run_dir is None}
         for number, (arm, cell) in enumerate(new.items(), 1):
             self.say(f"Checking the options of {arm}: {number} of {len(new)}")
-            done = subprocess.run([*_command(cell, self.folder / "unused"), "--dry-run"], cwd=_ROOT, text=True,
+            done = subprocess.run([*self._command(cell, self.folder / "unused"), "--dry-run"], cwd=_ROOT, text=True,
                                   env=self._environment, errors="replace", stdin=subprocess.DEVNULL,
                                   capture_output=True)
             if done.returncode:
@@ -244,15 +247,18 @@ class Sweep:
                 self.say(f"Warning: {self.failed[-1]}")
 
     def _train(self, cell: Cell) -> None:
-        self._call(_command(cell, cell.folder), cell.folder / "train.txt")
+        if cell.run_dir is not None and resume.is_busy(cell.run_dir):
+            raise UserError(f"{cell.run_dir} is still being trained by a program of an earlier command: wait for "
+                            "it, or stop it, then start again")
+        self._call(self._command(cell, cell.folder), cell.folder / "train.txt")
         if not cell.is_trained:
             raise UserError(f"train.py did not finish: see {cell.folder / 'train.txt'}")
 
     def _score(self, cell: Cell, judge: str, net: str) -> None:
         assert cell.run_dir is not None
         command = [sys.executable, "calc_metrics.py", f"--network={list_pickles(cell.run_dir)[-1].path}",
-                   f"--data={self.plan.data}", f"--metrics={self.plan.metrics}", f"--detector={net}", "--trust-net",
-                   "--workers=1", *([f"--device={self.device}"] if self.device else [])]
+                   f"--data={self.plan.data}", f"--metrics={self.plan.metrics}", f"--detector={net}",
+                   "--workers=1", *self._trust, *([f"--device={self.device}"] if self.device else [])]
         out = self._call(command, cell.folder / f"scores-{judge}.txt")
         results: dict[str, float] = {}
         for line in out.splitlines():
@@ -277,10 +283,16 @@ class Sweep:
             self._programs.add(program)
             assert program.stdout is not None
             out = bytearray()
-            for line in program.stdout:
-                out += line
-                f.write(line)
-                f.flush()
+            try:
+                if self._stopping.is_set():     # `_stop` did not see this program yet
+                    program.terminate()
+                for line in program.stdout:
+                    out += line
+                    f.write(line)
+                    f.flush()
+            except BaseException:   # else nobody would tell the program, which `with` waits for
+                program.terminate()
+                raise
         self._programs.discard(program)
         if program.returncode:
             raise UserError(f"{Path(command[1]).name} failed with status {program.returncode}: "
@@ -292,7 +304,11 @@ class Sweep:
         self._stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for program in list(self._programs):
-            program.send_signal(signal.SIGTERM)
+            program.terminate()
+
+    def _command(self, cell: Cell, outdir: Path) -> list[str]:
+        return [sys.executable, "train.py", f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}", *self._trust,
+                *_arguments(cell.options)]
 
 
 @contextlib.contextmanager
@@ -308,21 +324,10 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _command(cell: Cell, outdir: Path) -> list[str]:
-    return [sys.executable, "train.py", f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}",
-            *_arguments(cell.options)]
-
-
 def _arguments(options: Mapping[str, Any]) -> list[str]:
     """Options as they stand on a command line."""
-    arguments = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if flag == "--trust-net":   # the one that takes no value
-            arguments += [flag] if value else []
-        else:
-            arguments.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
-    return arguments
+    return [f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in options.items()]
 
 
 def _length(cell: Cell) -> float:
