@@ -16,9 +16,9 @@ _TINY = {"cfg": "auto", "cbase": 256, "cmax": 16, "aug": "noaug", "kimg": 0.032,
          "metrics": "none", "perceptual": "l2", "subset": 40, "workers": 0, "log": "none"}
 
 
-def compare(*arguments):
-    command = [sys.executable, "compare.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def compare(*arguments, cwd=ROOT):
+    command = [sys.executable, ROOT / "compare.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_comparison_is_stopped_and_resumed(plan, tmp_path):
     states = list(out.glob("base/seed0/*/training-state-*.pt"))
     assert states and not sweep.resume.is_busy(states[0].parent)
 
-    done = compare(f"--plan={only}", f"--outdir={out}")
+    done = compare("--plan=one.yaml", "--outdir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs" in done.stdout and "base, seed 0: scored by net" in done.stderr
     results = json.loads((out / "results.json").read_text())

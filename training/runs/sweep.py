@@ -224,7 +224,7 @@ class Sweep:
         new = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.run_dir is None}
         for number, (arm, cell) in enumerate(new.items(), 1):
             self.say(f"Checking the options of {arm}: {number} of {len(new)}")
-            done = subprocess.run([*self._command(cell, self.folder / "unused"), "--dry-run"], cwd=_ROOT, text=True,
+            done = subprocess.run([*self._command(cell, self.folder / "unused"), "--dry-run"], text=True,
                                   env=self._environment, errors="replace", stdin=subprocess.DEVNULL,
                                   capture_output=True)
             if done.returncode:
@@ -256,7 +256,7 @@ class Sweep:
 
     def _score(self, cell: Cell, judge: str, net: str) -> None:
         assert cell.run_dir is not None
-        command = [sys.executable, "calc_metrics.py", f"--network={list_pickles(cell.run_dir)[-1].path}",
+        command = [sys.executable, str(_ROOT / "calc_metrics.py"), f"--network={list_pickles(cell.run_dir)[-1].path}",
                    f"--data={self.plan.data}", f"--metrics={self.plan.metrics}", f"--detector={net}",
                    "--workers=1", *self._trust, *([f"--device={self.device}"] if self.device else [])]
         out = self._call(command, cell.folder / f"scores-{judge}.txt")
@@ -277,7 +277,7 @@ class Sweep:
             raise UserError("stopped")
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as f, subprocess.Popen(
-            command, cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
+            command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
             start_new_session=True,
         ) as program:
             self._programs.add(program)
@@ -307,7 +307,7 @@ class Sweep:
             program.terminate()
 
     def _command(self, cell: Cell, outdir: Path) -> list[str]:
-        return [sys.executable, "train.py", f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}", *self._trust,
+        return [sys.executable, str(_ROOT / "train.py"), f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}", *self._trust,
                 *_arguments(cell.options)]
 
 
