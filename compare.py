@@ -123,10 +123,10 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: 
                   say=lambda line: tqdm.write(line, file=sys.stderr))
     with tqdm(unit="kimg", file=sys.stderr, desc="Training", dynamic_ncols=True) as bar:
         def show(done: float, total: float) -> None:
-            bar.total = round(total)
-            if not bar.n:
+            if bar.total is None:   # checks and probes are over: the clock starts here
+                bar.reset(total=round(total, 1))
                 bar.initial = done      # of earlier commands: not for the rate
-            bar.n = round(done, 1)
+            bar.n = min(round(done, 1), bar.total)  # runs end with a whole batch
             bar.refresh()
 
         try:

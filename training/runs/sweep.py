@@ -307,8 +307,8 @@ class Sweep:
             program.terminate()
 
     def _command(self, cell: Cell, outdir: Path) -> list[str]:
-        return [sys.executable, str(_ROOT / "train.py"), f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}", *self._trust,
-                *_arguments(cell.options)]
+        return [sys.executable, str(_ROOT / "train.py"), f"--outdir={outdir}", f"--outcome={outdir / 'outcome.txt'}",
+                *self._trust, *_arguments(cell.options)]
 
 
 @contextlib.contextmanager
