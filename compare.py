@@ -125,7 +125,7 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: 
         def show(done: float, total: float) -> None:
             if bar.total is None:   # checks and probes are over: the clock starts here
                 bar.reset(total=round(total, 1))
-                bar.initial = done      # of earlier commands: not for the rate
+                bar.initial = round(done, 1)    # of earlier commands: not for the rate
             bar.n = min(round(done, 1), bar.total)  # runs end with a whole batch
             bar.refresh()
 
