@@ -52,7 +52,7 @@ def main(context: click.Context, plan_file: str | None, methods: list[str] | Non
     \b
     bash train_scripts/compare.sh --methods=stylegan2,glead --seeds=5 --kimg=60 --data=cifar10.zip --cfg=cifar \\
         --detector=net.safetensors --outdir=compared
-    bash train_scripts/compare.sh --plan=results/cifar10/plan.yaml --outdir=compared
+    bash train_scripts/compare.sh --plan=results/cifar10/plan.yaml --outdir=compared --trust-net
     """
     if tables:
         from analysis.comparison import fill_tables
