@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-DEFAULT_KIMG_CPU=120
+DEFAULT_KIMG_CPU=100
 DEFAULT_KIMG_GPU=1000
 NUM_SHAPES=10000
 METRIC=fid1k_full
@@ -98,8 +98,11 @@ choose_sizes() {
         return
     fi
     KIMG=${KIMG:-$DEFAULT_KIMG_CPU} RESOLUTION=16
-    [[ -z $DATA ]] || RESOLUTION=32
     SPEED=(--device=cpu --fp32=true)
+    if [[ -n $DATA ]]; then
+        RESOLUTION=32
+        SPEED+=(--cbase=1024)
+    fi
     if (($(getconf _NPROCESSORS_ONLN) > 1)); then
         SPEED+=(--gpus=2)  # two processes on two cores
     fi
@@ -116,9 +119,9 @@ RECORD=$DIR/log.txt
 step "$DIR/shapes.zip" "Draw $NUM_SHAPES images of shapes" \
     "$PYTHON" dataset_tool.py --source=synthetic:simple --resolution="$RESOLUTION" --max-images="$NUM_SHAPES" \
     --dest="$DIR/shapes.zip"
-IMAGES=$DIR/shapes.zip
+IMAGES=$DIR/shapes.zip LABELS=true    # with labels, shapes are learnt several times as fast
 if [[ -n $DATA ]]; then
-    IMAGES=$DIR/images.zip
+    IMAGES=$DIR/images.zip LABELS=false
     step "$IMAGES" 'Prepare your images' \
         "$PYTHON" dataset_tool.py --source="$DATA" --transform=center-crop --color=rgb --resolution="$RESOLUTION" \
         --dest="$IMAGES"
@@ -129,7 +132,7 @@ step "$DIR/detector.safetensors" 'Train the detector, a small net in whose featu
 find_snapshot
 step "$SNAPSHOT" "Train GLeaD on $KIMG thousand images; status and scores so far: $DIR/log.txt" \
     "$PYTHON" train.py --outdir="$DIR/runs" --cfg=quickstart --method=glead --aug=noaug --data="$IMAGES" \
-    --kimg="$KIMG" --perceptual=mse --lambda-real=50 --lambda-fake=15 --res-g="$((RESOLUTION / 2))" \
+    --cond="$LABELS" --kimg="$KIMG" --perceptual=mse --lambda-real=50 --lambda-fake=15 --res-g="$((RESOLUTION / 2))" \
     --res-decoder="$RESOLUTION" --detector="$DIR/detector.safetensors" --metrics="$METRIC" "${SPEED[@]}"
 find_snapshot
 [[ -n $SNAPSHOT ]] || die "train.py left no snapshot of $KIMG kimg under $DIR/runs: see the log.txt there"

@@ -36,7 +36,7 @@ class Grid(NamedTuple):
 
 
 def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int) -> Grid:
-    """A random selection of images that fills the grid. In a labelled dataset, each row shows one label.
+    """A random selection of images that fills the grid. In a labelled dataset, each column shows one label.
 
     Args:
         size: Largest width and height in pixels.
@@ -44,7 +44,7 @@ def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int
     columns = rows = min(max(size // dataset.resolution, 1), _MAX_CELLS)
     rng = np.random.RandomState(seed)
     if dataset.has_labels:
-        indices = _rows_by_label(dataset, columns, rows, rng)
+        indices = _columns_by_label(dataset, columns, rows, rng)
     else:
         indices = np.resize(rng.permutation(len(dataset)), columns * rows)
     images, labels = zip(*[dataset[int(i)] for i in indices])
@@ -52,14 +52,15 @@ def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int
     return Grid(columns, rows, np.stack(images), z, torch.from_numpy(np.stack(labels)))
 
 
-def _rows_by_label(dataset: ImageFolderDataset, columns: int, rows: int, rng: np.random.RandomState) -> np.ndarray:
+def _columns_by_label(dataset: ImageFolderDataset, columns: int, rows: int, rng: np.random.RandomState) -> np.ndarray:
     groups: dict[tuple, list[int]] = {}
     for i in range(len(dataset)):
         groups.setdefault(tuple(dataset.get_details(i).raw_label.flatten().tolist()), []).append(i)
     names = sorted(groups)
-    if len(names) > rows:  # a random choice of labels, in order
-        names = [names[k] for k in sorted(rng.permutation(len(names))[:rows])]
-    return np.concatenate([np.resize(rng.permutation(groups[names[r % len(names)]]), columns) for r in range(rows)])
+    if len(names) > columns:  # a random choice of labels, in order
+        names = [names[k] for k in sorted(rng.permutation(len(names))[:columns])]
+    shown = [np.resize(rng.permutation(groups[names[k % len(names)]]), rows) for k in range(columns)]
+    return np.stack(shown, axis=1).flatten()
 
 
 def to_uint8(img: torch.Tensor) -> np.ndarray:
