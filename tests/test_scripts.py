@@ -31,7 +31,7 @@ if [[ $program == train.py ]]; then
     mkdir "$run_dir"
     touch "$run_dir/$name" "$run_dir/reals.png" "$run_dir/fakes"{_init,000018}.png
 elif [[ $program == plot_runs.py ]]; then
-    echo "score: 80.0 at 0 kimg, 20.0 at 100 kimg"
+    echo "score: 80.0 at 0 kimg, 20.0 at 90 kimg"
 fi
 """
 
@@ -67,12 +67,12 @@ def test_quickstart_runs_every_step_once(quickstart, tmp_path):
     assert done.returncode == 0, done.stderr
     assert programs(commands) == ["dataset_tool.py", "feature_net.py", "train.py", "plot_runs.py"]
     assert f"--data={tmp_path}/my dir/shapes.zip" in commands[2]
-    assert "--kimg=100" in commands[2] and "--res-g=8" in commands[2]
+    assert "--kimg=90" in commands[2] and "--res-g=8" in commands[2]
     run_dir = tmp_path / "my dir" / "runs" / "00000-set"
     assert len(done.stdout.splitlines()) <= 10 and done.stderr == ""
-    for name in ("story.png", "network-snapshot-000100.pkl"):
+    for name in ("story.png", "network-snapshot-000090.pkl"):
         assert f"{run_dir}/{name}" in done.stdout and (run_dir / name).exists()
-    assert "20.0 at 100 kimg" in done.stdout.splitlines()[-1]
+    assert "20.0 at 90 kimg" in done.stdout.splitlines()[-1]
     log = (tmp_path / "my dir" / "log.txt").read_text()
     assert all(f" {program} " in log for program in programs(commands))
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-DEFAULT_KIMG_CPU=100
+DEFAULT_KIMG_CPU=90
 DEFAULT_KIMG_GPU=1000
 NUM_SHAPES=10000
 METRIC=fid1k_full
