@@ -371,6 +371,7 @@ def test_what_is_left_is_known_from_the_start(G, dataset, detector, capsys, monk
                         capsys.readouterr().err)
     assert list(dict.fromkeys(frame[0] for frame in frames)) == (
         [] if is_cached else ["fid1k_full real"]) + ["fid1k_full generated", "is2k generated", "pr1k3_full distances"]
+    assert frames[-1][1:3] == ("3", "3")    # blocks of distances
     elapsed, left = (np.array([sum(60**i * int(part) for i, part in enumerate(reversed(frame[column].split(":"))))
                                for frame in frames], float) for column in (4, 5))
     total = 3000 * 2.3 + (0 if is_cached else 1100 * 0.5)
