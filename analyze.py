@@ -86,7 +86,7 @@ def scores(opts: Options) -> None:
     """
     if opts.data is not None and opts.left_out:
         raise click.UsageError("give --data or --left-out, not both")
-    from analysis.curves import group_runs, read_curves
+    from analysis.curves import group_runs, read_curves, unique_ends
     from analysis.drawing import save_figure, save_table
     from analysis.fairness import FAKE, REAL, draw_scores, score_rows
 
@@ -107,9 +107,9 @@ def scores(opts: Options) -> None:
         columns = ["label", "run", "kimg", "statistic", "value", "smoothed"]
         save_table(Path(opts.outdir, "scores.csv"), columns,
                    score_rows(groups, curves, judgements, weight=opts.weight))
-    for run, found in judgements.items():
+    for name, found in zip(unique_ends(list(judgements)), judgements.values()):
         kimg, last = max(found.items())
-        click.echo(f"{run.name} at {kimg:g} kimg: accuracy {last.held_out_accuracy:.3f} on unseen real images, "
+        click.echo(f"{name} at {kimg:g} kimg: accuracy {last.held_out_accuracy:.3f} on unseen real images, "
                    f"{last.train_accuracy:.3f} on training images, {last.fake_accuracy:.3f} on fake ones; gap "
                    f"{last.gap:.3f}")
     click.echo(f"scores.png, .pdf, .svg and .csv in {opts.outdir}")
@@ -495,7 +495,7 @@ def training_images(opts: Options, *, resolution: int) -> ImageFolderDataset:
         return ImageFolderDataset(opts.data, resolution=resolution)
     keys = ("training_set_kwargs",)
     trained_on = legacy.load_network_pkl(opts.network_pkl, trust=opts.trust_pickle, only=keys)[keys[0]] or {}
-    return open_training_set(opts.network_pkl, trained_on, resolution=resolution)
+    return open_training_set(opts.network_pkl, trained_on, instead="--data", resolution=resolution)
 
 
 def training_features(

@@ -140,13 +140,13 @@ def group_runs(runs: Sequence[Path]) -> list[Group]:
 def unique_labels(paths: Sequence[str | Path]) -> list[str]:
     """Names for run directories, or for networks in them: the method, or else the shortest end of the path."""
     methods = [method_of(path if path.is_dir() else path.parent) for path in map(Path, paths)]
+    return [method if method is not None and methods.count(method) == 1 else name
+            for method, name in zip(methods, unique_ends(paths))]
+
+
+def unique_ends(paths: Sequence[str | Path]) -> list[str]:
+    """The shortest end of each path that no other path has, of at most three parts; else the whole path."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
-
-    def name(index: int) -> str:
-        """The first of these names that no other path has."""
-        for names in (methods, *(["/".join(p[-length:]).removesuffix(".pkl") for p in parts] for length in (1, 2, 3))):
-            if names[index] is not None and names.count(names[index]) == 1:
-                return names[index]
-        return str(paths[index])
-
-    return [name(index) for index in range(len(parts))]
+    ends = [["/".join(p[-length:]).removesuffix(".pkl") for p in parts] for length in (1, 2, 3)]
+    return [next((names[index] for names in ends if names.count(names[index]) == 1), str(path))
+            for index, path in enumerate(paths)]

@@ -14,7 +14,7 @@ from sampling.images import to_tensor
 from sampling.reconstruction import whole_groups
 from training.data.dataset import ImageFolderDataset
 
-from .curves import Band, Curve, Group, band, smooth
+from .curves import Band, Curve, Group, band, smooth, unique_ends
 from .drawing import COLOURS
 
 REAL, FAKE = "Loss/scores/real", "Loss/scores/fake"
@@ -173,13 +173,14 @@ def score_rows(
 ) -> list[list[Any]]:
     """Rows of label, run, kimg, statistic, value and smoothed value, for a table of all that `draw_scores` draws."""
     rows: list[list[Any]] = []
+    names = dict(zip(curves, unique_ends(list(curves))))
     for group in groups:
         for run in group.runs:
             for name in (REAL, FAKE):
                 curve = curves[run][name]
-                rows += [[group.label, run.name, kimg, name, value, smoothed]
+                rows += [[group.label, names[run], kimg, name, value, smoothed]
                          for kimg, value, smoothed in zip(*curve, smooth(curve.values, weight))]
             for kimg, judgement in judgements.get(run, {}).items():
                 values = judgement._asdict() | {"gap": judgement.gap}
-                rows += [[group.label, run.name, kimg, name, value, None] for name, value in values.items()]
+                rows += [[group.label, names[run], kimg, name, value, None] for name, value in values.items()]
     return rows

@@ -41,10 +41,17 @@ def real_stats(
     return kept[key]
 
 
-def is_known(opts: MetricOptions, net: FeatureNet, images: ImageSet) -> bool:
-    """Whether `real_stats` need not look at the images, it seems; the content of a cached file is not looked at."""
+def is_known(opts: MetricOptions, net: FeatureNet, images: ImageSet, *, keep_features: bool) -> bool:
+    """Whether `real_stats` need not look at the images, it seems; arrays in a cached file are not read."""
     path, key = _cache_path(opts, net, images)
-    return key in (opts.kept_real or {}) or (opts.cache and path.is_file())
+    kept = (opts.kept_real or {}).get(key)
+    if kept is not None:
+        return kept.keep_features or not keep_features
+    if not opts.cache or not path.is_file():
+        return False
+    with contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile), np.load(path) as f:
+        return "features" in f.files or not keep_features
+    return False
 
 
 def _read_real(

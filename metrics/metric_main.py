@@ -103,8 +103,9 @@ def check_images(metrics: Sequence[str], images: Any, dataset: Any) -> None:
         if METRICS[name].output == "lpips":
             raise UserError(f"{name} is about paths between latents, which need a network: score images by others")
         if METRICS[name].num_gen > len(images):
+            fewer = ", or take a metric of fewer, such as fid1k_full" if len(images) >= 1000 else ""
             raise UserError(f"{name} looks at {METRICS[name].num_gen} generated images, and {images.name} holds "
-                            f"{len(images)}: give more, or take a metric of fewer, such as fid1k_full")
+                            f"{len(images)}: give more{fewer}")
 
 
 def calc_metric(
@@ -264,7 +265,8 @@ def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> 
     for name in metrics:
         with contextlib.suppress(UserError):
             entry = METRICS[name]
-            works[name] = Work(feature_net(name, detector, device=opts.device), entry.images, entry.num_gen)
+            net = feature_net(name, detector, device=opts.device)
+            works[name] = Work(net, entry.images, entry.num_gen, entry.keeps_features)
     return plan(opts, works)
 
 

@@ -96,6 +96,9 @@ class ScoreBar:
             done += count
             self._done_sec += count * item_sec
             bar.set_description_str(f"{name} {done}/{total}", refresh=False)
-            bar.update(count * item_sec)
+            if item_sec:
+                bar.update(count * item_sec)
+            else:
+                bar.refresh()   # what takes no time by the plan moves the numbers alone
 
         return update

@@ -23,6 +23,7 @@ class Work(NamedTuple):
     net: FeatureNet
     images: ImageSet | None     # The real images.
     num_gen: int                # Generated images, or paths.
+    keeps_features: bool        # Whether moments of real images are not enough.
 
 
 def plan(opts: MetricOptions, works: Mapping[str, Work]) -> list[Stage]:
@@ -31,14 +32,16 @@ def plan(opts: MetricOptions, works: Mapping[str, Work]) -> list[Stage]:
     seen: set[tuple] = set()
     generate_sec, read_sec = _time_generator(opts), _time_reading(opts)
     net_sec: dict[tuple[str, str], float] = {}
-    for metric, (net, images, num_gen) in works.items():
+    wanted = {((net.digest, net.output), images.resolved(opts.dataset))
+              for net, images, _, keeps_features in works.values() if images is not None and keeps_features}
+    for metric, (net, images, num_gen, _) in works.items():
         key = net.digest, net.output
         if key not in net_sec:
             net_sec[key] = _time_net(opts, net)
         both = generate_sec + net_sec[key]
         if images is not None and (key, images := images.resolved(opts.dataset)) not in seen:
             seen.add((key, images))
-            if not is_known(opts, net, images):
+            if not is_known(opts, net, images, keep_features=(key, images) in wanted):
                 stages.append(Stage(f"{metric} real", images.count, _together(opts, net_sec[key], read_sec)))
         if net.output == "lpips":
             stages += [Stage(f"{metric} paths", num_gen, 2 * both)] * opts.repeats

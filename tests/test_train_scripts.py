@@ -368,6 +368,8 @@ def test_released_networks_go_into_table_1(recorder, datasets, tmp_path):
     for arguments, message in (([], "Say in which folder"), (["none"], "none holds none of {ffhq,church,bedroom}")):
         done = run_script("score_released", *arguments, python=recorder, data=datasets, cwd=tmp_path)
         assert done.returncode == 1 and message in done.stderr and not list((tmp_path / "none").iterdir())
+    done = run_script("score_released", tmp_path, python=recorder, data=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr    # no data set
 
 
 @pytest.mark.parametrize("name", ["table1/church-glead", "data/lsun-bedroom"])

@@ -21,7 +21,8 @@ for name in ffhq church bedroom; do
         network=$name.pkl
         [[ $method == GLeaD ]] || network=$name-ggdr.pkl
         if [[ -e $folder/$network ]]; then
-            data=$(realpath "$(find_data "${name}256" "$made_by")")
+            data=$(find_data "${name}256" "$made_by")
+            data=$(realpath "$data")
             printf -v entry '{"row": "%s", "dataset": "%s", "network": "%s", "data": "%s"}' \
                 "$method" "$dataset" "$network" "$data"
             entries+=${entries:+, }$entry

@@ -119,7 +119,7 @@ class Scorer:
         options: dict[str, Any] = dict(use_labels=subject.use_labels, resolution=subject.resolution, xflip=xflip)
         if path is not None:
             return ImageFolderDataset(path, **options)
-        return open_training_set(self.opts.network, subject.trained_on, **options)
+        return open_training_set(self.opts.network, subject.trained_on, instead="--data", **options)
 
     @functools.cached_property
     def protocol(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.curves import Curve, band, group_runs, read_curves, unique_labels
+from analysis.curves import Curve, band, group_runs, read_curves, unique_ends, unique_labels
 
 
 def write_options(path, *, method="glead", **command):
@@ -42,6 +42,7 @@ def test_labels_are_unique_and_short(tmp_path):
     a, b = write_options(tmp_path / "a"), write_options(tmp_path / "b", method="ggdr")
     assert unique_labels([a, b]) == ["glead", "ggdr"]
     assert unique_labels([a / "1.pkl", a / "2.pkl", b / "2.pkl"]) == ["1", "a/2", "ggdr"]
+    assert unique_ends([a, b]) == ["a", "b"] and unique_ends(["s0/run", "s1/run"]) == ["s0/run", "s1/run"]
     assert unique_labels([a / "1.pkl", a / "1.pkl"]) == [str(a / "1.pkl")] * 2
 
 

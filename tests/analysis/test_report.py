@@ -10,10 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import small_networks
 import train
 from analysis import report
 from dnnlib.util import UserError
 from paths import ROOT
+from small_networks import make_discriminator, make_generator
 from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig, to_legacy_kwargs
@@ -131,6 +133,10 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     run = make_run(tmp_path / "a", ticks=0, snapshots=0)
     page = write(tmp_path, run, attention=True)
     assert f"No picture of D's attention: {run} holds no network pickles" in page.text
+    small_networks.save(run / "network-snapshot-000002.pkl", D=make_discriminator(), G_ema=make_generator())
+    text = write(tmp_path, run, attention=True).text
+    assert f"No picture of D's attention: the images that {run} was trained on: " in text
+    assert "--data" not in text     # an option that report.py lacks
     for words in ("No curves", "no statistics yet", "No snapshots yet", "No scores were measured"):
         assert words in page.text, words
     (run / "stats.jsonl").write_text('{"Progress/kimg": 1}\n')

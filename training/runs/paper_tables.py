@@ -19,6 +19,7 @@ from metrics.published import DATASETS, TABLES, PublishedTable, find_dataset, sc
 from training.config.presets import PUBLISHED_DATA
 from training.config.rivals import RIVALS, names_in
 from training.config.schema import TrainingConfig, from_json
+from training.runs.resume import differing_fields
 
 Format = Literal["text", "markdown", "latex", "csv", "json"]
 _TABULATE = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
@@ -41,7 +42,7 @@ class Model(NamedTuple):
     row: str
     network: str            # A run directory or a network file.
     data: str | None        # Real images; None = those that it was trained on.
-    seed: int | None        # Of training, if it is known.
+    config: TrainingConfig | None   # None = it is not known.
     note: str               # What is not as published; "" = nothing.
 
 
@@ -88,11 +89,23 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
     for model in models:
         cell = cells.setdefault((model.table.source, model.table.dataset, model.row), [])
         for other in cell:
-            if model.seed is None or model.seed == other.seed:
-                raise UserError(f"{other.network} and {model.network} are both for {model.row} on "
-                                f"{model.table.dataset}, and don't differ in --seed: move one of them away")
+            _check_cell(other, model)
         cell.append(model)
     return models
+
+
+def _check_cell(a: Model, b: Model) -> None:
+    """Networks of one cell differ in the seed of their training, and in nothing else that matters."""
+    known = a.config is not None and b.config is not None
+    if known and a.config.random_seed != b.config.random_seed:
+        differing = differing_fields(a.config, b.config) + ([] if a.note == b.note else ["their images"])
+        if not differing:
+            return
+        why = f"differ not only in --seed, but in {', '.join(differing)}"
+    else:
+        why = "don't differ in --seed"
+    raise UserError(f"{a.network} and {b.network} are both for {b.row} on {b.table.dataset}, and {why}: move one of "
+                    "them away")
 
 
 def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | None) -> list[Model]:
@@ -110,7 +123,7 @@ def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | No
         note = "" if dataset else f"on {stem} at {resolution}x{resolution}"
         for table in tables:
             if (dataset or stand_in) == table.dataset and _is_of_size(config, table):
-                models += [Model(table, row, str(options.parent), None, config.random_seed, note)
+                models += [Model(table, row, str(options.parent), None, config, note)
                            for row in table.rows if row in rows_of(config, dataset)]
     return models
 

@@ -235,6 +235,13 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
     return texts
 
 
+def differing_fields(a: TrainingConfig, b: TrainingConfig) -> list[str]:
+    """Fields in which two runs differ, without those that only tell how they were run, and without the seed."""
+    ignored = _FREE_FIELDS - {"total_kimg"} | {"batch_gpu", "random_seed", "dataset.random_seed"}
+    values, others = flat(to_json(a)), flat(to_json(b))
+    return sorted(name for name in {**values, **others} if name not in ignored and values.get(name) != others.get(name))
+
+
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"loss": {"r1_gamma": 1}}` as `{"loss.r1_gamma": 1}`."""
     result: dict[str, Any] = {}

@@ -51,30 +51,35 @@ def read_options(run_dir: str | os.PathLike) -> RunOptions:
     return options
 
 
-def open_training_set(source: str, trained_on: dict[str, Any], **options: Any) -> ImageFolderDataset:
+def open_training_set(
+    source: str, trained_on: dict[str, Any], *, instead: str | None = None, **options: Any
+) -> ImageFolderDataset:
     """The images that a network or run was trained on.
 
     Args:
         source:     The network or run, for messages.
         trained_on: What it says of its images: `training_set_kwargs`.
+        instead:    The option that gives the command other images in their place, for messages; None = there is none.
         options:    Of `ImageFolderDataset`, other than those that say which images it holds.
 
     Raises:
         UserError: It does not say which ones, or they are not there.
     """
+    advice = f": give the real images with {instead}" if instead else ""
     if not trained_on.get("path"):
-        raise UserError(f"{source} does not say what it was trained on: give the real images with --data")
+        raise UserError(f"{source} does not say what it was trained on{advice}")
     subset = {name: trained_on[name] for name in ("max_size", "random_seed") if name in trained_on}
     if not (
         isinstance(trained_on["path"], str)
         and isinstance(subset.get("max_size"), int | None)
         and isinstance(subset.get("random_seed", 0), int)
     ):
-        raise UserError(f"{source}: what it says of its training set is damaged: give the real images with --data")
+        raise UserError(f"{source}: what it says of its training set is damaged{advice}")
     try:
         return ImageFolderDataset(os.path.abspath(trained_on["path"]), **subset, **options)
     except UserError as e:
-        raise UserError(f"the images that {source} was trained on: {e}; or give others with --data") from e
+        advice = f"; or give others with {instead}" if instead else ""
+        raise UserError(f"the images that {source} was trained on: {e}{advice}") from e
 
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:

@@ -131,6 +131,12 @@ def test_mistakes_in_folders_of_runs(tiny_dataset, tmp_path):
         find_models("glead-2", str(tmp_path))
     with pytest.raises(UserError, match="a and .*b are both for GLeaD on FFHQ, and don't differ in --seed"):
         find_models("glead-1", str(tmp_path), stand_in="FFHQ")
+    for fields, differing in ({"batch_size": 6, "num_gpus": 2, "total_kimg": 9.0}, "batch_size, total_kimg"), (
+            {"dataset": named(config, "other").dataset}, "dataset.resolution, their images"):
+        other = dataclasses.replace(config, random_seed=1, **fields)
+        (tmp_path / "b/training_options.json").write_text(json.dumps(to_legacy_kwargs(other)))
+        with pytest.raises(UserError, match=f"on FFHQ, and differ not only in --seed, but in {differing}: move one"):
+            find_models("glead-1", str(tmp_path), stand_in="FFHQ")
     with pytest.raises(UserError, match=re.escape("--stand-in is 'LFW', and glead-1 is about FFHQ, LSUN Bedroom")):
         find_models("glead-1", str(tmp_path), stand_in="LFW")
     with pytest.raises(UserError, match="can't read .*nowhere"):
