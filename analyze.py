@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     from analysis.reconstructions import Quality
     from training.data.dataset import ImageFolderDataset
 
-Options = types.SimpleNamespace  # What was asked for: an attribute for each option of the command.
 
 runs_argument = click.argument("runs", type=cli.Path(), nargs=-1, required=True, metavar="RUN_DIR...")
 networks_option = click.option("--network", "networks", type=cli.Path(), multiple=True, required=True,
@@ -42,13 +40,13 @@ batch_option = click.option("--batch", type=click.IntRange(min=1), default=16, s
 
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose function is given all options as one object."""
-    def decorate(function: Callable[[Options], None]) -> Any:
+    def decorate(function: Callable[[cli.Arguments], None]) -> Any:
         def run(**values: Any) -> None:
             data = values.get("data") or ()
             cli.check_outdir(values["outdir"], images=[data] if isinstance(data, str) else data)
             check_writable(Path(values["outdir"], "figure"))
             with cli.shown_warnings():
-                function(Options(**values))
+                function(cli.Arguments(**values))
 
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         for decorator in reversed([*decorators, outdir_option, batch_option, cli.device_option, cli.trust_option]):
@@ -73,7 +71,7 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     click.option("--smooth", "weight", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True),
                  help="Weight of the past in the smoothed curves; 0 = as they are"),
 )
-def scores(opts: Options) -> None:
+def scores(opts: cli.Arguments) -> None:
     """Realness scores of real and fake images over training (GLeaD, Fig. 4).
 
     Runs whose options differ in the seed alone are drawn as one curve with a band. With --data or --left-out, every
@@ -115,7 +113,7 @@ def scores(opts: Options) -> None:
     click.echo(f"scores.png, .pdf, .svg and .csv in {opts.outdir}")
 
 
-def judge_runs(opts: Options, runs: Sequence[Path]) -> Judgements:
+def judge_runs(opts: cli.Arguments, runs: Sequence[Path]) -> Judgements:
     """What D of each snapshot makes of training images, unseen ones and fake ones."""
     from analysis.fairness import judge
     from torch_utils import misc
@@ -142,7 +140,7 @@ def judge_runs(opts: Options, runs: Sequence[Path]) -> Judgements:
     return result
 
 
-def real_samples(opts: Options, run: Path) -> tuple[Any, Any]:
+def real_samples(opts: cli.Arguments, run: Path) -> tuple[Any, Any]:
     """Samples of the training images of a run, and of images that its D has not seen."""
     from analysis.fairness import draw_sample, left_out
     from training.data.dataset import ImageFolderDataset
@@ -167,7 +165,7 @@ def real_samples(opts: Options, run: Path) -> tuple[Any, Any]:
 # Networks and images that the other commands share.
 
 
-class Model(NamedTuple):
+class JudgedModel(NamedTuple):
     label: str
     path: str
     G: torch.nn.Module
@@ -180,11 +178,11 @@ def pick_labels(said: list[str] | None, default: list[str], what: str) -> list[s
     return said or default
 
 
-def load_pair(opts: Options, path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+def load_pair(opts: cli.Arguments, path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return cli.load_pair(path, trust=opts.trust_pickle, to="this figure", of="a run of train.py")
 
 
-def load_models(opts: Options) -> list[Model]:
+def load_models(opts: cli.Arguments) -> list[JudgedModel]:
     """The networks of --network on their device."""
     from analysis.curves import unique_labels
     from torch_utils import misc
@@ -194,19 +192,19 @@ def load_models(opts: Options) -> list[Model]:
     models = []
     for label, path in zip(labels, opts.networks):
         G, D = load_pair(opts, path)
-        models.append(Model(label, path, G.to(device), D.to(device)))
+        models.append(JudgedModel(label, path, G.to(device), D.to(device)))
     cli.check_one_size([(model.path, net) for model in models for net in (model.G, model.D)])
     return models
 
 
-def generated(opts: Options, G: torch.nn.Module, seeds: Sequence[int]) -> torch.Tensor:
+def generated(opts: cli.Arguments, G: torch.nn.Module, seeds: Sequence[int]) -> torch.Tensor:
     """ws [N, num_ws, w_dim] of seeds."""
     from sampling.images import map_latents, seed_latents
 
     return map_latents(G, seed_latents(seeds, G.z_dim), label=cli.pick_label(G, opts.class_idx, opts.label))
 
 
-def fake_images(opts: Options, G: torch.nn.Module, seeds: Sequence[int]) -> np.ndarray:
+def fake_images(opts: cli.Arguments, G: torch.nn.Module, seeds: Sequence[int]) -> np.ndarray:
     """uint8 [N, R, R, C]."""
     from sampling.images import synthesize
 
@@ -214,7 +212,7 @@ def fake_images(opts: Options, G: torch.nn.Module, seeds: Sequence[int]) -> np.n
     return synthesize(G, generated(opts, G, seeds), batch=opts.batch)
 
 
-def real_images(opts: Options, G: torch.nn.Module) -> tuple[list[str], np.ndarray]:
+def real_images(opts: cli.Arguments, G: torch.nn.Module) -> tuple[list[str], np.ndarray]:
     """Names and pixels, uint8 [N, R, R, C], of the images of --data, cropped and scaled for the networks."""
     import numpy as np
 
@@ -225,14 +223,14 @@ def real_images(opts: Options, G: torch.nn.Module) -> tuple[list[str], np.ndarra
     return [image.name for image in found], np.stack([image.pixels for image in found])
 
 
-def in_batches(opts: Options, pixels: np.ndarray) -> list[torch.Tensor]:
+def in_batches(opts: cli.Arguments, pixels: np.ndarray) -> list[torch.Tensor]:
     """Images uint8 [N, R, R, C] as D sees them."""
     from sampling.images import to_tensor
 
     return list(to_tensor(pixels).split(opts.batch))
 
 
-def labels_for(opts: Options, model: Model, count: int) -> torch.Tensor:
+def labels_for(opts: cli.Arguments, model: JudgedModel, count: int) -> torch.Tensor:
     """The label of --class or --label, [count, c_dim]."""
     import torch
 
@@ -250,7 +248,7 @@ def labels_for(opts: Options, model: Model, count: int) -> torch.Tensor:
                  help="Perceptual distance, as for train.py --perceptual"),
     cli.class_option, cli.label_option, cli.trust_net_option,
 )
-def reconstruct(opts: Options) -> None:
+def reconstruct(opts: cli.Arguments) -> None:
     """What D and G rebuild of unseen real images and of generated ones (GLeaD, Fig. 5), with LPIPS, PSNR and SSIM.
 
     \b
@@ -300,7 +298,7 @@ def in_short(quality: Quality) -> str:
     return f"{quality.perceptual:.2f} | {quality.psnr:.1f} | {quality.ssim:.2f}"
 
 
-def rebuild_all(opts: Options, model: Model, images: np.ndarray) -> np.ndarray:
+def rebuild_all(opts: cli.Arguments, model: JudgedModel, images: np.ndarray) -> np.ndarray:
     """uint8 [N, R, R, C]."""
     import numpy as np
 
@@ -325,7 +323,7 @@ def rebuild_all(opts: Options, model: Model, images: np.ndarray) -> np.ndarray:
                                                            "highest below]"),
     labels_option, cli.class_option, cli.label_option,
 )
-def attention(opts: Options) -> None:
+def attention(opts: cli.Arguments) -> None:
     """Where D looks: Grad-CAM of its realness score (GLeaD, Fig. 6), on given images or on G's worst ones.
 
     Below each map: D's score, and the share of the image area that holds 80 % of the attention.
@@ -362,7 +360,7 @@ def attention(opts: Options) -> None:
     click.echo(f"attention.png and .csv in {opts.outdir}")
 
 
-def worst_fakes(opts: Options, judge: Model) -> tuple[list[str], np.ndarray]:
+def worst_fakes(opts: cli.Arguments, judge: JudgedModel) -> tuple[list[str], np.ndarray]:
     """Names and pixels of generated images with the lowest scores by `judge`."""
     import numpy as np
 
@@ -390,7 +388,7 @@ def worst_fakes(opts: Options, judge: Model) -> tuple[list[str], np.ndarray]:
     networks_option, images_option, max_images_option, seeds_option, labels_option, cli.class_option,
     cli.label_option,
 )
-def features(opts: Options) -> None:
+def features(opts: cli.Arguments) -> None:
     """Feature maps of G and of D's decoder, side by side, as colours (as GGDR shows them).
 
     Colours are the first three principal components. All maps of a network have one basis, so that equal features have
@@ -440,7 +438,7 @@ def features(opts: Options) -> None:
                  help="Training images to show for each generated one"),
     cli.class_option, cli.label_option, cli.trust_net_option,
 )
-def neighbours(opts: Options) -> None:
+def neighbours(opts: cli.Arguments) -> None:
     """The training images nearest to generated ones, by a detector's features: does G memorise?
 
     The number to look at is the distance of generated images from the nearest training image, relative to that of
@@ -485,7 +483,7 @@ def neighbours(opts: Options) -> None:
     click.echo(f"neighbours.png and .csv in {opts.outdir}")
 
 
-def training_images(opts: Options, *, resolution: int) -> ImageFolderDataset:
+def training_images(opts: cli.Arguments, *, resolution: int) -> ImageFolderDataset:
     """Those of --data; else those that the network was trained on, without mirrored copies."""
     import legacy
     from training.data.dataset import ImageFolderDataset
@@ -499,7 +497,7 @@ def training_images(opts: Options, *, resolution: int) -> ImageFolderDataset:
 
 
 def training_features(
-    opts: Options, net: Any, G: torch.nn.Module, train: ImageFolderDataset, device: torch.device
+    opts: cli.Arguments, net: Any, G: torch.nn.Module, train: ImageFolderDataset, device: torch.device
 ) -> torch.Tensor:
     """Features [N, F] of the training images, in their order, from the cache if they are there."""
     from metrics.features import real_stats

@@ -20,7 +20,7 @@ from metrics.registry import check_metrics
 from training.runs import paper_tables
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
-    from training.scoring import Options, Scorer, Scores
+    from training.scoring import Scorer, Scores, ScoringOptions
 
 _TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
@@ -91,10 +91,10 @@ def main(**options: Any) -> None:
     check_subject(options)
     options["device"] = kind_of_device(options["device"], options["gpus"])
     use_cache(options.pop("cache_dir"))
-    from training.scoring import Options
+    from training.scoring import ScoringOptions
 
     table = options.pop("table")
-    if not score(Options(**options), table=table):
+    if not score(ScoringOptions(**options), table=table):
         raise click.exceptions.Exit(1)  # which pickles are broken was said
 
 
@@ -138,7 +138,7 @@ def check_subject(options: dict[str, Any]) -> None:
         raise UserError(f"--follow needs a run directory as --network, and {images or network} is none")
 
 
-def score(opts: Options, *, table: bool = False) -> bool:
+def score(opts: ScoringOptions, *, table: bool = False) -> bool:
     """Score a network, images, or those pickles of a run that were not scored yet; with --follow those to come, too.
 
     Returns:
@@ -226,7 +226,8 @@ def prefetch(
               help="Take runs on other images for runs on this data set of the table, such as FFHQ; rows say so.")
 @click.option("--metrics", type=cli.CommaList(), metavar="LIST",
               help="The first one chooses the best pickle of each run.  [default: the papers']")
-@click.option("--format", "form", type=click.Choice(get_args(paper_tables.Format)), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(get_args(paper_tables.TableFormat)), default="text",
+              show_default=True)
 @click.option("--out", type=cli.Path(), metavar="FILE", help="Write the table there, too.")
 @detector_option
 @device_option
@@ -237,7 +238,7 @@ def prefetch(
 @click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickles carry.")
 @cli.trust_net_option
 def table(
-    name: str, models: str, stand_in: str | None, form: paper_tables.Format, out: str | None, **options: Any
+    name: str, models: str, stand_in: str | None, form: paper_tables.TableFormat, out: str | None, **options: Any
 ) -> None:
     """Fill a table of the papers with networks that were trained here, beside the published figures.
 
@@ -256,10 +257,10 @@ def table(
         check_writable(out)
     found = paper_tables.find_models(name, models, stand_in=stand_in)
     use_cache(options.pop("cache_dir"))
-    from training.scoring import Options
+    from training.scoring import ScoringOptions
 
     folder = models if os.path.isdir(models) else os.path.dirname(os.path.abspath(models))
-    opts = Options(record_dir=folder, **options)
+    opts = ScoringOptions(record_dir=folder, **options)
     with contextlib.redirect_stdout(sys.stderr):
         rows = paper_tables.fill(name, found, functools.partial(score_model, opts))
     text = paper_tables.render(rows, form=form)
@@ -299,7 +300,7 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
     print(costs.format_costs(found))
 
 
-def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
+def score_model(opts: ScoringOptions, model: paper_tables.TrainedModel) -> dict[str, float]:
     """Results of a network by name; of a run, those of its best pickle by the first metric."""
     from metrics.published import DATASETS
     from training import scoring
@@ -329,7 +330,7 @@ def score_model(opts: Options, model: paper_tables.Model) -> dict[str, float]:
 # Several processes.
 
 
-def share_out(opts: Options) -> Scores:
+def share_out(opts: ScoringOptions) -> Scores:
     """Have `opts.gpus` processes do the work; what the first of them returns.
 
     Raises:
@@ -356,7 +357,7 @@ def work(job: str) -> int:
     from training.worker import take_part
 
     content = json.loads(Path(job).read_text())
-    opts = scoring.Options(**content["options"])
+    opts = scoring.ScoringOptions(**content["options"])
 
     @cli.plain_errors()
     def measure() -> None:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import types
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
@@ -21,6 +22,10 @@ from dnnlib.util import UserError, check_regular, lies_in, open_url
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
+
+
+class Arguments(types.SimpleNamespace):
+    """What was asked for: an attribute for each option of a command."""
 
 
 class GroupedOption(click.Option):

@@ -22,7 +22,7 @@ PROBE_SEEDS = (0, 1, 2)     # The latents whose images are compared.
 PROBE_PSI = 0.7
 
 
-class Difference(NamedTuple):
+class Discrepancy(NamedTuple):
     """Of the images before and after."""
 
     difference: float       # The largest.
@@ -191,7 +191,7 @@ def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode:
     return [path]
 
 
-def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Difference | None:
+def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Discrepancy | None:
     """Read the file again and compare images; None if it holds no generator.
 
     Raises:
@@ -242,7 +242,7 @@ def sampler(G: torch.nn.Module, *, noise_mode: str) -> Any:
     return make
 
 
-def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Difference:
+def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Discrepancy:
     """What `make` draws with what `G` does, in batches of 1 and more, truncated and not."""
     import torch
 
@@ -255,11 +255,11 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Difference:
         expected = reference(z, c, psi)
         difference = max(difference, (make(z, c, psi) - expected).abs().max().item())
         largest = max(largest, expected.abs().max().item())
-    return Difference(difference, largest)
+    return Discrepancy(difference, largest)
 
 
 def describe(
-    source: str, networks: dict[str, Any], written: list[Path], compared: Difference | None, *, noise_mode: str
+    source: str, networks: dict[str, Any], written: list[Path], compared: Discrepancy | None, *, noise_mode: str
 ) -> str:
     from training.runs import model_card
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
 MAX_SHOWN = 64      # Images in reconstructions.png ...
 SHOWN_COLUMNS = 16  # ... and in each of its rows.
 
-Options = types.SimpleNamespace  # What was asked for: an attribute for each option below.
 
 
 class GridSize(click.ParamType):
@@ -41,7 +39,7 @@ class GridSize(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-def rebuilds(opts: Options) -> bool:
+def rebuilds(opts: cli.Arguments) -> bool:
     return bool(opts.reconstruct) or opts.fakes is not None
 
 
@@ -97,7 +95,7 @@ def main(**options: Any) -> None:
       python generate.py --outdir=out --network=glead.pkl --reconstruct=photos
       python generate.py --outdir=out --network=glead.pkl --fakes=16
     """
-    opts = Options(**options)
+    opts = cli.Arguments(**options)
     check_usage(opts)
     if rebuilds(opts):
         write_reconstructions(opts)
@@ -107,7 +105,7 @@ def main(**options: Any) -> None:
         write_images(opts)
 
 
-def check_usage(opts: Options) -> None:
+def check_usage(opts: cli.Arguments) -> None:
     """Refuse contradictory options before PyTorch is imported, and warn of options without effect."""
     if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
         raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
@@ -142,7 +140,7 @@ def check_usage(opts: Options) -> None:
 # Images.
 
 
-def write_images(opts: Options) -> None:
+def write_images(opts: cli.Arguments) -> None:
     from sampling.images import ImageGrid, save_image, synthesize
 
     G, latents = load_latents(opts)
@@ -178,7 +176,7 @@ class Latents:
         return len(self.names)
 
 
-def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
+def load_latents(opts: cli.Arguments) -> tuple[torch.nn.Module, Latents]:
     """The generator on its device, and the latents for it."""
     import torch
 
@@ -198,7 +196,7 @@ def load_latents(opts: Options) -> tuple[torch.nn.Module, Latents]:
     return G, Latents(names, [0] * len(names), lambda part: torch.from_numpy(projected.ws[part]))
 
 
-def latent_seeds(opts: Options, G: torch.nn.Module) -> list[int]:
+def latent_seeds(opts: cli.Arguments, G: torch.nn.Module) -> list[int]:
     """The seeds of the latents: --seeds, or what --polarity puts in their place."""
     if not opts.polarity:
         return opts.seeds
@@ -208,7 +206,7 @@ def latent_seeds(opts: Options, G: torch.nn.Module) -> list[int]:
                           label=cli.pick_label(G, opts.class_idx, opts.label))
 
 
-def mapping(opts: Options, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def mapping(opts: cli.Arguments, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """z's to ws, with the class and the truncation that were asked for."""
     from sampling.images import Truncation, map_latents
 
@@ -239,7 +237,7 @@ def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tup
 # Videos.
 
 
-def write_video(opts: Options) -> None:
+def write_video(opts: cli.Arguments) -> None:
     from sampling import images as sampling
     from sampling import video
 
@@ -286,7 +284,7 @@ def check_keys(num_latents: int, rows: int, cols: int) -> int:
     return num_keys
 
 
-def latent_paths(opts: Options, G: torch.nn.Module, latents: Latents, num_keys: int) -> list[LatentPath]:
+def latent_paths(opts: cli.Arguments, G: torch.nn.Module, latents: Latents, num_keys: int) -> list[LatentPath]:
     """One closed path for each place: the first `num_keys` seeds belong to the first place, and so on."""
     from sampling.images import seed_latents, w_path, z_path
 
@@ -307,7 +305,7 @@ class Originals(NamedTuple):
     img: torch.Tensor       # [N, C, R, R] in about [-1, 1].
 
 
-def write_reconstructions(opts: Options) -> None:
+def write_reconstructions(opts: cli.Arguments) -> None:
     import torch
 
     from sampling.images import psnr, save_image, to_pixels
@@ -341,7 +339,7 @@ def write_reconstructions(opts: Options) -> None:
     click.echo(f"mean of {len(errors)}: mse {mse:.5f}, psnr {decibels:.2f} dB; images in {opts.outdir}")
 
 
-def find_originals(opts: Options, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
+def find_originals(opts: cli.Arguments, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
     """The images of --reconstruct, and their number. All of them have been decoded once when this returns."""
     from sampling.input_images import InputImages
 
@@ -373,7 +371,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
 
 
 def make_originals(
-    opts: Options, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
+    opts: cli.Arguments, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[Originals]:
     """Images that G makes of the seeds 0 to N - 1, not rounded to 8 bits, as D sees them in training."""
     import torch

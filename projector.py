@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
@@ -25,7 +24,6 @@ VIDEO_FPS = 30
 SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
 
 
-Options = types.SimpleNamespace     # What was asked for: an attribute for each option below.
 
 
 class Target(NamedTuple):
@@ -68,7 +66,7 @@ def main(**options: Any) -> None:
       python projector.py --outdir=out --network=ffhq.pkl --target=photo.png
       python projector.py --self-test --network=ffhq.pkl
     """
-    opts = Options(**options)
+    opts = cli.Arguments(**options)
     if bool(opts.target) == opts.self_test:
         raise click.UsageError("give either --target or --self-test")
     if opts.outdir is None and not opts.self_test:
@@ -91,7 +89,7 @@ def main(**options: Any) -> None:
             judge(found)
 
 
-def load_nets(opts: Options) -> torch.nn.Module:
+def load_nets(opts: cli.Arguments) -> torch.nn.Module:
     """Load the generator and check the perceptual net. The UserError tells what is wrong with both of them."""
     from sampling.projection import COMPARED_RES
     from training.perceptual import check_perceptual
@@ -110,7 +108,7 @@ def load_nets(opts: Options) -> torch.nn.Module:
     return G
 
 
-def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
+def self_test_target(opts: cli.Arguments, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
     """The image that the network makes of the seed. Truncation makes it a typical one."""
     from sampling.images import Truncation, map_latents, seed_latents, synthesize
 
@@ -119,7 +117,7 @@ def self_test_target(opts: Options, G: torch.nn.Module, label: np.ndarray | None
     return iter([Target(f"seed{opts.seed:04d}", image, Path(opts.outdir) if opts.outdir is not None else None)])
 
 
-def find_targets(opts: Options, G: torch.nn.Module) -> Iterator[Target]:
+def find_targets(opts: cli.Arguments, G: torch.nn.Module) -> Iterator[Target]:
     """The images of --target, one at a time. All of them have been decoded once when this returns."""
     from sampling.input_images import InputImages
 
@@ -147,7 +145,7 @@ def judge(found: Projection) -> None:
 
 
 def project_one(
-    opts: Options, G: torch.nn.Module, target: Target, distance: PerceptualLoss, label: np.ndarray | None
+    opts: cli.Arguments, G: torch.nn.Module, target: Target, distance: PerceptualLoss, label: np.ndarray | None
 ) -> Projection:
     """Project an image, tell how well it went, write the results if they are wanted."""
     import torch
@@ -176,7 +174,9 @@ def project_one(
     return found
 
 
-def write_results(opts: Options, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray) -> None:
+def write_results(
+    opts: cli.Arguments, G: torch.nn.Module, target: Target, found: Projection, image: np.ndarray
+) -> None:
     from sampling.images import save_image
     from sampling.projection import ProjectedW, save_projected_w
     from sampling.video import resolve_path, write_video

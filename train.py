@@ -123,7 +123,7 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
 
 
 def show(
-    config: TrainingConfig, command: dict[str, Any], description: str, run: resume.Run | None, source: Any,
+    config: TrainingConfig, command: dict[str, Any], description: str, run: resume.ResumableRun | None, source: Any,
     problems: list[str],
 ) -> None:
     """The output of a dry run."""
@@ -145,7 +145,7 @@ def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, desc
     return job
 
 
-def resume_run(run: resume.Run, config: TrainingConfig, command: dict[str, Any]) -> launch.Job:
+def resume_run(run: resume.ResumableRun, config: TrainingConfig, command: dict[str, Any]) -> launch.Job:
     """Nothing in the run directory changes here: the present options are written once the state is restored."""
     passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
@@ -156,7 +156,7 @@ def resume_run(run: resume.Run, config: TrainingConfig, command: dict[str, Any])
                       anyway="resume_anyway" in command)
 
 
-def warn_of_long_work(config: TrainingConfig, source: Any, run: resume.Run | None) -> None:
+def warn_of_long_work(config: TrainingConfig, source: Any, run: resume.ResumableRun | None) -> None:
     """Say how long a run will take, where that is long."""
     from training.runs.training_state import list_states
 

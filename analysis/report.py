@@ -67,7 +67,7 @@ class ScoreLine(NamedTuple):
     remark: str         # Whether it was measured as the published ones.
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """What the files of a run say. All text in it may come from strangers: the template escapes it."""
 
     label: str
@@ -138,7 +138,7 @@ def _write_attention(run_dir: Path) -> list[str]:
     return []
 
 
-def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> Run:
+def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> ReportedRun:
     options = read_run_options(run_dir)
     try:
         config = options["config"] if isinstance(options.get("config"), dict) else options
@@ -159,8 +159,8 @@ def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> 
     dataset = _dataset(options)
     pictures = _read_pictures(run_dir, dataset, most, notes)
     facts, resume = _facts(run_dir, options, curves, config)
-    return Run(label, facts, resume, notes, _log_warnings(run_dir), listed,
-               _as_text(environment if isinstance(environment, dict) else {}), curves, pictures, dataset)
+    return ReportedRun(label, facts, resume, notes, _log_warnings(run_dir), listed,
+                       _as_text(environment if isinstance(environment, dict) else {}), curves, pictures, dataset)
 
 
 def _facts(
@@ -260,7 +260,7 @@ def _encode(path: Path, resolution: int | None, *_version: int) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _slides(runs: Sequence[Run]) -> dict[str, Any]:
+def _slides(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """Positions of the slider, and what each picture of the page shows at them."""
     rows = [pictures for run in runs for pictures in run.pictures.values()]
     return {"kimg": sorted({picture.kimg for pictures in rows for picture in pictures}), "pictures": rows}
@@ -277,7 +277,7 @@ def _thinned(items: Sequence[Any], most: int) -> list[Any]:
 # Charts and tables.
 
 
-def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """For each chart: its title, and lines with colours by run, or by statistic where there is one run only."""
     names = sorted({name for run in runs for name in run.curves} - set(_LEFT_OUT))
     grouped = {name for group in _PANELS.values() for name in group}
@@ -307,7 +307,7 @@ def _line(curve: Curve, label: str, colour: int, dash: str) -> dict[str, Any]:
     }
 
 
-def _score_lines(run: Run) -> Iterable[ScoreLine]:
+def _score_lines(run: ReportedRun) -> Iterable[ScoreLine]:
     for name, curve in sorted(run.curves.items()):
         result = name.removeprefix("Metrics/")
         score = published.score_of(result) if name.startswith("Metrics/") else None
@@ -321,7 +321,7 @@ def _score_lines(run: Run) -> Iterable[ScoreLine]:
         yield ScoreLine(run.label, result, *points[-1], best, best_kimg, remark)
 
 
-def _published(runs: Sequence[Run]) -> list[published.Comparison]:
+def _published(runs: Sequence[ReportedRun]) -> list[published.Comparison]:
     """Published figures for the data sets of the runs, in the scores that were measured on them."""
     measured: dict[Dataset, list[str]] = {}
     for run in runs:
@@ -331,7 +331,7 @@ def _published(runs: Sequence[Run]) -> list[published.Comparison]:
     return list({entry.known: entry for entry in found if entry.rows}.values())
 
 
-def _option_tables(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+def _option_tables(runs: Sequence[ReportedRun]) -> dict[str, dict[str, list[str]]]:
     """Tables of options and of environments, by title: a row by name, a column for each run."""
     def rows(of: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
         return {name: [values.get(name, "-") for values in of] for name in dict.fromkeys(n for v in of for n in v)}

@@ -76,7 +76,7 @@ def check_apart(data: str, place: str, *, new: bool) -> None:
 
 
 def size_like_source(
-    options: Options, dataset: DatasetConfig, run: resume.Run | None, problems: list[str]
+    options: Options, dataset: DatasetConfig, run: resume.ResumableRun | None, problems: list[str]
 ) -> Options:
     """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
 
@@ -146,7 +146,7 @@ def read_source(source: str) -> dict[str, Any]:
 
 
 def check_machine(
-    config: TrainingConfig, options: Options, *, run: resume.Run | None, trust: bool, of_source: list[str]
+    config: TrainingConfig, options: Options, *, run: resume.ResumableRun | None, trust: bool, of_source: list[str]
 ) -> list[str]:
     """Find out now what would otherwise stop the run later: a new run, or `run` when it resumes.
 

@@ -28,7 +28,7 @@ _LONG_SEC = 600         # On a CPU, work that takes longer is announced.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class ScoringOptions:
     """What is scored, and how; plain data."""
 
     metrics: list[str]
@@ -103,7 +103,7 @@ class Scorer:
         UserError: Something is not there, or does not fit the real images or the metrics.
     """
 
-    def __init__(self, opts: Options, *, warn: Callable[[str], None]):
+    def __init__(self, opts: ScoringOptions, *, warn: Callable[[str], None]):
         self.opts, self._warn = opts, warn
         self.subject = _load_subject(opts)
         xflip = self.subject.xflip if opts.mirror is None else opts.mirror
@@ -230,7 +230,7 @@ class Scorer:
         return calculate
 
 
-def prepare(opts: Options, *, warn: Callable[[str], None]) -> Scorer:
+def prepare(opts: ScoringOptions, *, warn: Callable[[str], None]) -> Scorer:
     """A scorer whose feature nets and images have been checked, before processes start and long work begins.
 
     Raises:
@@ -249,7 +249,7 @@ def prepare(opts: Options, *, warn: Callable[[str], None]) -> Scorer:
     return scorer
 
 
-def _load_subject(opts: Options) -> Subject:
+def _load_subject(opts: ScoringOptions) -> Subject:
     if opts.images is not None:
         return Subject(images=ImageFolderDataset(opts.images))
     assert opts.network is not None
@@ -282,7 +282,7 @@ def _stop_request() -> StopRequest:
     return StopRequest(quiet=True, once=distributed.world_size() > 1)
 
 
-def pick_device(opts: Options) -> torch.device:
+def pick_device(opts: ScoringOptions) -> torch.device:
     """Also the place for what names no device: memory of another GPU belongs to those who compute there.
 
     Of several processes each one has its own; this one then keeps away from GPUs.

@@ -21,7 +21,7 @@ from training.config.rivals import RIVALS, names_in
 from training.config.schema import TrainingConfig, from_json
 from training.runs.resume import differing_fields
 
-Format = Literal["text", "markdown", "latex", "csv", "json"]
+TableFormat = Literal["text", "markdown", "latex", "csv", "json"]
 _TABULATE = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 _METHODS = {"stylegan2": "StyleGAN2", "ggdr": "GGDR", "glead": "GLeaD", "glead+ggdr": "GLeaD+GGDR"}
 _NAMES = {  # Starts of the sources in published.json.
@@ -35,7 +35,7 @@ _LAMBDAS = 10, 3    # GLeaD's weights on real and on generated images, in all ta
 _GGDR_RES = 64      # Of GGDR's target at 256x256 and beyond, outside of the ablation.
 
 
-class Model(NamedTuple):
+class TrainedModel(NamedTuple):
     """A network, and the row that it is for."""
 
     table: PublishedTable
@@ -46,7 +46,7 @@ class Model(NamedTuple):
     note: str               # What is not as published; "" = nothing.
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A line of a printed table."""
 
     table: PublishedTable
@@ -64,7 +64,7 @@ def published_tables(name: str) -> list[PublishedTable]:
 # Which network belongs in which cell.
 
 
-def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[Model]:
+def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[TrainedModel]:
     """The networks for a table, from a folder of run directories or from a manifest.
 
     Args:
@@ -85,7 +85,7 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
         raise UserError(f"{source} holds no network for {name}" + (
             "" if stand_in else ": for runs on other images than the papers', say which ones they stand for, such as "
             f"--stand-in={tables[0].dataset!r}"))
-    cells: dict[tuple[str, str | None, str], list[Model]] = {}
+    cells: dict[tuple[str, str | None, str], list[TrainedModel]] = {}
     for model in models:
         cell = cells.setdefault((model.table.source, model.table.dataset, model.row), [])
         for other in cell:
@@ -94,7 +94,7 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
     return models
 
 
-def _check_cell(a: Model, b: Model) -> None:
+def _check_cell(a: TrainedModel, b: TrainedModel) -> None:
     """Networks of one cell differ in the seed of their training, and in nothing else that matters."""
     known = a.config is not None and b.config is not None
     if known and a.config.random_seed != b.config.random_seed:
@@ -108,7 +108,7 @@ def _check_cell(a: Model, b: Model) -> None:
                     "them away")
 
 
-def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | None) -> list[Model]:
+def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | None) -> list[TrainedModel]:
     models = []
     for options in sorted(Path(folder).glob("**/training_options.json")):
         try:
@@ -123,7 +123,7 @@ def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | No
         note = "" if dataset else f"on {stem} at {resolution}x{resolution}"
         for table in tables:
             if (dataset or stand_in) == table.dataset and _is_of_size(config, table):
-                models += [Model(table, row, str(options.parent), None, config, note)
+                models += [TrainedModel(table, row, str(options.parent), None, config, note)
                            for row in table.rows if row in rows_of(config, dataset)]
     return models
 
@@ -168,7 +168,7 @@ def _is_of_size(config: TrainingConfig, table: PublishedTable) -> bool:
     return config.dataset.max_size == size
 
 
-def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[Model]:
+def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[TrainedModel]:
     folder = Path(path).parent
     models = []
     for number, entry in enumerate(_read_manifest(path), 1):
@@ -184,7 +184,7 @@ def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[Model]:
         for key, file in paths.items():
             if not os.path.exists(file):
                 raise UserError(f"{where}: {key} is {file}, which does not exist")
-        models.append(Model(fitting[0], entry["row"], paths["network"], paths.get("data"), None, ""))
+        models.append(TrainedModel(fitting[0], entry["row"], paths["network"], paths.get("data"), None, ""))
     return models
 
 
@@ -214,7 +214,9 @@ def _read_manifest(path: str) -> list[Any]:
 # The print.
 
 
-def fill(name: str, models: Sequence[Model], scores: Callable[[Model], Mapping[str, float]]) -> list[Row]:
+def fill(
+    name: str, models: Sequence[TrainedModel], scores: Callable[[TrainedModel], Mapping[str, float]]
+) -> list[TableRow]:
     """All rows of the tables, with what `scores` gives for a network: results by name."""
     rows = []
     for table in published_tables(name):
@@ -223,12 +225,12 @@ def fill(name: str, models: Sequence[Model], scores: Callable[[Model], Mapping[s
             results = [scores(model) for model in cell]
             measured = {column: [value for result in results for key, value in result.items()
                                  if score_of(key) == column] for column in table.columns}
-            rows.append(Row(table, row, [model.network for model in cell], measured,
-                            "; ".join(sorted({_note(model, result) for model, result in zip(cell, results)} - {""}))))
+            notes = {_note(model, result) for model, result in zip(cell, results)} - {""}
+            rows.append(TableRow(table, row, [model.network for model in cell], measured, "; ".join(sorted(notes))))
     return rows
 
 
-def _note(model: Model, results: Mapping[str, float]) -> str:
+def _note(model: TrainedModel, results: Mapping[str, float]) -> str:
     """How it was measured otherwise than published."""
     names = sorted({key.partition("@")[0].rsplit("_", 1)[0] if score_of(key) in ("precision", "recall", "is")
                     else key.partition("@")[0] for key in results if score_of(key) in model.table.columns})
@@ -238,7 +240,7 @@ def _note(model: Model, results: Mapping[str, float]) -> str:
     return ", ".join(filter(None, notes))
 
 
-def render(rows: Sequence[Row], *, form: Format) -> str:
+def render(rows: Sequence[TableRow], *, form: TableFormat) -> str:
     """The tables in one of the formats."""
     if form == "json":
         return json.dumps([_as_dict(row) for row in rows], indent=1)
@@ -261,7 +263,7 @@ def render(rows: Sequence[Row], *, form: Format) -> str:
     return "\n\n".join(parts)
 
 
-def _texts(row: Row, column: str) -> list[str]:
+def _texts(row: TableRow, column: str) -> list[str]:
     """Published, measured, difference."""
     published, spread = row.table.score(row.name, column), row.table.score(row.name, f"{column}_std")
     mean, std = _mean_and_std(row.measured.get(column, []))
@@ -277,7 +279,7 @@ def _mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
-def _as_dict(row: Row) -> dict[str, Any]:
+def _as_dict(row: TableRow) -> dict[str, Any]:
     result: dict[str, Any] = {"source": row.table.source, "dataset": row.table.dataset, "method": row.name}
     for column in row.table.columns:
         if not column.endswith("_std"):

@@ -28,7 +28,7 @@ _SHAPE_FIELDS = {"G.z_dim", "G.w_dim", *OF_IMAGES.values()}.union(*(option.shape
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
-class Run(NamedTuple):
+class ResumableRun(NamedTuple):
     path: str
     command: dict[str, Any]     # The options that were given when it was started, by name; paths are absolute.
     config: TrainingConfig
@@ -55,7 +55,7 @@ def is_run(source: str) -> bool:
     return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
 
 
-def open_run(source: str) -> Run:
+def open_run(source: str) -> ResumableRun:
     """The run in a directory, or the one that a training state belongs to, to be resumed from that state.
 
     Raises:
@@ -72,7 +72,7 @@ def open_run(source: str) -> Run:
     return run._replace(state=state)
 
 
-def _read_run(path: str) -> Run:
+def _read_run(path: str) -> ResumableRun:
     check_regular(*Path(path).glob("*"))
     file = Path(path, OPTIONS_NAME)
     try:
@@ -87,13 +87,13 @@ def _read_run(path: str) -> Run:
         raise UserError(f"{file} is not as this version of train.py writes it, so the run can't resume{why}") from e
     relative = tuple(option for option in command if command[option] != said[option])
     paths = {name: absolute_paths({name: getattr(config, name)})[name] for name in ("perceptual", "detector")}
-    return Run(path, command, dataclasses.replace(config, **paths), relative=relative)
+    return ResumableRun(path, command, dataclasses.replace(config, **paths), relative=relative)
 
 
 class Found(NamedTuple):
     """What `find_run` found."""
 
-    run: Run | None             # The run to resume.
+    run: ResumableRun | None    # The run to resume.
     busy: str | None = None     # Where another program is training, if that is why there is none.
 
 
@@ -181,7 +181,7 @@ def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def changed(run: Run, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> TrainingConfig:
+def changed(run: ResumableRun, new: TrainingConfig, *, num_gpus: int, anyway: bool) -> TrainingConfig:
     """The configuration with which a run resumes.
 
     Args:

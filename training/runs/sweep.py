@@ -29,7 +29,7 @@ from .training_state import list_pickles
 _ROOT = Path(__file__).resolve().parents[2]
 _PROBE_KIMG = 2         # Of the run that finds out how fast an arm trains.
 _POLL_SEC = 2
-Options = dict[str, Any]
+ArmOptions = dict[str, Any]
 
 
 class Plan(pydantic.BaseModel):
@@ -38,8 +38,8 @@ class Plan(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
     data: str
-    arms: dict[str, Options] = pydantic.Field(min_length=1)     # In an arm, `seeds` is the number of its seeds.
-    train: Options = {}                     # For all arms, unless they say otherwise.
+    arms: dict[str, ArmOptions] = pydantic.Field(min_length=1)     # In an arm, `seeds` is the number of its seeds.
+    train: ArmOptions = {}                  # For all arms, unless they say otherwise.
     seeds: int = pydantic.Field(3, ge=1)    # Seeds are 0, 1, ...
     minutes: float | None = pydantic.Field(None, gt=0)  # Each run trains as many images as its arm manages in them.
     reference: str | None = None            # The arm that others are compared with.
@@ -68,7 +68,7 @@ class Cell(NamedTuple):
     arm: str
     seed: int
     folder: Path
-    options: Options        # Of train.py, without --outdir and --outcome.
+    options: ArmOptions     # Of train.py, without --outdir and --outcome.
 
     @property
     def run_dir(self) -> Path | None:

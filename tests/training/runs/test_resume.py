@@ -87,7 +87,7 @@ def test_find_run_takes_the_newest_that_can_go_on(tmp_path):
 def test_open_run(tmp_path):
     path = make_run(tmp_path, "00000-a")
     run = resume.open_run(path)
-    assert run == resume.Run(path, COMMAND, resolve(), "newest")
+    assert run == resume.ResumableRun(path, COMMAND, resolve(), "newest")
     state = str(state_path(path, 1000))
     assert resume.open_run(state) == run._replace(state=state)
     copied = tmp_path / "training-state-000001000.pt"
@@ -108,7 +108,7 @@ def test_what_is_a_run(tmp_path, monkeypatch, source, expected):
 
 
 def run_with(**said):
-    return resume.Run("r", {}, resolve(**said))
+    return resume.ResumableRun("r", {}, resolve(**said))
 
 
 def test_what_may_change():
@@ -193,7 +193,7 @@ def test_number_of_gpus(said, num_gpus, batch_gpu):
     config = resume.changed(run_with(**said), new, num_gpus=num_gpus, anyway=False)
     validate(config)
     assert config == dataclasses.replace(new, num_gpus=num_gpus, batch_gpu=batch_gpu)
-    again = resume.changed(resume.Run("r", {}, config), new, num_gpus=new.num_gpus, anyway=False)
+    again = resume.changed(resume.ResumableRun("r", {}, config), new, num_gpus=new.num_gpus, anyway=False)
     assert again == new                                     # and back
 
 
