@@ -492,6 +492,34 @@ def test_finite_differences_estimate_r1(monkeypatch):
     assert found.std().item() == pytest.approx(2**0.5 * exact, rel=0.15)
 
 
+class Once(torch.autograd.Function):
+    """A square without a second derivative, as operations of compiled networks are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+@pytest.mark.parametrize("r1", ["finite", "exact"])
+def test_finite_differences_need_no_second_derivative(r1, monkeypatch):
+    parts, weight = Parts("stylegan2", r1=r1), torch.ones([], requires_grad=True)
+    D = lambda img, c: (Once.apply(img * weight) * weight).sum([1, 2, 3])[:, None]
+    monkeypatch.setattr(parts.loss.judge, "D", D)
+    (term,) = parts.run("d_penalty", monkeypatch)
+    if r1 == "exact":
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            term.backward()
+    else:
+        term.backward()
+        assert weight.grad > 0
+
+
 @pytest.mark.parametrize("method, said, problem", [
     ("wgan-gp", {"r1": "finite"}, "--r1=finite estimates the squared gradient, and wgan-gp needs its norm"),
     ("glead", {"r1": "finite", "half": "bfloat16", "fp32": False}, "--r1=finite needs float32"),
