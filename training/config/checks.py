@@ -5,7 +5,7 @@ import math
 from dnnlib.util import UserError
 
 from .options import check_ranges, expect
-from .rivals import RIVALS
+from .rivals import RIVALS, names_in
 from .schema import TrainingConfig
 
 
@@ -18,6 +18,7 @@ def validate(config: TrainingConfig) -> None:
     check_ranges(config)
     _validate_batch(config)
     _validate_networks(config)
+    _validate_rivals(config)
     _validate_tasks(config)
     _validate_augment(config)
     _validate_finite_differences(config)
@@ -89,6 +90,15 @@ def _validate_tasks(config: TrainingConfig) -> None:
         raise UserError(f"no weight is above 0, so --method={config.method} has nothing to do: say --method=stylegan2")
     if config.D.res_g == 1 and config.method == "glead+ggdr":
         raise UserError("--res-g=1 gives no feature map, which --method=glead+ggdr compares: say --method=glead")
+
+
+def _validate_rivals(config: TrainingConfig) -> None:
+    for name in names_in(vars(config.loss)):
+        problem = RIVALS[name].problem(config)
+        if RIVALS[name].compares and config.batch_gpu < 2:
+            problem = "compares the images that a GPU computes at once, and --batch-gpu is 1: expected 2 or more"
+        if problem:
+            raise UserError(f"{name} {problem}")
 
 
 def _validate_finite_differences(config: TrainingConfig) -> None:

@@ -79,7 +79,7 @@ def _with_rivals(
     config: TrainingConfig, names: Iterable[str], options: dict[str, dict[str, float]]
 ) -> TrainingConfig:
     """What the rows of `rivals.RIVALS` change."""
-    D, loss = config.D, dataclasses.replace(config.loss, rivals=options)
+    D, loss, fill_gpu = config.D, dataclasses.replace(config.loss, rivals=options), config.fill_gpu
     for name in names:
         row = RIVALS[name]
         D = dataclasses.replace(D, **row.D(options.get(name, {}), config))
@@ -87,7 +87,8 @@ def _with_rivals(
             loss = dataclasses.replace(loss, adversarial=row.adversarial)
         if row.r1_gamma is not None:
             loss = dataclasses.replace(loss, r1_gamma=row.r1_gamma)
-    return dataclasses.replace(config, D=D, loss=loss)
+        fill_gpu = fill_gpu and not row.compares
+    return dataclasses.replace(config, D=D, loss=loss, fill_gpu=fill_gpu)
 
 
 def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, device: str) -> TrainingConfig:

@@ -26,14 +26,37 @@ class Rival(NamedTuple):
     r1_gamma: float | None = None                   # Weight of the gradient penalty, where it is not R1.
     methods: tuple[Method, ...] = METHOD_NAMES      # To which it can be added.
     changes: str = ""                               # What no second rival can change, too.
+    compares: bool = False                          # Images computed at once: these are then `batch_gpu`, no more and
+                                                    # no fewer, whatever the memory of the GPU.
     row: str = ""                                   # In the papers' tables.
     # Fields of `DiscriminatorConfig` that differ, by the rival's options and the configuration without it.
     D: Callable[[Mapping[str, float], TrainingConfig], dict[str, Any]] = lambda options, config: {}
+    problem: Callable[[TrainingConfig], str] = lambda config: ""    # Why a configuration can't have it, or "".
 
 
 _WEIGHT = Number(1.0, 0, 1000)
 _ADVERSARIAL, _LAMBDA, _HEAD = "the adversarial loss", "the weight of D's tasks", "D's auxiliary head"
 _TASKS: tuple[Method, ...] = ("ggdr", "glead", "glead+ggdr")
+
+
+def _needs_gradient(config: TrainingConfig) -> str:
+    if config.loss.r1 == "exact":
+        return ""
+    return "lets R1 alone train all of D, and can't tell it from D's loss with --r1=finite: leave out one of them"
+
+
+def _lacks_fake_task(config: TrainingConfig) -> str:
+    if config.loss.fake_task is not None:
+        return ""
+    return "repeats the task on generated images, and --lambda-fake is 0: leave out one"
+
+
+def _lacks_heads(config: TrainingConfig) -> str:
+    rebuilt = any(task and task.kind == "reconstruction" for task in (config.loss.real_task, config.loss.fake_task))
+    if rebuilt or config.method == "stylegan2":     # where `latent` has heads of its own
+        return ""
+    return "needs D's heads for G, and no image is rebuilt: say --lambda-real above 0"
+
 
 # Where a paper gives no number that carries over, the number is ours, and `source` says so.
 RIVALS: dict[str, Rival] = {
@@ -56,11 +79,12 @@ RIVALS: dict[str, Rival] = {
         D=lambda options, config: {"aux_outputs": 4}),
     "contrad": Rival(
         "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _WEIGHT, "temperature": Number(0.1, 0.001, 1000)},
-        changes=_HEAD, row="ContraD", D=lambda options, config: {"aux_outputs": 256}),
+        changes=_HEAD, compares=True, row="ContraD", D=lambda options, config: {"aux_outputs": 256},
+        problem=_needs_gradient),
     "cross-scale": Rival(
         "no paper that could be compared: the weight is ours", {"weight": _WEIGHT}),
     "fsmr": Rival(
-        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}, row="FSMR"),
+        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}, compares=True, row="FSMR"),
     "pa": Rival(
         "Zhang and Khoreva, NeurIPS 2019 (PA-GAN); the schedule is ours",
         {"levels": Number(2, 1, 16), "kimg": Number(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
@@ -71,16 +95,18 @@ RIVALS: dict[str, Rival] = {
     "latent": Rival(
         "of the kin of Donahue et al., ICLR 2017 (BiGAN); the weight is ours", {"weight": _WEIGHT},
         methods=("stylegan2", "glead", "glead+ggdr"),
-        D=lambda options, config: {} if config.D.heads else {"heads": True, "decoder_res": 8, "res_g": 1}),
+        D=lambda options, config: {} if config.D.heads else {"heads": True, "decoder_res": 8, "res_g": 1},
+        problem=_lacks_heads),
     "masked": Rival(
         "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
     "through-g": Rival(
-        "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",)),
+        "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",),
+        problem=_lacks_fake_task),
     "edited": Rival(
         "no paper: both numbers are ours", {"share": Number(1.0, 0, 1000), "strength": Number(0.5, -10, 10)},
-        methods=("glead",)),
+        methods=("glead",), problem=_lacks_fake_task),
     "g-features": Rival(
-        "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr")),
+        "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr"), problem=_lacks_heads),
     "ada-lambda": Rival(
         "no paper: steered as by Karras et al., NeurIPS 2020 (ADA)",
         {"target": Number(0.6, -1, 1), "gap": Number(0.0, 0, 1000), "kimg": Number(500.0, 0.001, 1e6),

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dnnlib.util import UserError
-
 from ..networks import DiscriminatorOutput
 from ..tasks import Shown
 from .base import Judge, Rival, rival
@@ -51,11 +49,6 @@ class ContraD(Rival):
 
     kind = "contrad"
     outputs = 128   # Of h, and of k.
-
-    def __init__(self, *args: Any, **known: Any):
-        super().__init__(*args, **known)
-        if self.config.batch_gpu < 2:
-            raise UserError("contrad compares the images of a batch, and --batch-gpu is 1: expected 2 or more")
 
     def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
         if img.requires_grad:

@@ -7,18 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dnnlib.util import UserError
-
 from ..networks import DiscriminatorOutput
 from ..tasks import Shown, resynthesise
 from .base import Judge, Rival, rival
 
 Tensor = torch.Tensor
-
-
-def _check_fake_task(rival: Rival) -> None:
-    if not rival.tasks[1]:
-        raise UserError(f"{rival.kind} repeats the task on generated images, and --lambda-fake is 0: leave out one")
 
 
 @rival
@@ -30,10 +23,6 @@ class ThroughG(Rival):
 
     kind = "through-g"
     decodes = ("G",)
-
-    def __init__(self, *args: Any, **known: Any):
-        super().__init__(*args, **known)
-        _check_fake_task(self)
 
     def g(self, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor:
         (task,) = self.tasks[1]
@@ -50,10 +39,6 @@ class EditedReconstruction(Rival):
 
     kind = "edited"
     decodes = ("fake",)
-
-    def __init__(self, *args: Any, **known: Any):
-        super().__init__(*args, **known)
-        _check_fake_task(self)
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
         if kind == "real":
@@ -80,8 +65,6 @@ class FeatureReconstruction(Rival):
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
-        if not self.D.has_heads:
-            raise UserError("g-features needs D's heads for G, and no image is rebuilt: say --lambda-real above 0")
         self.res_g = self.config.D.res_g
         self.states = [res for res in self.G.synthesis.block_resolutions if res > self.res_g]
 
