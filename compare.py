@@ -177,15 +177,16 @@ def total_seconds(results: list[Result]) -> float:
 
 
 def judge(cell: Cell, device: str | None) -> Judgement | None:
-    """What D makes of images that it was not trained on; None if it was trained on all."""
+    """What D makes of images that it was not trained on; None if it was trained on all, or on more than images."""
     from analysis.fairness import draw_sample, judge, left_out
     from torch_utils import misc
+    from training.runs.run_dir import find_options
     from training.runs.run_scores import open_training_set, read_options
     from training.runs.training_state import list_pickles
 
     assert cell.run_dir is not None
     trained_on = read_options(cell.run_dir).training_set_kwargs
-    if trained_on.get("max_size") is None:
+    if trained_on.get("max_size") is None or find_options(cell.run_dir)["config"]["D"]["extra_channels"]:
         return None
     path = str(list_pickles(cell.run_dir)[-1].path)
     G, D = cli.load_pair(path, trust=False, to="a comparison", of="a run of train.py")

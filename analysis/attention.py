@@ -104,7 +104,8 @@ def write_picture(run_dir: Path) -> None:
     attention of D to those.
 
     Raises:
-        UserError: The run holds no pickle with D and G_ema, or what it was trained on can't be read.
+        UserError: The run holds no pickle with D and G_ema, its D takes more than images, or what it was trained on
+            can't be read.
     """
     pickles = list_pickles(run_dir)
     if not pickles:
@@ -120,6 +121,8 @@ def write_picture(run_dir: Path) -> None:
             raise UserError(f"{newest} holds no {key}")
         misc.check_network(networks[key].eval().requires_grad_(False), str(newest), key)
     G, D = networks["G_ema"], networks["D"]
+    if D.img_channels != G.img_channels:
+        raise UserError(f"{newest}: D takes {D.img_channels} channels, and images have {G.img_channels}")
     trained_on = read_options(run_dir).training_set_kwargs
     data = open_training_set(str(run_dir), trained_on, use_labels=G.c_dim > 0)
     real = draw_sample(data, list(range(len(data))), count=_COLUMNS, seed=0)

@@ -133,6 +133,9 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     run = make_run(tmp_path / "a", ticks=0, snapshots=0)
     page = write(tmp_path, run, attention=True)
     assert f"No picture of D's attention: {run} holds no network pickles" in page.text
+    five = make_discriminator(img_channels=5)   # as with random bits beside the image
+    small_networks.save(run / "network-snapshot-000001.pkl", D=five, G_ema=make_generator())
+    assert "D takes 5 channels, and images have 3" in write(tmp_path, run, attention=True).text
     small_networks.save(run / "network-snapshot-000002.pkl", D=make_discriminator(), G_ema=make_generator())
     text = write(tmp_path, run, attention=True).text
     assert f"No picture of D's attention: the images that {run} was trained on: " in text
