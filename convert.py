@@ -38,8 +38,8 @@ class Discrepancy(NamedTuple):
 @click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
               help="File with networks, of any format: path or URL")
 @click.option("--out", type=cli.Path(dir_okay=False), help="File to write", required=True)
-@click.option("--format", "format_name", type=click.Choice(list(SUFFIXES.values())),
-              help="Format of --out  [default: by its suffix]")
+@click.option("--format", "format_name", type=click.Choice([*SUFFIXES.values(), "safetensors-float16"]),
+              help="Format of --out; safetensors-float16 has half the size and rounds tensors  [default: by its suffix]")
 @click.option("--only", type=cli.CommaList(), help=f"Keep only these of {','.join(KEYS)}", metavar="KEY,...")
 @click.option("--noise-mode", type=click.Choice(["const", "none"]), default="const", show_default=True,
               help="Noise of an ONNX graph: the generator's constant one, or none")
@@ -96,7 +96,7 @@ def check_target(target: Path, network: str, format_name: str, *, overwrite: boo
     check_writable(target)
     if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
         raise UserError(f"--out={target} is --network itself: give another name")
-    files = [target, target.with_suffix(".json")] if format_name == "safetensors" else [target]
+    files = [target, target.with_suffix(".json")] if format_name.startswith("safetensors") else [target]
     if len({*files, target.with_suffix(".md")}) <= len(files):
         raise UserError(f"--out={target}: this suffix is for what is written beside the networks; choose another")
     there = [str(path) for path in files if path.exists()]
@@ -181,8 +181,8 @@ def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode:
     from torch_utils.formats import onnx_file, safetensors_file, state_dict_file
     from torch_utils.formats.network_pickle import save_network_pkl
 
-    if format_name == "safetensors":
-        return safetensors_file.write(path, networks)
+    if format_name.startswith("safetensors"):
+        return safetensors_file.write(path, networks, half=format_name == "safetensors-float16")
     if format_name == "pt":
         return state_dict_file.write(path, networks)
     if format_name == "onnx":

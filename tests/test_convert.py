@@ -147,6 +147,16 @@ def test_every_format_samples_alike(source, tmp_path):
     assert np.abs(pixels - shown).max() <= 1 and (pixels != shown).mean() < 0.01  # rounding of a few pixels
 
 
+def test_float16_halves_a_file(source, tmp_path):
+    for name, options in (("full", []), ("half", ["--format=safetensors-float16"])):
+        run_ok(tmp_path, f"--network={source}", f"--out={name}.safetensors", "--only=G_ema", "--no-card", *options)
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    assert half.stat().st_size < 0.55 * full.stat().st_size
+    expected, found = (legacy.load_network_pkl(path)["G_ema"].state_dict() for path in (full, half))
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x.half().float() if x.is_floating_point() else x, rtol=0, atol=0)
+
+
 def test_what_is_left_out_is_said(source, tmp_path):
     assert "no place for it: D, training_set_kwargs" in run_ok(tmp_path, f"--network={source}", "--out=a.pt").stderr
     result = run_ok(tmp_path, f"--network={source}", "--out=a.pkl", "--only=G_ema")

@@ -20,8 +20,11 @@ _METADATA_KEY = "glead"
 _MAX_HEADER_BYTES = 2 * description.MAX_JSON_BYTES
 
 
-def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
+def write(path: str | os.PathLike, networks: Mapping[str, Any], *, half: bool = False) -> list[Path]:
     """Write networks and, beside them, NAME.json; returns both paths.
+
+    Args:
+        half: Round float32 to float16: the file has half the size.
 
     Raises:
         UserError: The networks can't be described by plain data.
@@ -31,8 +34,11 @@ def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
     described = description.describe(networks)
     metadata = {"format": "pt", _METADATA_KEY: json.dumps(described)}
     json_path = Path(path).with_suffix(".json")
+    tensors = description.tensors_of(networks)
+    if half:
+        tensors = {name: x.half() if x.dtype == torch.float32 else x for name, x in tensors.items()}
     with atomic_write(path) as f:
-        f.write(save(description.tensors_of(networks), metadata))
+        f.write(save(tensors, metadata))
     with atomic_write(json_path) as f:
         f.write((json.dumps(described, indent=2) + "\n").encode())
     return [Path(path), json_path]
