@@ -39,7 +39,7 @@ class Discrepancy(NamedTuple):
               help="File with networks, of any format: path or URL")
 @click.option("--out", type=cli.Path(dir_okay=False), help="File to write", required=True)
 @click.option("--format", "format_name", type=click.Choice([*SUFFIXES.values(), "safetensors-float16"]),
-              help="Format of --out; safetensors-float16 has half the size and rounds tensors  [default: by its suffix]")
+              help="Format of --out; safetensors-float16 has half the size  [default: by its suffix]")
 @click.option("--only", type=cli.CommaList(), help=f"Keep only these of {','.join(KEYS)}", metavar="KEY,...")
 @click.option("--noise-mode", type=click.Choice(["const", "none"]), default="const", show_default=True,
               help="Noise of an ONNX graph: the generator's constant one, or none")
