@@ -33,7 +33,7 @@ class Format(NamedTuple):
 FORMATS = {
     "pkl": Format(".pkl", network_pickle.KEYS, True, 1e-5),
     "safetensors": Format(".safetensors", network_pickle.KEYS, True, 1e-5),
-    "safetensors-float16": Format(".safetensors", network_pickle.KEYS, False, 0.02),
+    "safetensors-float16": Format(".safetensors", network_pickle.KEYS, False, 0.05),
     "pt": Format(".pt", ("G", "G_ema"), False, 1e-5),
     "onnx": Format(".onnx", ("G_ema", "training_set_kwargs"), False, 1e-4),
 }
