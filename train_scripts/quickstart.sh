@@ -98,11 +98,8 @@ choose_sizes() {
         return
     fi
     KIMG=${KIMG:-$DEFAULT_KIMG_CPU} RESOLUTION=16
-    SPEED=(--device=cpu --fp32=true)
-    if [[ -n $DATA ]]; then
-        RESOLUTION=32
-        SPEED+=(--cbase=1024)
-    fi
+    [[ -z $DATA ]] || RESOLUTION=32
+    SPEED=(--device=cpu --fp32=true --cbase="$((32 * RESOLUTION))")    # 32 channels at full resolution
     if (($(getconf _NPROCESSORS_ONLN) > 1)); then
         SPEED+=(--gpus=2)  # two processes on two cores
     fi
