@@ -20,15 +20,36 @@ class Subset(NamedTuple):
 
 
 def compute_kid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """KID of `num_gen` generated images against real ones: the mean over 100 subsets of at most 1000, and its error."""
+    """KID of `num_gen` generated images against real ones: the mean over 100 subsets of at most 1000.
+
+    With its standard error, unless subsets are the whole sets and tell nothing of it.
+    """
     real = real_stats(opts, net, images, keep_features=True)
     gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
     if opts.rank != 0:
         return {}
     subsets = draw_subsets(real.num_items, gen.num_items, random_state=np.random.RandomState(opts.seed))
     estimates = kernel_distances(real.features(), gen.features(), subsets, device=opts.device)
-    std_error = estimates.std() / len(estimates)**0.5
-    return {opts.metric: float(estimates.mean()), f"{opts.metric}_se": float(std_error)}
+    result = {opts.metric: float(estimates.mean())}
+    if (std_error := standard_error(estimates, real.num_items, gen.num_items)) is not None:
+        result[f"{opts.metric}_se"] = std_error
+    return result
+
+
+def standard_error(
+    estimates: torch.Tensor, num_real: int, num_gen: int, *, max_subset_size: int = MAX_SUBSET_SIZE
+) -> float | None:
+    """Of the mean of estimates on random subsets, as other images of both kinds would vary it; None if it is unknown.
+
+    To first order, an estimate is a mean over its images. On shares f and g of the images, drawn without replacement,
+    it varies by V (1 - f) + W (1 - g) over subsets, and the mean of all subsets by V f + W g over sets of images. V and
+    W are taken to be equal. To this comes what 100 subsets of all that there are leave to chance.
+    """
+    size = min(num_real, num_gen, max_subset_size)
+    shares = size / num_real + size / num_gen
+    if shares == 2:
+        return None
+    return float((estimates.var() * (shares / (2 - shares) + 1 / len(estimates))).sqrt())
 
 
 def draw_subsets(

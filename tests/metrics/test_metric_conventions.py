@@ -11,7 +11,7 @@ from metrics.feature_stats import FeatureStats, Moments
 from metrics.fid_infinity import extrapolate
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
-from metrics.kernel_inception_distance import draw_subsets, kernel_distances
+from metrics.kernel_inception_distance import draw_subsets, kernel_distances, standard_error
 from metrics.perceptual_path_length import path_lengths, slerp, trimmed_mean
 from metrics.precision_recall import precision_recall
 from metrics.sliced_wasserstein import sliced_wasserstein
@@ -257,3 +257,15 @@ def test_path_length_of_a_linear_generator():
 
 def test_trimmed_mean_drops_outliers():
     assert trimmed_mean(torch.cat([torch.ones(998), torch.tensor([1e9, -1e9])])) == 1
+
+
+def test_standard_error_of_kid_is_the_spread_over_sets_of_images():
+    real, size, means, errors = randn(2000, 8), 50, [], []
+    for seed in range(40):
+        gen = randn(200, 8, seed=1 + seed) * 1.1 + 0.3
+        subsets = draw_subsets(2000, 200, random_state=np.random.RandomState(seed), max_subset_size=size)
+        estimates = kernel_distances(real, gen, subsets)
+        means.append(float(estimates.mean()))
+        errors.append(standard_error(estimates, 2000, 200, max_subset_size=size))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.3)
+    assert standard_error(estimates, 50, 50, max_subset_size=size) is None     # one subset: the whole
