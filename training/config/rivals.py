@@ -19,7 +19,7 @@ class Number(NamedTuple):
     high: float
 
 
-class Rival(NamedTuple):
+class RivalRow(NamedTuple):
     source: str                                     # Paper, and where the numbers come from.
     options: Mapping[str, Number] = {}
     adversarial: str = "logistic"                   # In `training.adversarial`.
@@ -59,59 +59,59 @@ def _lacks_heads(config: TrainingConfig) -> str:
 
 
 # Where a paper gives no number that carries over, the number is ours, and `source` says so.
-RIVALS: dict[str, Rival] = {
-    "relativistic": Rival(
+RIVALS: dict[str, RivalRow] = {
+    "relativistic": RivalRow(
         "Jolicoeur-Martineau, ICLR 2019; with R1 and R2 as in R3GAN (Huang et al., NeurIPS 2024), gamma by --cfg",
         adversarial="relativistic", changes=_ADVERSARIAL),
-    "wgan-gp": Rival(
+    "wgan-gp": RivalRow(
         "Gulrajani et al., NIPS 2017: lambda 10", adversarial="wgan-gp", r1_gamma=10, changes=_ADVERSARIAL,
         row="WGAN-GP"),
-    "centring": Rival(
+    "centring": RivalRow(
         "no paper: the weight is ours", {"weight": _WEIGHT._replace(default=0.01)}),
-    "zcr": Rival(
+    "zcr": RivalRow(
         "Zhao et al., AAAI 2021 (ICR)",
         {"real": _WEIGHT._replace(default=10.0), "fake": _WEIGHT._replace(default=10.0),
          "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)},
         row="zCR"),
-    "ar": Rival(
+    "ar": RivalRow(
         "Chen et al., CVPR 2019 (SS-GAN): 1 for D, 0.2 for G",
         {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, changes=_HEAD, row="AR",
         D=lambda options, config: {"aux_outputs": 4}),
-    "contrad": Rival(
+    "contrad": RivalRow(
         "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _WEIGHT, "temperature": Number(0.1, 0.001, 1000)},
         changes=_HEAD, compares=True, row="ContraD", D=lambda options, config: {"aux_outputs": 256},
         problem=_needs_gradient),
-    "cross-scale": Rival(
+    "cross-scale": RivalRow(
         "no paper that could be compared: the weight is ours", {"weight": _WEIGHT}),
-    "fsmr": Rival(
+    "fsmr": RivalRow(
         "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}, compares=True, row="FSMR"),
-    "pa": Rival(
+    "pa": RivalRow(
         "Zhang and Khoreva, NeurIPS 2019 (PA-GAN); the schedule is ours",
         {"levels": Number(2, 1, 16), "kimg": Number(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
         row="PA-GAN", D=lambda options, config: {"extra_channels": options["levels"]}),
-    "unet": Rival(
+    "unet": RivalRow(
         "Schoenfeld et al., CVPR 2020: 1 for each", {"weight": _WEIGHT, "cutmix": _WEIGHT}, methods=("stylegan2",),
         D=lambda options, config: {"decoder_res": config.dataset.resolution}),
-    "latent": Rival(
+    "latent": RivalRow(
         "of the kin of Donahue et al., ICLR 2017 (BiGAN); the weight is ours", {"weight": _WEIGHT},
         methods=("stylegan2", "glead", "glead+ggdr"),
         D=lambda options, config: {} if config.D.heads else {"heads": True, "decoder_res": 8, "res_g": 1},
         problem=_lacks_heads),
-    "masked": Rival(
+    "masked": RivalRow(
         "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
-    "through-g": Rival(
+    "through-g": RivalRow(
         "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",),
         problem=_lacks_fake_task),
-    "edited": Rival(
+    "edited": RivalRow(
         "no paper: both numbers are ours", {"share": Number(1.0, 0, 1000), "strength": Number(0.5, -10, 10)},
         methods=("glead",), problem=_lacks_fake_task),
-    "g-features": Rival(
+    "g-features": RivalRow(
         "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr"), problem=_lacks_heads),
-    "ada-lambda": Rival(
+    "ada-lambda": RivalRow(
         "no paper: steered as by Karras et al., NeurIPS 2020 (ADA)",
         {"target": Number(0.6, -1, 1), "gap": Number(0.0, 0, 1000), "kimg": Number(500.0, 0.001, 1e6),
          "most": Number(4.0, 0, 1000)}, methods=_TASKS, changes=_LAMBDA),
-    "lambda-schedule": Rival(
+    "lambda-schedule": RivalRow(
         "no paper: the schedule is ours",
         {"start": Number(0.0, 0, 1000), "end": Number(1.0, 0, 1000), "kimg": Number(1000.0, 0.001, 1e6)},
         methods=_TASKS, changes=_LAMBDA),
