@@ -12,7 +12,7 @@ die() {
 }
 
 die_interrupted() {
-    printf '\nInterrupted. Start %s again to go on: what is done is kept.\n' "$0" >&2
+    printf '\nInterrupted. Start %s again to resume: what is done is kept.\n' "$0" >&2
     exit 130
 }
 

@@ -43,7 +43,7 @@ A = "auto"
 #   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs have a channel base of 16384 in place of
 #                  32768; at 32x32 the two give the same networks, because both reach the limit of 512 channels.
 #   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
-#   quickstart     Ours: 16x16 images on two CPU cores. Small networks, the shortcuts of cifar, high learning rates, a
+#   quickstart     Ours: images of 16x16 or 32x32 on two CPU cores. Small networks, the shortcuts of cifar, strong R1, a
 #                  short EMA. Behind its kimg stand tick, snap and metrics, which the published settings leave at the
 #                  defaults above.
 _ROWS: dict[str, tuple[Any, ...]] = {
