@@ -57,12 +57,12 @@ def test_a_comparison_is_stopped_and_resumed(plan, tmp_path):
 
 
 def test_order_of_the_runs():
-    plan = sweep.make_plan({"data": "x", "seeds": 2, "train": {"kimg": 1}, "arms": {
+    plan = sweep.make_plan({"data": "x", "seeds": 2, "first_seed": 5, "train": {"kimg": 1}, "arms": {
         "a": {}, "b": {"kimg": 2}, "c": {"seeds": 3}}}, source="plan")
     cells = sweep.list_cells(plan, "out")
     assert [(cell.arm, cell.seed) for cell in cells] == [
-        ("c", 0), ("c", 1), ("c", 2), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert cells[4].options == {"kimg": 2, "data": "x", "seed": 0}
+        ("c", 5), ("c", 6), ("c", 7), ("a", 5), ("b", 5), ("a", 6), ("b", 6)]
+    assert cells[4].options == {"kimg": 2, "data": "x", "seed": 5}
 
 
 def test_minutes_become_images(tmp_path, monkeypatch):

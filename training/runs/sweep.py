@@ -40,7 +40,8 @@ class Plan(pydantic.BaseModel):
     data: str
     arms: dict[str, ArmOptions] = pydantic.Field(min_length=1)     # In an arm, `seeds` is the number of its seeds.
     train: ArmOptions = {}                  # For all arms, unless they say otherwise.
-    seeds: int = pydantic.Field(3, ge=1)    # Seeds are 0, 1, ...
+    seeds: int = pydantic.Field(3, ge=1)    # How many there are: first_seed, first_seed + 1, ...
+    first_seed: int = pydantic.Field(0, ge=0)
     minutes: float | None = pydantic.Field(None, gt=0)  # Each run trains as many images as its arm manages in them.
     reference: str | None = None            # The arm that others are compared with.
     judges: dict[str, str] = {}             # Feature nets by name.
@@ -136,9 +137,10 @@ def list_cells(plan: Plan, folder: str | os.PathLike) -> list[Cell]:
     cells = []
     for number, (arm, own) in enumerate(plan.arms.items()):
         options = plan.train | {name: value for name, value in own.items() if name != "seeds"} | {"data": plan.data}
-        for seed in range(own.get("seeds", plan.seeds)):
+        count = own.get("seeds", plan.seeds)
+        for seed in range(plan.first_seed, plan.first_seed + count):
             cell = Cell(arm, seed, Path(folder, arm, f"seed{seed}"), options | {"seed": seed})
-            cells.append(((-own.get("seeds", plan.seeds), seed, number), cell))
+            cells.append(((-count, seed, number), cell))
     return [cell for _, cell in sorted(cells, key=lambda entry: entry[0])]
 
 
@@ -221,7 +223,7 @@ class Sweep:
         Raises:
             UserError: It would not.
         """
-        new = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.run_dir is None}
+        new = {cell.arm: cell for cell in cells if cell.seed == self.plan.first_seed and cell.run_dir is None}
         for number, (arm, cell) in enumerate(new.items(), 1):
             self.say(f"Checking the options of {arm}: {number} of {len(new)}")
             done = subprocess.run([*self._command(cell, self.folder / "unused"), "--dry-run"], text=True,
