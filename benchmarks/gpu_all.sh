@@ -183,6 +183,10 @@ if wanted train; then
     pictures || say 'the training left no pictures\n'
 fi
 step cifar 40 "$PYTHON" benchmarks/step.py --device="$DEVICE" "${CIFAR[@]}" --out="$(json step-cifar)"
+if [[ -z $REHEARSAL ]]; then
+    step graphs 40 "$PYTHON" benchmarks/step.py --device=cuda --size=cifar --methods=stylegan2,glead \
+        --perceptual=random-vgg --baseline=cuda-graphs --out="$(json step-graphs)"
+fi
 step ops 60 "$PYTHON" benchmarks/ops.py --device="$DEVICE" "${OPS[@]}" --out="$(json ops)"
 step profile 40 "$PYTHON" benchmarks/profile_step.py --device="$DEVICE" "${PROFILE[@]}" --out="$(json profile)"
 step train-on $((MORE_SEC + 20)) bash -c "$FOR_A_WHILE" "$MORE_SEC" "${TRAINING[@]}"

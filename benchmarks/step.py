@@ -10,6 +10,7 @@ turns of a path's time by the baseline's: below 1, ours is faster.
 
     native-convolutions  The first path with PyTorch's own double backward of convolutions in R1 and path length.
     cudnn-heuristics     The first path without cuDNN's benchmark (GPUs only): what --nobench costs in the long run.
+    cuda-graphs          The first path with Gmain and Dmain replayed as CUDA graphs (GPUs only): what the host costs.
     zero-insertion       float32 on CPUs, the ordinary memory format, no fused operations, FIR filters that run over
                          inserted zeros, PyTorch's double backward.
     straightforward      The same, and work is thrown away: G and the perceptual features of targets record a graph in
@@ -34,7 +35,7 @@ from torch.utils.flop_counter import flop_registry
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cli
 from benchmarks.measuring import medians, print_table, ratio, save_results, take_turns
-from torch_utils import distributed
+from torch_utils import distributed, training_stats
 from torch_utils.formats.feature_nets import trust_net
 from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, upfirdn2d
 from training import networks
@@ -62,7 +63,8 @@ SIZES = {  # Resolution, options, images at once on one device.
 HALF = ("float16", "bfloat16", "float32")
 FORMATS = ("nchw", "nhwc")
 PLAIN = ("straightforward", "zero-insertion")   # These compute without anything of ours.
-BASELINES = (*PLAIN, "native-convolutions", "cudnn-heuristics")
+GRAPHS = "cuda-graphs"
+BASELINES = (*PLAIN, "native-convolutions", "cudnn-heuristics", GRAPHS)
 MATMUL_SIDE = {"cpu": 1536, "cuda": 8192}
 UPDATE = "average"      # What an iteration does besides its phases.
 
@@ -137,6 +139,7 @@ class Step:
         loss = Straightforward if path == "straightforward" else StyleGAN2Loss
         self.phases = build_phases(c, loss(self.G, self.D, config=c.loss, **extras))
         self.guard = GradientGuard(device)
+        self.replays = {p.name: Replay(self, p) for p in self.phases if p.interval == 1} if path == GRAPHS else {}
         n, res, no_labels = c.batch_gpu, c.dataset.resolution, torch.zeros([c.batch_gpu, 0], device=device)
         img = torch.rand([n, 3, res, res], device=device) * 2 - 1
         self.batch = Batch(img, no_labels, torch.randn([n, c.G.z_dim], device=device), no_labels)
@@ -154,12 +157,16 @@ class Step:
     def run(self, phase: Phase) -> None:
         """One phase, as the training loop runs it."""
         with computing(self.path):
-            phase.module.requires_grad_(True)
-            phase.backward([self.batch], num=1)
-            phase.module.requires_grad_(False)
+            self.replays.get(phase.name, self.backward)(phase)
             phase.finish()
             self.guard.process(phase.module)
             phase.opt.step()
+
+    def backward(self, phase: Phase) -> None:
+        """Gradients of the phase."""
+        phase.module.requires_grad_(True)
+        phase.backward([self.batch], num=1)
+        phase.module.requires_grad_(False)
 
     def update(self) -> None:
         c = self.config
@@ -167,6 +174,50 @@ class Step:
         beta = ema_beta(batch_size=c.batch_size, cur_nimg=100_000, ema_kimg=c.ema_kimg, ema_rampup=c.ema_rampup)
         update_ema(self.G_ema, self.G, beta)
         self.guard.end_iteration()
+
+
+class Replay:
+    """Gradients of a phase by a CUDA graph, which holds the style mixing of the call in which it was captured."""
+
+    WARM_UP = 3     # Calls before capturing: cuDNN chooses algorithms, constants are uploaded.
+
+    def __init__(self, step: Step, phase: Phase):
+        self.step, self.params = step, list(phase.module.parameters())
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.grads: list[torch.Tensor | None] = []      # Where the graph writes them.
+        self.difference = 0.0       # Of replayed gradients from others with the same seed, relative to their norm.
+
+    def __call__(self, phase: Phase) -> None:
+        if self.graph is None:
+            self.graph = self.capture(phase)
+            self.difference = self.compare(phase)
+        self.graph.replay()
+        for param, grad in zip(self.params, self.grads):
+            param.grad = grad
+
+    def capture(self, phase: Phase) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                self.step.backward(phase)
+        torch.cuda.current_stream().wait_stream(stream)
+        phase.opt.zero_grad(set_to_none=True)   # the graph allocates them
+        torch.manual_seed(0)
+        graph = torch.cuda.CUDAGraph()
+        with training_stats.unrecorded(), torch.cuda.graph(graph):
+            self.step.backward(phase)
+        self.grads = [param.grad for param in self.params]
+        return graph
+
+    def compare(self, phase: Phase) -> float:
+        found = []
+        for compute in self.graph.replay, lambda: self.step.backward(phase):
+            torch.manual_seed(0)
+            compute()
+            grads = self.grads if not found else [param.grad for param in self.params]
+            found.append(torch.cat([grad.flatten().clone() for grad in grads if grad is not None]))
+        return float((found[0] - found[1]).norm() / found[1].norm())
 
 
 def configure(method: str, half: str, memory_format: str, **said: Any) -> TrainingConfig:
@@ -246,7 +297,9 @@ def measure(
     """A row for each method and path; TFLOP/s of a large matrix product in each type."""
     device = next(iter(configs.values())).device
     built = {key: build(config, key[1]) for key, config in configs.items()}
-    gflop = {key: count_gflop(step) for key, (step, _) in built.items()}
+    gflop = {key: count_gflop(step) for key, (step, _) in built.items() if key[1] != GRAPHS}
+    gflop |= {key: next(count for (method, _), count in gflop.items() if method == key[0])
+              for key in built if key[1] == GRAPHS}
     cases = {(*key, name): call for key, (step, _) in built.items() for name, (call, _) in step.parts().items()}
     types = dict.fromkeys(["float32", *(path.split()[0] for _, path in configs if path not in BASELINES)])
     cases |= {dtype: matrix_product(device, dtype) for dtype in types}
@@ -260,6 +313,7 @@ def measure(
         parts = {name: times[(*key, name)] for name in shares}
         total = sum(shares[name] * gflop[key][name] for name in shares)
         rows.append(dict(method=key[0], path=key[1], batch=step.config.batch_gpu, memory_gb=memory,
+                         graph_difference={name: replay.difference for name, replay in step.replays.items()},
                          gflop={**gflop[key], "iteration": total}, sec={**parts, "iteration": step.iterations(parts)}))
     return rows, matmul
 
@@ -323,6 +377,8 @@ def main(methods: Sequence[str], half: Sequence[str], formats: Sequence[str], ba
                                  ("--format", formats, FORMATS), ("--baseline", baselines or BASELINES, BASELINES)):
         if unknown := [name for name in given or ["none at all"] if name not in known]:
             raise click.UsageError(f"{option} is {','.join(unknown)}, expected some of {', '.join(known)}")
+    if said["device"] == "cpu" and GRAPHS in baselines:
+        raise click.UsageError(f"--baseline={GRAPHS} needs a GPU: add --device=cuda, or leave it out")
     if said["device"] == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device is cuda, but PyTorch finds no CUDA device")
     if said.pop("trust_net"):

@@ -25,7 +25,7 @@ def bench(monkeypatch):
 def test_baselines_compute_the_same(bench, method):
     said = dict(size="small", device="cpu", batch=None, perceptual="random-alex")
     config, gradients = bench.configure(method, "float16", "nchw", **said), {}
-    for path in ("float32", *bench.BASELINES):
+    for path in ("float32", *(path for path in bench.BASELINES if path != bench.GRAPHS)):
         step = bench.Step(config, path)
         torch.manual_seed(1)
         step.run(next(phase for phase in step.phases if phase.name == "Dmain"))
@@ -94,7 +94,20 @@ def test_what_a_path_computes(bench):
     (["--format=nwhc"], "--format is nwhc, expected some of nchw, nhwc"),
     (["--baseline=none-such"], "--baseline is none-such, expected some of straightforward"),
     (["--half=none"], "--half is none at all, expected some of float16"),
+    (["--baseline=cuda-graphs"], "cuda-graphs needs a GPU"),
 ])
 def test_mistakes(bench, arguments, message):
     with pytest.raises(click.UsageError, match=message):
         bench.main(arguments, standalone_mode=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["stylegan2", "glead"])
+def test_cuda_graphs_compute_the_same(bench, method):
+    config = bench.configure(method, "float32", "nchw", size="small", device="cuda", batch=4, perceptual="random-alex")
+    step = bench.Step(config, bench.GRAPHS)
+    for phase in step.phases:
+        step.run(phase)
+    assert set(step.replays) == {"Gmain", "Dmain"}
+    for replay in step.replays.values():
+        assert replay.graph is not None and replay.difference < 1e-3
