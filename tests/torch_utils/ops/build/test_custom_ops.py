@@ -23,7 +23,7 @@ from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
 
 SCALE = Kernel("scale", (("T", "float32"), ("BLOCK", 128)))
 HALF = Kernel("scale", (("T", "float16"), ("BLOCK", 256)))
-ARCHS = (80, 90, 100)
+ARCHS = (80, 100)     # the oldest and the newest that standard kernels are built for
 STREAM = 0x7F4234560000
 
 
