@@ -311,7 +311,7 @@ source.SOURCES = Path({str(source.SOURCES)!r})
 custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tuple(kernel) for kernel in kernels]}]
 """
     done = command("build", "--arch=80,9.0", code=code)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr     # a slow machine shows a bar
     assert done.stdout.count("T=float64 BLOCK=128") == 2 and "4 kernels in" in done.stdout
     assert len(list(cache.folder.glob("*-sm_80-*.cubin"))) == len(list(cache.folder.glob("*-sm_90-*.cubin"))) == 2
 
