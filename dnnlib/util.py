@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -201,6 +202,25 @@ def append_text(path: str | os.PathLike, text: str) -> None:
             raise OSError(e.errno, e.strerror, str(path)) from e
     finally:
         os.close(fd)
+
+
+def read_yaml(path: str | os.PathLike) -> Any:
+    """The content of a YAML or JSON file, as plain data.
+
+    Raises:
+        UserError: The file can't be read, or is neither.
+    """
+    import yaml  # Here, because few commands need it.
+
+    check_regular(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)     # YAML does not allow JSON that is indented by tabs.
+        except ValueError:
+            return yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path} can't be read as JSON or YAML: {' '.join(str(e).split())}") from e
 
 
 @contextlib.contextmanager
