@@ -9,7 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
-from training.config.rivals import RIVALS
+from training.config.rivals import RIVALS, names_in
 
 from .run_dir import OPTIONS_NAME, find_options
 from .run_log import read_scores
@@ -151,14 +151,11 @@ def _architecture(networks: Mapping[str, Any]) -> str:
     for key, net in networks.items():
         if isinstance(net, torch.nn.Module) and key != "augment_pipe":
             count = sum(p.numel() for p in net.parameters())
-            rows.append((f"`{key}`", type(net).__name__, _shape(net), f"{count:,}", _details(net)))
+            shape = f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}"
+            rows.append((f"`{key}`", type(net).__name__, shape, f"{count:,}", _details(net)))
     table = _markdown_table(("network", "class", "images (channels x height x width)", "parameters", "details"), rows)
     pipe = "\n\nThe augmentation pipe of its training, `augment_pipe`, is in the file."
     return table + (pipe if "augment_pipe" in networks else "")
-
-
-def _shape(net: torch.nn.Module) -> str:
-    return f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}"
 
 
 def _details(net: torch.nn.Module) -> str:
@@ -247,9 +244,7 @@ def _method(options: Mapping[str, Any]) -> str:
     if method is None:
         return _UNKNOWN
     loss = options["config"].get("loss") if isinstance(options.get("config"), Mapping) else None
-    added = [] if not isinstance(loss, Mapping) else sorted(
-        name for name, row in RIVALS.items()
-        if name in (loss.get("rivals") or ()) or row.adversarial == loss.get("adversarial") != "logistic")
+    added = [name for name in names_in(loss if isinstance(loss, Mapping) else {}) if name in RIVALS]
     return " + ".join([_METHODS.get(method, str(method)), *(f"{name} ({RIVALS[name].source})" for name in added)])
 
 
