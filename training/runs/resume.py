@@ -34,7 +34,7 @@ class ResumableRun(NamedTuple):
     command: dict[str, Any]     # The options that were given when it was started, by name. Paths are absolute.
     config: TrainingConfig
     state: str = "newest"       # Path of the training state to resume from; "newest" = the newest good one.
-    # Options that hold relative paths, as earlier versions wrote them. They are taken as relative to the current folder.
+    # Options whose paths are relative, as earlier versions wrote them. They are taken from the current folder.
     relative: tuple[str, ...] = ()
 
 

@@ -140,7 +140,7 @@ class RunLog:
             "Timing/sec_per_tick": tick_sec,
             "Timing/sec_per_kimg": tick_sec / max(self.progress.nimg - self._timed_from_nimg, 1) * 1000,
             "Timing/maintenance_sec": self._maintenance_sec,
-            "Resources/cpu_mem_gb": psutil.Process(os.getpid()).memory_info().rss / 2**30,
+            "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
             "Resources/peak_gpu_mem_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
         }
 
