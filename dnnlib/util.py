@@ -275,7 +275,7 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def is_url(name: str) -> bool:
+def is_url(name: str | os.PathLike) -> bool:
     return urlparse(str(name)).scheme in ("http", "https")
 
 
@@ -290,7 +290,7 @@ def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
         UserError: The file doesn't exist, the server can't be reached, the content is larger than
             `MAX_DOWNLOAD_BYTES`, breaks off, or has another digest. Then nothing is kept.
     """
-    if not is_url(str(url)):
+    if not is_url(url):
         check_regular(url)
         try:
             return open(url, "rb")

@@ -104,22 +104,16 @@ class DatasetCheck:
     """One check of a whole dataset.
 
     Args:
-        path:     Folder, zip or folder of zips.
-        report:   Called with each problem when it is found.
-        workers:  Processes that read; None = one for each core.
-        progress: Show a progress bar on stderr.
+        path:    Folder, zip or folder of zips.
+        report:  Called with each problem when it is found.
+        workers: Processes that read; None = one for each core.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        report: Callable[[Problem], None],
-        *,
-        workers: int | None = None,
-        progress: bool = True,
+        self, path: str | os.PathLike, report: Callable[[Problem], None], *, workers: int | None = None
     ):
         self._path, self._report = str(path), report
-        self._workers, self._progress = min(workers or num_cores(), num_cores()), progress
+        self._workers = min(workers or num_cores(), num_cores())
         self._problems: Counter[str] = Counter()
         self._num_bytes = 0
 
@@ -232,8 +226,7 @@ class DatasetCheck:
                   for first in range(0, len(files), _GROUP))
         name = shown(os.path.basename(os.path.abspath(self._path)))
         with WorkerPool(self._workers) as pool, tqdm(
-            total=len(files), desc=f"Checking {name}", unit="img", disable=not self._progress, leave=False,
-            file=sys.stderr,
+            total=len(files), desc=f"Checking {name}", unit="img", leave=False, file=sys.stderr,
         ) as bar:
             for _, looks in pool.map(look_at_images, groups):
                 for look in looks:

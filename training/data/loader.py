@@ -1,5 +1,6 @@
 """The order in which training sees the images, and the loader of batches."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -26,19 +27,15 @@ class TrainingOrder:
             raise ValueError(f"dataset_size {dataset_size} and seed {seed}: expected at least 1 and 0")
         self.dataset_size = dataset_size
         self.seed = seed
-        self._epochs: dict[int, np.ndarray] = {}
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)    # A batch may lie across two epochs.
 
-    def epoch(self, number: int) -> np.ndarray:
+    def _epoch(self, number: int) -> np.ndarray:
         """The indices of one epoch: int32 or int64 [dataset_size]. Callers must not write to them."""
-        if number not in self._epochs:
-            generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
-            small = self.dataset_size <= np.iinfo(np.int32).max
-            permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
-            generator.shuffle(permutation)
-            while len(self._epochs) > 1:  # A batch may lie across two epochs: keep two.
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[number] = permutation
-        return self._epochs[number]
+        generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
+        small = self.dataset_size <= np.iinfo(np.int32).max
+        permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
+        generator.shuffle(permutation)
+        return permutation
 
     def take(self, start: int, count: int) -> np.ndarray:
         """The dataset indices at positions start ... start + count - 1: int64 [count]."""

@@ -150,24 +150,23 @@ def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
     if config.augment is not None and config.augment.mode == "ada":
         return {"ADA" if config.method == "stylegan2" else f"ADA+{method}"}
     published = PUBLISHED_DATA.get(dataset)
-    rows = {method}
+    fits = {method: True}   # Whether the run is for a row, by the name of the row.
     if config.method == "stylegan2":
-        rows |= {"lambda 0, 0", "no f", "no target"}
+        fits |= {"lambda 0, 0": True, "no f": True, "no target": True}
     if config.method == "glead":
         lambdas = real.weight if real else 0, fake.weight if fake else 0
-        usual_res = published is None or D.res_g == published.res_g
-        rows = {method} if usual_res and lambdas == _LAMBDAS else set()
-        rows |= {f"lambda {lambdas[0]:g}, {lambdas[1]:g}"} if usual_res else set()
-        rows |= {f"f at {D.res_g}x{D.res_g}"} if lambdas == _LAMBDAS else set()
+        usual_res, usual_lambdas = published is None or D.res_g == published.res_g, lambdas == _LAMBDAS
+        fits = {method: usual_res and usual_lambdas, f"lambda {lambdas[0]:g}, {lambdas[1]:g}": usual_res,
+                f"f at {D.res_g}x{D.res_g}": usual_lambdas}
     if config.method == "ggdr":
         res, kernel = config.loss.feature_res, D.decoder_kernel
         act = {"linear": "linear", "lrelu": "leaky ReLU"}[D.decoder_act]
         usual_res = config.dataset.resolution < 256 or res == _GGDR_RES
-        rows = {method} if usual_res and act == "linear" and kernel == 1 else set()
-        rows |= {f"target at {res}x{res}"} if act == "linear" and kernel == 1 else set()
-        rows |= {f"{act} decoder"} if usual_res and kernel == 1 else set()
-        rows |= {f"{kernel}x{kernel} decoder kernel"} if usual_res and act == "linear" else set()
-    return rows
+        usual_decoder = act == "linear" and kernel == 1
+        fits = {method: usual_res and usual_decoder, f"target at {res}x{res}": usual_decoder,
+                f"{act} decoder": usual_res and kernel == 1,
+                f"{kernel}x{kernel} decoder kernel": usual_res and act == "linear"}
+    return {row for row, fit in fits.items() if fit}
 
 
 def _is_of_size(config: TrainingConfig, table: PublishedTable) -> bool:

@@ -22,22 +22,16 @@ def create_run_dir(outdir: str | os.PathLike, description: str) -> str:
     Several programs may call this at once. Then one waits for the other.
     """
     os.makedirs(outdir, exist_ok=True)
-    with _locked_folder(outdir):
-        numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
-        run_dir = Path(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")
-        run_dir.mkdir()
-    return str(run_dir)
-
-
-@contextlib.contextmanager
-def _locked_folder(path: str | os.PathLike) -> Iterator[None]:
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(outdir, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # The file system may have no locks.
             fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
+        run_dir = Path(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")
+        run_dir.mkdir()
     finally:
         os.close(fd)
+    return str(run_dir)
 
 
 def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:

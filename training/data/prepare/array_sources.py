@@ -239,8 +239,7 @@ class SyntheticSource(Source):
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "SyntheticSource":
-        if options.labels == "folders":
-            raise UserError("--labels=folders is for folders and zips, not for synthetic images")
+        refuse_folders(path, options)
         if options.resolution is None or options.num_images is None:
             raise UserError(f"--source={path}: say how large and how many with --resolution and --max-images")
         return cls(num_images=options.num_images, resolution=options.resolution, seed=options.seed,
