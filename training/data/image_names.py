@@ -37,7 +37,7 @@ _MAX_REASONS = 20
 # A quick test, for nearly all images of large datasets. No hidden file or file of the operating system passes it.
 _is_plain = re.compile(r"[A-Za-z0-9/-]+(?:" + "|".join(map(re.escape, IMAGE_EXTENSIONS)) + ")").fullmatch
 
-# What Pillow's decoders are known to raise on damaged data.
+# Exceptions that Pillow's decoders are known to raise on damaged data.
 DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,

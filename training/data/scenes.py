@@ -262,7 +262,7 @@ def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.
     """Colours, RGB in 0..1, float32 [N, 3], from hue (1 = a full turn), saturation and value in 0..1, each [N]."""
     # As a function of the hue, each channel is a trapezoid. The three differ by a shift.
     offsets = np.array([0.0, 1 / 3, 2 / 3])
-    distance = np.abs((hue[:, None] - offsets + 0.5) % 1.0 - 0.5)  # From the hue where the channel is strongest.
+    distance = np.abs((hue[:, None] - offsets + 0.5) % 1.0 - 0.5)  # To the hue where the channel is strongest.
     ramp = np.clip(2 - 6 * distance, 0, 1)
     return (value[:, None] * (1 - saturation[:, None] * (1 - ramp))).astype(np.float32)
 

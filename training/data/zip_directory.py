@@ -34,7 +34,7 @@ class ChecksumError(UserError):
 
 
 class Entry(NamedTuple):
-    """What the directory says about one file: a row of dtype `ENTRY`."""
+    """The entry of one file in the directory: a row of dtype `ENTRY`."""
 
     offset: int
     packed_size: int
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 class ZipDirectory(NamedTuple):
     """A zip, which each process opens when it needs it. The object is small, and can be pickled."""
 
-    path: str               # As the user gave it.
+    path: str               # The path that the user gave, for messages.
     location: str           # Absolute.
     stamp: tuple[int, int]  # Size and time of the file.
 
@@ -112,7 +112,7 @@ class Listing(NamedTuple):
 
     directory: ZipDirectory
     names: list[str]
-    rows: np.ndarray    # Of dtype `ENTRY`.
+    rows: np.ndarray    # dtype `ENTRY` [N].
     end: int            # Offset of the directory. All files lie before it.
 
     def check_places(self) -> None:

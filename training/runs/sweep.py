@@ -68,7 +68,7 @@ class Cell(NamedTuple):
     arm: str
     seed: int
     folder: Path
-    options: ArmOptions     # Of train.py, without --outdir and --outcome.
+    options: ArmOptions     # All options of train.py but --outdir and --outcome.
 
     @property
     def run_dir(self) -> Path | None:

@@ -118,7 +118,7 @@ def widest_crop(size: tuple[int, int], width: int, height: int) -> tuple[int, in
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
-    """What the user wants of every image."""
+    """The size and kind of the images that the user wants, and how they are made so."""
 
     width: int | None = None           # None = the size of the first image; then `height` is None as well.
     height: int | None = None
@@ -245,8 +245,8 @@ class Converter:
         size = widest_crop(image.size, width, height)
         too_small = image.width < width or image.height < height
         if self._options.transform == "center-crop-wide":
-            # As StyleGAN2-ADA does it: the number of rows to keep is computed for the image scaled to WIDTH, but rows
-            # are cut from the image before it is scaled. So images that are wider than WIDTH are squeezed.
+            # Like StyleGAN2-ADA, compute how many rows to keep for the image scaled to WIDTH, but cut them from the
+            # image before it is scaled. So images that are wider than WIDTH are squeezed.
             size = image.width, round(width * image.height / image.width)
             too_small = image.width < width or size[1] < height
         if too_small:

@@ -40,7 +40,7 @@ _KILLED = ("one of {} worker processes was killed: either memory ran out (give f
 
 
 class Summary(NamedTuple):
-    """What was written."""
+    """The dataset that was written."""
 
     num_images: int
     resolution: int

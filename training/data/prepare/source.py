@@ -54,7 +54,7 @@ class LabelSet(NamedTuple):
 
 
 class Source(abc.ABC):
-    """Where images come from. `records` runs in the main process, `load` in any.
+    """A place that images come from. The main process calls `records`; any process may call `load`.
 
     A new kind of source is a subclass with an entry in `training.data.prepare.sources.SOURCES`.
 

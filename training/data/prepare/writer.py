@@ -97,7 +97,7 @@ class ShardWriter:
     def __init__(self, folder: Path, *, name: str, shard_size: int, most_images: int, labelled: bool):
         self._folder, self._name, self._shard_size, self._labelled = folder, name, shard_size, labelled
         self._digits = max(len(str((most_images - 1) // shard_size)), 5)
-        self._stack = contextlib.ExitStack()    # Of the shard that is being written.
+        self._stack = contextlib.ExitStack()    # The contexts of the zip that is being written.
         self._shard: Writer | None = None
         self.resize_filter: str | None = None
         self.num_images = 0
