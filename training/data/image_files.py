@@ -93,7 +93,6 @@ def list_folder(path: str, *, by_content: bool = False) -> Listed:
     """The images in a folder and its sub-folders, in sorted order of their names.
 
     Args:
-        path:       The folder.
         by_content: Also take images whose names have other suffixes.
 
     Raises:
@@ -121,7 +120,6 @@ def list_archive(path: str, *, by_content: bool = False) -> Listed:
     """The images in a zip, in sorted order of their names. Of those that share a name, the last is taken.
 
     Args:
-        path:       The zip.
         by_content: Also take images whose names have other suffixes.
 
     Raises:

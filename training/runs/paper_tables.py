@@ -139,8 +139,7 @@ def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
     A run is for a row only if the options that the row does not vary have their published values for this data set.
 
     Args:
-        config:  The run.
-        dataset: Its published data set; None = other images, for which there are no published values.
+        dataset: The published data set of the run; None = other images, for which there are no published values.
     """
     D, real, fake = config.D, config.loss.real_task, config.loss.fake_task
     method, added = _METHODS[config.method], names_in(vars(config.loss))

@@ -222,9 +222,8 @@ def read_scores(run_dir: str | os.PathLike, metric: str = "*", *, start: int = 0
     """The records of scores in a run directory. "snapshot_pkl" is a name of a file, and "results" are numbers by name.
 
     Args:
-        run_dir: The run directory.
-        metric:  Name of a metric; "*" = all metrics.
-        start:   Records are read from this byte of each file on.
+        metric: Name of a metric; "*" = all metrics.
+        start:  Records are read from this byte of each file on.
     """
     records = [record for path in sorted(Path(run_dir).glob(score_path("", metric).name))
                for record in read_records(path, start=start)]

@@ -149,7 +149,6 @@ class Sweep:
     """Trains and scores the cells of a plan, several at a time.
 
     Args:
-        plan:   The arms.
         folder: Folder of the sweep.
         jobs:   Programs that run at a time. Each gets its share of the cores.
         say:    Called with lines about the progress.

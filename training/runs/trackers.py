@@ -31,8 +31,6 @@ class TensorBoard:
     """Event files in the run directory.
 
     Args:
-        run_dir:    The run directory.
-        config:     Not used.
         start_nimg: Number of images where the run starts or resumes.
         step_nimg:  Images for each step on the axis.
     """
@@ -125,10 +123,9 @@ class Trackers:
     """All trackers of a run. If a tracker fails, the others and the run continue. Its first failure gives a warning.
 
     Args:
-        names:   Keys of `TRACKERS`.
-        run_dir: The run directory.
-        config:  The run's configuration, as plain data.
-        more:    `start_nimg` and `step_nimg`, as for `TensorBoard`.
+        names:  Keys of `TRACKERS`.
+        config: The run's configuration, as plain data.
+        more:   `start_nimg` and `step_nimg`, as for `TensorBoard`.
     """
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any], **more: int):

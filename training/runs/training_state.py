@@ -44,10 +44,9 @@ def pickle_path(run_dir: str | os.PathLike, nimg: int, *, exact: bool = False) -
     """The path of a network pickle: `network-snapshot-KKKKKK.pkl` (K = kimg).
 
     Args:
-        run_dir: The run directory.
-        nimg:    Images shown to D.
-        exact:   Take the name `network-snapshot-KKKKKK_NNN.pkl` (N = images beyond the whole kimg). Names sorted as
-                 text are in order of images.
+        nimg:  Images shown to D.
+        exact: Take the name `network-snapshot-KKKKKK_NNN.pkl` (N = images beyond the whole kimg). Names sorted as
+               text are in order of images.
     """
     kimg, images = divmod(nimg, 1000)
     return Path(run_dir, f"network-snapshot-{kimg:06d}{f'_{images:03d}' if exact else ''}.pkl")
@@ -156,8 +155,7 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
     """The content of a training state, and its "path". Rank 0 chooses the file, and all ranks read it.
 
     Args:
-        run_dir: The run directory.
-        wanted:  Path of a state, or "newest": the newest undamaged one in `run_dir`.
+        wanted: Path of a state, or "newest": the newest undamaged one in `run_dir`.
 
     Raises:
         UserError: There is no undamaged state.
