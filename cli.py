@@ -6,10 +6,8 @@ import contextlib
 import errno
 import functools
 import io
-import json
 import math
 import os
-import pathlib
 import re
 import sys
 import types
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 
 import click
 
-from dnnlib.util import UserError, check_regular, lies_in, open_url
+from dnnlib.util import UserError, lies_in, open_url, read_yaml
 
 if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
     import numpy as np
@@ -137,17 +135,7 @@ def read_option_file(path: str, context: click.Context, *, without: Collection[s
 
 
 def _read_mapping(path: str) -> dict[Any, Any]:
-    import yaml  # needed by few commands
-
-    check_regular(path)
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-        try:
-            content = json.loads(text)
-        except ValueError:
-            content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
-        raise UserError(f"{path} can't be read as JSON or YAML: {' '.join(str(e).split())}") from e
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no mapping of options to values")
     return content

@@ -1,4 +1,4 @@
-"""Small things that every other package uses; imports nothing of this project."""
+"""Small things that all other packages use. It imports none of them."""
 
 from .util import EasyDict, UserError, cache_dir, open_url
 

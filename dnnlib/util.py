@@ -1,9 +1,10 @@
-"""Attribute dictionaries, errors and remarks for users, atomic files, cached downloads."""
+"""Attribute dictionaries, messages for users, files that are written whole or not at all, cached downloads."""
 
 import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -17,8 +18,8 @@ from urllib.parse import urlparse
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what came, what was expected, and what to do.
 
-    Command lines print it as one line and exit with status 1. Every other exception is a bug. If there are several
-    mistakes, each is an argument of its own, and gets its own line.
+    Each argument describes one mistake. Command lines print each on a line of its own, and exit with status 1. Every
+    other exception is a bug.
     """
 
     def __str__(self) -> str:
@@ -26,7 +27,7 @@ class UserError(ValueError):
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Run all checks, and raise one UserError with the mistakes that all of them found."""
+    """Run all checks, and raise one UserError with all mistakes that they found, each once."""
     problems: dict[str, None] = {}
     for check in checks:
         try:
@@ -38,13 +39,14 @@ def check_all(*checks: Callable[[], object]) -> None:
 
 
 MAX_DOWNLOAD_BYTES = 4 << 30     # The largest published network pickles have a tenth of this.
-_TIMEOUT_SEC = 30                # A server that is silent for longer is given up.
+_TIMEOUT_SEC = 30                # A download fails if the server is silent for longer.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # The disk is full or broken.
 
 _said: set[str] = set()
 
 
 def say_once(topic: str, message: str) -> None:
-    """A line on stderr, unless something was said on that topic before."""
+    """Print a line on stderr, unless a line on the same topic was printed before."""
     if topic not in _said:
         _said.add(topic)
         print(" ".join(message.split()), file=sys.stderr, flush=True)
@@ -70,7 +72,7 @@ class EasyDict(dict):
 
 
 def to_easydict(value: Any) -> Any:
-    """A value whose dicts, and those in its dicts, lists and tuples, are copied as EasyDicts."""
+    """Copy a value. Its dicts, at any depth of dicts, lists and tuples, become EasyDicts."""
     if isinstance(value, dict):
         return EasyDict({key: to_easydict(item) for key, item in value.items()})
     if type(value) in (list, tuple):
@@ -91,10 +93,10 @@ def format_time(seconds: float) -> str:
 
 
 def rough_time(seconds: float) -> str:
-    """Of an estimate: `3 minutes`, `2 hours`, `4 days`."""
-    unit, name = next(((n, name) for n, name in ((86400, "day"), (3600, "hour"), (60, "minute")) if seconds >= 1.5 * n),
-                      (60, "minute"))
-    count = max(round(seconds / unit), 1)
+    """Seconds as a rough estimate: `3 minutes`, `2 hours`, `4 days`. The least is `1 minute`."""
+    units = {"day": 86400, "hour": 3600, "minute": 60}
+    name = next((name for name, unit in units.items() if seconds >= 1.5 * unit), "minute")
+    count = max(round(seconds / units[name]), 1)
     return f"{count} {name}{'s' if count > 1 else ''}"
 
 
@@ -120,15 +122,28 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """As `atomic_write`, but gives the name of the temporary file, for functions that take a path."""
     path = Path(path)
-    with termination_as_interrupt(), _temporary_beside(path) as temporary:
-        yield temporary
+    with termination_as_interrupt(), _named_errors(path):
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(fd)
+        try:
+            yield Path(name)
+            with open(name, "rb+") as f:
+                os.fsync(f.fileno())
+            make_public(name)
+            os.replace(name, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
 
 
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, as job schedulers send it, raises KeyboardInterrupt like Ctrl-C, so that all is cleaned up.
+    """Inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does. So a program that a job scheduler ends cleans up.
 
-    It has no effect where the program handles SIGTERM already, nor outside the main thread, where nothing can.
+    It has no effect where the program handles SIGTERM already, nor outside the main thread, which alone can handle
+    signals.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -141,27 +156,8 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@contextlib.contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
-    with _named_errors(path):
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(fd)
-    try:
-        with _named_errors(path):
-            yield Path(name)
-            with open(name, "rb+") as f:
-                os.fsync(f.fileno())
-            make_public(name)
-            os.replace(name, path)
-            _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
 def check_regular(*paths: str | os.PathLike) -> None:
-    """Raises UserError where one of the paths is a device or pipe, some of which never end; others may be missing."""
+    """Raise UserError where a path is a device or pipe: reading it may never end. Paths that don't exist are fine."""
     for path in paths:
         if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
             raise UserError(f"can't open {path}: a device or pipe, not a file")
@@ -169,19 +165,18 @@ def check_regular(*paths: str | os.PathLike) -> None:
 
 def lies_in(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     """Whether `path`, which need not exist, is `folder` or below it. False where `folder` is no folder."""
-    place = os.path.realpath(folder)
-    return os.path.isdir(folder) and os.path.commonpath([place, os.path.realpath(path)]) == place
+    return os.path.isdir(folder) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def make_public(path: str | os.PathLike) -> None:
-    """Give a temporary file or folder, which is private, the permissions that others have here."""
+    """Give a temporary file or folder, which only its owner can read, the usual permissions: those of the umask."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
 
 
 def _sync_folder(path: Path) -> None:
-    """Write the names in a folder to disk, so that they survive a power failure, if the system can do that."""
+    """Write the names in a folder to the disk, if the system can do that, so that they survive a power failure."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -191,7 +186,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def append_text(path: str | os.PathLike, text: str) -> None:
-    """Add to a file, all of `text` or nothing.
+    """Append `text` to a file: all of it, or nothing if there is an error.
 
     Raises:
         OSError: It can't be written; its `filename` is `path`.
@@ -209,14 +204,33 @@ def append_text(path: str | os.PathLike, text: str) -> None:
         os.close(fd)
 
 
+def read_yaml(path: str | os.PathLike) -> Any:
+    """The content of a YAML or JSON file, as plain data.
+
+    Raises:
+        UserError: The file can't be read, or is neither.
+    """
+    import yaml  # Here, because few commands need it.
+
+    check_regular(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)     # YAML does not allow JSON that is indented by tabs.
+        except ValueError:
+            return yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path} can't be read as JSON or YAML: {' '.join(str(e).split())}") from e
+
+
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Errors name `path`: the system names no file for a full disk, and else the temporary file."""
+    """Make errors name `path`. The system names no file when the disk is full, and else the temporary file."""
     try:
         yield
     except OSError as e:
         ours = e.filename is not None and Path(os.fsdecode(e.filename)).name.startswith(f".{path.name}.")
-        if ours or e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+        if ours or e.filename is None and e.errno in DISK_ERRORS:
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise
 
@@ -230,10 +244,10 @@ def cache_dir(*parts: str) -> Path:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Check that `path` can be written, before long work starts. Nothing is created.
+    """Check, before long work starts, that a file at `path` can be created. Nothing is left behind.
 
     Raises:
-        UserError: The first part of the path that exists is no folder to write in, or `path` itself can't be replaced.
+        UserError: The innermost parent that exists is no folder, or takes no files.
     """
     parent = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(parent):
@@ -241,7 +255,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if not os.path.isdir(parent):
         raise UserError(f"can't write {path}: {parent} is not a folder")
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions don't show /proc and read-only disks
+        with tempfile.TemporaryFile(dir=parent):  # Permissions say nothing about /proc and read-only disks.
             pass
     except OSError as e:
         raise UserError(f"can't write {path}: {parent} takes no files ({e.strerror}); choose another place") from e
@@ -261,22 +275,22 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def is_url(name: str) -> bool:
+def is_url(name: str | os.PathLike) -> bool:
     return urlparse(str(name)).scheme in ("http", "https")
 
 
 def open_url(url: str | os.PathLike, *, sha256: str | None = None) -> BinaryIO:
-    """Open a local path or an http(s) URL for reading; URLs are downloaded once and kept in the cache.
+    """Open a local path or an http(s) URL for reading. URLs are downloaded once and kept in the cache.
 
     Args:
         url:    Path or URL.
-        sha256: Expected digest, or its first characters (torchvision's file names carry eight of them).
+        sha256: Expected digest of a download, or its first characters. File names of torchvision hold eight of them.
 
     Raises:
-        UserError: The file is not there, the server can't be reached, the content is larger than `MAX_DOWNLOAD_BYTES`,
-            breaks off, or has another digest. Then nothing is kept.
+        UserError: The file doesn't exist, the server can't be reached, the content is larger than
+            `MAX_DOWNLOAD_BYTES`, breaks off, or has another digest. Then nothing is kept.
     """
-    if not is_url(str(url)):
+    if not is_url(url):
         check_regular(url)
         try:
             return open(url, "rb")
@@ -315,13 +329,13 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def _download(url: str, file: BinaryIO) -> None:
-    """Write what the server sends to `file`, piece by piece. Raises UserError where all of it doesn't come."""
-    import requests  # here, so that programs that only read local files start faster
+    """Write what the server sends to `file`, piece by piece. Raises UserError where a part of it doesn't come."""
+    import requests  # Here, so that programs that only read local files start faster.
     from tqdm import tqdm
 
     size, answered = 0, False
     try:
-        # Compressed, the announced length would not be that of the file.
+        # If the server compressed the file, it would announce another length than the file's.
         headers = {"Accept-Encoding": "identity"}
         with requests.get(url, timeout=_TIMEOUT_SEC, stream=True, headers=headers) as response:
             response.raise_for_status()

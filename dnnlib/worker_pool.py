@@ -1,9 +1,9 @@
 """Worker processes: quick to start, and gone when the main process is.
 
-`WorkerPool` is Python's own ProcessPoolExecutor with rules of its own for signals and for the end. The main process
-alone handles the signals that a terminal or a job scheduler sends to all processes. Workers end with it, however it
-ends. A worker that is killed becomes one line for the user: a decoder may run out of memory, and a damaged database
-that is mapped into memory may crash its process.
+`WorkerPool` is Python's ProcessPoolExecutor with two additions. Workers ignore the signals that a terminal or a job
+scheduler sends to all processes, and end when the main process ends, even if that is killed. If a worker is killed, the
+user gets an error of one line: a decoder may run out of memory, and a damaged database that is mapped into memory may
+crash the process that reads it.
 
 Modules whose functions run in workers should not import PyTorch: processes without it are small and start quickly.
 """
@@ -40,11 +40,11 @@ class WorkerPool:
 
     Args:
         num_workers: Number of processes.
-        state:       First argument of each call; every worker gets it once.
+        state:       First argument of each call. It is sent to every worker once.
         forked:      Fork the main process, so that workers start in milliseconds and share the memory of `state`. Only
-                     for programs that have started neither CUDA nor threads of their own. Else, and on systems
+                     for programs that have started neither CUDA nor threads of their own. If False, and on systems
                      other than Linux, workers are new interpreters.
-        killed:      Message of the error where a worker is killed.
+        killed:      Message of the UserError that is raised after a worker was killed.
 
     Attributes:
         processes: The workers that have been started.
@@ -64,17 +64,17 @@ class WorkerPool:
         return self.processes[-1]
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Have `function(state, *args)` called in one of the processes."""
+        """Call `function(state, *args)` in one of the processes."""
         with self._errors():
             return self._executor.submit(_call, function, args)
 
     def result(self, future: Future) -> Any:
-        """What the function returned. Raises what it raised, and UserError where a process was killed."""
+        """Wait for what the function returns. Raises what it raised, and UserError if a process was killed."""
         with self._errors():
             return future.result()
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
-        """Arguments and result of each call, in order; `arguments` are taken when workers need them.
+        """Arguments and result of each call, in order. `arguments` are taken one by one, when workers need them.
 
         Raises:
             UserError: A worker was killed.
@@ -101,7 +101,7 @@ class WorkerPool:
             if process.is_alive():
                 process.terminate()
         results: Any = getattr(self._executor, "_result_queue", None)
-        if results is not None:  # A worker may have been killed in the middle of a result: don't wait for the rest.
+        if results is not None:  # A worker killed while it sent a result never sends the rest: don't wait for that.
             results._writer.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
@@ -114,8 +114,8 @@ class WorkerPool:
 
 class _Worker(multiprocessing.process.BaseProcess):
     def start(self) -> None:
-        # Workers inherit the mask, so that signals never reach them: the main process ends them. A new interpreter
-        # would import the main script and all that it imports. Workers don't need it, and find an empty one.
+        # Workers inherit the mask of blocked signals, and only the main process ends them. A new interpreter would
+        # import the main script with all its imports. Workers don't need it, so they get an empty module instead.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
@@ -157,10 +157,10 @@ def _call(function: Callable[..., Any], args: tuple) -> Any:
 
 
 class SharedBuffer:
-    """Bytes that processes hand to each other: a file in memory without a name, so that nothing can be left behind.
+    """Bytes that processes share: a file in memory. It has no name, so that no file is left behind by a killed program.
 
-    It is written and read as a file, not mapped. Thus the memory of workers doesn't grow by it, and a lack of memory is
-    an error that can be reported, not a SIGBUS.
+    It is written and read as a file, not mapped. So it doesn't add to the memory of workers, and a lack of memory is an
+    OSError that can be reported, not a SIGBUS.
     """
 
     def __init__(self) -> None:
@@ -181,14 +181,14 @@ class SharedBuffer:
             os.close(self._fd)
 
     def write(self, array: np.ndarray, offset: int) -> None:
-        """Write a contiguous array at `offset` bytes. Raises OSError where there is no memory."""
+        """Write a contiguous array at `offset` bytes. Raises OSError if memory runs out."""
         view = memoryview(array).cast("B")
         while view:
             count = os.pwrite(self._fd, view, offset)
             view, offset = view[count:], offset + count
 
     def read_into(self, array: np.ndarray, offset: int) -> None:
-        """Fill a contiguous array with what was written at `offset` bytes."""
+        """Fill a contiguous array with what was written at `offset` bytes. Raises EOFError if that is too little."""
         view = memoryview(array).cast("B")
         while view:
             count = os.preadv(self._fd, [view], offset)
@@ -198,22 +198,20 @@ class SharedBuffer:
 
 
 def read_images(buffer: SharedBuffer, images: Any, offset: int) -> None:
-    """In a worker: put images, one after another, into the buffer.
+    """Read images, and write them one after another into the buffer. Runs in a worker.
 
     Args:
         buffer: State of the pool.
-        images: As `training.dataset.Images`: `read(position)` gives uint8 of `shape`; `flips` has an entry for each.
+        images: A `training.data.dataset.Images`: `read(i)` gives uint8 [C, H, W], `flips` has an entry for each image.
         offset: Where the first image goes, in bytes.
 
     Raises:
-        UserError: An image, which is named, can't be read.
-        OSError:   There is no memory.
+        UserError: An image can't be read. The message names it.
+        OSError:   Memory runs out.
     """
-    count, shape = len(images.flips), images.shape
-    together = max(1, _WRITE_BYTES // math.prod(shape))
+    count = len(images.flips)
+    together = max(1, _WRITE_BYTES // math.prod(images.shape))
     for first in range(0, count, together):
-        group = np.empty([min(together, count - first), *shape], dtype=np.uint8)
-        for i in range(len(group)):
-            group[i] = images.read(first + i)
+        group = np.stack([images.read(i) for i in range(first, min(first + together, count))])
         buffer.write(group, offset)
         offset += group.nbytes

@@ -1,4 +1,4 @@
-"""A complete check of a dataset: every image is read and decoded. `ImageFolderDataset.check` is the quick check."""
+"""The complete check of a dataset: every image is read and decoded. `ImageFolderDataset.check` is the quick check."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ from training.data.image_files import (
     check_readable,
     find_shards,
     is_turned,
+    is_valid_side,
     list_folder,
 )
 from training.data.image_names import METADATA_NAME, LeftOut, shown, why_left_out
@@ -32,6 +33,7 @@ from training.data.zip_directory import ChecksumError, Entry, list_zip
 MAX_PIXELS = MAX_RESOLUTION**2  # An image that announces more is not decoded.
 _GROUP = 32                     # Images that a process reads at a time.
 
+Shape = tuple[int, int, str]    # Width, height, and Pillow's mode.
 Kind = Literal["archive", "name", "duplicate", "unreadable", "checksum", "huge", "size", "mode", "label", "turned"]
 
 
@@ -47,12 +49,12 @@ class LabelSummary(NamedTuple):
 
 class CheckSummary(NamedTuple):
     num_images: int
-    num_bytes: int                  # Of the image files that could be read.
-    resolution: int | None          # Of most images; None where not one is as it must be.
+    num_bytes: int                  # Size of all image files that could be read.
+    resolution: int | None          # The side of most images; None if training takes none of them.
     num_channels: int | None
     labels: LabelSummary | None
     left_out: str                   # How many files are not images, by reason, with the first name of each.
-    problems: dict[str, int]        # By kind.
+    problems: dict[str, int]        # Number of problems of each kind.
     seconds: float
 
 
@@ -60,12 +62,12 @@ class _Look(NamedTuple):
     """What was found about one image."""
 
     num_bytes: int
-    shape: tuple[int, int, str] | None  # Width, height and mode; None where the image can't be read.
+    shape: Shape | None     # None if the image can't be read.
     problem: Problem | None
 
 
 def look_at_images(_state: None, files: ImageFiles) -> list[_Look]:
-    """Read and decode images; runs in reader processes."""
+    """Read and decode images. Runs in worker processes."""
     return [_look(files, index) for index in range(len(files))]
 
 
@@ -102,22 +104,16 @@ class DatasetCheck:
     """One check of a whole dataset.
 
     Args:
-        path:     Folder, zip or folder of zips.
-        report:   Called with each problem when it is found.
-        workers:  Processes that read; None = one for each core.
-        progress: Show a progress bar on stderr.
+        path:    Folder, zip or folder of zips.
+        report:  Called with each problem when it is found.
+        workers: Processes that read; None = one for each core.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        report: Callable[[Problem], None],
-        *,
-        workers: int | None = None,
-        progress: bool = True,
+        self, path: str | os.PathLike, report: Callable[[Problem], None], *, workers: int | None = None
     ):
         self._path, self._report = str(path), report
-        self._workers, self._progress = min(workers or num_cores(), num_cores()), progress
+        self._workers = min(workers or num_cores(), num_cores())
         self._problems: Counter[str] = Counter()
         self._num_bytes = 0
 
@@ -147,7 +143,7 @@ class DatasetCheck:
     # --- Listing.
 
     def _open(self) -> ImageFiles:
-        """All folders and zips that can be opened."""
+        """The folder, or all zips that can be opened."""
         check_readable(self._path, f"dataset {self._path}")
         paths, left_out = [self._path], LeftOut.none()
         if os.path.isdir(self._path):
@@ -164,7 +160,7 @@ class DatasetCheck:
         return ImageFiles(self._path, zips, left_out)
 
     def _open_zip(self, path: str) -> Listed:
-        """All images in a zip, good or bad. Raises UserError where the zip can't be read."""
+        """All images in a zip, good or bad. Raises UserError if the zip can't be read."""
         listing = list_zip(path)
         names, rows = listing.names, listing.rows
         try:
@@ -222,43 +218,38 @@ class DatasetCheck:
 
     # --- Images.
 
-    def _check_images(self, files: ImageFiles) -> tuple[int, int, str] | None:
-        """Find problems of images. Returns the most frequent width, height and mode that training takes."""
-        shapes: dict[tuple[int, int, str] | None, int] = {None: 0}
-        codes = array("I")
+    def _check_images(self, files: ImageFiles) -> Shape | None:
+        """Find problems of images. Returns the most frequent shape that training takes; None if there is none."""
+        shapes: list[Shape | None] = []
+        known: dict[Shape | None, Shape | None] = {}    # Equal shapes become one object, to save memory.
         groups = ((files.select(range(first, min(first + _GROUP, len(files)))),)
                   for first in range(0, len(files), _GROUP))
         name = shown(os.path.basename(os.path.abspath(self._path)))
         with WorkerPool(self._workers) as pool, tqdm(
-            total=len(files), desc=f"Checking {name}", unit="img", disable=not self._progress, leave=False,
-            file=sys.stderr,
+            total=len(files), desc=f"Checking {name}", unit="img", leave=False, file=sys.stderr,
         ) as bar:
             for _, looks in pool.map(look_at_images, groups):
                 for look in looks:
                     self._num_bytes += look.num_bytes
-                    codes.append(shapes.setdefault(look.shape, len(shapes)))
+                    shapes.append(known.setdefault(look.shape, look.shape))
                     if look.problem:
                         self._found(*look.problem)
                 bar.update(len(looks))
-        counts = Counter(codes)
-        usable = [shape for shape in shapes if shape is not None and _is_usable(*shape)]
-        most = max(usable, key=lambda shape: counts[shapes[shape]], default=None)
-        by_code = list(shapes)
-        for index, code in enumerate(codes):
-            shape = by_code[code]
+        counts = Counter(shapes)
+        usable = [shape for shape in counts if shape is not None and _is_usable(*shape)]
+        most = max(usable, key=lambda shape: counts[shape], default=None)
+        for index, shape in enumerate(shapes):
             if shape is not None and shape != most:
                 self._found(*_describe_odd(files, index, shape, most))
         return most
 
 
 def _is_usable(width: int, height: int, mode: str) -> bool:
-    power_of_two = not width & (width - 1) and MIN_RESOLUTION <= width <= MAX_RESOLUTION
-    return width == height and power_of_two and mode in NUM_CHANNELS
+    return width == height and is_valid_side(width) and mode in NUM_CHANNELS
 
 
-def _describe_odd(
-    files: ImageFiles, index: int, shape: tuple[int, int, str], most: tuple[int, int, str] | None
-) -> Problem:
+def _describe_odd(files: ImageFiles, index: int, shape: Shape, most: Shape | None) -> Problem:
+    """The problem of an image that differs from `most`, or that training doesn't take."""
     width, height, mode = shape
     if most is None:
         expected = f"a square with a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION} as side, RGB or L"
@@ -269,7 +260,7 @@ def _describe_odd(
     return Problem("mode" if same_size else "size", message)
 
 
-# --- What people see.
+# --- The report.
 
 
 def format_summary(summary: CheckSummary) -> str:

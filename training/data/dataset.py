@@ -14,12 +14,19 @@ import numpy as np
 from tqdm import tqdm
 
 from dnnlib.util import UserError, say_once
-from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION, ImageFiles, ImageHeader, open_image_files
+from training.data.image_files import (
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    ImageFiles,
+    ImageHeader,
+    is_valid_side,
+    open_image_files,
+)
 from training.data.image_names import shown
 from training.data.labels import find_resize_filter, load_labels
 
 NUM_CHANNELS = {"L": 1, "RGB": 3}  # By Pillow's mode.
-_MAX_NAMED = 5                     # A report of bad images names at most 5.
+_MAX_NAMED = 5                     # A report of bad images names at most this many.
 
 
 class ItemDetails(NamedTuple):
@@ -34,30 +41,31 @@ class Images(NamedTuple):
     files: ImageFiles               # The files of these items only.
     flips: Sequence[bool]           # Mirrored?
     shape: tuple[int, int, int]     # [C, H, W] that they must have.
-    like: str                       # The file whose shape all others must have: the first.
+    like: str                       # The file whose shape all others must have: the first of the dataset.
 
     def read(self, position: int) -> np.ndarray:
-        """One image: uint8 [C, H, W]. Raises UserError, naming it, where it can't be read or has another shape."""
-        return self.decode(position, flip=self.flips[position])
-
-    def decode(self, position: int, *, flip: bool = False) -> np.ndarray:
+        """One image: uint8 [C, H, W]. Raises UserError, naming it, if it can't be read or has another shape."""
         image = self.files.open_lazily(position)
-        self.check_header(position, *image.size, image.mode)  # Before decoding: nothing of another size is decoded.
+        self._check_header(position, *image.size, image.mode)  # Before decoding: nothing of another size is decoded.
         pixels = self.files.pixels(position, image)
-        if flip:
+        if self.flips[position]:
             pixels = pixels[:, ::-1]
         # [H, W] or [H, W, C] => [C, H, W]
         return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
     def check_file(self, position: int) -> ImageHeader:
-        """Read a file, check its header and its end, and decode it only if its end is odd. Raises UserError."""
+        """Read a file, and check its header and its end. It is decoded only if its end is odd.
+
+        Raises:
+            UserError: It can't be read, is damaged, or has another shape. The message names it.
+        """
         header = self.files.probe(position)
-        self.check_header(position, header.width, header.height, header.mode)
+        self._check_header(position, header.width, header.height, header.mode)
         if not header.complete:
-            self.decode(position)
+            self.read(position)
         return header
 
-    def check_header(self, position: int, width: int, height: int, mode: str) -> None:
+    def _check_header(self, position: int, width: int, height: int, mode: str) -> None:
         channels, res, _ = self.shape
         if (width, height) == (res, res) and NUM_CHANNELS.get(mode) == channels:
             return
@@ -71,23 +79,23 @@ class Images(NamedTuple):
 class ImageFolderDataset:
     """Square images of one size in a folder, zip or folder of zips, with optional labels from dataset.json.
 
-    Items are in sorted order of file names; mirrored copies, if asked for, come after all of the unmirrored ones.
-    Objects can be pickled and used in forked or spawned processes. They hold about 60 bytes for each image.
+    Items are in sorted order of file names. Mirrored copies come after all of the unmirrored images. Objects can be
+    pickled and used in forked or spawned processes. They hold about 60 bytes for each image.
 
-    Other files are counted on stderr, by the reason for which they are left out.
+    A line on stderr counts the files that are not used, by reason.
 
     Args:
         path:        Folder, or zip (stored or deflated), of PNG, JPEG, WebP or BMP images, RGB or grayscale; or a
                      folder of such zips, each with a dataset.json of its own. Pixels are taken as they are stored: the
                      orientation in EXIF data is ignored, as in StyleGAN2-ADA.
-        resolution:  Expected side; None takes it from the images.
-        use_labels:  Give labels, if there are any; without, every label is empty.
-        max_size:    Keep a random subset of at most max_size images; None keeps all.
+        resolution:  Expected side; None = that of the first image.
+        use_labels:  Give labels, if there are any; False = every label is empty.
+        max_size:    Keep a random subset of at most max_size images; None = keep all.
         xflip:       Append a mirrored copy of each image.
         random_seed: Draws the subset.
 
     Raises:
-        UserError: Nothing usable at `path`; the first image or the labels are not as they must be.
+        UserError: `path` holds no images, or the first image or the labels are not as they must be.
     """
 
     def __init__(
@@ -153,12 +161,12 @@ class ImageFolderDataset:
         if width != height:
             raise UserError(f"{what} is {width}x{height}, expected a square: crop with dataset_tool.py "
                             "--transform=center-crop")
-        if width & (width - 1) or not MIN_RESOLUTION <= width <= MAX_RESOLUTION:
+        if not is_valid_side(width):
             raise UserError(f"{what} is {width}x{height}, expected a power of two from {MIN_RESOLUTION} to "
                             f"{MAX_RESOLUTION}: resize with dataset_tool.py --resolution")
         return NUM_CHANNELS[image.mode], height, width
 
-    # --- What it is.
+    # --- Properties.
 
     @property
     def path(self) -> str:
@@ -192,7 +200,7 @@ class ImageFolderDataset:
 
     @property
     def label_dim(self) -> int:
-        """Width of the labels. For classes, it is the largest class of *all* files + 1, even if a subset is kept."""
+        """Length of the labels. For classes, it is the largest class of *all* files + 1, even if a subset is kept."""
         return self._label_dim
 
     @property
@@ -210,7 +218,7 @@ class ImageFolderDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what the items are: names, sizes and checksums of files, labels, options.
+        """Hexadecimal digest of the items: names, sizes and checksums of files, labels, options.
 
         It does not depend on where the files are, when they were written, or how they are divided among zips. Files of
         a folder are read for it: all of them, or a sample if there are many (`ImageFiles.identity`). This is done once.
@@ -225,7 +233,7 @@ class ImageFolderDataset:
 
     @property
     def resize_filter(self) -> str | None:
-        """By which dataset_tool.py scaled the images; None = it did not, or the images are from elsewhere."""
+        """The filter by which dataset_tool.py scaled the images; None = it did not scale or did not make them."""
         return find_resize_filter(self._files)
 
     # --- Items.
@@ -243,11 +251,8 @@ class ImageFolderDataset:
     def _raw_indices(self) -> np.ndarray:
         return np.arange(len(self._files)) if self._subset is None else self._subset
 
-    def _all_images(self) -> Images:
-        return Images(self._files, [], self._image_shape, self._first_name)
-
     def images(self, indices: Sequence[int]) -> Images:
-        """What a process needs to read the images of some items; small, however many there are in all."""
+        """All that a process needs to read the images of some items. Its size doesn't depend on that of the dataset."""
         located = [self._locate(index) for index in indices]
         files = self._files.select([raw_idx for raw_idx, _ in located])
         return Images(files, [flip for _, flip in located], self._image_shape, self._first_name)
@@ -257,7 +262,7 @@ class ImageFolderDataset:
         return self._as_vectors(self._raw_labels[[self._locate(index)[0] for index in indices]])
 
     def _as_vectors(self, raw_labels: np.ndarray) -> np.ndarray:
-        """A copy of vectors, or classes as one-hot vectors: float32 [N, label_dim]."""
+        """A copy of label vectors, or one-hot vectors of classes: float32 [N, label_dim]."""
         if not self.has_onehot_labels:
             return raw_labels.copy()
         labels = np.zeros([len(raw_labels), self.label_dim], dtype=np.float32)
@@ -268,10 +273,9 @@ class ImageFolderDataset:
         """One item: image uint8 [C, H, W], label float32 [label_dim].
 
         Raises:
-            UserError: The image, which is named, can't be read or is not like the first one.
+            UserError: The image can't be read or has another shape than the first one. The message names it.
         """
-        raw_idx, flip = self._locate(index)
-        return self._all_images().decode(raw_idx, flip=flip), self.get_label(index)
+        return self.images([index]).read(0), self.get_label(index)
 
     def get_label(self, index: int) -> np.ndarray:
         """The label of one item, float32 [label_dim]."""
@@ -289,20 +293,21 @@ class ImageFolderDataset:
     # --- Checks before training.
 
     def check(self, *, progress: bool = True, budget_sec: float = 20) -> None:
-        """Read every image file, without decoding, so that damage is found now and not in the middle of training.
+        """Read every image file, so that damage is found now and not in the middle of training.
 
-        The order of images is random, but always the same. When the time is over, the remaining images are skipped, and
-        stderr says so. A file whose end looks odd is decoded. Images that EXIF data rotates are counted on stderr. The
-        fingerprint is computed too, which may take long.
+        Only files whose end looks odd are decoded. The order of images is random, but always the same. When the time is
+        over, the remaining images are skipped, and a line on stderr says so. Another line counts images that EXIF data
+        rotates. The fingerprint is computed too, which may take longer than the budget.
 
         Args:
             progress:   Show a progress bar on stderr.
             budget_sec: Stop after this many seconds.
 
         Raises:
-            UserError: Some images are unreadable, damaged or of another size or kind; some of them are named.
+            UserError: Images are unreadable, damaged or of another size or kind. The message names some of them.
         """
-        order, images = np.random.RandomState(0).permutation(self._raw_indices()), self._all_images()
+        order = np.random.RandomState(0).permutation(self._raw_indices())
+        images = Images(self._files, [False] * len(self._files), self._image_shape, self._first_name)
         problems: list[tuple[int, str]] = []
         turned: list[int] = []
         num_checked = 0

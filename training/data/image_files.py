@@ -1,6 +1,6 @@
 """Image files of a folder, a zip or a folder of zips: listing, fast reading, decoding, checks for damage.
 
-`ImageFiles` is what the rest of the program sees.
+The rest of the program uses `ImageFiles`.
 """
 
 import array
@@ -43,19 +43,24 @@ from training.data.zip_directory import Entry, NotAZip, ZipDirectory, list_zip, 
 MIN_RESOLUTION, MAX_RESOLUTION = 4, 8192
 MAX_FILE_BYTES = 1 << 30       # Larger files are mistakes or bombs: no image that fits on a GPU is as large.
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 100   # If a file in a zip unpacks to more than both, it is not an image.
-_SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # Limits of what is read for the identity of a folder.
+_SAMPLE_FILES, _SAMPLE_BYTES = 100_000, 2 << 30   # At most this much is read for the identity of a folder.
 _CACHED_SEC = 1.0              # An identity that took longer to compute is kept in the cache.
 
 _ORIENTATION = 0x0112          # The EXIF tag, ...
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")   # ... and where Pillow looks for it.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
-# The size of large images is checked here, with an error of one line. Pillow's warning would be a second line.
+# Callers check the size of large images themselves, and raise an error of one line. Pillow's warning would be a second.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+def is_valid_side(side: int) -> bool:
+    """Whether networks take square images of this side: a power of two within the limits."""
+    return not side & (side - 1) and MIN_RESOLUTION <= side <= MAX_RESOLUTION
+
+
 class ImageHeader(NamedTuple):
-    """What an image says about itself before its pixels are decoded."""
+    """What is known about an image before its pixels are decoded."""
 
     width: int
     height: int
@@ -68,11 +73,11 @@ class ImageHeader(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A folder or a zip. Small, and can be pickled."""
+    """A folder or a zip. It is small, and can be pickled."""
 
     path: str
     archive: ZipDirectory | None = None     # None = a folder.
-    metadata: Entry | None = None           # The dataset.json in a zip; None = there is none.
+    metadata: Entry | None = None           # The dataset.json in a zip; None = the zip has none, or it is a folder.
 
 
 class Listed(NamedTuple):
@@ -80,7 +85,7 @@ class Listed(NamedTuple):
 
     place: Place
     names: list[str]            # Relative to the place, with forward slashes.
-    rows: np.ndarray | None     # What the directory of a zip says about them, dtype `zip_directory.ENTRY` [N].
+    rows: np.ndarray | None     # Their entries in the directory of a zip, dtype `ENTRY` [N]; None = a folder.
     left_out: LeftOut           # The other files, except dataset.json.
 
 
@@ -88,7 +93,6 @@ def list_folder(path: str, *, by_content: bool = False) -> Listed:
     """The images in a folder and its sub-folders, in sorted order of their names.
 
     Args:
-        path:       The folder.
         by_content: Also take images whose names have other suffixes.
 
     Raises:
@@ -116,11 +120,10 @@ def list_archive(path: str, *, by_content: bool = False) -> Listed:
     """The images in a zip, in sorted order of their names. Of those that share a name, the last is taken.
 
     Args:
-        path:       The zip.
         by_content: Also take images whose names have other suffixes.
 
     Raises:
-        UserError: The zip can't be read, is none or is damaged; entries lie over each other or outside of the file; an
+        UserError: The file can't be read, is no zip, or is damaged; entries overlap or lie outside of the file; an
             image is encrypted or packed by a method other than deflate.
     """
     listing = list_zip(path)
@@ -149,20 +152,20 @@ def list_archive(path: str, *, by_content: bool = False) -> Listed:
 
 
 class ImageFiles:
-    """The image files below one path, in sorted order of their names; of several zips, one zip after the other.
+    """The image files below one path, in sorted order of their names. Several zips come one after another.
 
-    Objects can be pickled, forked and used by several threads. Names are kept one after another as bytes, not as
-    objects: datasets may have millions.
+    Objects can be pickled, forked and used by several threads. All names are kept in one bytes object, because datasets
+    may have millions of them.
 
     Args:
-        path:     Where the files are.
-        parts:    The images of the folder, or of the zips in the order of their names.
-        left_out: Files outside of the parts that are not used.
+        path:     The folder, zip or folder of zips.
+        parts:    The images of the folder, or of each zip, sorted by the name of the zip.
+        left_out: Files of a folder of zips that are not used, beside those of the parts.
 
     Attributes:
         name:     Last part of the path, without `.zip`.
         places:   The folder, or the zips.
-        left_out: The other files below the path, except dataset.json.
+        left_out: The files below the path that are not used, except dataset.json.
     """
 
     def __init__(self, path: str, parts: Sequence[Listed], left_out: LeftOut = LeftOut.none()):
@@ -210,11 +213,11 @@ class ImageFiles:
         return [self._name_there(index) for index in np.flatnonzero(self._place_of == number).tolist()]
 
     def describe(self, index: int) -> str:
-        """How messages name a file."""
+        """The name of a file in messages."""
         return f"image {shown(self._name_there(index))} in {self._place(index).path}"
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
-        """Some of the files, in the order given: an object whose size doesn't depend on how many there are in all."""
+        """Some of the files, in the order given. The result's size doesn't depend on how many there are in all."""
         other = copy.copy(self)
         other.left_out, other._identity = LeftOut.none(), None
         which = np.asarray(indices, dtype=np.int64)
@@ -227,7 +230,7 @@ class ImageFiles:
     # --- Bytes.
 
     def read(self, index: int) -> bytes:
-        """The bytes of one file. Raises UserError, naming it, where it can't be read."""
+        """The bytes of one file. Raises UserError, naming it, if it can't be read."""
         place, what = self._place(index), self.describe(index)
         if place.archive is None:
             return read_regular(os.path.join(place.path, self._name_there(index)), what)
@@ -240,7 +243,7 @@ class ImageFiles:
             return place.archive.read(self._name_there(index), entry, what)
 
     def read_metadata(self, number: int) -> bytes | None:
-        """The bytes of dataset.json in place `number`; None where there is none."""
+        """The bytes of dataset.json in place `number`; None if there is none. Raises UserError if it can't be read."""
         place, most = self.places[number], int(np.count_nonzero(self._place_of == number))
         if place.archive is None:
             path = os.path.join(place.path, METADATA_NAME)
@@ -256,13 +259,14 @@ class ImageFiles:
         with _reading(what):
             return place.archive.read(METADATA_NAME, place.metadata, what)
 
-    # --- What the files are.
+    # --- Identity.
 
     def identity(self) -> bytes:
-        """A digest of names, sizes and CRC-32 of the files: the same for a zip and a folder with the same files.
+        """SHA-256 of names, sizes and CRC-32 of the files: the same for a zip and a folder with the same files.
 
-        The contents of a zip are not read: its directory has the checksums. In a folder of more than 100,000 files or
-        2 GiB, only every k-th file is read, with the smallest k that keeps within both; names and sizes are of all.
+        The contents of a zip are not read, because its directory has the checksums. In a folder of more than 100,000
+        files or 2 GiB, only every k-th file is read, where k is the smallest number that keeps within both limits. The
+        names and sizes of all files count.
         """
         if self._identity is None:
             if self._rows is None:
@@ -281,7 +285,7 @@ class ImageFiles:
         return digest.digest()
 
     def checksums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes and CRC-32 of all files, int64 [N]; a CRC is -1 where the file was not read."""
+        """Sizes in bytes and CRC-32 of all files, each int64 [N]. The CRC of a file that was not read is -1."""
         if self._rows is not None:
             return self._rows["size"].astype(np.int64), self._rows["crc"].astype(np.int64)
         sizes = np.ascontiguousarray(self._stats()[:, 0])
@@ -293,7 +297,7 @@ class ImageFiles:
         return sizes, crcs
 
     def _stats(self) -> np.ndarray:
-        """Size and time of each file in a folder, int64 [N, 2]."""
+        """Size in bytes and time of change in nanoseconds of each file in a folder, int64 [N, 2]."""
         rows = array.array("q")
         for index in range(len(self)):
             with _reading(self.describe(index)):
@@ -304,31 +308,30 @@ class ImageFiles:
     # --- Images.
 
     def open_lazily(self, index: int) -> Image.Image:
-        """One image of which only the header is decoded. Its size can be checked before the pixels are decoded."""
+        """Read one image, and decode only its header, so that its size can be checked before its pixels are decoded."""
         return self.parse(index, self.read(index))
 
     def parse(self, index: int, data: bytes) -> Image.Image:
-        """As `open_lazily`, from the bytes that `read` gave."""
+        """As `open_lazily`, from the bytes that `read` gave. Raises UserError, naming it, if they are no image."""
         with self._decoding_errors(index):
             return Image.open(io.BytesIO(data), formats=FORMATS)
 
     def verify(self, index: int, data: bytes) -> None:
-        """Compare the checksums inside an image. Only PNG files have some."""
+        """Compare the checksums inside an image, which only PNG files have. Raises UserError if one is wrong."""
         image = self.parse(index, data)
         with self._decoding_errors(index):
             image.verify()
 
     def pixels(self, index: int, image: Image.Image) -> np.ndarray:
-        """Pixels of what `open_lazily` gave: uint8 [H, W] or [H, W, C]."""
+        """Decode what `open_lazily` or `parse` gave: uint8 [H, W] or [H, W, C]. Raises UserError if it is damaged."""
         with self._decoding_errors(index):
             return np.asarray(image)
 
     def probe(self, index: int) -> ImageHeader:
-        """Header of one image, and whether the file is complete. Pixels are not decoded."""
+        """The header of one image, and whether its file is complete. Pixels are not decoded."""
         data = self.read(index)
         image = self.parse(index, data)
-        complete = _looks_complete(image.format, data)
-        return ImageHeader(*image.size, image.mode, complete, is_turned(image))
+        return ImageHeader(*image.size, image.mode, _looks_complete(image.format, data), is_turned(image))
 
     @contextlib.contextmanager
     def _decoding_errors(self, index: int) -> Iterator[None]:
@@ -342,7 +345,7 @@ def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
     """Open a regular file of at most `MAX_FILE_BYTES`. Devices, pipes and sockets may block or never end.
 
     Raises:
-        UserError: It is another kind of file, too large, or can't be opened; `what` names it.
+        UserError: It is no regular file, is too large, or can't be opened. The message names it by `what`.
     """
     with _reading(what):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -358,7 +361,7 @@ def open_regular(path: str | os.PathLike, what: str) -> BinaryIO:
 
 
 def read_regular(path: str | os.PathLike, what: str) -> bytes:
-    """As `open_regular`: all of the file."""
+    """The content of a file; otherwise as `open_regular`."""
     with open_regular(path, what) as f, _reading(what):
         return f.read()
 
@@ -372,7 +375,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _cached(path: Path, compute: Callable[[], bytes]) -> bytes:
-    """A SHA-256 digest that is in a file, or will be if it takes long to compute."""
+    """A SHA-256 digest from the file at `path`, or computed. What took long to compute is kept in the file."""
     with contextlib.suppress(OSError):
         digest = path.read_bytes()
         if len(digest) == hashlib.sha256().digest_size:
@@ -380,7 +383,7 @@ def _cached(path: Path, compute: Callable[[], bytes]) -> bytes:
     start = time.monotonic()
     digest = compute()
     if time.monotonic() - start > _CACHED_SEC:
-        with contextlib.suppress(OSError):  # Without the cache, all works but takes longer.
+        with contextlib.suppress(OSError):  # Without the file, the next start takes as long again.
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as f:
                 f.write(digest)
@@ -392,11 +395,10 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
 
     Args:
         path:       Where they are.
-        by_content: Take every file that begins like an image of `image_names.source_formats`; False = take files by
-                    their suffix alone.
+        by_content: Also take files with other suffixes that begin like an image of `image_names.source_formats`.
 
     Raises:
-        UserError: There is nothing at `path`, it is neither a folder nor a zip, can't be read, or has no images.
+        UserError: `path` does not exist, is neither a folder nor a zip, can't be read, or has no images.
     """
     path = str(path)
     check_readable(path, f"dataset {path or repr(path)}")
@@ -415,7 +417,7 @@ def open_image_files(path: str | os.PathLike, *, by_content: bool = False) -> Im
 
 
 def check_readable(path: str, what: str, *, expected: str = "the path of a folder or zip of images") -> None:
-    """Raises UserError, which names the path by `what`, where there is neither a file nor a folder, or none to read."""
+    """Raise UserError, which names the path by `what`, where there is no readable file or folder."""
     if not os.path.exists(path):
         problem = "is a link to nothing" if os.path.islink(path) else "does not exist"
     elif not os.path.isfile(path) and not os.path.isdir(path):  # Devices and pipes, some of which never end.
@@ -428,10 +430,10 @@ def check_readable(path: str, what: str, *, expected: str = "the path of a folde
 
 
 def find_shards(path: str) -> tuple[list[str], LeftOut]:
-    """Names of the zips that a folder directly holds, sorted, and what else is in a folder of zips.
+    """The sorted names of the zips that lie directly in a folder, and the folder's other files if it has zips.
 
     Raises:
-        UserError: The folder can't be read, or has zips and loose images too.
+        UserError: The folder can't be read, or has both zips and loose images.
     """
     left_out = LeftOut.none()
     try:
@@ -458,7 +460,7 @@ def _not_empty(part: Listed) -> Listed:
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF data says that viewers should rotate or mirror an image. Pixels are not decoded."""
     try:
-        # Not image.getexif(): that of PNG files decodes the image.
+        # Don't call image.getexif(): for PNG files it decodes the image.
         is_said = not image.info.keys().isdisjoint(_ORIENTED)
         return is_said and Image.Image.getexif(image).get(_ORIENTATION, 1) in range(2, 9)
     except DECODING_ERRORS:
@@ -466,7 +468,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def _limit_labels(what: str, size: int, num_images: int) -> None:
-    """Raises UserError where a dataset.json, named by `what`, is too large for the labels of `num_images` images."""
+    """Raise UserError if a dataset.json, named by `what`, is too large for the labels of `num_images` images."""
     most = (1 << 20) + (64 << 10) * num_images  # Vectors of thousands of numbers fit.
     if size > most:
         raise UserError(f"{what} has {size} bytes, more than the {most} allowed for {num_images} images: replace it")
@@ -484,4 +486,4 @@ def _looks_complete(image_format: str | None, data: bytes) -> bool:
         return data.endswith(b"\xff\xd9")
     if image_format == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 <= len(data)  # RIFF: length of all that follows.
-    return False  # BMP: its length field is unreliable.
+    return False  # The length field of BMP files is unreliable.

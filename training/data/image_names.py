@@ -1,6 +1,6 @@
 """Which files are the images of a dataset, and why others are left out. Only this module decides that.
 
-`train.py` takes files by their names alone, as StyleGAN2-ADA does. `dataset_tool.py`, and the tools that take users'
+`train.py` chooses files by their names alone, as StyleGAN2-ADA does. `dataset_tool.py`, and the tools that take users'
 own images, also take a file of any other name if it begins like an image of a format that Pillow reads.
 """
 
@@ -16,7 +16,7 @@ from typing import Iterator, NamedTuple, Sequence
 from PIL import Image
 
 METADATA_NAME = "dataset.json"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Of datasets. Pillow's other decoders are not used for them.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Formats of datasets. Pillow's other decoders are not used for them.
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
 HEAD_BYTES = 4096                         # Bytes at the beginning of a file that are read to recognise its format.
 
@@ -28,17 +28,16 @@ BROKEN_LINK = "link to nothing"
 SPECIAL = "device or pipe"
 UNREADABLE = "unreadable"
 MISPLACED = f"{METADATA_NAME} not at the top"
-UNKNOWN = "unknown suffix"                # Reported by suffix.
+UNKNOWN = "unknown suffix"                # `LeftOut` counts these files by their suffix.
 
-# Folders of macOS, Synology and Windows for copies, thumbnails and deleted files; and files that Windows adds.
-_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-_SYSTEM_NAMES = frozenset((*_SYSTEM_FOLDERS, "Thumbs.db", "ehthumbs.db", "desktop.ini"))
+# Folders of macOS, Synology and Windows for copies, thumbnails and deleted files, and files that Windows adds.
+_SYSTEM_NAMES = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "ehthumbs.db", "desktop.ini"))
 _MAX_REASONS = 20
 
-# Fits nearly all images of large datasets, and nothing that is hidden or of the operating system.
+# A quick test, for nearly all images of large datasets. No hidden file or file of the operating system passes it.
 _is_plain = re.compile(r"[A-Za-z0-9/-]+(?:" + "|".join(map(re.escape, IMAGE_EXTENSIONS)) + ")").fullmatch
 
-# What Pillow's decoders are known to raise on damaged data.
+# Exceptions that Pillow's decoders are known to raise on damaged data.
 DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     OverflowError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
@@ -46,20 +45,20 @@ DECODING_ERRORS = (
 
 
 def describe_decoding_error(what: str, error: Exception, formats: Sequence[str]) -> str:
-    """One line for users about an image, named by `what`, that can't be decoded."""
-    # Pillow's "cannot identify image file" shows only a memory address.
+    """A message of one line about an image, named by `what`, that can't be decoded."""
+    # The message of this error holds nothing but a memory address.
     text = "" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())[:100]
     return (f"{what} can't be decoded{f' ({text})' if text else ''}: replace or remove it; formats are "
             f"{', '.join(formats)}")
 
 
 def shown(name: str) -> str:
-    """`name` fit for a message of one line."""
+    """`name`, fit for a message of one line: with escapes if it has characters that can't be printed."""
     return name if name.isprintable() else ascii(name)
 
 
 def why_left_out(name: str) -> str | None:
-    """The reason, by the name relative to the dataset alone; None = the file is an image."""
+    """The reason why a file is left out, by its name relative to the dataset alone; None = it is an image."""
     if _is_plain(name):
         return None
     parts = name.split("/")
@@ -74,7 +73,7 @@ def why_left_out(name: str) -> str | None:
 
 @functools.cache
 def source_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are converted to datasets; AVIF where this Pillow knows it."""
+    """Pillow's names of the formats that can be converted to datasets. AVIF is one of them if this Pillow knows it."""
     Image.init()
     return tuple(name for name in (*FORMATS, "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN)
 
@@ -83,18 +82,18 @@ def begins_like_image(name: str, head: bytes) -> bool:
     """Whether the content of a file is an image of `source_formats`.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
         head: Its first `HEAD_BYTES` bytes, or all if it has fewer.
     """
     for kind in source_formats():
         try:
             if Image.OPEN[kind][1](head[:16]) is not True:  # A string says that Pillow was built without the decoder.
                 continue
-            if kind in ("BMP", "PPM"):  # Known by two letters only, with which texts may begin.
+            if kind in ("BMP", "PPM"):  # These begin with two letters, with which texts may begin, too.
                 Image.open(io.BytesIO(head), formats=[kind])
         except DECODING_ERRORS:
             continue
-        # Raw files of cameras are TIFF files, too. Pillow would read only their thumbnail.
+        # Raw files of cameras are TIFF files, too. Pillow would read only their thumbnails.
         return kind != "TIFF" or os.path.splitext(name)[1].lower() in ("", ".tif", ".tiff")
     return False
 
@@ -134,29 +133,32 @@ class LeftOut(NamedTuple):
 
 
 def scan(root: str, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """All files below a folder but its dataset.json: relative names, sorted, with the reason to leave each out or None.
+    """All files below a folder, except its dataset.json, in sorted order.
 
-    One folder is in memory at a time. Hidden and linked folders are not entered; each counts as one file.
+    Hidden and linked folders are not entered. Each counts as one file. Memory is needed for one folder at a time.
+
+    Yields:
+        The name relative to `root`, and the reason to leave the file out; None = it is an image.
     """
     with os.scandir(os.path.join(root, prefix)) as entries:
-        # Sort a folder by its name with a slash: so do the names of the files in it.
+        # Sort folders by their names with a slash, so that all files come in the order of their full names.
         found = sorted((entry.name + "/" if entry.is_dir() else entry.name, _obstacle(entry)) for entry in entries)
     for name, obstacle in found:
         if name == METADATA_NAME and not prefix:
             continue
         reason = why_left_out(name.rstrip("/"))
-        if not name.endswith("/"):
-            yield prefix + name, reason if reason in (HIDDEN, SYSTEM) else obstacle or reason
-        elif obstacle or reason in (HIDDEN, SYSTEM):
-            yield prefix + name, reason if reason in (HIDDEN, SYSTEM) else obstacle
-        else:
+        if reason not in (HIDDEN, SYSTEM):
+            reason = obstacle or (None if name.endswith("/") else reason)
+        if name.endswith("/") and reason is None:
             yield from scan(root, prefix + name)
+        else:
+            yield prefix + name, reason
 
 
-def _obstacle(entry: os.DirEntry) -> str:
-    """What keeps a file from being read, or a folder from being looked into; "" = nothing. Links to files are fine."""
+def _obstacle(entry: os.DirEntry) -> str | None:
+    """Why a file can't be read, or a folder is not entered; None = there is no reason. Links to files are fine."""
     if entry.is_dir():
-        return LINKED_FOLDER if entry.is_symlink() else ""
+        return LINKED_FOLDER if entry.is_symlink() else None
     if entry.is_file():
-        return ""
+        return None
     return SPECIAL if os.path.exists(entry.path) else BROKEN_LINK

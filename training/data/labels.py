@@ -1,4 +1,4 @@
-"""Labels of a dataset: reading dataset.json, and what may be wrong with it."""
+"""Labels of a dataset: reading and checking dataset.json."""
 
 import json
 import os
@@ -17,16 +17,16 @@ _RESIZE_FILTER = re.compile(rb'\s*\{\s*"resize_filter"\s*:\s*"(\w+)"')
 
 
 class Matched(NamedTuple):
-    """The entries of a dataset.json beside the images of its folder or zip."""
+    """The result of comparing a dataset.json with the images of its folder or zip."""
 
-    labels: list[Any]       # Good labels, in the order of the entries.
-    problems: list[str]     # What is wrong, one line each.
+    labels: list[Any]       # The valid labels, in the order of the entries.
+    problems: list[str]     # One line each.
 
 
 def load_labels(files: ImageFiles) -> np.ndarray | None:
-    """Labels from dataset.json in the order of the files: int32 [N] or float32 [N, D]; None where there are none.
+    """Labels from dataset.json in the order of the files: classes int32 [N], or vectors float32 [N, D]; None = none.
 
-    Each zip of several has a dataset.json of its own; the kind of labels must be the same in all.
+    If there are several zips, each has a dataset.json of its own, and the kind of labels must be the same in all.
 
     Raises:
         UserError: A dataset.json is malformed, or its labels don't fit the images.
@@ -43,26 +43,29 @@ def load_labels(files: ImageFiles) -> np.ndarray | None:
 
 
 def has_metadata(files: ImageFiles) -> bool:
-    """Is there a dataset.json, in one of the zips at least?"""
+    """Whether there is a dataset.json, in at least one of the zips."""
     return any(files.read_metadata(number) is not None for number in range(len(files.places)))
 
 
 def find_resize_filter(files: ImageFiles) -> str | None:
-    """By which dataset_tool.py scaled the images, as it says at the beginning of each dataset.json."""
+    """The filter by which dataset_tool.py scaled the images, which is the first entry of each dataset.json.
+
+    None = there is no such entry, the zips differ in it, or a dataset.json can't be read.
+    """
     found = set()
     for number in range(len(files.places)):
         try:
             match = _RESIZE_FILTER.match(files.read_metadata(number) or b"")
-        except UserError:   # Only those who read the labels need the file.
+        except UserError:   # Training without labels doesn't need the file.
             match = None
         found.add(match[1].decode() if match else None)
     return found.pop() if len(found) == 1 else None
 
 
 def has_stray_metadata(files: ImageFiles) -> bool:
-    """Is there a dataset.json in a folder of zips, beside them?"""
-    inside = all(place.path != files.path for place in files.places)
-    return inside and os.path.exists(os.path.join(files.path, METADATA_NAME))
+    """Whether there is a dataset.json beside the zips in a folder of zips."""
+    has_zips = all(place.path != files.path for place in files.places)
+    return has_zips and os.path.exists(os.path.join(files.path, METADATA_NAME))
 
 
 def _describe(labels: np.ndarray | None) -> str:
@@ -72,10 +75,10 @@ def _describe(labels: np.ndarray | None) -> str:
 
 
 def read_entries(files: ImageFiles, number: int) -> list[Any]:
-    """The list of `[name, label]` in the dataset.json of a place, empty where there is none. Its items are not checked.
+    """The list of `[name, label]` in the dataset.json of a place, empty if it has none. Its items are not checked.
 
     Raises:
-        UserError: The file is no JSON, or has no such list.
+        UserError: The file can't be read, is no JSON, or has no such list.
     """
     raw, where = files.read_metadata(number), f"{METADATA_NAME} of {files.places[number].path}"
     if raw is None:
@@ -113,9 +116,9 @@ def match_labels(names: Sequence[str], entries: list[Any], width: int | None) ->
     """Compare a dataset.json with the images that are there.
 
     Args:
-        names:   Of the images.
-        entries: As `read_entries` gave them.
-        width:   As `label_width` gave it.
+        names:   Names of the images.
+        entries: From `read_entries`.
+        width:   From `label_width`.
     """
     expected, labelled = set(names), set()
     matched = Matched([], [])
@@ -142,12 +145,12 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _label_problem(label: Any, width: int | None) -> str | None:
-    """What was expected instead of this label; None where it is good."""
+    """What was expected instead of this label; None if it is valid."""
     if width is None:
         good = type(label) is int and 0 <= label < _MAX_CLASSES
         return None if good else f"expected a class from 0 to {_MAX_CLASSES - 1} like the other labels"
     if type(label) is not list or len(label) != width or not width:
         return f"expected a list of {width or 'one or more'} numbers like the other labels"
-    # The largest float32; comparing is false for NaN, and exact for integers of any size.
+    # This is the largest float32. The comparison is false for NaN, and exact for integers of any size.
     good = all(type(x) in (int, float) and abs(x) <= 3.4028234e38 for x in label)
     return None if good else "expected finite numbers"

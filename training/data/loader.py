@@ -1,5 +1,6 @@
 """The order in which training sees the images, and the loader of batches."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +11,10 @@ from training.data.dataset import ImageFolderDataset
 
 
 class TrainingOrder:
-    """The endless sequence of dataset indices that training sees: every epoch is a permutation of its own.
+    """The endless sequence of dataset indices that training sees. Every epoch is another permutation.
 
-    It is a function of (seed, position) alone. So it is the same for any number of processes, and can start at any
-    position. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)); NumPy promises that the
+    The sequence is a function of (seed, position) alone: it is the same for any number of processes, and can start at
+    any position. Epoch e is shuffled by a Mersenne Twister seeded with SeedSequence((seed, e)). NumPy promises that the
     streams of `RandomState` never change.
 
     Args:
@@ -26,19 +27,15 @@ class TrainingOrder:
             raise ValueError(f"dataset_size {dataset_size} and seed {seed}: expected at least 1 and 0")
         self.dataset_size = dataset_size
         self.seed = seed
-        self._epochs: dict[int, np.ndarray] = {}
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)    # A batch may lie across two epochs.
 
-    def epoch(self, number: int) -> np.ndarray:
-        """The permutation that one epoch is: int32 or int64 [dataset_size]; do not write to it."""
-        if number not in self._epochs:
-            generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
-            small = self.dataset_size <= np.iinfo(np.int32).max
-            permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
-            generator.shuffle(permutation)
-            while len(self._epochs) > 1:  # A batch may lie across two epochs: keep two.
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[number] = permutation
-        return self._epochs[number]
+    def _epoch(self, number: int) -> np.ndarray:
+        """The indices of one epoch: int32 or int64 [dataset_size]. Callers must not write to them."""
+        generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, number))))
+        small = self.dataset_size <= np.iinfo(np.int32).max
+        permutation = np.arange(self.dataset_size, dtype=np.int32 if small else np.int64)
+        generator.shuffle(permutation)
+        return permutation
 
     def take(self, start: int, count: int) -> np.ndarray:
         """The dataset indices at positions start ... start + count - 1: int64 [count]."""
@@ -64,20 +61,20 @@ class BatchLoader(ImageReader):
     Positions k ... k + batch_size - 1 of the order form one global batch. Each rank gets a contiguous part of it.
 
     Args:
-        dataset:     What the indices of `order` refer to.
-        order:       The order of training.
+        dataset:     The images.
+        order:       The order of training, by indices of `dataset`.
         batch_size:  Images of one global batch, a multiple of `num_ranks`.
         start_index: Position of the first image; a resumed run gives the position where it stopped.
         rank:        The part that this process gets.
         num_ranks:   Number of parts.
-        num_workers: Processes that decode images, at most one for each core; 0 decodes here.
-        pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
+        num_workers: Processes that decode images, at most one for each core; 0 = decode in this process.
+        pin_memory:  Give images in page-locked memory, for faster copies to the GPU. This needs CUDA.
 
     Yields:
         ImageBatch(images uint8 [batch_size / num_ranks, C, H, W], labels float32 [batch_size / num_ranks, label_dim]).
 
     Raises:
-        UserError: On `next`, when an image can't be read; the image is named.
+        UserError: On `next`, if an image can't be read. The message names it.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """Procedurally drawn scenes with exact class labels: data for trying things out without downloading any.
 
-A scene of the full level is a main object (its shape is the class), often a smaller second one in front of or behind
-it, textures, shading and a background. A scene of the simple level is one plain object (its colour and shape are the
-class) on a dark ground. Scene i of a seed is a function of (seed, i) alone. It is drawn from formulas at any
-resolution, each edge and texture averaged over the width of a pixel: a large drawing scaled down is the small one.
+A scene of the full level has a main object, whose shape is the class, often a smaller second object in front of or
+behind it, textures, shading and a background. A scene of the simple level is one plain object on a dark ground; its
+colour and shape are the class. Scene i is a function of (seed, i) alone. It is drawn from formulas, which average edges
+and textures over the width of a pixel. So a small drawing looks like a large one scaled down.
 
-Per-pixel work uses only operations that IEEE 754 rounds exactly (no sines, no matrix products): pixels do not depend on
-how scenes are grouped into batches.
+The formulas for pixels use only operations that IEEE 754 rounds exactly: no sines, no matrix products. So pixels do not
+depend on how scenes are grouped into batches.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ SIMPLE_CLASS_NAMES = tuple(f"{color} {shape}" for shape in SIMPLE_SHAPES for col
 TEXTURES = ("plain", "stripes", "checks")
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 
-_PIXELS_AT_ONCE = 1 << 17   # Pixels drawn at a time: they stay in the processor's cache.
-_NUM_DRAWS = 48             # Random numbers that describe a scene ...
+_PIXELS_AT_ONCE = 1 << 17   # Pixels drawn at a time, few enough to stay in the processor's cache.
+_NUM_DRAWS = 48             # Random numbers that describe a scene, without the places of blobs.
 _NUM_BLOBS = 4
-_NUM_SPARE = 3 * _NUM_BLOBS     # ... and those that its background is made of.
+_NUM_SPARE = 3 * _NUM_BLOBS     # Random numbers for the places of blobs in the background.
 
 
-# --- Shapes: signed distances in units of the object's size, negative inside. Near the edge they are exact, which
-# anti-aliasing needs; far from it some are only lower bounds, which shading does not mind. v points up.
+# --- Shapes: signed distances in units of the object's size, negative inside. Near the edge they are exact, as
+# anti-aliasing needs. Far from it some are lower bounds, which are good enough for shading. v points up.
 
 
 def _disc(u: np.ndarray, v: np.ndarray, radius: float = 0.84) -> np.ndarray:
@@ -81,7 +81,7 @@ def shape_distance(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _SHAPES[CLASS_NAMES[shape]](np.asarray(u, np.float32), np.asarray(v, np.float32))
 
 
-# --- What is in a scene: every field has one entry (or row) per scene.
+# --- Descriptions of scenes: every field has one entry (or row) per scene.
 
 
 _T = TypeVar("_T", bound="_Columns")
@@ -89,7 +89,7 @@ _T = TypeVar("_T", bound="_Columns")
 
 class _Columns:
     def take(self: _T, index: np.ndarray) -> _T:
-        """Those of some scenes."""
+        """The rows of some scenes."""
         return type(self)(**{name: column[index] for name, column in vars(self).items()})
 
 
@@ -103,7 +103,7 @@ class Objects(_Columns):
     color_a: np.ndarray     # float32 [N, 3], RGB in 0..1.
     color_b: np.ndarray     # float32 [N, 3], the second colour of the texture.
     frequency: np.ndarray   # float32 [N], texture periods per object size.
-    phase: np.ndarray       # float32 [N], of the texture, in periods.
+    phase: np.ndarray       # float32 [N], offset of the texture in periods.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Backgrounds(_Columns):
     color_a: np.ndarray     # float32 [N, 3].
     color_b: np.ndarray     # float32 [N, 3].
     angle: np.ndarray       # float64 [N], direction of gradients and stripes.
-    draws: np.ndarray       # float32 [N, _NUM_SPARE] in 0..1, places of blobs and the like.
+    draws: np.ndarray       # float32 [N, _NUM_SPARE] in 0..1: places of blobs, or frequency and phase of stripes.
 
 
 class Scenes(NamedTuple):
@@ -125,16 +125,16 @@ class Scenes(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A kind of scenes."""
+    """How varied scenes are."""
 
     class_names: tuple[str, ...]
-    describe: Callable[..., Scenes]     # As `describe_scenes`.
+    describe: Callable[..., Scenes]     # Has the arguments of `describe_scenes`.
 
 
 def uniform_draws(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """Counter-based random numbers in [0, 1): float64 [N, count], row i a function of (seed, indices[i]) alone.
+    """Counter-based random numbers in [0, 1): float64 [N, count]. Row i is a function of (seed, indices[i]) alone.
 
-    The finaliser is SplitMix64's (Steele, Lea and Flood, OOPSLA 2014), applied once per part of the key.
+    Bits are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), once for each part of the key.
     """
 
     def mix(x: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def uniform_draws(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
 
 
 def describe_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
-    """What scenes contain; `draw_scenes` draws it.
+    """Describe scenes of the full level, for `render`.
 
     Args:
         indices: Numbers of the scenes, int [N], non-negative.
@@ -167,12 +167,12 @@ def describe_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
         return np.searchsorted(np.cumsum(weights)[:-1] / np.sum(weights), draw(), side="right")
 
     size = draw(0.46, 0.8)
-    room = 1.02 - 0.9 * size  # The object stays inside but for its outermost corners.
+    room = 1.02 - 0.9 * size  # Only the outermost corners of the object may leave the image.
     main = _describe_objects(draw, choice, size, np.stack([draw(-1, 1) * room, draw(-1, 1) * room], axis=1))
     second_size = size * draw(0.36, 0.56)
     direction, distance = draw(0, 2 * math.pi), size * draw(0.75, 1.3)
     offset = np.stack([np.cos(direction), np.sin(direction)], axis=1) * distance[:, None]
-    # Where the second object would leave the image it goes to the other side of the main one.
+    # If the second object would leave the image, it goes to the other side of the main one.
     offset = np.where(np.abs(main.centre + offset) > 0.95, -offset, offset)
     second = _describe_objects(draw, choice, second_size, main.centre + offset)
     second_place = choice(0.4, 0.3, 0.3)
@@ -183,7 +183,7 @@ def describe_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
 
 
 def describe_simple_scenes(indices: np.ndarray, *, seed: int = 0) -> Scenes:
-    """One large upright object in one colour on a dark ground: small networks learn such scenes within minutes."""
+    """Describe scenes of the simple level, as `describe_scenes`. Small networks learn such scenes within minutes."""
     draws = uniform_draws(indices, seed, 5)
     n, zeros = len(draws), np.zeros([len(draws)])
     size = 0.74 + 0.12 * draws[:, 0]
@@ -242,14 +242,12 @@ def _describe_backgrounds(
     color_a = _from_hsv(hue, draw(0.15, 0.7), draw(0.35, 0.98))
     color_b = _from_hsv(hue + draw(-0.25, 0.25), draw(0.1, 0.7), draw(0.35, 0.98))
     color_a, color_b = (_contrasting(color, main_luminance) for color in (color_a, color_b))
-    return Backgrounds(
-        kind=kind, color_a=color_a, color_b=color_b, angle=draw(0, 2 * math.pi),
-        draws=spare.astype(np.float32),
-    )
+    return Backgrounds(kind=kind, color_a=color_a, color_b=color_b, angle=draw(0, 2 * math.pi),
+                       draws=spare.astype(np.float32))
 
 
 def _contrasting(color: np.ndarray, luminance: np.ndarray) -> np.ndarray:
-    """Darkens colours that are about as bright as the main object, or lightens them where that is dark."""
+    """Change colours that are about as bright as the main object: darker if it is bright, lighter if it is dark."""
     close = np.abs(_luminance(color) - luminance) < 0.22
     darker, lighter = color * np.float32(0.5), color * np.float32(0.45) + np.float32(0.55)
     moved = np.where((luminance > 0.5)[:, None], darker, lighter)
@@ -261,21 +259,21 @@ def _luminance(color: np.ndarray) -> np.ndarray:
 
 
 def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Hue (1 = a full turn), saturation and value as RGB, float32 [N, 3]."""
-    # A channel is a trapezoid of the hue, the same for all three but for a shift.
+    """Colours, RGB in 0..1, float32 [N, 3], from hue (1 = a full turn), saturation and value in 0..1, each [N]."""
+    # As a function of the hue, each channel is a trapezoid. The three differ by a shift.
     offsets = np.array([0.0, 1 / 3, 2 / 3])
-    distance = np.abs((hue[:, None] - offsets + 0.5) % 1.0 - 0.5)  # From the hue where the channel is strongest.
+    distance = np.abs((hue[:, None] - offsets + 0.5) % 1.0 - 0.5)  # To the hue where the channel is strongest.
     ramp = np.clip(2 - 6 * distance, 0, 1)
     return (value[:, None] * (1 - saturation[:, None] * (1 - ramp))).astype(np.float32)
 
 
-# --- Drawing. Fields are float32 [N, R, R]; the canvas is [N, 3, R, R].
+# --- Drawing. Arrays of pixels are float32 [N, R, R]; the canvas is [N, 3, R, R].
 
 
 def draw_scenes(
     indices: np.ndarray, *, resolution: int, seed: int = 0, level: str = "full"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scenes.
+    """Describe and draw scenes.
 
     Args:
         indices:    Numbers of the scenes, int [N], non-negative.
@@ -314,18 +312,20 @@ def render(scenes: Scenes, *, resolution: int) -> np.ndarray:
 
 
 def _axis(resolution: int) -> np.ndarray:
-    """Pixel centres along one side, float32 [R]."""
+    """Centres of pixels along one side, from -1 to 1, float32 [R]."""
     return ((np.arange(resolution) * 2 + 1) / resolution - 1).astype(np.float32)
 
 
 def _column(values: np.ndarray) -> np.ndarray:
+    """One value per scene, [N] => float32 [N, 1, 1]."""
     return values.astype(np.float32)[:, None, None]
 
 
 def _wave(t: np.ndarray, width: np.ndarray) -> np.ndarray:
     """A square wave of period 1 between 0 and 1, averaged over `width` around t."""
 
-    def integral(x: np.ndarray) -> np.ndarray:  # Of the wave that is +1 in the first half of each period, then -1.
+    def integral(x: np.ndarray) -> np.ndarray:
+        """The integral of a wave that is +1 in the first half of each period, and -1 in the second."""
         return np.float32(0.5) - np.abs(x - np.floor(x) - np.float32(0.5))
 
     half = width * np.float32(0.5)
@@ -333,19 +333,19 @@ def _wave(t: np.ndarray, width: np.ndarray) -> np.ndarray:
 
 
 def _draw_objects(canvas: np.ndarray, targets: np.ndarray, objects: Objects, light: np.ndarray) -> None:
-    """Draw one object on each of the canvases number `targets`, shape by shape."""
+    """Draw objects[i] on canvas[targets[i]], all objects of a shape at once."""
     resolution = canvas.shape[-1]
     for shape in np.unique(objects.shape):
         members = np.flatnonzero(objects.shape == shape)
         some, some_light = objects.take(members), light[members]
         u, v, x, y = _local_coordinates(some, resolution)
-        inside = shape_distance(int(shape), u, v)   # In object sizes, as all lengths below.
+        inside = shape_distance(int(shape), u, v)   # In units of the object's size, as all lengths below.
         pixel = _column(2 / (resolution * some.size.astype(np.float64)))
         cover = np.clip(np.float32(0.5) - inside / pixel, 0, 1)
         mixture = _textures(some, u, v, pixel)
         shade, gloss = _shading(inside, x, y, some_light)
-        # A soft dark seam around the object lifts it off what is behind. Beyond sharp corners, where `inside` is too
-        # small, the distance from the object's circumference limits it.
+        # A soft dark seam around the object sets it off from what is behind. Beyond sharp corners, where `inside` is
+        # too small, the distance from the object's circle limits the seam.
         reach = np.maximum(np.sqrt(u * u + v * v) - 1, 0)
         seam = np.clip(1 - (np.maximum(inside, 0) + reach * 2) * np.float32(4), 0, 1)
         keep = (1 - np.float32(0.35) * seam * seam) * (1 - cover)
@@ -359,7 +359,7 @@ def _draw_objects(canvas: np.ndarray, targets: np.ndarray, objects: Objects, lig
 
 
 def _local_coordinates(objects: Objects, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates in units of the object's size: (u, v) turn with it, v up; (x, y) do not, y down."""
+    """Coordinates u, v, x, y in units of the object's size. (u, v) turn with it, v up; (x, y) do not, y down."""
     axis = _axis(resolution)
     x = (axis - objects.centre[:, :1]) / objects.size[:, None]   # [N, R]
     y = (axis - objects.centre[:, 1:]) / objects.size[:, None]
@@ -371,7 +371,7 @@ def _local_coordinates(objects: Objects, resolution: int) -> tuple[np.ndarray, n
 def _shading(
     distance: np.ndarray, x: np.ndarray, y: np.ndarray, light: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A factor (darker at the rim and away from the light) and a highlight to add."""
+    """A factor, which is smaller at the rim and away from the light, and a highlight to add."""
     light_x, light_y = _column(light[:, 0]), _column(light[:, 1])
     rim = np.clip(1 + distance * np.float32(5), 0, 1)
     shade = np.float32(0.86) + np.float32(0.2) * (x * light_x + y * light_y) - np.float32(0.22) * rim * rim
@@ -381,7 +381,7 @@ def _shading(
 
 
 def _textures(objects: Objects, u: np.ndarray, v: np.ndarray, pixel: np.ndarray) -> np.ndarray:
-    """Share of the second colour, 0..1."""
+    """The share of the second colour in each pixel, 0..1."""
     mixture = np.zeros_like(u)
     for texture in np.unique(objects.texture):
         kind = TEXTURES[texture]
@@ -409,7 +409,7 @@ def _draw_backgrounds(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
         mixture[members] = _BACKGROUND_FIELDS[BACKGROUNDS[kind]](backgrounds.take(members), resolution)
     canvas = np.empty([len(mixture), 3, resolution, resolution], dtype=np.float32)
     axis = _axis(resolution)
-    # Corners a little darker than the middle, as lenses make them.
+    # Corners are a little darker than the middle, as in photographs.
     vignette = np.float32(1.04) - np.float32(0.12) * (axis * axis + (axis * axis)[:, None])
     difference = backgrounds.color_b - backgrounds.color_a
     for channel in range(3):
@@ -419,7 +419,7 @@ def _draw_backgrounds(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
 
 
 def _along(backgrounds: Backgrounds, resolution: int) -> np.ndarray:
-    """Coordinate along the background's direction, about -1..1."""
+    """The coordinate of each pixel along the background's direction, about -1..1."""
     axis = _axis(resolution)
     cos, sin = _column(np.cos(backgrounds.angle)), _column(np.sin(backgrounds.angle))
     return axis[None, None, :] * cos + axis[None, :, None] * sin

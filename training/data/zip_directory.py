@@ -1,7 +1,7 @@
-"""Reading zips of millions of images: files are read by position, and the directory is kept in a few arrays.
+"""Reading zips of millions of images: files are read by position, and the directory is kept in one array.
 
-Python's zipfile reads the directory. An open `ZipFile` would keep half a kilobyte for each entry, and share one file
-position among threads. Here an entry is a row of 32 bytes, and reading needs one system call.
+Python's zipfile reads the directory. But an open `ZipFile` keeps half a kilobyte for each entry, and its threads share
+one file position. Here an entry is a row of 32 bytes, and reading a file takes one system call.
 """
 
 import functools
@@ -18,23 +18,23 @@ from dnnlib.util import UserError
 from training.data.image_names import shown
 
 _ENCRYPTED, _UTF8 = 1, 1 << 11              # Bits of the flags.
-_MAX_OPEN = 64                              # Files of one process that stay open; a dataset may have thousands.
-_LOCAL_HEADER = struct.Struct("<4s22xHH")   # Signature; lengths of name and extra field, which follow.
-_END = struct.Struct("<10xH10x")            # The last record, without its comment: how many entries there are.
+_MAX_OPEN = 64                              # Zips that a process keeps open. A dataset may have thousands.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")   # Signature, and the lengths of the name and the extra field that follow.
+_END = struct.Struct("<10xH10x")            # The number of entries, in the last record of a zip.
 ENTRY = np.dtype([("offset", "u8"), ("packed_size", "u8"), ("size", "u8"), ("crc", "u4"), ("flags", "u2"),
-                  ("method", "u2")])    # An array of these is an `Entry` for each file.
+                  ("method", "u2")])        # The fields of `Entry`.
 
 
 class NotAZip(UserError):
-    """The file is something else, or its end is missing."""
+    """The file is no zip, or its end is missing."""
 
 
 class ChecksumError(UserError):
-    """A file in a zip is not what it was when the zip was made."""
+    """A file in a zip is damaged: it doesn't fit its checksum."""
 
 
 class Entry(NamedTuple):
-    """What the directory says about one file: a row of dtype `ENTRY`."""
+    """The entry of one file in the directory: a row of dtype `ENTRY`."""
 
     offset: int
     packed_size: int
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Whether it is neither encrypted nor packed by a method that is not known here."""
+        """Whether the file is not encrypted, and stored or deflated."""
         return not self.flags & _ENCRYPTED and self.method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
     @property
@@ -54,18 +54,23 @@ class Entry(NamedTuple):
 
 
 class ZipDirectory(NamedTuple):
-    """Where a zip is. Small, and can be pickled; each process opens the file when it needs it."""
+    """A zip, which each process opens when it needs it. The object is small, and can be pickled."""
 
-    path: str               # As the user gave it.
+    path: str               # The path that the user gave, for messages.
     location: str           # Absolute.
     stamp: tuple[int, int]  # Size and time of the file.
 
     def _pread(self, length: int, offset: int) -> bytes:
-        """Up to `length` bytes. Raises OSError, or UserError where the file is another one by now."""
+        """Up to `length` bytes from `offset` on. Raises OSError, or UserError if the zip has been replaced."""
         return os.pread(_open(self.location, self.path, self.stamp).fd, length, offset)
 
     def read(self, name: str, entry: Entry, what: str) -> bytes:
-        """The bytes of one file, whose checksum is right. Raises UserError, OSError; `what` names the file."""
+        """The bytes of one file, after checking its checksum.
+
+        Raises:
+            UserError: The file is damaged, encrypted or packed by another method. The message names it by `what`.
+            OSError:   The zip can't be read.
+        """
         if not entry.readable:
             raise unusual(what)
         begin, data = self._open_file(name, entry, entry.packed_size, what)
@@ -82,7 +87,7 @@ class ZipDirectory(NamedTuple):
         return data
 
     def read_head(self, name: str, entry: Entry, count: int) -> bytes:
-        """The first bytes of one file; none where it can't be unpacked. Raises OSError."""
+        """The first `count` bytes of one file; none if it can't be unpacked. Raises OSError if it can't be read."""
         try:
             _, data = self._open_file(name, entry, min(entry.packed_size, count), shown(name))
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, count) if entry.packed else data
@@ -90,8 +95,8 @@ class ZipDirectory(NamedTuple):
             return b""
 
     def _open_file(self, name: str, entry: Entry, count: int, what: str) -> tuple[int, bytes]:
-        """Where the data of a file begin, and up to `count` bytes of them; fewer where its extra field is long."""
-        # Header and data in one system call, unless the extra field is long.
+        """Offset of the data of a file, and up to `count` bytes of them."""
+        # Read header and data in one system call. If the extra field is long, a part of the data is missing.
         chunk = self._pread(_LOCAL_HEADER.size + len(name) + 64 + count, entry.offset)
         if chunk.startswith(b"PK\3\4") and len(chunk) >= _LOCAL_HEADER.size:
             _, name_length, extra_length = _LOCAL_HEADER.unpack_from(chunk)
@@ -107,14 +112,15 @@ class Listing(NamedTuple):
 
     directory: ZipDirectory
     names: list[str]
-    rows: np.ndarray    # Of dtype `ENTRY`.
-    end: int            # Where the directory begins: all files lie before it.
+    rows: np.ndarray    # dtype `ENTRY` [N].
+    end: int            # Offset of the directory. All files lie before it.
 
     def check_places(self) -> None:
-        """Raise UserError where an entry lies outside of the file, or shares bytes with another, as in some bombs."""
+        """Raise UserError if an entry lies outside of the zip, or shares bytes with another, as in some zip bombs."""
         if not len(self.rows):
             return
-        lengths = np.fromiter(map(len, self.names), np.uint64, len(self.names))  # Names take as many bytes or more.
+        # A name takes at least one byte for each character.
+        lengths = np.fromiter(map(len, self.names), np.uint64, len(self.names))
         begins = self.rows["offset"]
         ends = begins + self.rows["packed_size"] + lengths + np.uint64(_LOCAL_HEADER.size)
         if begins.max() > self.end or ends.max() > self.end:
@@ -149,7 +155,8 @@ def list_zip(path: str) -> Listing:
         if isinstance(e, UserError):
             raise
         raise _damaged(path, str(e) or type(e).__name__) from e
-    if num_entries not in (len(infos) % 65536, 0xFFFF):     # zipfile does not notice; 0xFFFF: the zip has a larger end
+    # zipfile does not check the number of entries. 0xFFFF stands for a larger one, in another record.
+    if num_entries not in (len(infos) % 65536, 0xFFFF):
         raise _damaged(path, f"{len(infos)} entries, but its end says {num_entries}")
     return Listing(ZipDirectory(path, location, (stat.st_size, stat.st_mtime_ns)), [info.filename for info in infos],
                    rows, end)
@@ -160,16 +167,17 @@ def _damaged(path: str, reason: str) -> UserError:
 
 
 def unusual(what: str) -> UserError:
+    """The error for a file, named by `what`, that is not `Entry.readable`."""
     return UserError(f"{what} is encrypted or packed by an unusual method: make a zip that stores its files (zip -0)")
 
 
 def _decode(raw_name: bytes, flags: int) -> str:
-    """As zipfile: UTF-8 or code page 437 by the flag, and nothing after a zero byte."""
+    """Decode as zipfile does: UTF-8 or code page 437, as the flag says, and nothing after a zero byte."""
     return raw_name.decode("utf-8" if flags & _UTF8 else "cp437", errors="replace").partition("\0")[0]
 
 
 class _Handle:
-    """An open file. It is closed when no thread uses it any more."""
+    """An open file. It is closed when the last thread has finished with it."""
 
     def __init__(self, location: str):
         self.fd = os.open(location, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The best network pickle of a run: which one it is, and a mark that people and scripts find."""
+"""The best network pickle of a run: which one it is, and files that mark it for people and scripts."""
 
 import contextlib
 import json
@@ -17,19 +17,19 @@ BEST_NAME, BEST_PICKLE_NAME = "best.json", "network-best.pkl"
 
 
 class Best(NamedTuple):
-    """What `best.json` says."""
+    """The content of `best.json`."""
 
     metric: str
     result: str         # Name of the score.
     value: float
     snapshot_pkl: str   # Name of the pickle.
-    kimg: float
+    kimg: float         # Thousands of images that D had seen.
 
 
 def find_best(run_dir: str | os.PathLike, metric: str) -> Best | None:
-    """The pickle with the best score, measured as in training; None where there is no score.
+    """The pickle with the best score that was measured as in training; None if there is no such score.
 
-    Scores by the feature net of the first one are compared; of two scores of a pickle, the later one counts.
+    Only scores with the feature net of the first one are compared. If a pickle has several scores, the last counts.
     """
     scores: dict[str, tuple[str, float]] = {}
     for record in read_scores(run_dir, metric):
@@ -46,14 +46,14 @@ def find_best(run_dir: str | os.PathLike, metric: str) -> Best | None:
 
 
 def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], None]) -> None:
-    """Have `best.json` tell of the best pickle, and `network-best.pkl` be another name of it, or a copy.
+    """Write `best.json`, and make `network-best.pkl` a hard link to the best pickle, or a copy of it.
 
-    The latter stays when the pickle under its own name is deleted. Where it was deleted before it could be marked, the
-    marks stay as they are. Marks by FID are not replaced by those of other metrics, nor those of many images by those
-    of fewer.
+    So the best pickle stays available after it was deleted under its own name. If it was deleted before it could be
+    marked, the marks stay as they are. A mark by FID is not replaced by one of another metric, nor a mark by a metric
+    of many images by one of fewer.
 
     Args:
-        warn: Is given a line if the marks can't be written.
+        warn: Called with a line if the marks can't be written.
     """
     folder = Path(run_dir)
     with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -71,7 +71,7 @@ def mark_best(run_dir: str | os.PathLike, metric: str, *, warn: Callable[[str], 
 
 
 def _weight(metric: str) -> tuple[bool, int]:
-    """Of two metrics, the one with the larger weight tells which pickle is the best."""
+    """A number to compare metrics: the one with the larger weight decides which pickle is the best."""
     return metric.startswith("fid"), METRICS[metric].num_gen
 
 
@@ -82,5 +82,5 @@ def _link(source: Path, path: Path) -> None:
         temporary.unlink()
         try:
             os.link(source, temporary)
-        except OSError:     # a file system without hard links
+        except OSError:     # The file system has no hard links.
             shutil.copyfile(source, temporary)

@@ -1,4 +1,4 @@
-"""Writes network pickles and training states beside training, and deletes the pickles that are not to be kept."""
+"""Writing network pickles and training states while training continues, and deleting the pickles that are not kept."""
 
 import concurrent.futures
 import os
@@ -18,22 +18,22 @@ from .training_state import list_pickles, pickle_kimg, pickle_path, state_path, 
 
 
 class Keep(NamedTuple):
-    """Rules for which network pickles of a run stay. A pickle stays if one of the rules names it."""
+    """Rules for which network pickles of a run are kept. A pickle is kept if at least one rule holds for it."""
 
-    last: int | None = None     # This number of the newest ones; None = all.
-    best: bool = False          # The one with the best score of the first metric.
-    every: int | None = None    # The first one in each period of this number; None = no such rule.
+    last: int | None = None     # It is one of this many newest ones; None = all are kept.
+    best: bool = False          # It has the best score of the first metric.
+    every: int | None = None    # It is the first one in a period of this many snapshots; None = no such rule.
 
     @classmethod
     def parse(cls, text: str) -> "Keep":
-        """From "all", or a list such as "last:3,best,every:10".
+        """Read "all", or a list such as "last:3,best,every:10".
 
         Raises:
-            UserError: It is neither.
+            UserError: The text is neither.
         """
         if text == "all":
             return cls()
-        values: dict[str, Any] = {"last": 1}  # the newest is never deleted
+        values: dict[str, Any] = {"last": 1}  # The newest one is never deleted.
         for part in text.split(","):
             match = re.fullmatch(r"(last|every):([1-9]\d{0,5})|best", part.strip())
             if match is None:
@@ -43,21 +43,22 @@ class Keep(NamedTuple):
 
 
 class PickleNames:
-    """Names the network pickles of a run. A name is that of the kimg, or an exact one if the former is taken."""
+    """Names the network pickles of a run: by whole kimg, or exactly if that name is taken. See `pickle_path`."""
 
     def __init__(self, run_dir: str | os.PathLike) -> None:
         self.run_dir = Path(run_dir)
         self.last: Path | None = None           # The pickle that was named last.
-        self.last_nimg: int | None = None       # Its position. None = there is none, or it is not known.
-        self.plain_kimg: int | None = None      # The kimg of the last name that is not an exact one.
+        self.last_nimg: int | None = None       # Its number of images; None = no pickle, or its number is not known.
+        self.plain_kimg: int | None = None      # The kimg of the last name that is not exact.
 
     def choose(self, nimg: int, next_due_nimg: int | None = None) -> None:
-        """Name the pickle to be saved after `nimg` images, and make it `last`. A position keeps its name.
+        """Name the pickle to be saved after `nimg` images, and make it `last`.
 
         Args:
-            next_due_nimg: For a pickle beside the schedule, as when a run is stopped: the earliest position of the next
-                           one that is due. Its name is left free, so that those on schedule have the same names as in
-                           a run that was not stopped.
+            nimg:          Images shown to D. If this is the number of the last pickle, that keeps its name.
+            next_due_nimg: Given for a pickle beside the schedule, as when a run is stopped: the earliest position of
+                           the next pickle on schedule. Its name is left free, so that pickles on schedule have the
+                           same names as in a run that was not stopped.
         """
         if nimg == self.last_nimg:
             return
@@ -82,36 +83,35 @@ class PickleNames:
 
 
 class Checkpoints:
-    """Writes in a thread of its own. Training waits only if a file of the same kind is still being written. The device
-    copies what is to be written between two iterations, and the host does not wait for that.
+    """Writes files in a thread. Training waits only if a file of the same kind is still being written. The device
+    copies the tensors between two iterations, and the host does not wait for that.
 
-    A write that fails is reported, and training continues: the next tick saves a state anyway, and `overdue` asks it
-    for a network pickle as well.
+    If a write fails, that is reported, and training continues. The next tick saves a training state anyway, and
+    `overdue` tells it to save a network pickle, too.
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep: Keep, metric: str | None, snapshot_kimg: float,
                  method: str | None = None):
         self.run_dir = Path(run_dir)
-        self.method = method                # Its name, for network pickles.
+        self.method = method                # Name of the method, for network pickles.
         self.keep = keep
-        self.snapshot_kimg = snapshot_kimg  # Distance of two pickles on schedule.
-        self.metric = metric                # Decides which pickle is the best one.
+        self.snapshot_kimg = snapshot_kimg  # Distance of two pickles on schedule, in thousands of images.
+        self.metric = metric                # Name of the metric that decides which pickle is the best one.
         self.overdue = False
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writes: list[tuple[Path, concurrent.futures.Future]] = []
-        self._problems: list[str] = []
 
     def save_networks(
         self, path: Path, *, networks: dict[str, torch.nn.Module | None], training_set_kwargs: dict[str, Any]
     ) -> Path:
-        """Hand over copies for a network pickle, whose path is from `pickle_path`; the file is there after `wait`."""
+        """Copy networks, and write them to a network pickle, whose path is from `pickle_path`. See `wait`."""
         self._make_room(path)
         copied = host_copy(dict(networks, training_set_kwargs=training_set_kwargs, method=self.method))
         self._submit(path, self._write_networks, path, copied)
         return path
 
     def save_state(self, content: dict[str, Any], *, nimg: int) -> Path:
-        """Hand over a copy of a training state; the file is there after `wait`."""
+        """Copy the content of a training state, and write it. See `wait`."""
         path = state_path(self.run_dir, nimg)
         self._make_room(path)
         copied = host_copy(content)
@@ -119,16 +119,11 @@ class Checkpoints:
         return path
 
     def save_file(self, path: Path, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call `write(path, ...)` in the thread, before the files that are handed over later. It never waits."""
+        """Call `write(path, ...)` in the thread, after the files that were saved before. This never waits."""
         self._submit(path, write, path, *args, **kwargs)
 
-    def _failed(self, path: Path, error: OSError) -> None:
-        """Note a file that could not be written."""
-        self.overdue |= path.suffix != ".pt"
-        self._problems.append(f"can't save {error.filename or path}: {error.strerror or error}")
-
     def report(self) -> None:
-        """Print what has failed since the last call."""
+        """Print which files could not be written since the last call."""
         for problem in self._collect():
             print(f"Warning: {problem}; training continues, and tries again with the next tick", flush=True)
 
@@ -137,32 +132,34 @@ class Checkpoints:
         concurrent.futures.wait([write for _, write in self._writes])
 
     def wait(self) -> list[str]:
-        """Wait until everything is written; a line for each file that has failed since the last `report`."""
+        """Wait until everything is written. Returns a line for each file that failed since the last `report`."""
         self.settle()
         return self._collect()
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait until everything is written, print which files failed, and end the thread."""
         for problem in self.wait():
             print(f"Warning: {problem}", flush=True)
         self._thread.shutdown()
 
     def _make_room(self, path: Path) -> None:
-        """Wait for a file of the same kind that is still being written, so that copies do not pile up in memory."""
+        """Wait until no file of the same kind is being written, so that copies do not pile up in memory."""
         concurrent.futures.wait([write for other, write in self._writes if other.suffix == path.suffix])
 
     def _submit(self, path: Path, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         self._writes.append((path, self._thread.submit(function, *args, **kwargs)))
 
     def _collect(self) -> list[str]:
-        done = [(path, write) for path, write in self._writes if write.done()]
-        self._writes = [(path, write) for path, write in self._writes if not write.done()]
+        """Forget the writes that are done. Returns a line for each that failed."""
+        done = [entry for entry in self._writes if entry[1].done()]
+        self._writes = [entry for entry in self._writes if entry not in done]
+        problems = []
         for path, write in done:
             try:
                 write.result()
             except OSError as e:
-                self._failed(path, e)
-        problems, self._problems = self._problems, []
+                self.overdue |= path.suffix != ".pt"
+                problems.append(f"can't save {e.filename or path}: {e.strerror or e}")
         return problems
 
     def _write_networks(self, path: Path, copied: HostCopies) -> None:
@@ -170,7 +167,7 @@ class Checkpoints:
         self._prune()
 
     def prune(self) -> None:
-        """Delete, in the thread, the pickles that no rule of `keep` names. The scores may have changed."""
+        """Delete, in the thread, the pickles that no rule of `keep` holds for. This is needed after new scores, too."""
         self._submit(self.run_dir, self._prune)
 
     def _prune(self) -> None:
@@ -182,7 +179,7 @@ class Checkpoints:
         if self.keep.every is not None:
             period = round(self.keep.every * self.snapshot_kimg * 1000)
             numbers = [round(pickle.kimg * 1000) // period for pickle in pickles]
-            stay |= {names[numbers.index(number)] for number in numbers}  # the first of each period
+            stay |= {names[numbers.index(number)] for number in numbers}  # The first pickle of each period.
         if self.keep.best and (best := find_best(self.run_dir, self.metric)) is not None:
             stay.add(best.snapshot_pkl)
         for name in set(names) - stay:

@@ -1,4 +1,4 @@
-"""Scores the averaged generator during a run."""
+"""Scoring the averaged generator during a run."""
 
 import sys
 import traceback
@@ -21,8 +21,9 @@ from .interrupt import StopRequest
 from .run_log import RunLog, read_scores, score_path
 from .training_state import pickle_kimg
 
-# Metrics generate up to this many images at once: small batches leave a GPU waiting for the host, and without gradients
-# images need little memory. Above this size of images, batches get smaller in proportion to the number of pixels.
+# Metrics generate at most `_BATCH` images at once, or as many as training: small batches leave a GPU waiting for the
+# host, and images without gradients need little memory. For images with a larger side than `_BATCH_SIDE`, batches get
+# smaller in proportion to the number of pixels.
 _BATCH = 64
 _BATCH_SIDE = 256
 
@@ -33,24 +34,24 @@ def evaluate(
 ) -> None:
     """Calculate the metrics of `config`, on all ranks together, and report them in the log and in `metric-*.jsonl`.
 
-    A metric that can't be calculated, for want of a feature net for example, does not stop training.
+    A metric that can't be calculated, because a feature net is missing for example, does not stop training.
 
     Args:
-        tick:   Has a snapshot. Its scores that are known are not calculated again.
+        tick:   A tick with a snapshot. Scores that it knows are not calculated again.
         stop:   With several processes, a request takes effect between two metrics; with a single one, at once.
-        settle: Waits until the training state is written. A score that is reported before could be reported twice.
+        settle: Waits until the training state is written. A score that was reported before that could come twice.
 
     Raises:
-        KeyboardInterrupt: Requested to stop.
+        KeyboardInterrupt: A stop was requested.
         LostRank:          Another process of the run is missing.
     """
-    c, snapshot_pkl, known = config, tick.snapshot_pkl, tick.scores
+    c, snapshot_pkl = config, tick.snapshot_pkl
     kept_real: dict[str, Any] = {}
-    shared = Shared([metric for metric in c.metrics if metric not in known])
+    shared = Shared([metric for metric in c.metrics if metric not in tick.scores])
     progress = ScoreBar() if sys.stderr.isatty() else None
     for metric in c.metrics:
-        if metric in known:
-            log.add_metrics(known[metric])
+        if metric in tick.scores:
+            log.add_metrics(tick.scores[metric])
             continue
         if distributed.any_rank(stop.requested):
             raise KeyboardInterrupt
@@ -80,7 +81,7 @@ def evaluate(
 
 
 def metric_batch(config: TrainingConfig) -> int:
-    """Images that metrics generate at once: at least as many as training sees at once."""
+    """The number of images that metrics generate at once."""
     resolution = config.dataset.resolution
     return max(config.batch_gpu, min(_BATCH, _BATCH * _BATCH_SIDE**2 // resolution**2))
 
@@ -88,29 +89,29 @@ def metric_batch(config: TrainingConfig) -> int:
 class UnfinishedTick:
     """What is left to do for a tick whose training is over: a snapshot, if one is due, its scores, and the record.
 
-    A training state is saved before the scores, which take long. A run that is killed while they are calculated resumes
-    with those that are missing.
+    A training state is saved before the scores are calculated, which takes long. A run that is killed meanwhile resumes
+    with the scores that are missing.
     """
 
     def __init__(self, run_dir: Path, metrics: Sequence[str]):
         self.run_dir, self.metrics = run_dir, metrics
-        self.pending = False                        # Is anything left to do?
+        self.pending = False                        # Whether anything is left to do.
         self.snapshot_pkl: Path | None = None       # The network pickle of the snapshot; None = none is due.
-        self.scores: dict[str, dict[str, float]] = {}   # By metric: those that were reported before it was resumed.
+        self.scores: dict[str, dict[str, float]] = {}   # Results by metric that were reported before the run resumed.
 
     def begin(self, snapshot_pkl: Path | None) -> None:
-        """Training of the tick is over."""
+        """Call this when training of the tick is over."""
         self.pending = True
         self.snapshot_pkl = snapshot_pkl
 
     def end(self) -> None:
-        """All is done."""
+        """Call this when nothing is left to do."""
         self.pending = False
         self.snapshot_pkl = None
         self.scores.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The present sizes of `metric-*.jsonl` are a part of it: what is appended later are scores of this tick."""
+        """The state includes the sizes of `metric-*.jsonl`. Lines that are appended later hold scores of this tick."""
         sizes = {metric: path.stat().st_size if path.exists() else 0 for metric in self.metrics
                  for path in [score_path(self.run_dir, metric)]}
         name = None if self.snapshot_pkl is None else self.snapshot_pkl.name

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1. The first one lets the work in hand finish and be saved; a second stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1. The first one stops a run after its present iteration, a second one at once."""
 
 import contextlib
 import signal
@@ -13,23 +13,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Agreed(NamedTuple):
-    """What `StopRequest.agree` gives."""
+    """What `StopRequest.agree` returns."""
 
-    result: Any                 # Of the work; None = the run stops here.
-    problem: str | None = None  # Why it stops, unless somebody asked for it.
+    result: Any                 # What the work returned; None = the run stops here.
+    problem: str | None = None  # Why it stops; None = it was requested.
 
 
 class StopRequest:
-    """Context manager that catches the signals. `requested` says whether one came.
+    """Context manager that catches the signals.
 
-    Outside the main thread no signal can be caught: `requested` stays False.
+    Args:
+        interruptible: A second signal, or one within `at_once`, raises KeyboardInterrupt; False = it does not, because
+                       other processes would wait for this one.
+        quiet:         Print nothing.
+        once:          Ignore all signals but the first, because one request may arrive as several signals.
+
+    Attributes:
+        requested: Whether a signal came. Outside the main thread no signal can be caught, so it stays False there.
     """
 
     def __init__(self, *, interruptible: bool = True, quiet: bool = False, once: bool = False) -> None:
         self.requested = False
-        self._interruptible = interruptible     # False if other processes would wait for this one.
-        self._quiet = quiet
-        self._once = once                       # True if one request may arrive as several signals.
+        self._interruptible, self._quiet, self._once = interruptible, quiet, once
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -37,7 +42,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # they are blocked when a process of a run starts
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # Processes of a run start with blocked signals.
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -45,14 +50,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agree(self, work: Callable[[], Any]) -> Agreed:
-        """Do what comes next; there is no result if a rank cannot do it (it raised UserError) or was asked to stop.
+        """Call `work`, and stop on all ranks if it raised UserError on one rank, or one rank was requested to stop.
 
         All ranks call this together. A training state can be saved after each call.
 
         Raises:
             LostRank: A process is missing.
         """
-        from torch_utils import distributed  # PyTorch, for which train.py --help need not wait
+        from torch_utils import distributed  # Here, because it imports PyTorch, for which --help should not wait.
 
         result = problem = None
         try:
@@ -65,7 +70,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Context of work that may end anywhere: a request raises KeyboardInterrupt inside."""
+        """A context for work that may stop anywhere. A request raises KeyboardInterrupt inside."""
         if not self._interruptible:
             yield
             return

@@ -1,4 +1,4 @@
-"""Model cards in Markdown: what a file of networks is, where it comes from, and what is not known about it."""
+"""Model cards in Markdown: the networks in a file, where they come from, and what is not known about them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
-from training.config.rivals import RIVALS
+from training.config.rivals import RIVALS, names_in
 
 from .run_dir import OPTIONS_NAME, find_options
 from .run_log import read_scores
@@ -22,7 +22,7 @@ _METHODS = {
     "glead": "StyleGAN2 with GLeaD (Bai et al., CVPR 2023)",
     "glead+ggdr": "StyleGAN2 with GLeaD on real and GGDR on fake images (Bai et al., CVPR 2023, \"Ours*\")",
 }
-_OPTIONS = {  # Label -> place in training_options.json, of this project or of others.
+_OPTIONS = {  # Label => place in training_options.json. Other projects have some of these, too.
     "batch": "batch_size",
     "GPUs": "num_gpus",
     "length of the run (kimg)": "total_kimg",
@@ -58,15 +58,15 @@ class ModelFile(NamedTuple):
 class RecordedScore(NamedTuple):
     name: str
     value: float
-    detector: str       # What computed the features.
+    detector: str       # Name of the feature net.
 
 
 class Origin(NamedTuple):
     """The run that a network comes from, as its run directory describes it."""
 
-    options: dict[str, Any] | None      # training_options.json; None = damaged.
-    kimg: float | None                  # From the name of the snapshot.
-    scores: list[RecordedScore]
+    options: dict[str, Any] | None      # Content of training_options.json; None = it is damaged.
+    kimg: float | None                  # From the name of the snapshot; None = the name does not say it.
+    scores: list[RecordedScore]         # The scores of this snapshot.
 
 
 def read_origin(network: str | os.PathLike) -> Origin | None:
@@ -74,7 +74,7 @@ def read_origin(network: str | os.PathLike) -> Origin | None:
     path = Path(network)
     if not (path.parent / OPTIONS_NAME).is_file():
         return None
-    kimg = pickle_kimg(f"{path.stem}.pkl")  # whatever format it was converted to
+    kimg = pickle_kimg(f"{path.stem}.pkl")  # Files of other formats keep the name, except for the suffix.
     return Origin(find_options(path.parent) or None, kimg, _read_scores(path))
 
 
@@ -87,15 +87,16 @@ def render(
     difference: float | None,
     noise_mode: str = "const",
 ) -> str:
-    """The card.
+    """The text of a model card.
 
     Args:
-        networks:   Those of `network_pickle.KEYS` that the first of `files` holds.
-        files:      What was written, the networks first.
+        networks:   The content of the first of `files`, by `network_pickle.KEYS`.
+        files:      The files that were written. The first one holds the networks.
         origin:     The file or the URL that the first of `files` was converted from.
         run:        From `read_origin`.
-        difference: The largest difference between images of origin and result; None = no generator.
-        noise_mode: That of an ONNX graph.
+        difference: The largest difference between images of the original and the converted generator; None = there is
+                    no generator.
+        noise_mode: The noise mode of an ONNX graph.
     """
     options = (run.options if run else None) or {}
     trained_on = networks.get("training_set_kwargs") or options.get("training_set_kwargs")
@@ -129,7 +130,7 @@ def _training(options: Mapping[str, Any], run: Origin | None) -> str:
 def _data(trained_on: Any) -> str:
     if not isinstance(trained_on, Mapping) or not isinstance(trained_on.get("path"), str):
         return f"{_UNKNOWN.capitalize()}. *(To fill in: images, their number, source and preparation.)*"
-    rows = [("name", Path(trained_on["path"]).name)]  # not the path, which is of no use elsewhere
+    rows = [("name", Path(trained_on["path"]).name)]  # The folder would be of no use elsewhere.
     rows += [(label, trained_on[key]) for label, key in _DATA_OPTIONS.items() if trained_on.get(key) is not None]
     return _table(("dataset", ""), rows)
 
@@ -150,20 +151,17 @@ def _architecture(networks: Mapping[str, Any]) -> str:
     for key, net in networks.items():
         if isinstance(net, torch.nn.Module) and key != "augment_pipe":
             count = sum(p.numel() for p in net.parameters())
-            rows.append((f"`{key}`", type(net).__name__, _shape(net), f"{count:,}", _details(net)))
+            shape = f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}"
+            rows.append((f"`{key}`", type(net).__name__, shape, f"{count:,}", _details(net)))
     table = _markdown_table(("network", "class", "images (channels x height x width)", "parameters", "details"), rows)
     pipe = "\n\nThe augmentation pipe of its training, `augment_pipe`, is in the file."
     return table + (pipe if "augment_pipe" in networks else "")
 
 
-def _shape(net: torch.nn.Module) -> str:
-    return f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}"
-
-
 def _details(net: torch.nn.Module) -> str:
     labels = f"labels: {net.c_dim} numbers" if net.c_dim > 0 else "unconditional"
     architecture = getattr(getattr(getattr(net, "synthesis", net), f"b{net.img_resolution}", None), "architecture", "")
-    if not architecture:    # networks of another kind than StyleGAN2's
+    if not architecture:    # It is no network of StyleGAN2.
         return labels
     if hasattr(net, "synthesis"):
         return f"{architecture}, z {net.z_dim}, w {net.w_dim}, {net.mapping.num_layers} mapping layers, {labels}"
@@ -213,7 +211,7 @@ def _sampling(networks: Mapping[str, Any], name: str, noise_mode: str) -> str:
 
 
 def _in_rosinality(G: torch.nn.Module) -> str:
-    """What to build in rosinality's program, whose numbers of channels follow from a multiplier."""
+    """How to build G in rosinality's program, where the numbers of channels follow from a multiplier."""
     size, layers = f"{G.img_resolution}, {G.w_dim}, {G.mapping.num_layers}", G.synthesis
     channels = {res: getattr(layers, f"b{res}").conv1.out_channels for res in layers.block_resolutions}
     for multiplier in (1, 2):
@@ -246,14 +244,12 @@ def _method(options: Mapping[str, Any]) -> str:
     if method is None:
         return _UNKNOWN
     loss = options["config"].get("loss") if isinstance(options.get("config"), Mapping) else None
-    added = [] if not isinstance(loss, Mapping) else sorted(
-        name for name, row in RIVALS.items()
-        if name in (loss.get("rivals") or ()) or row.adversarial == loss.get("adversarial") != "logistic")
+    added = [name for name in names_in(loss if isinstance(loss, Mapping) else {}) if name in RIVALS]
     return " + ".join([_METHODS.get(method, str(method)), *(f"{name} ({RIVALS[name].source})" for name in added)])
 
 
 def _find(options: Mapping[str, Any], where: str) -> Any:
-    """A value in nested dicts by its dotted name; None if it isn't there, or is another dict or list."""
+    """A value in nested dicts by its dotted name; None if it isn't there, or is a dict or list."""
     value: Any = options
     for part in where.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -286,12 +282,12 @@ def _printable(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """The value as text on one line. Markdown and HTML in it are escaped, because much of it comes from files."""
+    """The value as text on one line. Markdown and HTML are escaped, because many values come from files."""
     text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     text = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", r"\\\g<0>", text)
 
 
 def _code(name: str) -> str:
-    """A file's name as code, or as text if it holds characters that would end the code."""
+    """A file's name as code in Markdown, or as text if it has characters that may end the code."""
     return f"`{name}`" if re.fullmatch(r"[\w.:/?=#%@+, -]{1,200}", name) else _cell(name)

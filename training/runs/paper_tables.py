@@ -1,7 +1,7 @@
-"""The papers' tables, filled with networks that were trained here: which network belongs in which cell, and the print.
+"""The papers' tables beside networks that were trained here: which network is for which row, and printing.
 
-A cell's networks are run directories, of which the best pickle by the first metric counts, as in the papers, or single
-pickles. Several trainings with different seeds give mean and standard deviation.
+A network is a single pickle, or a run directory. Of the latter, the best pickle by the first metric counts, as in the
+papers. If a row has several trainings with different seeds, their mean and standard deviation are printed.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import Any, Callable, Literal, Mapping, NamedTuple, Sequence
 
 from tabulate import tabulate
 
-from dnnlib.util import UserError, check_regular
+from dnnlib.util import UserError, read_yaml
 from metrics.published import DATASETS, TABLES, PublishedTable, find_dataset, score_of
 from training.config.presets import PUBLISHED_DATA
 from training.config.rivals import RIVALS, names_in
@@ -32,7 +32,7 @@ _NAMES = {  # Starts of the sources in published.json.
 }
 NAMES = tuple(_NAMES)
 _LAMBDAS = 10, 3    # GLeaD's weights on real and on generated images, in all tables but the second.
-_GGDR_RES = 64      # Of GGDR's target at 256x256 and beyond, outside of the ablation.
+_GGDR_RES = 64      # Resolution of GGDR's target for images of 256x256 and larger, in all tables but the ablation.
 
 
 class TrainedModel(NamedTuple):
@@ -42,8 +42,8 @@ class TrainedModel(NamedTuple):
     row: str
     network: str            # A run directory or a network file.
     data: str | None        # Real images; None = those that it was trained on.
-    config: TrainingConfig | None   # None = it is not known.
-    note: str               # What is not as published; "" = nothing.
+    config: TrainingConfig | None   # None = not known.
+    note: str               # How its images differ from the published ones; "" = they don't.
 
 
 class TableRow(NamedTuple):
@@ -51,17 +51,18 @@ class TableRow(NamedTuple):
 
     table: PublishedTable
     name: str
-    networks: list[str]                     # None of them: the papers' figures alone.
-    measured: dict[str, list[float]]        # By column; a value for each network.
-    note: str
+    networks: list[str]                     # Empty = nothing was trained for this row.
+    measured: dict[str, list[float]]        # By column, a value for each network.
+    note: str                               # How networks or measurements differ from the published ones.
 
 
 def published_tables(name: str) -> list[PublishedTable]:
+    """The published tables for one of `NAMES`, one for each data set."""
     return [table for table in TABLES if table.source.startswith(_NAMES[name])]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which network belongs in which cell.
+# Which network is for which row.
 
 
 def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[TrainedModel]:
@@ -69,17 +70,21 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
 
     Args:
         name:     One of `NAMES`.
-        source:   A folder, in which run directories are sought; or a manifest: YAML or JSON, a list of objects with
-                  `row`, `dataset`, `network` and, if need be, `data`. Paths start at the manifest's folder.
-        stand_in: The data set of the table that runs on other images are taken for.
+        source:   A folder with run directories at any depth, or a manifest. That is a YAML or JSON file with a list of
+                  objects with the keys `row`, `dataset`, `network` and perhaps `data`. Paths in it are relative to its
+                  folder.
+        stand_in: A data set of the table. Runs on images that the table is not about count as runs on this data set.
 
     Raises:
-        UserError: Nothing is there for this table, files are missing, or two networks are for one cell.
+        UserError: There is no network for this table, files are missing, or two networks of a row differ in more than
+            the seed.
     """
     tables = published_tables(name)
     if stand_in is not None and stand_in not in {table.dataset for table in tables}:
         raise UserError(f"--stand-in is {stand_in!r}, and {name} is about "
                         f"{', '.join(sorted({table.dataset for table in tables}))}")
+    if not os.path.exists(source):
+        raise UserError(f"can't read {source}: there is no such folder or manifest")
     models = _from_runs(tables, source, stand_in) if os.path.isdir(source) else _from_manifest(tables, source)
     if not models:
         raise UserError(f"{source} holds no network for {name}" + (
@@ -95,7 +100,7 @@ def find_models(name: str, source: str, *, stand_in: str | None = None) -> list[
 
 
 def _check_cell(a: TrainedModel, b: TrainedModel) -> None:
-    """Networks of one cell differ in the seed of their training, and in nothing else that matters."""
+    """Raise UserError unless two networks of one row differ in the seed of their training, and in nothing relevant."""
     known = a.config is not None and b.config is not None
     if known and a.config.random_seed != b.config.random_seed:
         differing = differing_fields(a.config, b.config) + ([] if a.note == b.note else ["their images"])
@@ -113,7 +118,7 @@ def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | No
     for options in sorted(Path(folder).glob("**/training_options.json")):
         try:
             config = from_json(json.loads(options.read_text()))
-        except (OSError, ValueError, RecursionError):   # of another program or version
+        except (OSError, ValueError, RecursionError):   # Another program or version wrote it.
             continue
         resolution = config.dataset.resolution
         stem = Path(config.dataset.path).stem
@@ -131,7 +136,10 @@ def _from_runs(tables: Sequence[PublishedTable], folder: str, stand_in: str | No
 def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
     """The names of the rows, in any table, that a run is for.
 
-    An option that a row is not about has its published value, as far as there is one for this data set.
+    A run is for a row only if the options that the row does not vary have their published values for this data set.
+
+    Args:
+        dataset: The published data set of the run; None = other images, for which there are no published values.
     """
     D, real, fake = config.D, config.loss.real_task, config.loss.fake_task
     method, added = _METHODS[config.method], names_in(vars(config.loss))
@@ -141,37 +149,38 @@ def rows_of(config: TrainingConfig, dataset: str | None) -> set[str]:
     if config.augment is not None and config.augment.mode == "ada":
         return {"ADA" if config.method == "stylegan2" else f"ADA+{method}"}
     published = PUBLISHED_DATA.get(dataset)
-    rows = {method}
+    fits = {method: True}   # Whether the run is for a row, by the name of the row.
     if config.method == "stylegan2":
-        rows |= {"lambda 0, 0", "no f", "no target"}
+        fits |= {"lambda 0, 0": True, "no f": True, "no target": True}
     if config.method == "glead":
         lambdas = real.weight if real else 0, fake.weight if fake else 0
-        usual_res = published is None or D.res_g == published.res_g
-        rows = {method} if usual_res and lambdas == _LAMBDAS else set()
-        rows |= {f"lambda {lambdas[0]:g}, {lambdas[1]:g}"} if usual_res else set()
-        rows |= {f"f at {D.res_g}x{D.res_g}"} if lambdas == _LAMBDAS else set()
+        usual_res, usual_lambdas = published is None or D.res_g == published.res_g, lambdas == _LAMBDAS
+        fits = {method: usual_res and usual_lambdas, f"lambda {lambdas[0]:g}, {lambdas[1]:g}": usual_res,
+                f"f at {D.res_g}x{D.res_g}": usual_lambdas}
     if config.method == "ggdr":
         res, kernel = config.loss.feature_res, D.decoder_kernel
         act = {"linear": "linear", "lrelu": "leaky ReLU"}[D.decoder_act]
         usual_res = config.dataset.resolution < 256 or res == _GGDR_RES
-        rows = {method} if usual_res and act == "linear" and kernel == 1 else set()
-        rows |= {f"target at {res}x{res}"} if act == "linear" and kernel == 1 else set()
-        rows |= {f"{act} decoder"} if usual_res and kernel == 1 else set()
-        rows |= {f"{kernel}x{kernel} decoder kernel"} if usual_res and act == "linear" else set()
-    return rows
+        usual_decoder = act == "linear" and kernel == 1
+        fits = {method: usual_res and usual_decoder, f"target at {res}x{res}": usual_decoder,
+                f"{act} decoder": usual_res and kernel == 1,
+                f"{kernel}x{kernel} decoder kernel": usual_res and act == "linear"}
+    return {row for row, fit in fits.items() if fit}
 
 
 def _is_of_size(config: TrainingConfig, table: PublishedTable) -> bool:
-    """Table 1 of GGDR is about subsets of FFHQ; its 140k images are all of them, mirrored."""
+    """Whether a run has as many images as the table. Table 1 of GGDR has subsets of FFHQ; 140k are all, mirrored."""
     sizes = {"2k training": 2000, "10k training": 10_000, "140k training": None}
     size = next((size for text, size in sizes.items() if text in table.source), config.dataset.max_size)
     return config.dataset.max_size == size
 
 
 def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[TrainedModel]:
-    folder = Path(path).parent
+    folder, entries = Path(path).parent, read_yaml(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list of networks: each with row, dataset, network and perhaps data")
     models = []
-    for number, entry in enumerate(_read_manifest(path), 1):
+    for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or not {"row", "dataset", "network"} <= entry.keys() or not all(
                 isinstance(value, str) for value in entry.values()):
@@ -188,36 +197,20 @@ def _from_manifest(tables: Sequence[PublishedTable], path: str) -> list[TrainedM
     return models
 
 
-def _read_manifest(path: str) -> list[Any]:
-    check_regular(path)
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"can't read {path}: {getattr(e, 'strerror', None) or 'it is no text'}") from e
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            import yaml
-        except ImportError as e:
-            raise UserError(f"{path} is no JSON, and YAML needs the package PyYAML: pip install pyyaml") from e
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise UserError(f"{path} is neither YAML nor JSON: {' '.join(str(e).split())[:160]}") from e
-    if not isinstance(content, list):
-        raise UserError(f"{path} is no list of networks: each with row, dataset, network and perhaps data")
-    return content
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# The print.
+# Printing.
 
 
 def fill(
     name: str, models: Sequence[TrainedModel], scores: Callable[[TrainedModel], Mapping[str, float]]
 ) -> list[TableRow]:
-    """All rows of the tables, with what `scores` gives for a network: results by name."""
+    """All rows of the tables, with the measured scores.
+
+    Args:
+        name:   One of `NAMES`.
+        models: From `find_models`.
+        scores: Gives the scores of a network, by name.
+    """
     rows = []
     for table in published_tables(name):
         for row in table.rows:
@@ -231,7 +224,7 @@ def fill(
 
 
 def _note(model: TrainedModel, results: Mapping[str, float]) -> str:
-    """How it was measured otherwise than published."""
+    """How the images and the measurement of a network differ from the published ones; "" = they don't."""
     names = sorted({key.partition("@")[0].rsplit("_", 1)[0] if score_of(key) in ("precision", "recall", "is")
                     else key.partition("@")[0] for key in results if score_of(key) in model.table.columns})
     nets = sorted({key.partition("@")[2] for key in results} - {""})
@@ -241,7 +234,7 @@ def _note(model: TrainedModel, results: Mapping[str, float]) -> str:
 
 
 def render(rows: Sequence[TableRow], *, form: TableFormat) -> str:
-    """The tables in one of the formats."""
+    """The tables as text in one of the formats."""
     if form == "json":
         return json.dumps([_as_dict(row) for row in rows], indent=1)
     if form == "csv":
@@ -264,7 +257,7 @@ def render(rows: Sequence[TableRow], *, form: TableFormat) -> str:
 
 
 def _texts(row: TableRow, column: str) -> list[str]:
-    """Published, measured, difference."""
+    """The published value, the measured one, and their difference."""
     published, spread = row.table.score(row.name, column), row.table.score(row.name, f"{column}_std")
     mean, std = _mean_and_std(row.measured.get(column, []))
     difference = "-" if None in (mean, published) else f"{mean - published:+.2f}"

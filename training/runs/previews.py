@@ -4,15 +4,15 @@ import os
 
 import PIL.Image
 
-WIDTH, HEIGHT, SIDE = 512, 256, 64      # At most, in pixels: of a preview, and of each image in it.
+WIDTH, HEIGHT, SIDE = 512, 256, 64      # The largest size of a preview, and the largest side of each image, in pixels.
 
 
 def preview(path: str | os.PathLike, resolution: int | None) -> PIL.Image.Image:
     """The top left part of a grid: whole images, scaled down to 64 pixels if they are larger.
 
     Args:
-        path:       PNG file.
-        resolution: Of the images in it; None = not known, so all of the grid is scaled down.
+        path:       PNG file with the grid.
+        resolution: Side of the images in the grid; None = not known, so the whole grid is scaled down.
 
     Raises:
         OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: It can't be read.

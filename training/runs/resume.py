@@ -1,4 +1,4 @@
-"""Which run a command resumes, and what may differ from the command that started it."""
+"""Which run a command resumes, and which options may differ from those of the command that started it."""
 
 import contextlib
 import dataclasses
@@ -18,26 +18,28 @@ from training.config.schema import TrainingConfig, from_json, to_json
 from .run_dir import OPTIONS_NAME
 from .training_state import list_states, pickle_path
 
-_LOCK_NAME = "log.txt"      # Never replaced by another file, and open for writing, which network file systems ask for.
+# The file to lock. It is never replaced, and is open for writing: network file systems lock no other files.
+_LOCK_NAME = "log.txt"
 
-# Command-line options that may differ when a run resumes: they change neither what is learnt nor from what.
+# Options that may differ when a run resumes, because they change neither what is learnt nor from which images.
 FREE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.free)
 _FREE_FIELDS = {"dataset.path", "fill_gpu"}.union(*(option.fields for option in OPTIONS.values() if option.free))
-# Fields that say what a state consists of: a run in which one of them differs can't take the state.
+# Fields that determine the tensors of a training state. A state doesn't fit a run in which one of them differs.
 _SHAPE_FIELDS = {"G.z_dim", "G.w_dim", *OF_IMAGES.values()}.union(*(option.shape for option in OPTIONS.values()))
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
 class ResumableRun(NamedTuple):
     path: str
-    command: dict[str, Any]     # The options that were given when it was started, by name; paths are absolute.
+    command: dict[str, Any]     # The options that were given when it was started, by name. Paths are absolute.
     config: TrainingConfig
-    state: str = "newest"       # Where to resume: the path of a training state, or the newest good one.
-    relative: tuple[str, ...] = ()  # Options with relative paths, as earlier versions kept them; taken from here.
+    state: str = "newest"       # Path of the training state to resume from; "newest" = the newest good one.
+    # Options whose paths are relative, as earlier versions wrote them. They are taken from the current folder.
+    relative: tuple[str, ...] = ()
 
 
 def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options, with paths that don't depend on the current folder; names of networks and URLs stay."""
+    """The same options, with absolute paths. Names of networks and URLs stay."""
     names = {*RESUME_SOURCES, *PERCEPTUAL.values()}
     result = dict(command)
     for option in ("data", "detector", "perceptual", "resume"):
@@ -51,15 +53,15 @@ def absolute_paths(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_run(source: str) -> bool:
-    """Whether something that is there is for `open_run`, and no network pickle."""
+    """Whether an existing path is one for `open_run`, and not a network pickle."""
     return os.path.isdir(source) or os.path.basename(source).startswith("training-state-")
 
 
 def open_run(source: str) -> ResumableRun:
-    """The run in a directory, or the one that a training state belongs to, to be resumed from that state.
+    """The run to resume, from its directory or from one of its training states.
 
     Raises:
-        UserError: There is none, another version made it, or it has no state.
+        UserError: There is no run, another version made it, or it has no state.
     """
     path, state = source, "newest"
     if not os.path.isdir(source):
@@ -91,26 +93,26 @@ def _read_run(path: str) -> ResumableRun:
 
 
 class Found(NamedTuple):
-    """What `find_run` found."""
+    """The result of `find_run`."""
 
-    run: ResumableRun | None    # The run to resume.
-    busy: str | None = None     # Where another program is training, if that is why there is none.
+    run: ResumableRun | None    # The run to resume; None = start a new one.
+    busy: str | None = None     # A fitting run that another program is training; None = there is none.
 
 
 def find(command: Mapping[str, Any]) -> Found:
     """The run that --resume names, or that the same command left unfinished; none for a new run.
 
     Args:
-        command: What was said, by option.
+        command: The options that were given, by name.
 
     Raises:
-        UserError: --resume names nothing that is there, or a run that can't resume.
+        UserError: --resume names something that does not exist, or a run that can't resume.
     """
     wanted = command.get("resume", "auto")
     if wanted == "auto":
         return find_run(command["outdir"], command) if command.get("outdir") else Found(None)
     if wanted == "noresume" or wanted in RESUME_SOURCES or is_url(wanted) or wanted.endswith(NETWORK_SUFFIXES):
-        return Found(None)  # a network is checked with the other ones
+        return Found(None)  # Networks are checked elsewhere.
     check_exists(wanted)
     if not is_run(wanted):
         return Found(None)
@@ -121,14 +123,14 @@ def find(command: Mapping[str, Any]) -> Found:
 
 
 def check_exists(source: str) -> None:
-    """Raise UserError where there is nothing at the path that --resume names."""
+    """Raise UserError if --resume names a path that does not exist."""
     if not is_url(source) and not os.path.exists(source):
         raise UserError(f"--resume: {_describe_missing(source)}; give the folder of a run, one of its training states, "
                         f"a network pickle (path or URL), or one of {', '.join(RESUME_SOURCES)}")
 
 
 def _describe_missing(path: str) -> str:
-    """That there is nothing at a path, and what is there instead under a name like that."""
+    """A text that says that a path does not exist, and names similar ones that do."""
     folder, name = os.path.split(os.path.normpath(path))
     if not os.path.isdir(folder or "."):
         return f"there is no folder {folder}"
@@ -139,7 +141,7 @@ def _describe_missing(path: str) -> str:
 
 
 def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
-    """The newest run in `outdir` that the same command started, has a state, is unfinished, and isn't being trained."""
+    """The newest unfinished run in `outdir` that the same command started, has a state, and isn't being trained."""
     busy = None
     try:
         names = sorted((entry.name for entry in os.scandir(outdir) if entry.is_dir()), reverse=True)
@@ -160,7 +162,7 @@ def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
         try:
             with locked(path):
                 return Found(run)
-        except OSError:     # not for this user to write to
+        except OSError:     # This user can't write to it.
             continue
         except UserError:
             busy = busy or path
@@ -168,7 +170,7 @@ def find_run(outdir: str, command: Mapping[str, Any]) -> Found:
 
 
 def is_finished(run_dir: str, total_kimg: float) -> bool:
-    """All images shown, and the last network pickle written."""
+    """Whether a run has shown all images to D, and written its last network pickle."""
     states = list_states(run_dir)
     nimg = states[0].nimg if states else -1
     return nimg >= int(total_kimg * 1000) and any(
@@ -176,7 +178,7 @@ def is_finished(run_dir: str, total_kimg: float) -> bool:
 
 
 def _lasting(command: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON would give it back, without the options that may change."""
+    """The options that may not change when a run resumes, as read from JSON."""
     kept = {name: value for name, value in absolute_paths(command).items() if name not in FREE_OPTIONS}
     return json.loads(json.dumps(kept))
 
@@ -185,16 +187,16 @@ def changed(run: ResumableRun, new: TrainingConfig, *, num_gpus: int, anyway: bo
     """The configuration with which a run resumes.
 
     Args:
-        run:      It keeps what follows from the number of GPUs that it was started with, such as its batch size.
-        new:      What the command says now, resolved for that number of GPUs.
-        num_gpus: How many there are now.
-        anyway:   Take over changes of what is learnt, too.
+        run:      The run. Settings that follow from the number of GPUs at its start, such as the batch size, stay.
+        new:      The configuration that the command asks for, resolved for that number of GPUs.
+        num_gpus: The number of GPUs now.
+        anyway:   Accept changes of options that are not free, unless no state would fit.
 
     Raises:
-        UserError: Such a change was made, and not `anyway`, or one that no state fits; it lists all of them.
+        UserError: There are changes that are not accepted. The message lists all of them.
     """
     validate_gpus(num_gpus)
-    then = _share_out(new, run.config.num_gpus)     # on the number of GPUs that the run has used last
+    then = _share_out(new, run.config.num_gpus)     # With the number of GPUs that the run used last.
     differences = _differences(run.config, then)
     unfit = [text for text, fields in differences.items() if fields & _SHAPE_FIELDS]
     if unfit and anyway:
@@ -207,7 +209,7 @@ def changed(run: ResumableRun, new: TrainingConfig, *, num_gpus: int, anyway: bo
 
 
 def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
-    """The same training on another number of GPUs, of which none gets more images at once than before."""
+    """The same training on another number of GPUs. No GPU gets more images at once than before."""
     share, group = config.batch_size // num_gpus, config.D.mbstd_group_size
     fitting = [size for size in range(1, min(share, config.batch_gpu) + 1)
                if share % size == 0 and size % min(group, size) == 0]
@@ -215,7 +217,7 @@ def _share_out(config: TrainingConfig, num_gpus: int) -> TrainingConfig:
 
 
 def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]]:
-    """What differs and may not: a text for each option, and the fields that it sets."""
+    """Differences that are not free: for each option, a text, and the fields of the option that differ."""
     before, now = flat(to_json(old)), flat(to_json(new))
     changed = [name for name in {**before, **now} if name not in _FREE_FIELDS and before.get(name) != now.get(name)]
     fields_of = {option.flag_name + (f" ({option.note})" if option.note else ""): option.fields
@@ -236,7 +238,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, set[str]
 
 
 def differing_fields(a: TrainingConfig, b: TrainingConfig) -> list[str]:
-    """Fields in which two runs differ, without those that only tell how they were run, and without the seed."""
+    """Fields in which two runs differ, except the seed and fields that don't change what is learnt."""
     ignored = _FREE_FIELDS - {"total_kimg"} | {"batch_gpu", "random_seed", "dataset.random_seed"}
     values, others = flat(to_json(a)), flat(to_json(b))
     return sorted(name for name in {**values, **others} if name not in ignored and values.get(name) != others.get(name))
@@ -256,10 +258,10 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(run_dir: str) -> Iterator[None]:
-    """Keep other programs from training in `run_dir`; ends with this process, however that ends.
+    """Keep other programs from training in `run_dir`. The lock ends with this process, even if it is killed.
 
     Raises:
-        UserError: Another one does.
+        UserError: Another program is training there.
     """
     with open(os.path.join(run_dir, _LOCK_NAME), "ab") as f:
         try:
@@ -267,20 +269,20 @@ def locked(run_dir: str) -> Iterator[None]:
         except BlockingIOError as e:
             raise UserError(f"another program is training in {run_dir}: wait for it, or stop it first") from e
         except OSError:
-            pass  # a file system without locks
+            pass  # The file system has no locks.
         yield
 
 
 def is_busy(run_dir: str | os.PathLike) -> bool:
-    """Whether a program is training in `run_dir`; where the system can't tell, True.
+    """Whether a program is training in `run_dir`; True if the system can't tell.
 
-    Looking takes the lock for microseconds, in which a program that starts to train would be refused.
+    This holds the lock for microseconds. A program that starts to train in that time is refused.
     """
     try:
         with open(os.path.join(run_dir, _LOCK_NAME), "rb") as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:  # held by another program, or a file system without locks
+    except OSError:  # Another program holds the lock, or the file system has none.
         return True
     return False

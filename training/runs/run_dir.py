@@ -1,7 +1,6 @@
-"""Run directories: the next free number, the options that were run, and a log of everything that is printed."""
+"""Run directories: their numbers, the file of options, and a log of everything that is printed."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -18,27 +17,21 @@ OPTIONS_NAME = "training_options.json"
 
 
 def create_run_dir(outdir: str | os.PathLike, description: str) -> str:
-    """Make `OUT/00000-<description>`, with the next number that no other run has, and return its path.
+    """Make the folder `OUT/00000-<description>`, with the next free number, and return its path.
 
-    Several programs may do so at once: one waits for the other.
+    Several programs may call this at once. Then one waits for the other.
     """
     os.makedirs(outdir, exist_ok=True)
-    with _locked_folder(outdir):
+    fd = os.open(outdir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # The file system may have no locks.
+            fcntl.flock(fd, fcntl.LOCK_EX)
         numbers = [int(match[1]) for name in os.listdir(outdir) if (match := re.match(r"(\d+)(-|$)", name))]
         run_dir = Path(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")
         run_dir.mkdir()
-    return str(run_dir)
-
-
-@contextlib.contextmanager
-def _locked_folder(path: str | os.PathLike) -> Iterator[None]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(fd)
+    return str(run_dir)
 
 
 def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
@@ -48,7 +41,7 @@ def write_options(run_dir: str | os.PathLike, options: dict[str, Any]) -> None:
 
 
 def find_options(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """What `training_options.json` says; empty where there is none, or it is damaged."""
+    """The content of `training_options.json`; empty if there is no such file, or it is damaged."""
     try:
         content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
     except (OSError, ValueError, RecursionError):
@@ -57,12 +50,12 @@ def find_options(run_dir: str | os.PathLike) -> dict[str, Any]:
 
 
 def describe_machine(device: str) -> dict[str, str]:
-    """What a run is trained with, for its options: versions and hardware, nothing that names the machine or its user.
+    """Versions and hardware that a run is trained with, for its options. Nothing names the machine or its user.
 
     Args:
         device: "cpu" or "cuda".
     """
-    import torch  # takes a second, for which --help does not wait
+    import torch  # Here, because it takes a second, for which --help should not wait.
 
     cpu = f"{platform.machine()}, {dnnlib.util.num_cores()} cores"
     gpu = {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
@@ -72,16 +65,16 @@ def describe_machine(device: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _full_disks_ignored() -> Iterator[None]:
-    """What is printed is no reason to end a run."""
+    """Inside, errors of a full disk are ignored: a run should not end because a line can't be printed."""
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if e.errno not in dnnlib.util.DISK_ERRORS:
             raise
 
 
 class _Tee:
-    """A text stream that also writes its finished lines to a log; of a progress bar only the last state is kept."""
+    """A text stream that also writes finished lines to a log. Of a progress bar, the log gets only the last state."""
 
     def __init__(self, stream: TextIO, log: "_Log") -> None:
         self._stream, self._log, self._line = stream, log, ""
@@ -112,7 +105,7 @@ class _Tee:
 
 
 class _Log:
-    """A text file to append to; until it is opened, lines for it are kept in memory."""
+    """A text file to append to. Until it is opened, lines are kept in memory."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = path
@@ -129,7 +122,7 @@ class _Log:
             self._waiting.append(text)
         else:
             self._file.write(text)
-            self._file.flush()  # the log is read while the run trains
+            self._file.flush()  # People read the log while the run trains.
 
     def close(self) -> None:
         if self._file is not None:
@@ -138,11 +131,11 @@ class _Log:
 
 @contextlib.contextmanager
 def tee_output(path: str | os.PathLike, *, errors: bool = True, wait: bool = False) -> Iterator[Callable[[], None]]:
-    """Inside, what is printed on stdout and stderr also goes to the file at `path`, and so does an exception.
+    """A context inside which the file at `path` also gets what is printed on stdout and stderr, and exceptions.
 
     Args:
-        path:   Other processes may write to it, too.
-        errors: Write a UserError to the file, too; False if another process does so.
+        path:   File to append to. Other processes may write to it, too.
+        errors: Write a UserError to the file; False = don't, because another process does so.
         wait:   Keep the text in memory until the function that this context gives is called. Without a call, the file
                 stays as it was.
     """

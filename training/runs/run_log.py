@@ -1,4 +1,4 @@
-"""What a run says about itself: the status line, `stats.jsonl`, and what its trackers show."""
+"""Progress and statistics of a run: the status line, `stats.jsonl`, and trackers."""
 
 import contextlib
 import dataclasses
@@ -22,12 +22,12 @@ from .previews import preview
 from .trackers import Trackers
 
 _NUMBER = (int, float)
-_RECORD = {str: {"num": _NUMBER, "mean": _NUMBER, "std": _NUMBER}}  # Of a tick: statistics by name.
+_RECORD = {str: {"num": _NUMBER, "mean": _NUMBER, "std": _NUMBER}}  # The record of a tick: statistics by name.
 
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far a run is. Images and random draws follow from `nimg`: they have no other state."""
+    """How far a run is. The order of images and random draws have no other state: they follow from `nimg`."""
 
     nimg: int = 0               # Real images shown to D.
     iteration: int = 0
@@ -45,27 +45,28 @@ class Progress:
 
 
 class RunLog:
-    """Measures ticks and writes their records; only rank 0 writes, from `open` on."""
+    """Measures ticks, and writes their records. Only rank 0 writes, after `open` was called."""
 
     def __init__(self, run_dir: Path, *, config: TrainingConfig, device: torch.device, progress: Progress):
         self.config = config
         self.device = device
         self.progress = progress
         self.start_time = self._tick_start = self._tick_end = time.monotonic()
-        self.tick_start_nimg = self._timed_from_nimg = 0    # Where this tick began; where its clock was started.
-        self._step_nimg = 1000 if config.kimg_per_tick >= 1 else 1  # Images to a step on TensorBoard's axis.
+        # The images at which this tick began, and at which its clock was started: they differ after a run resumed.
+        self.tick_start_nimg = self._timed_from_nimg = 0
+        self._step_nimg = 1000 if config.kimg_per_tick >= 1 else 1  # Images for each step on TensorBoard's axis.
         self._maintenance_sec = 0.0
-        self._record: dict[str, Any] = {}               # Of a tick that ended, while it waits for scores.
-        self._unwritten: list[dict[str, Any]] = []      # Finished records that found no room on the disk.
+        self._record: dict[str, Any] = {}               # The record of the last tick, while it waits for scores.
+        self._unwritten: list[dict[str, Any]] = []      # Finished records that could not be written yet.
         self._path = run_dir / "stats.jsonl"
-        self._trackers: Trackers | None = None          # On rank 0.
+        self._trackers: Trackers | None = None          # None on all ranks but 0.
 
     def state_dict(self) -> dict[str, Any]:
         return dict(elapsed_sec=time.monotonic() - self.start_time, tick_start_nimg=self.tick_start_nimg,
                     record=self._record, unwritten=list(self._unwritten), step_nimg=self._step_nimg)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave, after that of `progress` was loaded."""
+        """Continue from what `state_dict` gave. The state of `progress` has to be loaded first."""
         check(state, {"elapsed_sec": _NUMBER, "tick_start_nimg": int, "record": _RECORD, "unwritten": [_RECORD],
                       "step_nimg": int})
         self.start_time = time.monotonic() - state["elapsed_sec"]
@@ -75,38 +76,45 @@ class RunLog:
         self._step_nimg = state["step_nimg"]
 
     def open(self) -> None:
-        """Begin to write. Later records that are in the run directory are dropped: they come again."""
+        """Begin to write. Records of later ticks are removed from the run directory, because they come again."""
         if distributed.rank() == 0:
             _drop_records(self._path, self.tick_start_nimg / 1000, self._unwritten)
             self._trackers = Trackers(self.config.log, self._path.parent, to_json(self.config),
                                       start_nimg=self.tick_start_nimg, step_nimg=self._step_nimg)
 
     def progress_bar(self) -> tqdm:
-        """Progress within a tick, on a terminal only; ticks have lines of their own."""
+        """A progress bar within a tick, shown on terminals only. Complete ticks have lines of their own."""
         return tqdm(total=int(self.config.kimg_per_tick * 1000), desc=f"tick {self.progress.tick}", unit="img",
                     leave=False, disable=None if distributed.rank() == 0 else True)
 
     def is_tick_over(self) -> bool:
-        """After an iteration. The first tick is a single one."""
+        """Whether a tick ends with the iteration that is over. The first tick is a single iteration."""
         progress, c = self.progress, self.config
         done, tick_nimg = progress.nimg >= int(c.total_kimg * 1000), progress.nimg - self.tick_start_nimg
         return done or progress.tick == 0 or tick_nimg >= c.kimg_per_tick * 1000
 
     def next_due_nimg(self) -> int:
-        """Where the next snapshot is due, at the earliest: a tick ends with the iteration that makes it long enough."""
+        """The earliest number of images at which the next snapshot is due.
+
+        It may come up to a batch later, because a tick ends with the iteration that makes it long enough.
+        """
         c, tick, total_nimg = self.config, self.progress.tick, int(self.config.total_kimg * 1000)
         if c.snapshot_ticks == 0:
             return total_nimg
-        num_ticks = -tick % c.snapshot_ticks + 1 if tick > 0 else 0     # the first tick is one iteration
+        num_ticks = -tick % c.snapshot_ticks + 1 if tick > 0 else 0     # The first tick is a single iteration.
         return min(self.tick_start_nimg + int(num_ticks * c.kimg_per_tick * 1000), total_nimg)
 
     def end_tick(self, stats: dict[str, dict[str, float]], *, augment_p: float = 0.0) -> None:
-        """Training of a tick is over: print the status line, and keep the record until `start_tick`."""
+        """End a tick after its training: print the status line, and keep the record until `start_tick`.
+
+        Args:
+            stats:     Statistics of the tick by name, each with num, mean and std.
+            augment_p: The strength of augmentation.
+        """
         progress = self.progress
         self._tick_end = time.monotonic()
-        fields = self._measure() | {"Progress/augment": augment_p}  # strength of augmentation
-        self._record = {**stats, **_constants(fields)}
-        f = fields
+        f = self._measure() | {"Progress/augment": augment_p}
+        self._record = {**stats, **_constants(f)}
         left_sec = (self.config.total_kimg - f["Progress/kimg"]) * f["Timing/total_sec"] / max(f["Progress/kimg"], 1e-9)
         distributed.print0(
             f"tick {progress.tick:<5d} kimg {f['Progress/kimg']:<8.1f} time {format_time(f['Timing/total_sec']):<12s} "
@@ -120,28 +128,28 @@ class RunLog:
             distributed.print0(f"Warning: {bad:.3g} gradient values per iteration were not finite, and were replaced.")
 
     def _measure(self) -> dict[str, float]:
-        progress = self.progress
+        """Progress, times and memory of the tick that ended."""
         total_sec, tick_sec = self._tick_end - self.start_time, self._tick_end - self._tick_start
         gpu = self.device.type == "cuda"
         return {
-            "Progress/tick": progress.tick,
-            "Progress/kimg": progress.nimg / 1000,
+            "Progress/tick": self.progress.tick,
+            "Progress/kimg": self.progress.nimg / 1000,
             "Timing/total_sec": total_sec,
             "Timing/total_hours": total_sec / 3600,
             "Timing/total_days": total_sec / 86400,
             "Timing/sec_per_tick": tick_sec,
-            "Timing/sec_per_kimg": tick_sec / max(progress.nimg - self._timed_from_nimg, 1) * 1000,
+            "Timing/sec_per_kimg": tick_sec / max(self.progress.nimg - self._timed_from_nimg, 1) * 1000,
             "Timing/maintenance_sec": self._maintenance_sec,
-            "Resources/cpu_mem_gb": psutil.Process(os.getpid()).memory_info().rss / 2**30,
+            "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
             "Resources/peak_gpu_mem_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
         }
 
     def add_metrics(self, results: dict[str, float]) -> None:
         """Add scores to the record of the tick that ended last."""
-        self._record.update(_constants({f"Metrics/{name}": value for name, value in results.items()}))
+        self._record |= _constants({f"Metrics/{name}": value for name, value in results.items()})
 
     def start_tick(self) -> None:
-        """Maintenance is over: write the record of the last tick, and measure the next one from here."""
+        """Start a tick after maintenance: write the record of the last tick, and measure time from here."""
         if self._trackers is not None:
             self._unwritten.append(self._record)
             self._write_records()
@@ -163,7 +171,11 @@ class RunLog:
                   "next tick")
 
     def shown(self, save: Callable[..., None]) -> Callable[..., None]:
-        """`save`, which takes a path, a function that writes it, and arguments; then trackers show the picture, too."""
+        """A function that saves a picture as `save` does, and then has trackers show it.
+
+        Args:
+            save: Takes a path, a function that writes a picture there, and its arguments.
+        """
         nimg = self.progress.nimg
 
         def save_and_show(path: Path, *args: Any, **kwargs: Any) -> None:
@@ -174,12 +186,12 @@ class RunLog:
         return save_and_show
 
     def _show(self, path: Path, nimg: int) -> None:
-        with contextlib.suppress(OSError):  # it could not be written, which `save` reports
+        with contextlib.suppress(OSError):  # The picture could not be written, which `save` reports.
             img = preview(path, self.config.dataset.resolution)
             self._trackers.picture(re.match(r"[a-z_]*", path.stem)[0], img, nimg=nimg)
 
     def problems(self) -> list[str]:
-        """A line if records could not be written until now."""
+        """A line if there are records that could not be written; else nothing."""
         return [f"can't write {self._path}: {len(self._unwritten)} record(s) are missing"] if self._unwritten else []
 
     def close(self) -> None:
@@ -188,7 +200,7 @@ class RunLog:
 
 
 def read_records(path: str | os.PathLike, *, start: int = 0) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one object per line, from byte `start` on; none if there is no file."""
+    """The JSON objects in a file with one object per line, from byte `start` on. A missing file counts as empty."""
     try:
         lines = Path(path).read_bytes()[start:].splitlines(keepends=True)
     except FileNotFoundError:
@@ -207,11 +219,11 @@ def score_path(run_dir: str | os.PathLike, metric: str) -> Path:
 
 
 def read_scores(run_dir: str | os.PathLike, metric: str = "*", *, start: int = 0) -> list[dict[str, Any]]:
-    """The records of scores in a run directory. Each has a name as "snapshot_pkl", and numbers by name as "results".
+    """The records of scores in a run directory. "snapshot_pkl" is a name of a file, and "results" are numbers by name.
 
     Args:
-        metric: Whose records; "*" = those of all metrics.
-        start:  Byte of the files from which records are read.
+        metric: Name of a metric; "*" = all metrics.
+        start:  Records are read from this byte of each file on.
     """
     records = [record for path in sorted(Path(run_dir).glob(score_path("", metric).name))
                for record in read_records(path, start=start)]
@@ -225,7 +237,7 @@ def _are_numbers(results: Any) -> bool:
 
 
 def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]) -> None:
-    """Remove records of later ticks, records that will be written again, and an incomplete last line."""
+    """Remove records after `after_kimg`, those that are in `unwritten`, and an incomplete last line."""
     try:
         lines = path.read_text().splitlines(keepends=True)
     except FileNotFoundError:
@@ -243,4 +255,5 @@ def _drop_records(path: Path, after_kimg: float, unwritten: list[dict[str, Any]]
 
 
 def _constants(values: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Single values as statistics."""
     return {name: dict(num=1, mean=float(value), std=0.0) for name, value in values.items()}

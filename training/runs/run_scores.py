@@ -1,5 +1,5 @@
-"""Scores of all network pickles of a run: finds those that are missing, calculates them, waits for more pickles, and
-makes a table.
+"""Scores of all network pickles of a run: finding and calculating those that are missing, waiting for more pickles, and
+a table.
 
 The run may be training meanwhile, on other devices, or on other machines that share the run directory.
 """
@@ -35,10 +35,10 @@ class RunOptions(NamedTuple):
 
 
 def read_options(run_dir: str | os.PathLike) -> RunOptions:
-    """What `training_options.json` says of the length of a run, and of its images.
+    """The length of a run and its images, from `training_options.json`.
 
     Raises:
-        UserError: It isn't there, or doesn't say so.
+        UserError: The file is missing, or doesn't hold them.
     """
     check_regular(*Path(run_dir).glob("*"))
     path, content = Path(run_dir, OPTIONS_NAME), find_options(run_dir)
@@ -58,12 +58,12 @@ def open_training_set(
 
     Args:
         source:     The network or run, for messages.
-        trained_on: What it says of its images: `training_set_kwargs`.
-        instead:    The option that gives the command other images in their place, for messages; None = there is none.
-        options:    Of `ImageFolderDataset`, other than those that say which images it holds.
+        trained_on: Its `training_set_kwargs`.
+        instead:    The option with which users can give other images, for messages; None = there is none.
+        options:    Further arguments of `ImageFolderDataset`, which don't change which images it holds.
 
     Raises:
-        UserError: It does not say which ones, or they are not there.
+        UserError: `trained_on` names no images, or they are not there.
     """
     advice = f": give the real images with {instead}" if instead else ""
     if not trained_on.get("path"):
@@ -83,26 +83,26 @@ def open_training_set(
 
 
 def recorded_fingerprint(run_dir: str | os.PathLike) -> str | None:
-    """Fingerprint of the images that a run was trained on; None if another program or version made the run."""
+    """The fingerprint of the images that a run was trained on; None if another program or version made the run."""
     fingerprint = find_options(run_dir).get("data_fingerprint")
     return fingerprint if isinstance(fingerprint, str) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Scores that stand in metric-*.jsonl.
+# Recorded scores.
 
 
 class ScoreBook:
-    """The scores of a run that were measured with the same feature nets and in the same way.
+    """The recorded scores of a run that were measured with the same feature nets and in the same way.
 
-    A record has an entry `protocol` if something was not as in training, such as other images or another seed. Records
-    of training itself and of earlier versions have none.
+    A record has an entry `protocol` if it was measured otherwise than in training, such as with other images or another
+    seed. Records of training itself and of earlier versions have no such entry.
 
     Args:
-        run_dir:  Where `metric-<name>.jsonl` are.
-        metrics:  Names.
+        run_dir:  The folder with `metric-<name>.jsonl`.
+        metrics:  Names of metrics.
         detector: Path or URL of the feature net; None = each metric's standard one.
-        protocol: What is not as in training, as `report_metric` notes it.
+        protocol: How measuring differs from that in training, as `report_metric` records it.
 
     Raises:
         UserError: A feature net is missing.
@@ -120,7 +120,7 @@ class ScoreBook:
         self._suffixes = {metric: metric_main.result_suffix(metric, detector, net) for metric, net in nets.items()}
 
     def read(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Results by metric and by name of the pickle; the last one counts."""
+        """Results by metric and by name of the pickle. If there are several, the last one counts."""
         scores: dict[str, dict[str, dict[str, float]]] = {metric: {} for metric in self.metrics}
         for metric in self.metrics:
             for record in read_scores(self.run_dir, metric):
@@ -142,18 +142,18 @@ class ScoreBook:
         if isinstance(detector, dict):
             return detector.get("sha256") == self._digests[metric]
         return all(name.endswith(self._suffixes[metric]) and ("@" in name) == bool(self._suffixes[metric])
-                   for name in record["results"])  # other programs don't say which net it was
+                   for name in record["results"])  # Other programs don't record the net.
 
     def add(self, result: dict[str, Any], pickle: Path) -> None:
-        """Print what `calc_metric` gave, and append it to the run's scores."""
+        """Print the result of `calc_metric`, and append it to the recorded scores."""
         metric_main.report_metric(result, run_dir=str(self.run_dir), snapshot_pkl=str(pickle), protocol=self.protocol)
 
 
 def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[float, float]]:
-    """All scores in `metric-*.jsonl`: by name of the result, then by kimg of the pickle; the last one counts.
+    """All recorded scores, by name of the result and by kimg of the pickle. If there are several, the last one counts.
 
-    Scores that were not measured as in training have names of their own, such as "fid50k (seed 1)". So have scores of
-    another feature net than the first one with that name: "fid50k@net (net 0a1b2c3d)".
+    Scores that were measured otherwise than in training have names of their own, such as "fid50k (seed 1)". If several
+    feature nets have the same name, scores of all but the first are named like "fid50k@net (net 0a1b2c3d)".
     """
     scores: dict[str, dict[float, float]] = {}
     first_nets: dict[str, str] = {}     # SHA-256, by name of the result.
@@ -167,7 +167,7 @@ def read_all_scores(run_dir: str | os.PathLike) -> dict[str, dict[float, float]]
 def _note(record: dict[str, Any], name: str, first_nets: dict[str, str]) -> str:
     notes = {}
     detector, protocol = record.get("detector"), record.get("protocol")
-    if isinstance(detector, dict):  # other programs don't say which net it was
+    if isinstance(detector, dict):  # Other programs don't record the net.
         digest = str(detector.get("sha256"))
         if first_nets.setdefault(name, digest) != digest:
             notes["net"] = digest
@@ -176,17 +176,17 @@ def _note(record: dict[str, Any], name: str, first_nets: dict[str, str]) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Calculating those that are missing.
+# Calculating missing scores.
 
 
 @dataclasses.dataclass(kw_only=True)
 class RunScorer:
-    """Scores the pickles of a run, in order of kimg, by those metrics that they were not scored by."""
+    """Calculates the missing scores of a run's pickles, in order of kimg."""
 
     book: ScoreBook
-    load: Callable[[str], torch.nn.Module]      # Gives the generator of a pickle. Raises UserError: it can't be read.
+    load: Callable[[str], torch.nn.Module]      # Gives the generator of a pickle. Raises UserError if it can't be read.
     calculate: Callable[..., dict[str, Any]]    # As `calc_metric`, called with (metric, G=, shared=).
-    stop: StopRequest                           # A request ends the work at once. Scores that are reported stay.
+    stop: StopRequest                           # A request ends the work at once. Scores that are recorded stay.
     say: Callable[[str], None]                  # Called with lines about the progress.
     warn: Callable[[str], None]                 # Called with lines about problems.
     idle: Callable[[], None] = lambda: None     # Called every few seconds while there is nothing to score.
@@ -200,21 +200,21 @@ class RunScorer:
         return self.book.run_dir
 
     def score_all(self) -> None:
-        """Score the pickles that are there now, except those that vanish meanwhile.
+        """Score the pickles that are there now, except those that are deleted meanwhile.
 
         Raises:
             UserError:         Images or feature nets are unusable.
-            KeyboardInterrupt: Requested to stop.
+            KeyboardInterrupt: A stop was requested.
         """
         there = {pickle.name for pickle in list_pickles(self.run_dir)}
         while queue := [pickle for pickle in self.update_queue() if pickle.name in there]:
             self._score_next(queue)
 
     def follow(self) -> None:
-        """Score the pickles that are there and those to come, until the run's last one is scored; raises likewise."""
+        """Score pickles, and wait for more, until the run's last one is scored. Raises the errors of `score_all`."""
         said = False
         while True:
-            finished = self.is_finished()   # asked first: what was written until then is in the queue
+            finished = self.is_finished()   # Asked first: then the queue has all pickles of a finished run.
             if queue := self.update_queue():
                 self._score_next(queue)
                 continue
@@ -246,13 +246,13 @@ class RunScorer:
             with self.stop.at_once():
                 G = self.load(str(pickle.path))
         except (UserError, OSError) as e:
-            if pickle.path.exists():  # else `update_queue` finds that it was deleted
+            if pickle.path.exists():  # Else `update_queue` reports that it was deleted.
                 self.broken.add(pickle.name)
                 self.warn(f"no scores of {pickle.name}: {e}")
             return
         scores = self.book.read()
         missing = [metric for metric in self.book.metrics if pickle.name not in scores[metric]]
-        shared = Shared(missing, waiting=waiting)   # FID and KID look at the same images
+        shared = Shared(missing, waiting=waiting)   # Metrics share generated images.
         for metric in missing:
             with self.stop.at_once():
                 result = self.calculate(metric, G=G, shared=shared)
@@ -262,14 +262,14 @@ class RunScorer:
 
     def is_finished(self) -> bool:
         """Whether the run has come to its end, and has written its last pickle."""
-        total_kimg = read_options(self.run_dir).total_kimg  # changes if a run is resumed with another --kimg
+        total_kimg = read_options(self.run_dir).total_kimg  # It changes if the run is resumed with another --kimg.
         if list_states(self.run_dir):
             return is_finished(str(self.run_dir), total_kimg)
         pickles = list_pickles(self.run_dir)
         return bool(pickles) and pickles[-1].kimg >= int(total_kimg)
 
     def _look_for_training(self) -> None:
-        """Say so, once each time, if no program is training any more."""
+        """Print a line, once each time, when no program is training any more."""
         busy = is_busy(self.run_dir)
         if not busy and not self._said_to_stand_still:
             self.say(f"No program is training in {self.run_dir}, which is not finished: waiting for it to resume")
@@ -281,14 +281,14 @@ class RunScorer:
 
 
 class ScoreRow(NamedTuple):
-    name: str                       # Of the pickle.
+    name: str                       # Name of the pickle.
     kimg: float
-    there: bool                     # False if the pickle was deleted, its scores are left.
+    there: bool                     # Whether the pickle still exists.
     results: dict[str, float]
 
 
 class ScoreTable:
-    """The scores of a run in order of kimg. Only pickles that still exist count for the best score."""
+    """The scores of a run in order of kimg. Pickles that were deleted can't have the best score."""
 
     def __init__(self, book: ScoreBook):
         scores = book.read()
@@ -298,12 +298,13 @@ class ScoreTable:
             ScoreRow(name, kimg, name in there,
                 {key: value for metric in book.metrics for key, value in scores[metric].get(name, {}).items()})
             for name in names if (kimg := pickle_kimg(name)) is not None), key=lambda row: (row.kimg, row.name))
-        self.columns: dict[str, str] = {key: metric for metric in book.metrics     # the metric of each result
+        # The metric of each result.
+        self.columns: dict[str, str] = {key: metric for metric in book.metrics
                                         for results in scores[metric].values() for key in results}
-        self.first = next(iter(self.columns), None)     # by which pickles are compared
+        self.first = next(iter(self.columns), None)     # The result that decides which pickle is the best.
 
     def best(self, column: str) -> ScoreRow | None:
-        """The first row with the best value; None for a column of standard deviations or without values."""
+        """The first row with the best value. None for standard deviations, and for a column without values."""
         rows = [row for row in self.rows if row.there and math.isfinite(row.results.get(column, math.nan))]
         if score_of(column) is None or not rows:
             return None

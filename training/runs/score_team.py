@@ -1,5 +1,6 @@
-"""Processes that score pickles together. Rank 0 gives the orders, and all carry them out."""
+"""Processes that score pickles together. Rank 0 gives orders, and all ranks carry them out."""
 
+import contextlib
 from typing import Any, Callable
 
 import torch
@@ -10,14 +11,13 @@ from torch_utils import distributed
 
 
 class Team:
-    """All processes that have met by `distributed.join`, or a single one.
+    """All processes that were joined by `distributed.join`, or a single one.
 
-    Rank 0 calls `load`, `calculate` and `idle`, as `RunScorer` does, and `dismiss` in the end. The other ranks call
-    `serve` instead. They wait for rank 0 at most as long as processes of a run wait for one another. So rank 0 has to
-    call `idle` from time to time.
+    Rank 0 calls `load`, `calculate` and `idle`, as `RunScorer` does, and finally `dismiss`. The other ranks call
+    `serve` instead. They wait for rank 0 only for a limited time. So rank 0 has to call `idle` from time to time.
 
     Args:
-        load:      Gives the generator of a pickle. Raises UserError or OSError: it can't be read.
+        load:      Gives the generator of a pickle. Raises UserError or OSError if it can't be read.
         calculate: As `calc_metric`, called with (metric, G=, shared=).
     """
 
@@ -39,7 +39,7 @@ class Team:
         return self._calculate(metric, G=G, shared=shared)
 
     def idle(self) -> None:
-        """Tell the others that rank 0 is alive."""
+        """Tell the other ranks that rank 0 is alive."""
         distributed.from_rank0({"wait": True})
 
     def dismiss(self) -> None:
@@ -51,11 +51,9 @@ class Team:
         G = shared = None
         while "leave" not in (order := distributed.from_rank0(None)):
             if "load" in order:
-                G = shared = None   # free the memory of the last one first
-                try:
+                G = shared = None   # Free the memory of the last generator first.
+                with contextlib.suppress(UserError):    # Rank 0 reports it.
                     G = self._load_together(order["load"])
-                except UserError:
-                    continue  # rank 0 says so
             elif "calculate" in order:
                 shared = shared or Shared(order["metrics"])
                 self._calculate(order["calculate"], G=G, shared=shared)

@@ -1,50 +1,49 @@
-"""Sweeps: the same training with several settings and seeds, by train.py, and the scores of the last networks.
+"""Sweeps: the same training with several settings and seeds, and the scores of the last networks.
 
-A sweep has a folder with one folder for each *cell*, an arm and a seed. In it are the run directory, what train.py and
-calc_metrics.py printed, and the scores. What is there is not done again, so a sweep that was stopped resumes.
+An *arm* is a setting, and a *cell* is one run: an arm and a seed. The folder of a sweep has a folder for each cell. It
+holds the run directory, the output of train.py and calc_metrics.py, and the scores. What is there is not done again, so
+that a sweep that was stopped resumes.
 """
 
 import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import pydantic
-import yaml
 
-from dnnlib.util import UserError, atomic_write, num_cores
+from dnnlib.util import UserError, atomic_write, num_cores, read_yaml, termination_as_interrupt
 
 from . import resume
 from .run_log import read_records
 from .training_state import list_pickles
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PROBE_KIMG = 2         # Of the run that finds out how fast an arm trains.
+_PROBE_KIMG = 2         # Length of the run that measures how fast an arm trains.
 _POLL_SEC = 2
-ArmOptions = dict[str, Any]
+ArmOptions = dict[str, Any]     # Options of train.py by name, with - or _.
 
 
 class Plan(pydantic.BaseModel):
-    """What is compared. Options have the names of train.py's, with - or _."""
+    """The arms of a sweep, and how they are scored."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
     data: str
-    arms: dict[str, ArmOptions] = pydantic.Field(min_length=1)     # In an arm, `seeds` is the number of its seeds.
-    train: ArmOptions = {}                  # For all arms, unless they say otherwise.
-    seeds: int = pydantic.Field(3, ge=1)    # How many there are: first_seed, first_seed + 1, ...
+    arms: dict[str, ArmOptions] = pydantic.Field(min_length=1)     # The option `seeds` overrides the number of seeds.
+    train: ArmOptions = {}                  # Options of all arms, which those of an arm override.
+    seeds: int = pydantic.Field(3, ge=1)    # The number of seeds: first_seed, first_seed + 1, ...
     first_seed: int = pydantic.Field(0, ge=0)
-    minutes: float | None = pydantic.Field(None, gt=0)  # Each run trains as many images as its arm manages in them.
+    minutes: float | None = pydantic.Field(None, gt=0)  # Runs are as long as their arm can train in this time.
     reference: str | None = None            # The arm that others are compared with.
-    judges: dict[str, str] = {}             # Feature nets by name.
+    judges: dict[str, str] = {}             # Paths or URLs of feature nets, by name.
     metrics: str = "kid10k,fid10k,pr10k3,dc10k5"
 
     @pydantic.model_validator(mode="after")
@@ -69,11 +68,11 @@ class Cell(NamedTuple):
     arm: str
     seed: int
     folder: Path
-    options: ArmOptions     # Of train.py, without --outdir and --outcome.
+    options: ArmOptions     # All options of train.py but --outdir and --outcome.
 
     @property
     def run_dir(self) -> Path | None:
-        """The run directory; None if it was not made yet."""
+        """The run directory; None if there is none yet."""
         found = sorted(path for path in self.folder.glob("[0-9]*-*") if path.is_dir())
         return found[0] if found else None
 
@@ -91,25 +90,21 @@ class Cell(NamedTuple):
         """Thousands of images that it has trained on so far."""
         records = read_records(self.run_dir / "stats.jsonl") if self.run_dir is not None else []
         with contextlib.suppress(IndexError, KeyError, TypeError):
-            return float(list(records)[-1]["Progress/kimg"]["mean"])
+            return float(records[-1]["Progress/kimg"]["mean"])
         return 0.0
 
 
 def read_plan(path: str | os.PathLike) -> Plan:
-    """A plan from a YAML or JSON file. $NAME in its paths stands for an environment variable.
+    """A plan from a YAML or JSON file. $NAME in its texts stands for an environment variable.
 
     Raises:
         UserError: It can't be read, is no plan, or names a variable that is not set.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
-        raise UserError(f"can't read the plan {path}: {' '.join(str(e).split())}") from e
-    return make_plan(content, source=str(path))
+    return make_plan(read_yaml(path), source=str(path))
 
 
 def make_plan(content: Any, *, source: str) -> Plan:
-    """As `read_plan`, from its content."""
+    """A plan from the content of a file, as `read_plan`. Messages name it by `source`."""
     try:
         return Plan.model_validate(_expand(content, source))
     except pydantic.ValidationError as e:
@@ -132,16 +127,18 @@ def _expand(value: Any, source: str) -> Any:
 def list_cells(plan: Plan, folder: str | os.PathLike) -> list[Cell]:
     """All runs of a sweep in the order in which they are started.
 
-    Arms with the most seeds come first. Of arms with as many seeds, all have one seed before any has two.
+    Arms with the most seeds come first. Among arms with equally many seeds, all run one seed before any runs a second.
     """
-    cells = []
-    for number, (arm, own) in enumerate(plan.arms.items()):
-        options = plan.train | {name: value for name, value in own.items() if name != "seeds"} | {"data": plan.data}
-        count = own.get("seeds", plan.seeds)
-        for seed in range(plan.first_seed, plan.first_seed + count):
-            cell = Cell(arm, seed, Path(folder, arm, f"seed{seed}"), options | {"seed": seed})
-            cells.append(((-count, seed, number), cell))
-    return [cell for _, cell in sorted(cells, key=lambda entry: entry[0])]
+    counts = {arm: options.get("seeds", plan.seeds) for arm, options in plan.arms.items()}
+    cells = [Cell(arm, seed, Path(folder, arm, f"seed{seed}"), _options_of(plan, arm) | {"seed": seed})
+             for arm, count in counts.items() for seed in range(plan.first_seed, plan.first_seed + count)]
+    return sorted(cells, key=lambda cell: (-counts[cell.arm], cell.seed))   # Sorting keeps the order of arms.
+
+
+def _options_of(plan: Plan, arm: str) -> ArmOptions:
+    """The options of an arm for train.py, without the seed."""
+    own = {name: value for name, value in plan.arms[arm].items() if name != "seeds"}
+    return plan.train | own | {"data": plan.data}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -152,11 +149,11 @@ class Sweep:
     """Trains and scores the cells of a plan, several at a time.
 
     Args:
-        folder: Of the sweep.
-        jobs:   Programs at a time. On CPUs, each gets its share of the cores.
+        folder: Folder of the sweep.
+        jobs:   Programs that run at a time. Each gets its share of the cores.
         say:    Called with lines about the progress.
-        device: For calc_metrics.py; None = its default.
-        trust:  Let the programs open TorchScript nets, which are programs.
+        device: Device of calc_metrics.py; None = its default.
+        trust:  Let the programs open TorchScript nets, which may run any code.
     """
 
     def __init__(self, plan: Plan, folder: str | os.PathLike, *, jobs: int, say: Callable[[str], None],
@@ -169,17 +166,17 @@ class Sweep:
         self._programs: set[subprocess.Popen] = set()
 
     def run(self, progress: Callable[[float, float], None]) -> None:
-        """Do what is not done yet.
+        """Train and score the cells that are not finished. Cells that fail are listed in `failed`.
 
         Args:
             progress: Called every few seconds with thousands of images: trained so far, and in all.
 
         Raises:
             UserError:         Options are wrong, or another program works on the sweep.
-            KeyboardInterrupt: As requested by Ctrl-C or SIGTERM; runs were saved.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came. The runs that were training have saved their states.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with resume.locked(str(self.folder)), _terminated_like_interrupted():
+        with resume.locked(str(self.folder)), termination_as_interrupt():
             cells = list_cells(self.with_kimg(), self.folder)
             self.check(cells)
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -195,22 +192,24 @@ class Sweep:
                 task.result()
 
     def with_kimg(self) -> Plan:
-        """The plan, with lengths in place of its minutes. They follow from a short run of each arm, and are kept."""
+        """The plan, with the length of each arm's runs in place of its minutes.
+
+        A short run of each arm measures its speed, from which the length follows. Lengths are kept in a file.
+        """
         if self.plan.minutes is None:
             return self.plan
         lengths: dict[str, float] = {}
         path = self.folder / "lengths.json"
         with contextlib.suppress(OSError, ValueError):
             lengths = json.loads(path.read_text())
-        for arm, options in self.plan.arms.items():
+        for arm in self.plan.arms:
             if arm not in lengths:
-                probe = Cell(arm, 0, self.folder / "probes" / arm, self.plan.train | options | {
-                    "data": self.plan.data, "seed": 0, "kimg": _PROBE_KIMG, "tick": _PROBE_KIMG / 2, "metrics": "none"})
-                probe.options.pop("seeds", None)
+                probe = Cell(arm, 0, self.folder / "probes" / arm, _options_of(self.plan, arm) | {
+                    "seed": 0, "kimg": _PROBE_KIMG, "tick": _PROBE_KIMG / 2, "metrics": "none"})
                 self.say(f"{arm}: measuring its speed")
                 self._train(probe)
                 assert probe.run_dir is not None
-                speed = list(read_records(probe.run_dir / "stats.jsonl"))[-1]["Timing/sec_per_kimg"]["mean"]
+                speed = read_records(probe.run_dir / "stats.jsonl")[-1]["Timing/sec_per_kimg"]["mean"]
                 lengths[arm] = round(60 * self.plan.minutes / speed, 1)
                 with atomic_write(path) as f:
                     f.write(json.dumps(lengths, indent=1).encode())
@@ -218,10 +217,10 @@ class Sweep:
         return self.plan.model_copy(update={"arms": arms})
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Ask train.py whether it would take the options of arms that were not started yet.
+        """Check the options of arms that were not started yet, by dry runs of train.py.
 
         Raises:
-            UserError: It would not.
+            UserError: train.py refuses the options of an arm.
         """
         new = {cell.arm: cell for cell in cells if cell.seed == self.plan.first_seed and cell.run_dir is None}
         for number, (arm, cell) in enumerate(new.items(), 1):
@@ -235,6 +234,7 @@ class Sweep:
                 raise UserError(f"arm {arm}: {problem[1]}")
 
     def _do(self, cell: Cell) -> None:
+        """Train and score a cell, as far as that is not done."""
         try:
             if not cell.is_trained:
                 self.say(f"{cell.arm}, seed {cell.seed}: training on {_length(cell):g} thousand images")
@@ -270,10 +270,10 @@ class Sweep:
             f.write((json.dumps(results, indent=1) + "\n").encode())
 
     def _call(self, command: Sequence[str], log: Path) -> str:
-        """What a program printed on stdout. Everything that it prints goes to `log`, too.
+        """Run a program, and append its output to `log`. Returns what it printed on stdout.
 
         Raises:
-            UserError: It failed, or the sweep is being stopped.
+            UserError: The program failed, or the sweep is being stopped.
         """
         if self._stopping.is_set():
             raise UserError("stopped")
@@ -286,13 +286,13 @@ class Sweep:
             assert program.stdout is not None
             out = bytearray()
             try:
-                if self._stopping.is_set():     # `_stop` did not see this program yet
+                if self._stopping.is_set():     # `_stop` may have missed this program.
                     program.terminate()
                 for line in program.stdout:
                     out += line
                     f.write(line)
                     f.flush()
-            except BaseException:   # else nobody would tell the program, which `with` waits for
+            except BaseException:   # `with` waits for the program, so it has to end.
                 program.terminate()
                 raise
         self._programs.discard(program)
@@ -302,7 +302,7 @@ class Sweep:
         return out.decode(errors="replace")
 
     def _stop(self, pool: ThreadPoolExecutor) -> None:
-        """Ask all programs to stop; training saves its state first."""
+        """Ask all programs to stop. Training saves its state first."""
         self._stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for program in list(self._programs):
@@ -313,26 +313,14 @@ class Sweep:
                 *self._trust, *_arguments(cell.options)]
 
 
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as they stand on a command line."""
+    """Options as arguments of a command line."""
     return [f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in options.items()]
 
 
 def _length(cell: Cell) -> float:
+    """Thousands of images that a cell is to be trained on."""
     return float(cell.options.get("kimg", 0))
 
 

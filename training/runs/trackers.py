@@ -1,4 +1,4 @@
-"""Trackers: programs that show statistics and pictures of a run while it trains. Without one, the run is the same."""
+"""Trackers: programs that show statistics and pictures of a run while it trains. They don't change the run."""
 
 import hashlib
 import importlib
@@ -11,31 +11,36 @@ import PIL.Image
 
 from dnnlib.util import UserError
 
-_PROJECT = "glead"      # Under which hosted trackers list the runs.
+_PROJECT = "glead"      # The project name of runs in hosted trackers.
 
 
 class Tracker(Protocol):
-    """What a run tells a tracker. Any exception is reported, and training continues."""
+    """The interface of a tracker. Exceptions of any kind are reported, and training continues."""
 
     def scalars(self, values: Mapping[str, float], *, nimg: int) -> None:
-        """Statistics of a tick that ended after `nimg` images."""
+        """Show the statistics of a tick that ended after `nimg` images."""
 
     def picture(self, name: str, img: PIL.Image.Image, *, nimg: int) -> None:
-        """A small RGB picture. It may come from another thread than the rest, and later than further ticks."""
+        """Show a small RGB picture. Another thread may call this, after the statistics of later ticks."""
 
     def close(self) -> None:
-        """The process ends. The run may resume in another one."""
+        """End with the process. The run may resume in another process."""
 
 
 class TensorBoard:
-    """Event files in the run directory. Steps are kimg, or images where ticks are shorter than a kimg."""
+    """Event files in the run directory.
+
+    Args:
+        start_nimg: Number of images where the run starts or resumes.
+        step_nimg:  Images for each step on the axis.
+    """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], *, start_nimg: int, step_nimg: int):
         self._run_dir, self._step_nimg = run_dir, step_nimg
         self._open(start_nimg)
 
     def _open(self, start_nimg: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        from torch.utils.tensorboard import SummaryWriter  # Here, because it takes a second to import.
 
         step = start_nimg // self._step_nimg
         self._writer = SummaryWriter(self._run_dir, purge_step=step + 1 if step else None)
@@ -59,15 +64,15 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; $WANDB_MODE=offline keeps the run on this machine. A resumed run continues the one there."""
+    """Weights & Biases. $WANDB_MODE=offline keeps the run on this machine. A resumed run is continued there, too."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], **_: Any):
         wandb = importlib.import_module("wandb")
         self._image = wandb.Image
-        # Without `console`, it would take the lines of the log for itself.
+        # By default, wandb would capture what the run prints.
         self._run = wandb.init(project=os.environ.get("WANDB_PROJECT", _PROJECT), name=run_dir.name, id=_id(run_dir),
                                resume="allow", dir=str(run_dir), config=dict(config), settings={"console": "off"})
-        self._run.define_metric("*", step_metric="Progress/kimg")   # Its own steps may not go back.
+        self._run.define_metric("*", step_metric="Progress/kimg")   # wandb's own steps can't go back after resuming.
 
     def scalars(self, values: Mapping[str, float], *, nimg: int) -> None:
         self._run.log({**values, "Progress/kimg": nimg / 1000})
@@ -80,7 +85,7 @@ class WandB:
 
 
 class Trackio:
-    """Trackio keeps runs on this machine, in $TRACKIO_DIR; `trackio show` opens them. Steps are images."""
+    """Trackio, which keeps runs on this machine, in $TRACKIO_DIR. `trackio show` opens them. Steps are images."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], **_: Any):
         trackio = importlib.import_module("trackio")
@@ -101,12 +106,12 @@ TRACKERS: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wand
 
 
 def _id(run_dir: Path) -> str:
-    """The same whenever the run resumes in its place; another one for a run of the same name elsewhere."""
+    """An identifier of a run. It stays when the run resumes, and runs of the same name in other folders have others."""
     return f"{run_dir.name}-{hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()[:8]}"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise UserError where a tracker is unknown or its package is missing."""
+    """Raise UserError if a tracker is unknown, or its package is missing."""
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"--log is {','.join(names)}, expected a list of {', '.join(TRACKERS)}, or none")
@@ -115,11 +120,11 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """All trackers of a run. A failure of one is warned of once, and what it lacks is lost to it alone.
+    """All trackers of a run. If a tracker fails, the others and the run continue. Its first failure gives a warning.
 
     Args:
         names:  Keys of `TRACKERS`.
-        config: Of the run, as plain data.
+        config: The run's configuration, as plain data.
         more:   `start_nimg` and `step_nimg`, as for `TensorBoard`.
     """
 
@@ -138,7 +143,7 @@ class Trackers:
     def _guarded(self, name: str, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         try:
             call(*args, **kwargs)
-        except Exception as e:  # whatever other people's programs raise
+        except Exception as e:  # Other people's programs may raise anything.
             if name not in self._warned:
                 self._warned.add(name)
                 reason = " ".join(str(e).split())[:300] or type(e).__name__
@@ -153,6 +158,6 @@ class Trackers:
             self._guarded(name, tracker.picture, title, img, nimg=nimg)
 
     def close(self) -> None:
-        trackers, self._open = self._open, {}   # A picture that comes later is not shown.
+        trackers, self._open = self._open, {}   # Pictures that come later are not shown.
         for name, tracker in trackers.items():
             self._guarded(name, tracker.close)

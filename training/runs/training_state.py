@@ -1,7 +1,7 @@
-"""Training state: everything that resuming a run needs, in files that are whole and checked, or not used.
+"""Training states: files with everything that resuming a run needs. Files that are damaged are not used.
 
-A state is tensors and plain data in PyTorch's own format, a zip archive, so that `torch.load(path, weights_only=True)`
-reads it. Behind the archive, the last 64 bytes of the file are the SHA-256 of all that stands before.
+A state holds tensors and plain data in PyTorch's format, a zip archive. So `torch.load(path, weights_only=True)` reads
+it. The last 64 bytes of the file, after the archive, are the SHA-256 of everything before them.
 """
 
 import hashlib
@@ -13,23 +13,23 @@ from typing import Any, BinaryIO, Mapping, NamedTuple
 
 from dnnlib.util import UserError, atomic_write
 
-FORMAT = 2                                  # Of what a state holds: 1 is translated, other numbers are refused.
-_FRAME = ("format", "config", "dataset", "path")    # What it holds beside the parts of the trainer.
-PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Of network pickles: kimg, further images.
-_NAME = re.compile(r"training-state-(\d{9,})\.pt")
-_KEPT = 2                                   # States that a run keeps: the newest, and one in case that is damaged.
-_DIGEST_BYTES = 64                          # Of the checksum, in hexadecimal digits.
+FORMAT = 2                                  # Version of the content. 1 is translated, others are refused.
+_FRAME = ("format", "config", "dataset", "path")    # Entries of a state beside the parts of the trainer.
+PICKLE_NAME = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")    # Groups: kimg, further images.
+_NAME = re.compile(r"training-state-(\d{9,})\.pt")  # Group: images.
+_KEPT = 2                                   # States that a run keeps: the newest, and another one in case of damage.
+_DIGEST_BYTES = 64                          # Length of the checksum, in hexadecimal digits.
 _CHUNK = 1 << 22
 
 
 class StateFile(NamedTuple):
     path: Path
-    nimg: int       # Images shown when it was written.
+    nimg: int       # Images shown to D when it was written.
 
 
 class PickleFile(NamedTuple):
     path: Path
-    kimg: float     # As the name says: whole kimg, unless the name is an exact one.
+    kimg: float     # From the name: whole kimg, unless the name is exact.
 
     @property
     def name(self) -> str:
@@ -41,29 +41,32 @@ def state_path(run_dir: str | os.PathLike, nimg: int) -> Path:
 
 
 def pickle_path(run_dir: str | os.PathLike, nimg: int, *, exact: bool = False) -> Path:
-    """`network-snapshot-KKKKKK.pkl` (K = kimg); exactly, `network-snapshot-KKKKKK_NNN.pkl` (N = further images).
+    """The path of a network pickle: `network-snapshot-KKKKKK.pkl` (K = kimg).
 
-    As text, the exact names of a kimg come after the other one, in order, and before those of the next kimg.
+    Args:
+        nimg:  Images shown to D.
+        exact: Take the name `network-snapshot-KKKKKK_NNN.pkl` (N = images beyond the whole kimg). Names sorted as
+               text are in order of images.
     """
     kimg, images = divmod(nimg, 1000)
     return Path(run_dir, f"network-snapshot-{kimg:06d}{f'_{images:03d}' if exact else ''}.pkl")
 
 
 def pickle_kimg(name: str) -> float | None:
-    """Thousands of images that the name of a network pickle tells; None if it is no such name."""
+    """The kimg in the name of a network pickle; None if it is no such name."""
     match = PICKLE_NAME.fullmatch(name)
     return None if match is None else (int(match[1]) * 1000 + int(match[2] or 0)) / 1000
 
 
 def list_pickles(run_dir: str | os.PathLike) -> list[PickleFile]:
-    """The network pickles in a run directory, in order; their content is not looked at."""
+    """The network pickles in a run directory, in order of images. Their content is not checked."""
     found = [PickleFile(Path(run_dir, name), kimg)
              for name in os.listdir(run_dir) if (kimg := pickle_kimg(name)) is not None]
     return sorted(found, key=lambda pickle: (pickle.kimg, pickle.name))
 
 
 def list_states(run_dir: str | os.PathLike) -> list[StateFile]:
-    """The states in a run directory, the newest first; their content is not looked at."""
+    """The states in a run directory, the newest first. Their content is not checked."""
     try:
         names = os.listdir(run_dir)
     except OSError:
@@ -80,16 +83,16 @@ def write_state(path: str | os.PathLike, content: dict[str, Any]) -> None:
         content: Tensors on the CPU, and plain data: dicts, lists, strings, numbers, None.
 
     Raises:
-        OSError: It can't be written; what was there stays.
+        OSError: It can't be written. A file that was there before stays.
     """
-    import torch  # takes a second, for which --help does not wait
+    import torch  # Here, because it takes a second, for which --help should not wait.
 
     path = Path(path)
     with atomic_write(path) as f:
         signed = _SignedFile(f)
         try:
             torch.save(dict(content, format=FORMAT), signed)  # type: ignore[arg-type]
-        except RuntimeError as e:  # PyTorch's writer hides what went wrong
+        except RuntimeError as e:  # PyTorch's writer hides the error of the file.
             raise signed.error or e from e
         signed.finish()
     for old in list_states(path.parent)[_KEPT:]:
@@ -100,7 +103,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     """Read a state after checking that it is whole and unaltered.
 
     Raises:
-        UserError: It is not; it was written in another format; or it can't be read.
+        UserError: It is damaged, has an unknown format, or can't be read.
     """
     import torch
 
@@ -129,7 +132,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _from_format_1(old: dict[str, Any]) -> dict[str, Any]:
-    """What version 0.1 would have written in the present format."""
+    """Translate a state of version 0.1 to the present format."""
     saved, snapshot_due = old["saved"], old["unfinished_tick"]
     kept = ("config", "dataset", "progress", "networks", "optimizers", "stats")
     return {name: old[name] for name in kept} | {
@@ -149,13 +152,13 @@ def _from_format_1(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
-    """The content of a state and its "path". Rank 0 looks for it, and all ranks read the same. Nothing is changed.
+    """The content of a training state, and its "path". Rank 0 chooses the file, and all ranks read it.
 
     Args:
-        wanted: Path of a state, or "newest": the newest good one in `run_dir`.
+        wanted: Path of a state, or "newest": the newest undamaged one in `run_dir`.
 
     Raises:
-        UserError: There is no good one.
+        UserError: There is no undamaged state.
     """
     from torch_utils import distributed
 
@@ -175,17 +178,17 @@ def find_state(run_dir: str | os.PathLike, wanted: str) -> dict[str, Any]:
 def resume_from(
     state: dict[str, Any], parts: Mapping[str, Any], *, run_dir: str | os.PathLike, dataset: Any, anyway: bool
 ) -> None:
-    """Give the parts of a new trainer their state, perhaps on another number of ranks, which call this together.
+    """Restore the parts of a new trainer from a state. All ranks call this together; their number may have changed.
 
     Args:
         state:   From `find_state`.
-        parts:   By the names that they have in the state; see `torch_utils.state`.
-        run_dir: Is made ready for the files that are to come.
+        parts:   The parts by their names in the state; see `torch_utils.state`.
+        run_dir: The run directory. Files that would be in the way of new ones are moved or deleted.
         dataset: The images to train on.
-        anyway:  Resume with other images than those of the run, too.
+        anyway:  Resume even if these are not the images of the run.
 
     Raises:
-        UserError: The state is that of another run, or the images are not those that the run was trained on.
+        UserError: The state does not fit, or the images are not those that the run was trained on.
     """
     from torch_utils import distributed
     from torch_utils.state import Misfit, restore
@@ -202,24 +205,24 @@ def resume_from(
                     if os.path.isdir(dataset.path) else "")
             raise UserError(f"{problem}: give the right ones with --data, or say --resume-anyway to take these{hint}")
         distributed.print0(f"Warning: {problem}: resuming with these all the same")
-    distributed.any_rank(False)     # all of them have restored it
+    distributed.any_rank(False)     # Wait until all ranks have read the state.
     if distributed.rank() == 0:
         clear_way(run_dir, state["progress"]["nimg"])
 
 
 def clear_way(run_dir: str | os.PathLike, nimg: int) -> None:
-    """Before a run resumes at `nimg` images: set later states aside, and delete half-written files of a killed run."""
+    """Prepare to resume at `nimg` images: set later states aside, and delete half-written files of a killed run."""
     for path in Path(run_dir).glob(".*.tmp"):
         path.unlink(missing_ok=True)
     for state in list_states(run_dir):
-        if state.nimg > nimg:  # else it would be taken for the newest one
+        if state.nimg > nimg:  # It would be taken for the newest one.
             aside = state.path.with_suffix(".pt.unused")
             print(f"Setting aside {state.path} as {aside.name}")
             os.replace(state.path, aside)
 
 
 def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
-    """Path and content of the newest undamaged state; None if there is none. Warns of damaged ones."""
+    """The path and content of the newest undamaged state; None if there is none. Prints warnings of damaged ones."""
     for state in list_states(run_dir):
         try:
             return state.path, read_state(state.path)
@@ -229,7 +232,7 @@ def newest_good_state(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]]
 
 
 class _SignedFile:
-    """Passes on to a file what is written, and computes its checksum."""
+    """Writes to a file, and computes the checksum of what is written."""
 
     def __init__(self, f: BinaryIO):
         self._file = f
@@ -248,11 +251,12 @@ class _SignedFile:
         self._file.flush()
 
     def finish(self) -> None:
-        """Write the checksum behind the archive."""
+        """Write the checksum after the archive."""
         self._file.write(self._digest.hexdigest().encode())
 
 
 def _is_whole(f: BinaryIO) -> bool:
+    """Whether the checksum at the end of a file is right."""
     left = f.seek(0, os.SEEK_END) - _DIGEST_BYTES
     f.seek(0)
     digest = hashlib.sha256()

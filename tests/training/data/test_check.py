@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def check(path):
     """Sorted kinds and messages, and the summary."""
     problems = []
-    summary = DatasetCheck(path, problems.append, workers=1, progress=False).run()
+    summary = DatasetCheck(path, problems.append, workers=1).run()
     counts = {kind: sum(p.kind == kind for p in problems) for kind in {p.kind for p in problems}}
     assert summary.problems == counts and all("\n" not in p.message for p in problems)
     return problems, summary

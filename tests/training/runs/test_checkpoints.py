@@ -1,5 +1,6 @@
 """Which network pickles stay, and what the writing of files does to training."""
 
+import concurrent.futures
 import gc
 import json
 import re
@@ -100,6 +101,24 @@ def test_training_waits_for_a_write_only_if_another_one_of_its_kind_is_due(tmp_p
     gate.set()
     third.join(60)
     assert writer.wait() == [] and len(list(tmp_path.iterdir())) == 1
+    writer.close()
+
+
+def test_a_write_that_fails_while_it_is_looked_at_is_said(tmp_path):
+    class Finishing(concurrent.futures.Future):
+        """Finished between two calls of `done`."""
+
+        was_asked = False
+
+        def done(self):
+            done, self.was_asked = self.was_asked, True
+            return done
+
+    writer, write = Checkpoints(tmp_path, keep=Keep(), metric=None, snapshot_kimg=4), Finishing()
+    write.set_exception(OSError(28, "No space left on device"))
+    writer._writes.append((tmp_path / "a.png", write))
+    writer.report()
+    assert len(writer.wait()) == 1 and writer.wait() == []
     writer.close()
 
 

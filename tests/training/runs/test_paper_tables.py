@@ -103,7 +103,6 @@ def test_a_manifest_names_networks(tmp_path):
     path.write_text(json.dumps(entries))
     (model,) = find_models("glead-1", str(path))
     assert (model.row, model.table.dataset, model.network) == ("GLeaD", "FFHQ", str(tmp_path / "net.pkl"))
-    pytest.importorskip("yaml", reason="PyYAML is not installed")
     path.write_text("- {row: GLeaD, dataset: FFHQ, network: net.pkl}\n")
     assert find_models("glead-1", str(path)) == [model]
 

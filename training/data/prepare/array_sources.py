@@ -1,4 +1,4 @@
-"""Sources that hold or draw pixels: the CIFAR archives, MNIST, synthetic scenes."""
+"""Sources that hold or draw uncompressed pixels: the CIFAR archives, MNIST, synthetic scenes."""
 
 import abc
 import gzip
@@ -18,13 +18,13 @@ from training.data.prepare.source import LabelSet, Record, Source, SourceOptions
 from training.data.scenes import LEVELS, RESOLUTIONS, draw_scenes
 
 _UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
-_MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked; the CIFAR archives have 190 MB.
-_MAX_IDX_BYTES = 1 << 30       # Unpacked; MNIST has 47 MB, the largest set in its format, EMNIST, 550 MB.
+_MAX_ARCHIVE_BYTES = 1 << 28   # Unpacked. The CIFAR archives have 190 MB.
+_MAX_IDX_BYTES = 1 << 30       # Unpacked. MNIST has 47 MB. The largest set in its format, EMNIST, has 550 MB.
 _DEFLATE_RATIO = 1032          # Deflate can't compress by a larger factor.
 
 
 def _unpacked_head(path: str, count: int) -> bytes:
-    """The first bytes of what a gzip file holds; fewer or none where it is damaged or no gzip file."""
+    """The first bytes of what a gzip file holds; none if it is damaged or no gzip file."""
     try:
         with gzip.open(path) as f:
             return f.read(count)
@@ -51,7 +51,7 @@ _CIFAR_100 = _Cifar("cifar-100-python", ("train",), "fine_labels", tuple(map(str
 
 
 class _BoundedFile:
-    """Raises an error after `limit` bytes: a small archive may unpack to any size."""
+    """Raises an error after `limit` bytes, because a small archive may unpack to any size."""
 
     def __init__(self, f: BinaryIO, limit: int):
         self._f, self._left = f, limit
@@ -65,11 +65,11 @@ class _BoundedFile:
 
 
 class _ArraySource(Source):
-    """Images that are in memory."""
+    """Images that are all in memory."""
 
     _path: str
     _images: np.ndarray             # uint8 [N, H, W] or [N, H, W, 3].
-    _classes: list[int] | None      # None = the images have no labels, or none are wanted.
+    _classes: list[int] | None      # None = no labels are wanted.
 
     @abc.abstractmethod
     def __init__(self, path: str, *, use_labels: bool) -> None: ...
@@ -112,7 +112,7 @@ class CifarSource(_ArraySource):
 
 
 def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
-    """Which archive it is, and its batches by name. It is read once from front to end, as gzip files must be."""
+    """Which archive it is, and the contents of its batches by name."""
     kind, members = None, {}
     try:
         with open(path, "rb") as f:
@@ -122,13 +122,14 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
             with tarfile.open(fileobj=bounded, mode="r|") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name)
-                    found = [k for k in (_CIFAR_10, _CIFAR_100) if name.parts[:1] == (k.folder,)]
-                    kind = kind or (found[0] if found else None)
-                    if kind is None or found != [kind]:
+                    found = next((k for k in (_CIFAR_10, _CIFAR_100) if name.parts[:1] == (k.folder,)), None)
+                    kind = kind or found
+                    if found is None or found is not kind:
                         raise UserError(f"{path} holds {ascii(member.name)[:80]}, so it is neither "
                                         "cifar-10-python.tar.gz nor cifar-100-python.tar.gz; unpack other archives")
                     if member.size > _MAX_ARCHIVE_BYTES:  # A sparse file may announce more than the archive holds.
                         raise tarfile.ReadError(f"{ascii(member.name)[:80]} announces {member.size} bytes")
+                    # Members are read as they come: a gzip file can only be read from front to end.
                     if member.isfile() and name.name in kind.batches:
                         members[name.name] = archive.extractfile(member).read()
             while bounded.read(1 << 20):
@@ -144,8 +145,8 @@ def _read_cifar(path: str) -> tuple[_Cifar, dict[str, bytes]]:
 
 
 def _parse_batch(data: bytes, kind: _Cifar, what: str) -> tuple[np.ndarray, list[int]]:
-    """Images uint8 [N, 3072] and their classes. Batches are pickles; they are read as data, and run nothing."""
-    from torch_utils.formats import data_unpickler  # Here: it needs PyTorch, which takes seconds to import.
+    """Images uint8 [N, 3072] and their classes. A batch is a pickle. It is read as data, and runs no code."""
+    from torch_utils.formats import data_unpickler  # Here, because it imports PyTorch, which takes seconds.
 
     try:
         content = data_unpickler.loads(data)
@@ -194,7 +195,7 @@ class MnistSource(_ArraySource):
 
 
 def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.ndarray:
-    """A gzipped IDX file of bytes: uint8 [N, *record_shape]. Never unpacks more than its header announces."""
+    """The content of a gzipped IDX file: uint8 [N, *record_shape]. At most what its header announces is unpacked."""
     header = struct.Struct(f">{2 + len(record_shape)}I")
     try:
         with gzip.open(path) as f:
@@ -217,10 +218,10 @@ def _read_idx(path: str, *, magic: int, record_shape: tuple[int, ...]) -> np.nda
 
 
 class SyntheticSource(Source):
-    """Drawn scenes number 0, 1, 2, ... of a seed; image i does not depend on how many there are."""
+    """The drawn scenes 0, 1, 2, ... of a seed. Image i does not depend on how many there are."""
 
     accepts = "'synthetic', 'synthetic:simple'"
-    names = {"synthetic": "full", "synthetic:simple": "simple"}     # Of the levels.
+    names = {"synthetic": "full", "synthetic:simple": "simple"}     # The level of each source.
 
     def __init__(
         self, *, num_images: int, resolution: int, seed: int = 0, use_labels: bool = True, level: str = "full"
@@ -238,8 +239,7 @@ class SyntheticSource(Source):
 
     @classmethod
     def open(cls, path: str, options: SourceOptions) -> "SyntheticSource":
-        if options.labels == "folders":
-            raise UserError("--labels=folders is for folders and zips, not for synthetic images")
+        refuse_folders(path, options)
         if options.resolution is None or options.num_images is None:
             raise UserError(f"--source={path}: say how large and how many with --resolution and --max-images")
         return cls(num_images=options.num_images, resolution=options.resolution, seed=options.seed,
@@ -259,7 +259,7 @@ class SyntheticSource(Source):
                 yield from map(Record, indices, scenes.label.tolist())
 
     def load(self, key: int) -> Image.Image:
-        """Neighbouring images are drawn together, which is several times faster, and kept for the next calls."""
+        """One image. Neighbouring images are drawn with it, which is several times faster, and kept for later calls."""
         step = images_at_once(self._resolution)
         begin = key - key % step
         if begin != self._group_begin:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dnnlib.util import UserError
-from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION
+from training.data.image_files import MAX_RESOLUTION, MIN_RESOLUTION, is_valid_side
 from training.data.image_names import DECODING_ERRORS, describe_decoding_error, source_formats
 
 CropTransform = Literal["center-crop", "center-crop-wide", "center-crop-letterbox"]
@@ -18,23 +18,23 @@ Remark = Literal["squeezed", "recolored", "dark"]
 Color = Literal["auto", "rgb", "gray"]
 
 RESIZE_FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
-MAX_PIXELS = 1 << 27   # 400 MB in each worker when decoded; larger images are refused by their header.
-PNG_LEVEL = 1          # zlib's fastest: training decodes these files again and again.
+MAX_PIXELS = 1 << 27   # These take 400 MB in each worker when decoded. Larger images are refused by their header.
+PNG_LEVEL = 1          # zlib's fastest level, because training decodes these files again and again.
 
 _WIDE = ("center-crop-wide", "center-crop-letterbox")   # These transforms place images on a black square.
-_DEEP = "more than 8 bits per channel"                  # A key of `Image.info`: pixels came from such a file.
+_DEEP = "more than 8 bits per channel"                  # A key of `Image.info`: whether the file has such pixels.
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
-# Pillow warns of odd EXIF data and palettes. Such images are converted, or refused in one line.
+# Pillow warns of odd EXIF data and palettes. Such images are converted, or refused with an error of one line.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(UserError):
-    """An image that can't be read or decoded, or is too large to try."""
+    """An image that can't be read or decoded, or is too large to be decoded."""
 
 
 class TooSmall(UserError):
-    """An image below the size wanted, where the transform leaves such images out."""
+    """An image that the transform leaves out because it is smaller than the size wanted."""
 
 
 def decode(data: bytes, what: str) -> Image.Image:
@@ -45,8 +45,8 @@ def decode(data: bytes, what: str) -> Image.Image:
         what: How messages name the image.
 
     Raises:
-        BadImage: The data is damaged, has floating-point pixels, or announces more than `MAX_PIXELS`; in the latter
-            case nothing is decoded.
+        BadImage: The data is damaged, has floating-point pixels, or announces more than `MAX_PIXELS`. In the last case
+            nothing is decoded.
     """
     with _decoding_errors(what):
         image = Image.open(io.BytesIO(data), formats=source_formats())
@@ -80,7 +80,7 @@ def is_gray(image: Image.Image) -> bool:
 
 
 def flatten(image: Image.Image, *, gray: bool) -> Image.Image:
-    """As RGB or L; transparent images are laid on white, 16-bit ones keep their upper byte."""
+    """Convert an image to RGB or L. Transparent images are laid on white. 16-bit pixels keep their upper byte."""
     if image.mode.startswith("I;16") or image.mode == "I":
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -90,19 +90,19 @@ def flatten(image: Image.Image, *, gray: bool) -> Image.Image:
 
 
 def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of an image; the odd pixel is cut off at the right and at the bottom."""
+    """The middle of an image. If the margins can't be equal, those at the right and at the bottom are larger."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def is_dark(original: Image.Image, image: Image.Image) -> bool:
-    """Whether a 16-bit image becomes nearly black because only its upper 8 bits are kept.
+    """Whether a 16-bit image became nearly black because only its upper 8 bits were kept.
 
-    Cameras and scanners write 12 bits in files of 16.
+    Cameras and scanners write 12-bit pixels to 16-bit files.
 
     Args:
-        original: As `decode` gave it.
-        image:    The same, RGB or L.
+        original: From `decode`.
+        image:    The same image from `flatten`.
     """
     if not original.info.get(_DEEP):
         return False
@@ -118,7 +118,7 @@ def widest_crop(size: tuple[int, int], width: int, height: int) -> tuple[int, in
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
-    """What the user wants of every image."""
+    """The size and kind of the images that the user wants, and how they are made so."""
 
     width: int | None = None           # None = the size of the first image; then `height` is None as well.
     height: int | None = None
@@ -127,10 +127,10 @@ class ConversionOptions:
     color: Color = "auto"              # "auto" = RGB or grayscale, like the first image.
 
     def check(self, *, size_option: str = "--width") -> None:
-        """Raises UserError where the result would not be square images of a valid size.
+        """Raise UserError if the results would not be square images of a valid size.
 
         Args:
-            size_option: The option by which the user gave the size.
+            size_option: The option by which the user gave the size, for messages.
         """
         wide = self.transform in _WIDE
         if (self.width is None) != (self.height is None):
@@ -145,7 +145,7 @@ class ConversionOptions:
         if not wide and self.width != self.height:
             raise UserError(f"--width={self.width} --height={self.height}: networks take square images; give equal "
                             "numbers, or --transform=center-crop-letterbox")
-        if self.width & (self.width - 1) or not MIN_RESOLUTION <= self.width <= MAX_RESOLUTION:
+        if not is_valid_side(self.width):
             below = max(1 << self.width.bit_length() - 1, MIN_RESOLUTION)
             raise UserError(f"{size_option}={self.width}: expected a power of two from {MIN_RESOLUTION} to "
                             f"{MAX_RESOLUTION}, such as {min(below, MAX_RESOLUTION)}")
@@ -157,7 +157,7 @@ class Converted(NamedTuple):
 
 
 class FirstImage(NamedTuple):
-    """The first image of a source that can be decoded, which may decide for all."""
+    """The first image of a source that can be decoded. It decides what the options leave open."""
 
     what: str     # How messages name it.
     width: int
@@ -166,20 +166,21 @@ class FirstImage(NamedTuple):
 
 
 class Converter:
-    """Converts all images alike; what the options leave open follows from the first image.
+    """Converts all images alike. What the options leave open follows from the first image.
 
     Args:
         options:  What the user wants; checked.
-        first:    What the first image is like.
-        recolors: Make grayscale images RGB, or RGB ones grayscale, where the first image is so; False = refuse them.
+        first:    Properties of the first image.
+        recolors: If `options.color` is "auto", convert images to RGB or grayscale like the first one; False = refuse
+                  those that differ.
 
     Raises:
-        UserError: The first image is no square, or of a size that networks don't take, where its size decides.
+        UserError: The size of the first image decides, and it is no square, or networks don't take it.
 
     Attributes:
         side:          Width and height of all results.
         gray:          Whether results are grayscale.
-        resize_filter: By which images are scaled; None = the first one has the wanted size.
+        resize_filter: The filter that scales images; None = the first image has the wanted size.
     """
 
     def __init__(self, options: ConversionOptions, first: FirstImage, *, recolors: bool = False):
@@ -194,7 +195,7 @@ class Converter:
     def _side_like_first(self, first: FirstImage) -> int:
         self._check_square(first.width, first.height, first.what)
         side = min(first.width, first.height)
-        if side & (side - 1) or not MIN_RESOLUTION <= side <= MAX_RESOLUTION:
+        if not is_valid_side(side):
             raise UserError(f"{first.what} gives {side}x{side}, expected a power of two from {MIN_RESOLUTION} to "
                             f"{MAX_RESOLUTION}: resize with --resolution")
         return side
@@ -208,7 +209,7 @@ class Converter:
 
         Raises:
             TooSmall:  The transform leaves it out.
-            UserError: It is of another size or kind than the first image, where that one decides.
+            UserError: It differs from the first image in size or colour, where the first image decides.
         """
         remarks: list[Remark] = []
         if self._options.color == "auto" and is_gray(image) != self.gray:
@@ -228,7 +229,7 @@ class Converter:
                 raise UserError(f"{what} gives {min(image.size)}x{min(image.size)}, expected {self.side}x{self.side} "
                                 "like the first image: resize with --resolution")
         if self._options.transform == "center-crop":
-            # Crop before scaling, so that filters don't mix in what is cut off.
+            # Crop before scaling, so that the filter doesn't see pixels that are cut off.
             image = center_crop(image, min(image.size), min(image.size))
         if image.width != image.height:  # Not cropped: scaling distorts it.
             remarks.append("squeezed")
@@ -238,14 +239,14 @@ class Converter:
         return image if image.size == (width, height) else image.resize((width, height), self._filter)
 
     def _on_square(self, image: Image.Image, what: str) -> Image.Image:
-        """Cut, scaled to width x height, and laid on the middle of a black square."""
+        """The image, cropped, scaled to width x height, and laid on the middle of a black square."""
         width, height = self._options.width, self._options.height
         assert width is not None and height is not None
         size = widest_crop(image.size, width, height)
         too_small = image.width < width or image.height < height
         if self._options.transform == "center-crop-wide":
-            # As StyleGAN2-ADA does it: the number of rows to keep is computed for the image scaled to WIDTH, but rows
-            # are cut from the image before it is scaled. So images that are wider than WIDTH are squeezed.
+            # Like StyleGAN2-ADA, compute how many rows to keep for the image scaled to WIDTH, but cut them from the
+            # image before it is scaled. So images that are wider than WIDTH are squeezed.
             size = image.width, round(width * image.height / image.width)
             too_small = image.width < width or size[1] < height
         if too_small:

@@ -17,7 +17,7 @@ from training.data.labels import has_metadata, load_labels
 from training.data.prepare.conversion import BadImage, decode
 from training.data.prepare.source import Label, Labels, LabelSet, Record, Source, SourceOptions, refuse_folders
 
-BUCKET = re.compile(r"\d{5,}")  # Sub-folders that divide a large set, as this tool makes them. They are not classes.
+BUCKET = re.compile(r"\d{5,}")  # Names of sub-folders that only divide a large set, as this tool writes them.
 _LMDB_MAGIC = 0xBEEFC0DE.to_bytes(4, "little")
 
 
@@ -26,8 +26,8 @@ class FilesSource(Source):
 
     Every file that begins like an image is taken, except hidden files.
 
-    Labels: "auto" takes dataset.json if there is one, else sub-folders as classes. Sub-folders that only divide a large
-    set are not classes, nor is a folder that holds all others, as in a zip of one folder.
+    With labels="auto", labels come from dataset.json if there is one, else sub-folders are classes. Sub-folders that
+    only divide a large set are not classes, nor is a folder that holds all others, as in a zip of one folder.
     """
 
     accepts = "a folder or zip of images"
@@ -71,7 +71,7 @@ class FilesSource(Source):
 
 
 def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[LabelSet | None, list[Label] | None]:
-    """What the labels are, and the label of each image."""
+    """The kind of the labels, and the label of each image; None and None = there are no labels."""
     if wanted == "none":
         return None, None
     if wanted == "auto" and has_metadata(files):
@@ -101,7 +101,7 @@ def _find_labels(files: ImageFiles, wanted: Labels, split: str | None) -> tuple[
 
 
 def _below_outer_folders(names: Sequence[str | None]) -> Sequence[str | None]:
-    """Names below the folder that holds all others, as `animals` of `animals/cat/1.png` and `animals/dog/1.png`."""
+    """Strip folders that hold all images: `animals/cat/1.png`, `animals/dog/1.png` => `cat/1.png`, `dog/1.png`."""
     while True:
         outer = next(name for name in names if name is not None).partition("/")[0] + "/"
         if not all(name is None or name.startswith(outer) and name.count("/") > 1 for name in names):
@@ -110,7 +110,7 @@ def _below_outer_folders(names: Sequence[str | None]) -> Sequence[str | None]:
 
 
 def _after(name: str, split: str) -> str | None:
-    """The part of a name below the folder `split`: `cat/1.png` of `afhq/train/cat/1.png`."""
+    """The part of a name below the folder `split`, as `cat/1.png` of `afhq/train/cat/1.png`; None = it is elsewhere."""
     parts = name.split("/")
     return "/".join(parts[parts.index(split) + 1:]) if split in parts[:-1] else None
 
@@ -118,7 +118,7 @@ def _after(name: str, split: str) -> str | None:
 class LmdbSource(Source):
     """LSUN's format: a database of encoded images, in the order of their keys.
 
-    A damaged database may crash the process that reads it. Only workers do.
+    Only worker processes read it, because a damaged database may crash the process that reads it.
     """
 
     accepts = "an LSUN database (*_lmdb folder, or its data.mdb)"
@@ -136,7 +136,7 @@ class LmdbSource(Source):
                             "category") from e
         with self._worker() as pool:
             self._count, expected = pool.result(pool.submit(_measure_database))
-        if size < expected:  # Reading the end that is missing would kill a process.
+        if size < expected:  # Reading the missing end would crash a worker.
             raise UserError(f"{self._file} has {size} bytes, but the database takes {expected}: it is truncated; copy "
                             "or download it again")
         if not self._count:
@@ -175,11 +175,9 @@ class LmdbSource(Source):
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any]:
-        """A transaction, in a worker: an open database must not be carried over to another process."""
-        try:
-            import lmdb  # Here, so that other sources don't need it.
-        except ImportError as e:
-            raise UserError(f"{self._path} is read with the package lmdb: pip install lmdb") from e
+        """A transaction. It is for workers only, because an open database must not be taken to another process."""
+        import lmdb  # Here, because other sources don't need it.
+
         try:
             self.environment = self.environment or lmdb.open(
                 self._file, subdir=False, readonly=True, lock=False, readahead=False,
@@ -205,14 +203,14 @@ class LmdbSource(Source):
 
 
 def _measure_database(source: LmdbSource) -> tuple[int, int]:
-    """Number of entries, and of the bytes that the database takes."""
+    """The number of entries, and the number of bytes that the database takes."""
     with source.reading() as transaction:
         entries, page_bytes = transaction.stat()["entries"], transaction.stat()["psize"]
         return entries, (source.environment.info()["last_pgno"] + 1) * page_bytes
 
 
 def _keys_after(source: LmdbSource, last: bytes | None) -> list[bytes]:
-    """The next thousand keys in order; None = the first ones."""
+    """The thousand keys after `last`, in order; None = the first thousand."""
     with source.reading() as transaction:
         cursor = transaction.cursor()
         found = cursor.first() if last is None else cursor.set_range(last)

@@ -1,4 +1,4 @@
-"""From a source to a dataset: workers read, convert and encode; the main process writes in order."""
+"""From a source to a dataset: workers read, convert and encode images, and the main process writes them in order."""
 
 import contextlib
 import itertools
@@ -24,15 +24,15 @@ from training.data.prepare.conversion import (
 from training.data.prepare.source import Label, Source, images_at_once
 from training.data.prepare.writer import open_writer
 
-_MAX_NAMED = 5   # Images that are named for each remark below.
+_MAX_NAMED = 5   # For each remark, this many images are named.
 
 _REMARKS = {
-    "bad":      "can't be read, and were skipped",
-    "small":    "are smaller than the size wanted, and were left out",
+    "bad": "can't be read, and were skipped",
+    "small": "are smaller than the size wanted, and were left out",
     "squeezed": "are not square, and were squeezed (--transform=center-crop cuts them instead)",
     "recolored": "are not RGB or grayscale like the first image, and were made so (--color=rgb or gray chooses)",
-    "dark":     "have 16 bits per channel but use the lower 12 only, and became nearly black: multiply their pixels by "
-                "16 first",
+    "dark": "have 16 bits per channel but use the lower 12 only, and became nearly black: multiply their pixels by 16 "
+            "first",
 }
 _SKIP_HINT = "; --skip-bad leaves such images out"
 _KILLED = ("one of {} worker processes was killed: either memory ran out (give fewer with --workers), or the source is "
@@ -40,21 +40,21 @@ _KILLED = ("one of {} worker processes was killed: either memory ran out (give f
 
 
 class Summary(NamedTuple):
-    """What was written."""
+    """The dataset that was written."""
 
     num_images: int
     resolution: int
     channels: int
-    counts: dict[str, int]   # Of images that were "bad", "small" or "squeezed", ...: the keys of `_REMARKS`.
+    counts: dict[str, int]   # Number of images with each remark, by the keys of `_REMARKS`.
     classes: Counter[int]    # Number of images of each class; empty if there are no classes.
 
 
 class Outcome(NamedTuple):
-    """What became of one image."""
+    """The result of converting one image."""
 
-    png: bytes | None = None
-    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...] = ()   # "stop" ends the conversion.
-    message: str = ""
+    png: bytes | None       # None = the image is left out.
+    remarks: tuple[Remark | Literal["bad", "small", "stop"], ...]   # "stop" ends the conversion.
+    message: str            # Explains the remarks; "" = there are none.
 
 
 def write_dataset(
@@ -70,16 +70,16 @@ def write_dataset(
 ) -> Summary:
     """Convert the images of a source, and write them as a dataset that appears at `dest` once it is complete.
 
-    The result depends neither on the number of workers nor on time: equal sources give equal bytes.
+    Equal sources give equal bytes, at any time and with any number of workers. Remarks about images go to stderr.
 
     Args:
         source:     Where the images come from.
         dest:       A path that ends in .zip, or a folder.
-        options:    What is made of the images.
+        options:    How images are converted.
         max_images: Take only the first `max_images` images of the source; None = all.
         workers:    Processes that convert; None = one for each core.
         skip_bad:   Leave out images that can't be read, and make grayscale images RGB, or RGB ones grayscale, like the
-                    first image, instead of stopping; stderr says so.
+                    first image; False = such images stop the conversion.
         shard_size: Write zips of `shard_size` images into the folder `dest`; None = one dataset.
         overwrite:  Replace the dataset that is there.
 
@@ -111,7 +111,7 @@ def write_dataset(
 
 
 class _Remarks:
-    """Counts what is not as it should be; the first images are named."""
+    """Counts the remarks about images, and prints the first ones of each kind."""
 
     def __init__(self, skip_bad: bool):
         self.counts = dict.fromkeys(_REMARKS, 0)
@@ -136,7 +136,11 @@ class _Remarks:
 
 
 def _first_image(source: Source, pool: WorkerPool, count: int, skip_bad: bool) -> FirstImage:
-    """The first image that can be read. Options that the user left open follow from it."""
+    """The properties of the first image that can be read, or, without `skip_bad`, of the first image.
+
+    Raises:
+        UserError: It can't be read, or none of the images can.
+    """
     with contextlib.closing(source.records()) as records:
         for record in itertools.islice(records, count):
             first = pool.result(pool.submit(_look, record.key))
@@ -156,7 +160,7 @@ def _look(source: Source, key: Any) -> FirstImage | Outcome:
 
 
 def _converted(source: Source, pool: WorkerPool, converter: Converter, count: int) -> Iterator[tuple[Label, Outcome]]:
-    """Labels and results, in the order of the source."""
+    """The label and the outcome of each image, in the order of the source."""
     size = images_at_once(converter.side)
     with contextlib.closing(source.records()) as all_records:
         records = itertools.islice(all_records, count)

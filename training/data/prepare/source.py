@@ -1,4 +1,4 @@
-"""What a source of images is, and what all sources share."""
+"""The interface of a source of images, and what all sources share."""
 
 import abc
 import dataclasses
@@ -20,28 +20,28 @@ class SourceOptions:
     """What the user says about the source. Each kind of source uses only some of it."""
 
     labels: Labels = "auto"        # "folders" insists on sub-folders as classes; "none" leaves labels out.
-    split: str | None = None       # Take only the images below a folder of that name, where there is one.
-    num_images: int | None = None  # Of images that are drawn: how many, ...
-    resolution: int | None = None  # ... how large, ...
-    seed: int = 0                  # ... and which.
+    split: str | None = None       # Take only the images below a folder of this name, if there is one.
+    num_images: int | None = None  # Synthetic images: how many are drawn, ...
+    resolution: int | None = None  # ... their side, ...
+    seed: int = 0                  # ... and which ones.
 
 
 class Record(NamedTuple):
-    """One image that a source has, before it is read."""
+    """One image of a source, before it is read."""
 
-    key: Any      # What `load` takes: a position, a database key, ...; small, since it travels between processes.
+    key: Any      # The argument of `load`: a position, a database key, ... It is small, and sent to workers.
     label: Label
 
 
 class LabelSet(NamedTuple):
-    """What the labels of a source are."""
+    """The kind of the labels of a source."""
 
     origin: str = ""              # "from sub-folders", ...
     classes: Sequence[str] = ()   # Their names, by number.
-    width: int | None = None      # Length of labels that are vectors.
+    width: int | None = None      # Length of the label vectors; None = labels are classes.
 
     def describe(self, counts: Mapping[int, int]) -> str:
-        """In words: `2 classes from sub-folders: cat (12), dog (3)`, with the numbers of images."""
+        """A text such as `2 classes from sub-folders: cat (12), dog (3)`, from the number of images of each class."""
         origin = f" {self.origin}" if self.origin else ""
         if self.width is not None:
             return f"vectors of {self.width}{origin}"
@@ -54,14 +54,14 @@ class LabelSet(NamedTuple):
 
 
 class Source(abc.ABC):
-    """Where images come from. `records` runs in the main process, `load` in any.
+    """A place that images come from. The main process calls `records`; any process may call `load`.
 
-    A new kind of source is one subclass with a line in `training.data.prepare.sources.SOURCES`.
+    A new kind of source is a subclass with an entry in `training.data.prepare.sources.SOURCES`.
 
     Attributes:
-        accepts: The kind, as the list of accepted sources shows it.
-        labels:  What the labels are; None = the images have none.
-        notes:   What the user should know about what is taken and what is not, one line each.
+        accepts: What users can give as this kind of source, for help and messages.
+        labels:  The kind of the labels; None = the images have none.
+        notes:   Lines for the user about which images are taken.
     """
 
     accepts: ClassVar[str]
@@ -71,12 +71,12 @@ class Source(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def matches(cls, path: str) -> bool:
-        """Whether `path`, by name and first bytes, is of this kind; `open` may still find it damaged."""
+        """Whether `path` is of this kind, judging by its name and first bytes. `open` may still find it damaged."""
 
     @classmethod
     @abc.abstractmethod
     def open(cls, path: str, options: SourceOptions) -> "Source":
-        """Raises UserError where the source is damaged, or can't do what the options ask for."""
+        """Open the source. Raises UserError if it is damaged, or can't do what the options ask for."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -84,15 +84,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def records(self) -> Iterator[Record]:
-        """All images, in the order of the dataset. Raises UserError where the source is damaged."""
+        """All images, in the order of the dataset. Raises UserError if the source is damaged."""
 
     @abc.abstractmethod
     def load(self, key: Any) -> Image.Image:
-        """One image, decoded. Raises BadImage, naming it, where that fails."""
+        """One image, decoded. Raises BadImage, naming it, if that fails."""
 
     @abc.abstractmethod
     def describe(self, key: Any) -> str:
-        """How messages name an image."""
+        """The name of an image in messages."""
 
 
 def count_classes(source: Source, max_images: int | None = None) -> Counter[int]:
@@ -102,10 +102,11 @@ def count_classes(source: Source, max_images: int | None = None) -> Counter[int]
 
 
 def images_at_once(side: int) -> int:
-    """Images that a worker gets at a time: about a million pixels, at most 64 images."""
+    """How many images of this side a worker gets at a time: about a million pixels, 1 to 64 images."""
     return min(max((1 << 20) // side**2, 1), 64)
 
 
 def refuse_folders(path: str, options: SourceOptions) -> None:
+    """Raise UserError if the options ask for sub-folders as classes, of a source that has no folders."""
     if options.labels == "folders":
         raise UserError(f"--labels=folders takes classes from sub-folders, which {path} has not: leave it out")

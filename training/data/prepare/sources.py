@@ -1,4 +1,4 @@
-"""All kinds of sources, and how the kind of a path is found."""
+"""All kinds of sources, and which kind a path is."""
 
 from dnnlib.util import UserError
 from training.data.image_files import check_readable
@@ -6,7 +6,7 @@ from training.data.prepare.array_sources import CifarSource, MnistSource, Synthe
 from training.data.prepare.image_sources import FilesSource, LmdbSource
 from training.data.prepare.source import Source, SourceOptions
 
-# The first that matches is taken.
+# A path is of the first kind that matches it.
 SOURCES: tuple[type[Source], ...] = (SyntheticSource, LmdbSource, FilesSource, MnistSource, CifarSource)
 
 
@@ -14,7 +14,7 @@ def open_source(path: str, options: SourceOptions = SourceOptions()) -> Source:
     """Open the source at a path by the first kind that matches.
 
     Raises:
-        UserError: There is nothing at `path`, it is of no known kind, damaged, or can't do what the options ask for.
+        UserError: `path` does not exist, is of no known kind, is damaged, or can't do what the options ask for.
     """
     accepted = ", ".join(kind.accepts for kind in SOURCES)
     if not SyntheticSource.matches(path):

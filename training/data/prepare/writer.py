@@ -1,4 +1,4 @@
-"""Where datasets are written: a zip, a folder, or a folder of zips; nothing appears there before it is complete."""
+"""Writing datasets: a zip, a folder, or a folder of zips. Nothing appears at its place before it is complete."""
 
 import contextlib
 import json
@@ -15,12 +15,12 @@ from training.data.image_names import METADATA_NAME, shown
 from training.data.prepare.image_sources import BUCKET
 from training.data.prepare.source import Label
 
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that zips know; a fixed time makes equal data equal files.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # A fixed time, so that equal data give equal files. Zips know no earlier one.
 _SHARD = re.compile(r".*-\d{5,}\.zip")
 
 
 def image_name(number: int) -> str:
-    """`00012/img00012345.png` for 12345: at most 1000 images share a folder, and sorted names are in order."""
+    """`00012/img00012345.png` for 12345. A folder holds at most 1000 images, and sorted names are in order."""
     digits = f"{number:08d}"
     return f"{digits[:-3]}/img{digits}.png"
 
@@ -29,12 +29,12 @@ class Writer:
     """Takes the images of a dataset in order.
 
     Args:
-        write:    Writes one file: its name relative to the dataset, and its content.
-        labelled: Whether the labels are kept; False = dataset.json says that there are none.
+        write:    Called with the name of a file, relative to the dataset, and its content.
+        labelled: Whether labels are kept; False = dataset.json says that there are none.
         first:    Number of the first image.
 
     Attributes:
-        resize_filter: By which the images were scaled, for dataset.json; None = they were not.
+        resize_filter: The filter that scaled the images, for dataset.json; None = they were not scaled.
     """
 
     def __init__(self, write: Callable[[str, bytes], object], *, labelled: bool, first: int = 0):
@@ -50,32 +50,24 @@ class Writer:
             self._labels.append(label)
 
     def finish(self) -> None:
-        """Write dataset.json. Nothing can be added any more."""
-        names = (image_name(self._first + i) for i in range(self.num_images))
-        labels = [[name, label] for name, label in zip(names, self._labels)] if self._labelled else None
+        """Write dataset.json. No image can be added afterwards."""
+        labels = [[image_name(number), label] for number, label in enumerate(self._labels, self._first)]
         # The filter comes first, so that it is found without parsing the labels.
         scaled = {"resize_filter": self.resize_filter} if self.resize_filter else {}
-        self._write(METADATA_NAME, json.dumps({**scaled, "labels": labels}).encode())
+        self._write(METADATA_NAME, json.dumps({**scaled, "labels": labels if self._labelled else None}).encode())
 
 
 @contextlib.contextmanager
 def _zip_writer(f: BinaryIO, *, labelled: bool, first: int = 0) -> Iterator[Writer]:
-    archive = zipfile.ZipFile(f, "w", zipfile.ZIP_STORED)
-
     def write(name: str, data: bytes) -> None:
         info = zipfile.ZipInfo(name, date_time=_ZIP_TIME)
         info.external_attr = 0o644 << 16
         archive.writestr(info, data)
 
-    try:
+    with zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as archive:
         writer = Writer(write, labelled=labelled, first=first)
         yield writer
         writer.finish()
-    except BaseException:
-        with contextlib.suppress(OSError):  # The disk may be full. The first error is raised already.
-            archive.close()
-        raise
-    archive.close()
 
 
 @contextlib.contextmanager
@@ -96,16 +88,16 @@ def _to_disk(f: BinaryIO) -> None:
 
 
 class ShardWriter:
-    """Writes zips `NAME-00000.zip`, `NAME-00001.zip`, ... of `shard_size` images each, with their own dataset.json.
+    """Writes zips `NAME-00000.zip`, `NAME-00001.zip`, ... of `shard_size` images each. Use it in `with`.
 
-    Images are numbered through, so that their names are unique. The number of digits follows from the number of images
-    that may come, so that sorted names are in order. Use it in `with`.
+    Each zip has its own dataset.json. The numbers of images continue from zip to zip, so that their names are unique.
+    Names of zips have enough digits for `most_images`, so that sorted names are in order.
     """
 
     def __init__(self, folder: Path, *, name: str, shard_size: int, most_images: int, labelled: bool):
         self._folder, self._name, self._shard_size, self._labelled = folder, name, shard_size, labelled
         self._digits = max(len(str((most_images - 1) // shard_size)), 5)
-        self._stack = contextlib.ExitStack()    # Of the shard that is being written.
+        self._stack = contextlib.ExitStack()    # The contexts of the zip that is being written.
         self._shard: Writer | None = None
         self.resize_filter: str | None = None
         self.num_images = 0
@@ -139,7 +131,7 @@ def open_writer(
     shard_size: int | None = None,
     overwrite: bool = False,
 ) -> Iterator[Writer | ShardWriter]:
-    """Write a dataset. It appears at `dest` when the block ends, and not at all if the block raises.
+    """A context that writes a dataset. It appears at `dest` when the block ends, and not at all if the block raises.
 
     Args:
         dest:        A path that ends in .zip, or a folder.
@@ -149,7 +141,7 @@ def open_writer(
         overwrite:   Replace the dataset that is there.
 
     Raises:
-        UserError: Something is in the way at `dest`, or it can't be written.
+        UserError: There is something else at `dest`, or it can't be written.
     """
     dest = Path(dest)
     is_zip = dest.suffix.lower() == ".zip"
