@@ -49,7 +49,7 @@ def _translate_generator(state: Mapping[str, Any], kwargs: EasyDict) -> None:
         raise UserError(NO_STYLEGAN3)
     options = kwargs.get("synthesis_kwargs", {})
     if not isinstance(options, Mapping) or not isinstance(kwargs.get("mapping_kwargs", {}), Mapping):
-        return  # the constructor gives the error
+        return  # the constructor will raise the error
     # StyleGAN3 passes the arguments of the synthesis network directly to the generator.
     flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _POSITIONS["Generator"]}
     options = EasyDict({**options, **flat})

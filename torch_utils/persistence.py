@@ -36,7 +36,7 @@ _VERSION = 6                                                # Version of the met
 OUR_MODULES = ("training.networks", "training.augment")
 _ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}              # Class names of other projects -> ours.
 _ROOTS = ("Generator", "Discriminator", "AugmentPipe")      # Rebuilt by the constructor if the source differs.
-_EMBEDDED_PREFIX = "_embedded_source_"                      # Of the names of modules made from embedded source.
+_EMBEDDED_PREFIX = "_embedded_source_"                      # For the names of modules made from embedded source.
 
 _registry: dict[str, dict[str, type]] = {}                  # Class name -> {module name: class}.
 _module_sources: dict[str, str] = {}                        # Module name -> its source at the time of import.
