@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metrics.detectors import FeatureNet
+from metrics.feature_stats import FeatureStats
 from metrics.neighbours import PairDistances, compute_score
-from metrics.options import ImageSet, MetricOptions
+from metrics.options import MetricOptions
 
 NUM_NEIGHBOURS = 5  # The paper recommends 5, with 10,000 images of either kind.
 
@@ -16,9 +16,9 @@ class DensityCoverage(NamedTuple):
     coverage: float     # 0..1.
 
 
-def compute_dc(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Density and coverage, with k = 5, of `num_gen` generated images and the real ones."""
-    return compute_score(density_coverage, opts, net, images=images, num_gen=num_gen, gen_radii=False)
+def compute_dc(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Density and coverage, with k = 5."""
+    return compute_score(density_coverage, opts, real, gen, gen_radii=False)
 
 
 @torch.no_grad()

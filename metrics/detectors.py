@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from pathlib import PurePosixPath
-from typing import Callable, Iterator
+from typing import Callable
 from urllib.parse import urlparse
 
 import torch
@@ -44,7 +45,8 @@ class FeatureNet:
             UserError: The net fails, or its output has the wrong shape or numbers that are not finite.
         """
         dtype = torch.float32 if self.output == "lpips" else torch.uint8
-        img = torch.full([2, 3, 64, 64], 127, dtype=dtype, device=next(self._tensors(), torch.empty(0)).device)
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        img = torch.full([2, 3, 64, 64], 127, dtype=dtype, device=next(tensors, torch.empty(0)).device)
         try:
             with torch.inference_mode():
                 finite = bool(torch.isfinite(self(img)).all())
@@ -53,10 +55,6 @@ class FeatureNet:
             raise UserError(f"feature net {self.name} fails for images of 64x64 pixels: {reason}") from e
         if not finite:
             raise UserError(f"feature net {self.name} gives numbers that are not finite: give another one")
-
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        yield from self.module.parameters()
-        yield from self.module.buffers()
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if img.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""From images to feature statistics: real images (cached on disk) and generated ones."""
+"""Feature statistics of real images (cached on disk) and of generated images."""
 
 import contextlib
 import hashlib
@@ -61,7 +61,8 @@ def _read_real(
     stats = FeatureStats(keep_moments=True, keep_features=keep_features, what="real images")
     use_cache = opts.cache and distributed.rank() == 0
     with _cache_lock(path) if use_cache else contextlib.nullcontext():
-        cached = _load(path, key, keep_features=keep_features) if use_cache else None
+        with shared_failure(opts):
+            cached = _load(path, key, keep_features=keep_features) if use_cache else None
         if distributed.from_rank0(cached is not None):
             return cached if cached is not None else stats
         dataset, num_items = images.find(opts.dataset)
@@ -125,8 +126,9 @@ def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> list[int
     volumes = load_volumes(path) if is_first else None
     if not distributed.from_rank0(volumes is not None):
         volumes = _log_volumes(opts, polarity.num_candidates)
-        if is_first:
-            save_volumes(path, volumes)
+        with shared_failure(opts):
+            if is_first:
+                save_volumes(path, volumes)
     random_state = np.random.RandomState(opts.seed)
     return distributed.from_rank0(
         choose(volumes, polarity.rho, num_items, random_state).tolist() if is_first else None)

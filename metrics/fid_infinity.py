@@ -6,12 +6,9 @@ import numpy as np
 import scipy.stats
 import torch
 
-from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats, Moments
-from metrics.features import generated_stats, real_stats
 from metrics.frechet_inception_distance import frechet_distance
-from metrics.options import ImageSet, MetricOptions, track
-from torch_utils import distributed
+from metrics.options import MetricOptions, track
 
 NUM_POINTS = 15         # Number of sample sizes, evenly spaced from a tenth of the images (5,000 of 50,000) to all.
 SMALLEST_PART = 0.1
@@ -19,15 +16,11 @@ SMALLEST_PART = 0.1
 
 class Extrapolation(NamedTuple):
     value: float        # FID in the limit of infinitely many generated images.
-    std_error: float    # Of the intercept of the fitted line.
+    std_error: float    # Standard error of the intercept of the fitted line.
 
 
-def compute_fid_infinity(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """FID extrapolated from samples of `num_gen` generated images to infinitely many, with its standard error."""
-    real = real_stats(opts, net, images)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if distributed.rank() != 0:
-        return {}
+def compute_fid_infinity(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """FID extrapolated from samples of the generated images to infinitely many, with its standard error."""
     with track(opts, "samples", NUM_POINTS) as done:
         result = extrapolate(real.moments(), gen.features(), random_state=np.random.RandomState(opts.seed),
                              device=opts.device, on_point=lambda: done(1))

@@ -2,18 +2,13 @@
 
 import torch
 
-from metrics.detectors import FeatureNet
-from metrics.feature_stats import Moments
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
-from torch_utils import distributed
+from metrics.feature_stats import FeatureStats, Moments
+from metrics.options import MetricOptions
 
 
-def compute_fid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """FID of `num_gen` generated images against real ones."""
-    real = real_stats(opts, net, images)
-    gen = generated_stats(opts, net, num_items=num_gen)
-    return {opts.metric: frechet_distance(real.moments(), gen.moments())} if distributed.rank() == 0 else {}
+def compute_fid(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """FID of the generated images against the real ones."""
+    return {opts.metric: frechet_distance(real.moments(), gen.moments())}
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

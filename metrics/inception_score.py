@@ -5,10 +5,8 @@ from typing import NamedTuple
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats
+from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions
-from torch_utils import distributed
 
 NUM_SPLITS = 10
 
@@ -18,11 +16,8 @@ class InceptionScore(NamedTuple):
     std: float  # Standard deviation over the splits, divided by N, not N - 1.
 
 
-def compute_is(opts: MetricOptions, net: FeatureNet, *, num_gen: int) -> dict[str, float]:
-    """Inception score of `num_gen` generated images in 10 splits."""
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if distributed.rank() != 0:
-        return {}
+def compute_is(opts: MetricOptions, _real: None, gen: FeatureStats) -> dict[str, float]:
+    """Inception score of the generated images in 10 splits."""
     score = inception_score(gen.features(), num_splits=NUM_SPLITS)
     return {f"{opts.metric}_mean": score.mean, f"{opts.metric}_std": score.std}
 

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
-from torch_utils import distributed
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions
 
 NUM_SUBSETS = 100
 MAX_SUBSET_SIZE = 1000
@@ -20,15 +18,11 @@ class Subset(NamedTuple):
     real: np.ndarray    # The same number of indices of real images.
 
 
-def compute_kid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """KID of `num_gen` generated images against real ones: the mean over 100 subsets of at most 1000 images.
+def compute_kid(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """KID of the generated images against the real ones: the mean over 100 subsets of at most 1000 images.
 
     The result includes the standard error, unless subsets are the whole sets: they then tell nothing about it.
     """
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if distributed.rank() != 0:
-        return {}
     subsets = draw_subsets(real.num_items, gen.num_items, random_state=np.random.RandomState(opts.seed))
     estimates = kernel_distances(real.features(), gen.features(), subsets, device=opts.device)
     result = {opts.metric: float(estimates.mean())}

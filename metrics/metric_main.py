@@ -17,7 +17,7 @@ import torch
 from dnnlib.util import EasyDict, UserError, append_text, check_all, format_time
 from metrics import detectors, registry
 from metrics.detectors import FeatureNet
-from metrics.features import real_stats
+from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
 from metrics.progress import ScoreBar, Stage
 from metrics.registry import METRICS, Metric, check_metrics
@@ -161,9 +161,19 @@ def _compute(opts: MetricOptions, net: FeatureNet, detector: str | None) -> list
         if opts.progress is not None and not opts.shared.is_planned:
             opts.progress.plan(_plan(opts, opts.shared.metrics, detector), times_later=opts.shared.waiting)
             opts.shared.is_planned = True
-        scores = [METRICS[opts.metric].compute(dataclasses.replace(opts, seed=opts.seed + i), net)
-                  for i in range(opts.repeats)]
+        scores = [_score(dataclasses.replace(opts, seed=opts.seed + i), net) for i in range(opts.repeats)]
     return distributed.from_rank0(scores)
+
+
+def _score(opts: MetricOptions, net: FeatureNet) -> dict[str, float]:
+    """The results for one seed; empty on ranks above 0."""
+    entry = METRICS[opts.metric]
+    if entry.output == "lpips":
+        return entry.compute(opts, net, num_gen=entry.num_gen)
+    keep = entry.keeps_features
+    real = None if entry.images is None else real_stats(opts, net, entry.images, keep_features=keep)
+    gen = generated_stats(opts, net, num_items=entry.num_gen, keep_features=keep)
+    return entry.compute(opts, real, gen) if distributed.rank() == 0 else {}
 
 
 def _summary(scores: Sequence[dict[str, float]], suffix: str) -> dict[str, dict[str, float]]:

@@ -5,10 +5,8 @@ from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions, track
-from torch_utils import distributed
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions, track
 
 BLOCK_SIZE = 5_000  # Side of a block of distances, 100 MB; results do not depend on it.
 
@@ -97,17 +95,12 @@ class PairDistances:
 def compute_score(
     score: Callable[..., Any],      # (real features, generated features, **options of PairDistances) -> a named tuple
     opts: MetricOptions,
-    net: FeatureNet,
+    real: FeatureStats,
+    gen: FeatureStats,
     *,
-    images: ImageSet,
-    num_gen: int,
     gen_radii: bool,                # whether `score` also needs the radii of generated images
 ) -> dict[str, float]:
-    """Apply `score` to the features of the real images and of `num_gen` generated ones; empty on ranks above 0."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if distributed.rank() != 0:
-        return {}
+    """Apply `score` to the features of real and generated images, and show progress."""
     sizes = real.num_items, gen.num_items
     with track(opts, "distances", num_blocks(*sizes, radii_of=sizes if gen_radii else sizes[:1])) as done:
         result = score(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))

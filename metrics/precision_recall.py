@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metrics.detectors import FeatureNet
+from metrics.feature_stats import FeatureStats
 from metrics.neighbours import PairDistances, Rounding, compute_score
-from metrics.options import ImageSet, MetricOptions
+from metrics.options import MetricOptions
 
 NUM_NEIGHBOURS = 3
 
@@ -16,9 +16,9 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def compute_pr(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Precision and recall, with k = 3, of `num_gen` generated images and the real ones."""
-    return compute_score(precision_recall, opts, net, images=images, num_gen=num_gen, gen_radii=True)
+def compute_pr(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Precision and recall, with k = 3."""
+    return compute_score(precision_recall, opts, real, gen, gen_radii=True)
 
 
 @torch.no_grad()

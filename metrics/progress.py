@@ -40,12 +40,12 @@ class ScoreBar:
 
     def __init__(self, *, show: bool = True, begun: Callable[[float], None] | None = None):
         self._show, self._begun = show, begun
-        self._stages: list[Stage] = []      # Those to come.
+        self._stages: list[Stage] = []      # Stages to come.
         self._later_sec = self._done_sec = self._elapsed_sec = self._start_sec = 0.0
         self._bar: tqdm | None = None
 
     def plan(self, stages: Sequence[Stage], *, times_later: int = 0) -> None:
-        """Set the stages to come, in order. All except those of real images come `times_later` more times later."""
+        """Set the stages to come, in order. Later, all except those of real images are repeated `times_later` times."""
         later_sec = times_later * sum(stage.sec for stage in stages if not stage.of_real)
         self._stages, self._later_sec = list(stages), later_sec
         if self._show:  # leave out the time of the short timing: the bar would take it for slow work

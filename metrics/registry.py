@@ -54,7 +54,7 @@ class ImageSet(NamedTuple):
 class Metric:
     """A metric and its protocol."""
 
-    function: str                   # "module.function" in this folder.
+    function: str                   # "module.function" in this folder: see `compute`.
     standard_net: str               # URL of the feature net with which scores have the metric's plain name.
     output: Output                  # The output of the net that it needs.
     num_gen: int                    # Number of images, or paths, to generate.
@@ -65,11 +65,13 @@ class Metric:
 
     @property
     def compute(self) -> Callable[..., dict[str, float]]:
-        """A function (opts: MetricOptions, net: FeatureNet) -> results by name; empty on ranks above 0."""
+        """The function that returns results by name. Its arguments depend on `output`.
+
+        Called with (opts: MetricOptions, real: FeatureStats | None, gen: FeatureStats), on rank 0 only. For "lpips":
+        called with (opts, net: FeatureNet, num_gen=), on all ranks; the results are empty on ranks above 0.
+        """
         module, _, name = self.function.partition(".")
-        function = getattr(importlib.import_module(f"metrics.{module}"), name)
-        real = {} if self.images is None else {"images": self.images}
-        return functools.partial(function, num_gen=self.num_gen, **real, **self.options)
+        return functools.partial(getattr(importlib.import_module(f"metrics.{module}"), name), **self.options)
 
 
 class _Family(NamedTuple):

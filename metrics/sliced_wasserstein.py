@@ -3,21 +3,15 @@
 import numpy as np
 import torch
 
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
-from torch_utils import distributed
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions
 
 NUM_DIRECTIONS = 1000
 _AT_ONCE = 50   # Directions that are processed together.
 
 
-def compute_swd(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Sliced 2-Wasserstein distance between `num_gen` generated images and the real ones, in 1000 random directions."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if distributed.rank() != 0:
-        return {}
+def compute_swd(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Sliced 2-Wasserstein distance between the generated images and the real ones, in 1000 random directions."""
     return {opts.metric: sliced_wasserstein(real.features(), gen.features(), device=opts.device,
                                             random_state=np.random.RandomState(opts.seed))}
 
