@@ -126,9 +126,8 @@ def _chosen(opts: MetricOptions, polarity: Polarity, num_items: int) -> list[int
     volumes = load_volumes(path) if is_first else None
     if not distributed.from_rank0(volumes is not None):
         volumes = _log_volumes(opts, polarity.num_candidates)
-        with shared_failure(opts):
-            if is_first:
-                save_volumes(path, volumes)
+        if is_first:
+            save_volumes(path, volumes)
     random_state = np.random.RandomState(opts.seed)
     return distributed.from_rank0(
         choose(volumes, polarity.rho, num_items, random_state).tolist() if is_first else None)

@@ -7,6 +7,7 @@ the regions of low density. With rho = 0, it changes nothing.
 """
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -110,6 +111,10 @@ def load_volumes(path: Path) -> np.ndarray | None:
 
 
 def save_volumes(path: Path, volumes: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as f:
-        np.save(f, volumes)
+    """Write log volumes to the cache. If that fails, a line on stderr says why: without the file, only time is lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as f:
+            np.save(f, volumes)
+    except OSError as e:
+        print(f"Log volumes can't be cached in {path}: {e.strerror or e}", file=sys.stderr, flush=True)
