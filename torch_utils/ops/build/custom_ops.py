@@ -14,8 +14,6 @@ from dnnlib.util import UserError, say_once
 from . import driver, nvrtc
 from .source import Built, CompileError, Kernel, Launcher, Unavailable
 
-__all__ = ["Kernel", "Launcher", "load", "prepare", "standard_kernels"]
-
 VARIABLE = "GLEAD_OPS"
 _CHOICES = ("auto", "native")
 

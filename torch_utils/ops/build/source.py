@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import re
 from pathlib import Path
-from typing import Iterable, NamedTuple, Protocol, Sequence
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 SOURCES = Path(__file__).resolve().parents[1]
 HEADER = "device.h"
@@ -30,16 +30,9 @@ class Kernel(NamedTuple):
         return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.macros)})"
 
 
-class Launcher(Protocol):
-    """Launches a kernel on the current stream of its device.
-
-    Any thread may call it, with any current device, and during the capture of a CUDA graph.
-
-    Raises:
-        RuntimeError: The launch failed. The message names CUDA's error, the kernel and the grid.
-    """
-
-    def __call__(self, grid: int, params: ctypes.Structure) -> None: ...
+# Called with (number of blocks, parameters), it launches a kernel on the current stream of its device. Any thread may
+# call it, with any current device, and during the capture of a CUDA graph. It raises a RuntimeError if that fails.
+Launcher = Callable[[int, ctypes.Structure], None]
 
 
 class Built(NamedTuple):
