@@ -77,11 +77,10 @@ def work(job_path: str, out: str) -> None:
 
 def _score(trainer: Any, detector: str) -> dict[str, float]:
     from metrics import metric_main
-    from torch_utils import distributed
 
     return dict(metric_main.calc_metric(
-        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=64,
-        num_gpus=distributed.world_size(), rank=distributed.rank(), workers=0, cache=False).results)
+        "fid1k", G=trainer.G_ema, dataset=trainer.dataset, detector=detector, batch_size=64, workers=0, cache=False,
+    ).results)
 
 
 def _gradients(config: Any, run_dir: Path) -> dict[str, torch.Tensor]:

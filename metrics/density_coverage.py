@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metrics.detectors import FeatureNet
+from metrics.feature_stats import FeatureStats
 from metrics.neighbours import PairDistances, compute_score
-from metrics.options import ImageSet, MetricOptions
+from metrics.options import MetricOptions
 
-NUM_NEIGHBOURS = 5  # With 10,000 images of either kind, what the paper recommends.
+NUM_NEIGHBOURS = 5  # The paper recommends 5, with 10,000 images of either kind.
 
 
 class DensityCoverage(NamedTuple):
@@ -16,9 +16,9 @@ class DensityCoverage(NamedTuple):
     coverage: float     # 0..1.
 
 
-def compute_dc(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Density and coverage, k = 5, of `num_gen` generated images and real ones."""
-    return compute_score(density_coverage, opts, net, images=images, num_gen=num_gen, gen_radii=False)
+def compute_dc(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Density and coverage, with k = 5."""
+    return compute_score(density_coverage, opts, real, gen, gen_radii=False)
 
 
 @torch.no_grad()
@@ -27,16 +27,16 @@ def density_coverage(
     gen: torch.Tensor,                      # float32 [M, F]
     *,
     k: int = NUM_NEIGHBOURS,
-    **options: Any,                         # of `PairDistances`
+    **options: Any,                         # for `PairDistances`
 ) -> DensityCoverage:
-    """How densely generated images lie among real ones, and how many of the real ones have generated ones nearby.
+    """How densely generated images lie among real ones, and how many real images have a generated one nearby.
 
-    About each real image there is a ball with the distance to its k-th nearest other real image as radius. Density is
-    the mean number of balls that a generated image lies in, divided by k (Eq. 4 of the paper). Coverage is the share of
-    balls that hold a generated image (Eq. 5).
+    Each real image has a ball around it, whose radius is the distance to its k-th nearest other real image. Density is
+    the mean number of balls around a generated image, divided by k (Eq. 4 of the paper). Coverage is the share of balls
+    that contain a generated image (Eq. 5).
 
     Raises:
-        UserError: Too few images for k neighbours.
+        UserError: There are too few images for k neighbours.
     """
     pairs = PairDistances("density and coverage", real, gen, k=k, **options)
     radii = pairs.radii(pairs.real)

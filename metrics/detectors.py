@@ -1,10 +1,11 @@
-"""Feature nets of metrics: where they come from, how they are called, what they are called in results."""
+"""Feature nets of metrics: loading them, calling them, and their names in results."""
 
 import dataclasses
 import functools
+import itertools
 import os
 from pathlib import PurePosixPath
-from typing import Callable, Iterator
+from typing import Callable
 from urllib.parse import urlparse
 
 import torch
@@ -15,11 +16,11 @@ from torch_utils.formats import feature_nets
 from torch_utils.formats.feature_nets import CALL_OPTIONS, OpenNet, Output
 
 STANDARD_URLS = (INCEPTION_URL, VGG16_URL, DINOV2_URL)
-PUBLISHED_SHA256 = {  # By URL; Inception's is in k-diffusion. Of the others, what comes first from the URL counts.
+PUBLISHED_SHA256 = {  # By URL. Inception's is in k-diffusion. For the other nets, the first download is trusted.
     INCEPTION_URL: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 }
 
-# Nets that have a name and no file of their own, or `NAME:FILE`; by name. Called with (spec, device).
+# Functions (spec, device) -> net for nets that are given as NAME or NAME:FILE, by NAME.
 OPENERS: dict[str, Callable[[str, str], OpenNet]] = {}
 
 
@@ -27,12 +28,12 @@ OPENERS: dict[str, Callable[[str, str], OpenNet]] = {}
 class FeatureNet:
     """A feature net on its device, with the one output that a metric needs.
 
-    Calling it with [N, C, H, W] images, C = 1 or 3 (grayscale is repeated), gives float32 [N, F]. Outputs "features"
-    and "probabilities" take uint8; "lpips" takes float in 0..255, and the squared L2 distance of two outputs is the
-    perceptual distance.
+    Call it with images [N, C, H, W], C = 1 or 3 (grayscale is repeated). It returns [N, F], float32, or float64 if the
+    net does. For the outputs "features" and "probabilities", images are uint8. For "lpips", they are float in 0..255,
+    and the squared L2 distance of two rows is the perceptual distance.
     """
 
-    name: str               # File name without its ending, for results.
+    name: str               # File name without its suffix, for results.
     digest: str             # SHA-256 of the file.
     output: Output
     module: torch.nn.Module
@@ -41,22 +42,19 @@ class FeatureNet:
         """Try the net on two images.
 
         Raises:
-            UserError: It fails, or what it gives is not what it should.
+            UserError: The net fails, or its output has the wrong shape or numbers that are not finite.
         """
         dtype = torch.float32 if self.output == "lpips" else torch.uint8
-        img = torch.full([2, 3, 64, 64], 127, dtype=dtype, device=next(self._tensors(), torch.empty(0)).device)
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        img = torch.full([2, 3, 64, 64], 127, dtype=dtype, device=next(tensors, torch.empty(0)).device)
         try:
             with torch.inference_mode():
                 finite = bool(torch.isfinite(self(img)).all())
-        except (RuntimeError, torch.jit.Error) as e:  # the latter is what TorchScript makes of an exception
+        except (RuntimeError, torch.jit.Error) as e:  # TorchScript turns exceptions into torch.jit.Error
             reason = str(e).strip().splitlines()[-1][:160]
             raise UserError(f"feature net {self.name} fails for images of 64x64 pixels: {reason}") from e
         if not finite:
             raise UserError(f"feature net {self.name} gives numbers that are not finite: give another one")
-
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        yield from self.module.parameters()
-        yield from self.module.buffers()
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if img.shape[1] == 1:
@@ -71,18 +69,18 @@ class FeatureNet:
 def load_feature_net(
     spec: str | os.PathLike, output: Output, *, device: torch.device | str = "cpu", trust: bool = False
 ) -> FeatureNet:
-    """Load a feature net: TorchScript, ONNX, or one that feature_net.py trained.
+    """Load a feature net: TorchScript, ONNX, weights of DINOv2, or a net that feature_net.py trained.
 
     Args:
-        spec:   Path or URL; URLs are downloaded once. Or a name among `OPENERS`, as NAME or NAME:FILE.
-        output: What the net will be asked for; it must have the call options for it.
-        device: Where it runs.
-        trust:  Open it even if it is a TorchScript file, which may do anything, and do so from now on. The standard
-                nets need no trust: their SHA-256 is published, or what was downloaded first from their URLs is trusted.
+        spec:   Path or URL; URLs are downloaded once. Or NAME or NAME:FILE, with NAME in `OPENERS`.
+        output: The output that the metric needs. The net must take the call options for it.
+        device: Where the net runs.
+        trust:  Trust the net from now on if it is a TorchScript file, which can run any code. The standard nets need
+                no trust: their SHA-256 is published, or the first download from their URL is trusted.
 
     Raises:
-        UserError: It can't be had (the message says where it was looked for, and what else can be done), is no feature
-            net, is a TorchScript file that nobody said to trust, or lacks the interface.
+        UserError: The net can't be had (the message says where it was looked for, and what to do), is no feature net,
+            is a TorchScript file that is not trusted, or lacks the interface.
     """
     spec = os.fspath(spec)
     kind = spec.partition(":")[0]
@@ -103,14 +101,14 @@ def load_feature_net(
 
 
 def _file_state(spec: str) -> tuple[int, int] | None:
-    """Tells apart two files that stood at one path one after the other."""
+    """Time and size of a local file. They tell apart two files that had the same path at different times."""
     if is_url(spec) or not os.path.isfile(spec):
         return None
     stat = os.stat(spec)
     return stat.st_mtime_ns, stat.st_size
 
 
-@functools.lru_cache(maxsize=2)  # the two nets of a usual list of metrics stay loaded between evaluations
+@functools.lru_cache(maxsize=2)  # a usual list of metrics needs two nets, which stay loaded between evaluations
 def _open_net(spec: str, state: tuple[int, int] | None, device: str) -> OpenNet:
     opener = OPENERS.get(spec.partition(":")[0])
     if opener is not None:
@@ -123,5 +121,5 @@ def _open_net(spec: str, state: tuple[int, int] | None, device: str) -> OpenNet:
 
 
 def is_standard(digest: str, url: str) -> bool:
-    """Whether the net with this SHA-256 is the standard net at `url`, wherever its file lies."""
+    """Whether the net with this SHA-256 is the standard net at `url`, wherever the file is."""
     return digest == PUBLISHED_SHA256.get(url) or url in feature_nets.origins(digest)

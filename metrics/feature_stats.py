@@ -8,25 +8,26 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed
 
-_ROWS_AT_ONCE = 1024    # Features are fetched from the device in such portions, as the host waits each time.
+_ROWS_AT_ONCE = 1024    # Rows that are checked and added up together: the host waits for the device each time.
 
 
 class Moments(NamedTuple):
-    """Mean and covariance, as FID's reference has them: float64, divided by N (not N - 1)."""
+    """Mean and covariance, float64. As in FID's reference, the covariance is divided by N, not N - 1."""
 
     mean: torch.Tensor  # [F]
     cov: torch.Tensor   # [F, F]
 
 
 class FeatureStats:
-    """Takes [N, F] batches; keeps their moments, all of the vectors, or both.
+    """Collects batches of features [N, F]: their moments, all vectors, or both.
 
-    Raw moments are summed in float64 on the device of the features; what is kept of all vectors is on the CPU. With
-    several processes, process r of n takes the items r, r + n, r + 2n, ... and `gather` brings everything together in
-    the items' order.
+    Raw moments are summed in float64 on the device of the features. Vectors are kept on the CPU. With several
+    processes, process r of n takes the items r, r + n, r + 2n, ..., and `gather` combines them in their order.
 
     Args:
-        what: What the items are, for errors.
+        keep_moments:  Keep the sums from which `moments` follow.
+        keep_features: Keep all vectors, for `features`.
+        what:          Name of the items in error messages.
     """
 
     def __init__(self, *, keep_moments: bool = False, keep_features: bool = False, what: str = "images"):
@@ -34,19 +35,19 @@ class FeatureStats:
         self.keep_features = keep_features
         self.num_items = 0
         self._what = what
-        self._num_batches = 0                       # Those that were added to the below.
+        self._num_batches = 0                       # Batches in the sums and vectors below.
         self._sum: torch.Tensor | None = None       # [F]
         self._outer: torch.Tensor | None = None     # [F, F], sum of x x^T
         self._kept: torch.Tensor | None = None      # [capacity, F], on the CPU; the first `_num_kept` rows are filled.
         self._num_kept = 0
-        self._recent: list[torch.Tensor] = []       # As they came, on their device; not yet part of the above.
+        self._recent: list[torch.Tensor] = []       # Batches on their device, not yet in the sums and vectors.
 
     @torch.no_grad()
     def append(self, x: torch.Tensor) -> None:
         """Add a batch [N, F] of any float type.
 
         Raises:
-            UserError: Numbers in this batch, or in one of the last few, are not finite.
+            UserError: This batch, or one of the last few, holds numbers that are not finite.
         """
         self.num_items += x.shape[0]
         self._recent.append(x)
@@ -55,7 +56,7 @@ class FeatureStats:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Have all that was added looked at; raises likewise."""
+        """Process the batches that `append` has set aside. Raises the same error."""
         if not self._recent:
             return
         batches, self._recent = self._recent, []
@@ -78,7 +79,7 @@ class FeatureStats:
             self._keep(x)
 
     def _keep(self, x: torch.Tensor) -> None:
-        """Add rows in place. A list of batches, joined in the end, would take twice the memory."""
+        """Append rows in place. Joining a list of batches at the end would take twice the memory."""
         count = self._num_kept + len(x)
         if self._kept is None or count > len(self._kept):
             kept, self._kept = self._kept, torch.empty(max(count, 2 * self._num_kept), x.shape[1])
@@ -102,38 +103,27 @@ class FeatureStats:
             raise ValueError("no features were kept")
         return self._kept[:self._num_kept]
 
-    def gather(self, *, num_gpus: int, device: torch.device, rows_per_step: int = 4096) -> None:
-        """Make this process's statistics those of all processes. Every process must call it."""
+    def gather(self, device: torch.device) -> None:
+        """Combine the statistics of all processes, in every process. All processes call this together."""
         self.finish()
-        if num_gpus == 1:
+        if distributed.world_size() == 1:
             return
-        dist = torch.distributed
-        own_items, num_features = self.num_items, self._num_features()
-        sizes = torch.tensor([own_items, num_features], device=device)
-        largest = sizes.clone()
-        dist.all_reduce(sizes)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        self.num_items, (rows, num_features) = int(sizes[0]), largest.tolist()
+        own_items, held = self.num_items, self._sum if self._kept is None else self._kept
+        num_features = distributed.from_rank0(None if held is None else held.shape[-1])     # rank 0 has an item
+        self.num_items = int(distributed.all_reduce_sum_(torch.tensor(own_items)))
         if self.keep_moments:
             if self._sum is None:  # more processes than items
                 self._sum = torch.zeros(num_features, dtype=torch.float64)
                 self._outer = torch.zeros(num_features, num_features, dtype=torch.float64)
-            self._sum, self._outer = self._sum.to(device).clone(), self._outer.to(device).clone()
-            dist.all_reduce(self._sum)
-            dist.all_reduce(self._outer)
+            self._sum = distributed.all_reduce_sum_(self._sum.to(device).clone())
+            self._outer = distributed.all_reduce_sum_(self._outer.to(device).clone())
         if self.keep_features:
-            own = torch.zeros(rows, num_features)
+            own = torch.zeros(-(-self.num_items // distributed.world_size()), num_features)
             own[:own_items] = self.features() if own_items else own[:0]
-            blocks = _interleave(own, num_gpus=num_gpus, device=device, rows_per_step=rows_per_step)
-            self._kept, self._num_kept = torch.cat(blocks), self.num_items
-
-    def _num_features(self) -> int:
-        if self._sum is not None:
-            return self._sum.shape[0]
-        return 0 if self._kept is None else self._kept.shape[1]
+            self._kept, self._num_kept = torch.cat(_interleave(own, device)), self.num_items
 
     def to_arrays(self) -> dict[str, Any]:
-        """Plain arrays for a file."""
+        """The statistics as plain arrays for a file."""
         self.finish()
         arrays = {"num_items": np.asarray(self.num_items)}
         if self.keep_moments:
@@ -147,7 +137,8 @@ class FeatureStats:
         """The inverse of `to_arrays`.
 
         Raises:
-            KeyError, ValueError: Something is missing or does not fit together.
+            KeyError:   An array is missing.
+            ValueError: The arrays do not fit together.
         """
         stats = cls(keep_moments=keep_moments, keep_features=keep_features)
         stats.num_items = int(arrays["num_items"])
@@ -162,12 +153,15 @@ class FeatureStats:
         return stats
 
 
-def _interleave(own: torch.Tensor, *, num_gpus: int, device: torch.device, rows_per_step: int) -> list[torch.Tensor]:
-    """All processes' rows in the order 0th of each, 1st of each, ...; in steps, so that little is on the device."""
+def _interleave(own: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """The rows of all processes in blocks: row 0 of each process, row 1 of each, ...
+
+    They are exchanged 4096 at a time, so that they take little memory on the device.
+    """
     blocks = []
-    for chunk in own.split(rows_per_step):
+    for chunk in own.split(4096):
         chunk = chunk.to(device).contiguous()
-        parts = [torch.empty_like(chunk) for _ in range(num_gpus)]
+        parts = [torch.empty_like(chunk) for _ in range(distributed.world_size())]
         torch.distributed.all_gather(parts, chunk)
-        blocks.append(torch.stack(parts, dim=1).flatten(0, 1).cpu())  # [rows, num_gpus, F] -> [rows * num_gpus, F]
+        blocks.append(torch.stack(parts, dim=1).flatten(0, 1).cpu())  # [rows, processes, F] -> [rows * processes, F]
     return blocks

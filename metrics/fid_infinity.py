@@ -6,27 +6,21 @@ import numpy as np
 import scipy.stats
 import torch
 
-from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats, Moments
-from metrics.features import generated_stats, real_stats
 from metrics.frechet_inception_distance import frechet_distance
-from metrics.options import ImageSet, MetricOptions, track
+from metrics.options import MetricOptions, track
 
-NUM_POINTS = 15         # Sizes of samples, evenly spaced from a tenth of the images to all: 5,000 of 50,000.
+NUM_POINTS = 15         # Number of sample sizes, evenly spaced from a tenth of the images (5,000 of 50,000) to all.
 SMALLEST_PART = 0.1
 
 
 class Extrapolation(NamedTuple):
-    value: float        # FID of endlessly many generated images.
-    std_error: float    # Of the intercept of the fitted line.
+    value: float        # FID in the limit of infinitely many generated images.
+    std_error: float    # Standard error of the intercept of the fitted line.
 
 
-def compute_fid_infinity(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """FID extrapolated from samples of `num_gen` generated images to endlessly many, and its standard error."""
-    real = real_stats(opts, net, images)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
+def compute_fid_infinity(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """FID extrapolated from samples of the generated images to infinitely many, with its standard error."""
     with track(opts, "samples", NUM_POINTS) as done:
         result = extrapolate(real.moments(), gen.features(), random_state=np.random.RandomState(opts.seed),
                              device=opts.device, on_point=lambda: done(1))
@@ -41,7 +35,7 @@ def extrapolate(
     device: torch.device | str = "cpu",
     on_point: Callable[[], None] = lambda: None,
 ) -> Extrapolation:
-    """FID is linear in 1 / N: the value at 0 of the line through the FIDs of random samples of 15 sizes."""
+    """Fit a line to the FIDs of random samples of 15 sizes N, as a function of 1 / N. The result is its value at 0."""
     sizes = np.linspace(SMALLEST_PART * len(gen), len(gen), NUM_POINTS).astype(int)
     distances = []
     for size in sizes:

@@ -2,25 +2,21 @@
 
 import torch
 
-from metrics.detectors import FeatureNet
-from metrics.feature_stats import Moments
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
+from metrics.feature_stats import FeatureStats, Moments
+from metrics.options import MetricOptions
 
 
-def compute_fid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """FID of `num_gen` generated images against real ones."""
-    real = real_stats(opts, net, images)
-    gen = generated_stats(opts, net, num_items=num_gen)
-    return {opts.metric: frechet_distance(real.moments(), gen.moments())} if opts.rank == 0 else {}
+def compute_fid(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """FID of the generated images against the real ones."""
+    return {opts.metric: frechet_distance(real.moments(), gen.moments())}
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-    The trace of the root is taken from the eigenvalues of the symmetric product R^T S_b R, where R R^T = S_a, in
-    float64: they are those of S_a S_b. R is S_a's Cholesky factor where there is one, and its symmetric root, which
-    takes longer, where S_a is singular.
+    With R R^T = S_a, the symmetric matrix R^T S_b R has the eigenvalues of S_a S_b. The trace of the root is the sum of
+    their roots, in float64. R is the Cholesky factor of S_a or, if S_a is singular, its symmetric root, which takes
+    longer.
     """
     factor, failed = torch.linalg.cholesky_ex(a.cov)
     if failed:
@@ -39,6 +35,6 @@ def _symmetric_root(cov: torch.Tensor) -> torch.Tensor:
 
 
 def _without_noise(eigenvalues: torch.Tensor) -> torch.Tensor:
-    """Rounding makes zero eigenvalues tiny ones of either sign; their roots would add up."""
+    """Set tiny eigenvalues to 0. Rounding makes them from zeros, with either sign, and their roots would add up."""
     floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     return torch.where(eigenvalues > floor, eigenvalues, 0)

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats
+from metrics.feature_stats import FeatureStats
 from metrics.options import MetricOptions
 
 NUM_SPLITS = 10
@@ -14,24 +13,24 @@ NUM_SPLITS = 10
 
 class InceptionScore(NamedTuple):
     mean: float
-    std: float  # Over the splits, divided by their number.
+    std: float  # Standard deviation over the splits, divided by N, not N - 1.
 
 
-def compute_is(opts: MetricOptions, net: FeatureNet, *, num_gen: int) -> dict[str, float]:
-    """Inception score of `num_gen` generated images in 10 splits."""
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
+def compute_is(opts: MetricOptions, _real: None, gen: FeatureStats) -> dict[str, float]:
+    """Inception score of the generated images in 10 splits."""
     score = inception_score(gen.features(), num_splits=NUM_SPLITS)
     return {f"{opts.metric}_mean": score.mean, f"{opts.metric}_std": score.std}
 
 
 def inception_score(probs: torch.Tensor, *, num_splits: int) -> InceptionScore:
-    """exp of the mean KL divergence between p(y|x) and p(y), over consecutive splits of the images.
+    """exp of the mean KL divergence between p(y|x) and p(y), for each of several consecutive splits of the images.
 
     Args:
         probs:      Class probabilities [N, num_classes], in the order of generation.
-        num_splits: Split i holds the images from i N / num_splits on.
+        num_splits: Number of splits. Split i starts at image i N / num_splits.
+
+    Raises:
+        UserError: There are fewer images than splits.
     """
     if len(probs) < num_splits:
         raise UserError(f"an inception score in {num_splits} splits needs as many images, got {len(probs)}")

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions
 
 NUM_SUBSETS = 100
 MAX_SUBSET_SIZE = 1000
@@ -16,18 +15,14 @@ MAX_SUBSET_SIZE = 1000
 
 class Subset(NamedTuple):
     gen: np.ndarray     # Indices of generated images.
-    real: np.ndarray    # As many indices of real images.
+    real: np.ndarray    # The same number of indices of real images.
 
 
-def compute_kid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """KID of `num_gen` generated images against real ones: the mean over 100 subsets of at most 1000.
+def compute_kid(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """KID of the generated images against the real ones: the mean over 100 subsets of at most 1000 images.
 
-    With its standard error, unless subsets are the whole sets and tell nothing of it.
+    The result includes the standard error, unless subsets are the whole sets: they then tell nothing about it.
     """
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
     subsets = draw_subsets(real.num_items, gen.num_items, random_state=np.random.RandomState(opts.seed))
     estimates = kernel_distances(real.features(), gen.features(), subsets, device=opts.device)
     result = {opts.metric: float(estimates.mean())}
@@ -39,11 +34,13 @@ def compute_kid(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_g
 def standard_error(
     estimates: torch.Tensor, num_real: int, num_gen: int, *, max_subset_size: int = MAX_SUBSET_SIZE
 ) -> float | None:
-    """Of the mean of estimates on random subsets, as other images of both kinds would vary it; None if it is unknown.
+    """Standard error of the mean of estimates on random subsets; None if it is unknown.
 
-    To first order, an estimate is a mean over its images. On shares f and g of the images, drawn without replacement,
-    it varies by V (1 - f) + W (1 - g) over subsets, and the mean of all subsets by V f + W g over sets of images. V and
-    W are taken to be equal. To this comes what 100 subsets of all that there are leave to chance.
+    It says how much the mean would vary with other real and generated images. To first order, an estimate is a mean
+    over its images. Subsets are shares f and g of the real and of the generated images, drawn without replacement. Over
+    subsets, the variance of an estimate is V (1 - f) + W (1 - g). Over sets of images, the variance of the mean of all
+    subsets is V f + W g. V and W are assumed to be equal. The result also includes the variance of a mean over only
+    100 of all possible subsets.
     """
     size = min(num_real, num_gen, max_subset_size)
     shares = size / num_real + size / num_gen
@@ -60,7 +57,7 @@ def draw_subsets(
     num_subsets: int = NUM_SUBSETS,
     max_subset_size: int = MAX_SUBSET_SIZE,
 ) -> Iterator[Subset]:
-    """Pairs of subsets of equal size, without replacement; the generated one is drawn first."""
+    """Pairs of subsets of equal size, drawn without replacement; the one of generated images is drawn first."""
     size = min(num_real, num_gen, max_subset_size)
     if size < 2:
         raise UserError(f"KID needs two images or more of each kind, got {num_real} real and {num_gen} generated ones")
@@ -76,9 +73,9 @@ def kernel_distances(
     *,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Unbiased squared MMD with the kernel (x.y / F + 1)^3 of each subset: float64 [subsets], on the CPU.
+    """Unbiased squared MMD with the kernel (x.y / F + 1)^3 for each pair of subsets: float64 [pairs], on the CPU.
 
-    The float64 keeps what is left when the three sums cancel, and stays clear of TF32.
+    The three sums nearly cancel, which float32, and TF32 even more, would turn into noise.
     """
     estimates = []
     for subset in subsets:

@@ -1,4 +1,4 @@
-"""Calculating and reporting the metrics of `metrics/registry.py`."""
+"""Calculates and reports the metrics of `metrics/registry.py`."""
 
 import contextlib
 import copy
@@ -17,33 +17,32 @@ import torch
 from dnnlib.util import EasyDict, UserError, append_text, check_all, format_time
 from metrics import detectors, registry
 from metrics.detectors import FeatureNet
-from metrics.features import real_stats
+from metrics.features import generated_stats, real_stats
 from metrics.options import ImageSet, MetricOptions, Shared, shared_failure
-from metrics.polarity import Polarity
 from metrics.progress import ScoreBar, Stage
 from metrics.registry import METRICS, Metric, check_metrics
 from metrics.timing import Work, plan
 from torch_utils import distributed
 from torch_utils.formats.feature_nets import Output
 
-is_valid_metric, list_valid_metrics = registry.is_valid_metric, registry.list_valid_metrics     # Known by these names.
+is_valid_metric, list_valid_metrics = registry.is_valid_metric, registry.list_valid_metrics     # Users import these.
 higher_is_better = registry.higher_is_better
 
 
 def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust: bool = False) -> None:
-    """See to it, before long work, that every feature net that these metrics need is there and has their interface.
+    """Check, before long work, that every feature net that these metrics need exists and has the right interface.
 
     Args:
         metrics:  Names of metrics.
         detector: Path or URL of a feature net; None = each metric's standard net.
-        trust:    As `load_feature_net`.
+        trust:    As in `load_feature_net`.
 
     Raises:
-        UserError: Unknown metric; or nets can't be had, are no feature nets, lack the interface, or fail. It tells of
-            all of them.
+        UserError: A metric is unknown, or a net can't be had, is no feature net, lacks the interface, or fails. The
+            message names every net with a problem.
     """
     check_metrics(metrics)
-    needed: dict[str, dict[Output, list[str]]] = {}     # Metrics by net, and by what is asked of it.
+    needed: dict[str, dict[Output, list[str]]] = {}     # Net -> output -> names of metrics.
     for name in metrics:
         entry = METRICS[name]
         needed.setdefault(detector or entry.standard_net, {}).setdefault(entry.output, []).append(name)
@@ -61,23 +60,23 @@ def check_detector(metrics: Sequence[str], detector: str | None = None, *, trust
 def feature_net(
     metric: str, detector: str | None = None, *, device: torch.device | str = "cpu", trust: bool = False
 ) -> FeatureNet:
-    """The net that a metric is measured with: `detector`, or the standard one. Raises UserError: it can't be had."""
+    """The net that a metric is measured with: `detector`, or the standard one. Raises UserError if it can't be had."""
     entry = METRICS[metric]
     return detectors.load_feature_net(detector or entry.standard_net, entry.output, device=device, trust=trust)
 
 
 def result_suffix(metric: str, detector: str | None, net: FeatureNet) -> str:
-    """What the names of a metric's results end in: nothing with the standard net, else `@` and the name of the net.
+    """The ending of the names of a metric's results: empty for the standard net, otherwise `@` and the name of the net.
 
-    The standard net is known by its content, wherever it lies: by its published SHA-256, or, where there is none, once
-    it has been at its URL's place in the cache.
+    The standard net is recognised by its content, wherever the file is: by the published SHA-256 or, if none is
+    published, by that of the file that was first downloaded from its URL.
     """
     url = METRICS[metric].standard_net
     return "" if detector in (None, url) or detectors.is_standard(net.digest, url) else f"@{net.name}"
 
 
 def check_match(G: torch.nn.Module, dataset: Any) -> None:
-    """Raises UserError where the data set has not the resolution, channels or labels that the network has."""
+    """Raise UserError unless the data set has the resolution, channels and labels of the network."""
     image_shape = [G.img_channels, G.img_resolution, G.img_resolution]
     if list(dataset.image_shape) != image_shape:
         raise UserError(f"the data set {dataset.name} has images of shape {list(dataset.image_shape)}, the network "
@@ -88,11 +87,11 @@ def check_match(G: torch.nn.Module, dataset: Any) -> None:
 
 
 def check_images(metrics: Sequence[str], images: Any, dataset: Any) -> None:
-    """Raises UserError where images that stand in for a network can't be scored by these metrics, or not beside these.
+    """Raise UserError unless these metrics can compare generated images, given as a data set, with the real ones.
 
     Args:
         metrics: Names of metrics.
-        images:  What others generated, as a data set.
+        images:  The generated images.
         dataset: The real images.
     """
     if list(images.image_shape) != list(dataset.image_shape):
@@ -111,32 +110,25 @@ def check_images(metrics: Sequence[str], images: Any, dataset: Any) -> None:
 def calc_metric(
     metric: str,
     *,
-    G: torch.nn.Module | None,                  # generator; it is copied, and the copy put in eval mode
+    G: torch.nn.Module | None,                  # generator; a copy in eval mode is used
     dataset: Any,                               # real images, and labels for generated ones
-    gen_images: Any = None,                     # in place of G: a data set of images that others generated
+    gen_images: Any = None,                     # if G is None: a data set of generated images
     detector: str | None = None,                # path or URL of a feature net; None = the standard one
-    trust: bool = False,                        # open it even if it is an unknown TorchScript file, a program
+    trust: bool = False,                        # open the net even if it is an unknown TorchScript file, a program
     device: torch.device | str = "cpu",
-    num_gpus: int = 1,                          # processes, which have met by distributed.join and all call this
-    rank: int = 0,
-    batch_size: int = 64,                       # images per forward pass
-    seed: int = 0,                              # of latents, labels, noise and subsets
-    polarity: Polarity | None = None,           # how latents are resampled; None = not at all
-    repeats: int = 1,                           # seeds; the results are means over `seed`, `seed` + 1, ...
-    workers: int = 3,                           # processes that decode real images
-    cache: bool = True,                         # keep the statistics of real images on disk
-    shared: Shared | None = None,               # give calls with the same G one of these, and they share features
-    kept_real: dict | None = None,              # give calls one dict, and they read statistics of real images once
-    progress: ScoreBar | None = None,           # give all calls of a command one
+    shared: Shared | None = None,
+    progress: ScoreBar | None = None,
+    **options: Any,                             # other fields of `MetricOptions`
 ) -> EasyDict:
-    """Calculate one metric.
+    """Calculate one metric. All processes that have met by `distributed.join` call this together.
 
     Returns:
-        results (name of the value -> float; with a detector that is not the standard one, "<name>@<detector>"), with
-        `repeats` std (likewise), and the protocol: see `_describe`. The same on every process.
+        `results`: name of the value -> float. With a detector that is not the standard one, names end in "@<detector>".
+        With `repeats`, also `std`, with the same names. The other entries describe the protocol: see `_describe`. Every
+        process gets the same.
 
     Raises:
-        UserError: Unknown metric, feature net or data that do not fit.
+        UserError: The metric is unknown, or the feature net or the data do not fit.
         LostRank:  Another process died, or did not answer in time.
     """
     check_metrics([metric])
@@ -144,15 +136,12 @@ def calc_metric(
         check_match(G, dataset)
     else:
         check_images([metric], gen_images, dataset)
-    if num_gpus > 1 and num_gpus != distributed.world_size():
-        raise ValueError(f"num_gpus={num_gpus} needs as many processes that have met by distributed.join")
     start, device = time.monotonic(), torch.device(device)
     shared = Shared([metric]) if shared is None else shared
     opts = MetricOptions(
-        metric=metric, G=G, dataset=dataset, gen_images=gen_images, device=device, num_gpus=num_gpus, rank=rank,
-        batch_size=batch_size, seed=seed, polarity=polarity, repeats=repeats, workers=workers, cache=cache,
-        shared=shared, kept_real=kept_real, wanted=_wanted_features(metric, shared.metrics, dataset, detector),
-        progress=progress if rank == 0 else None,
+        metric=metric, G=G, dataset=dataset, gen_images=gen_images, device=device, shared=shared,
+        wanted=_wanted_features(metric, shared.metrics, dataset, detector),
+        progress=progress if distributed.rank() == 0 else None, **options,
     )
     with shared_failure(opts):  # memory may run out
         if G is not None:
@@ -163,7 +152,7 @@ def calc_metric(
         scores = _compute(opts, net, detector)
     sec = time.monotonic() - start
     return EasyDict(_summary(scores, suffix), **_describe(opts, net), total_time=sec, total_time_str=format_time(sec),
-                    num_gpus=num_gpus)
+                    num_gpus=distributed.world_size())
 
 
 def _compute(opts: MetricOptions, net: FeatureNet, detector: str | None) -> list[dict[str, float]]:
@@ -172,13 +161,23 @@ def _compute(opts: MetricOptions, net: FeatureNet, detector: str | None) -> list
         if opts.progress is not None and not opts.shared.is_planned:
             opts.progress.plan(_plan(opts, opts.shared.metrics, detector), times_later=opts.shared.waiting)
             opts.shared.is_planned = True
-        scores = [METRICS[opts.metric].compute(dataclasses.replace(opts, seed=opts.seed + i), net)
-                  for i in range(opts.repeats)]
-    return _from_first(scores, num_gpus=opts.num_gpus, device=opts.device)
+        scores = [_score(dataclasses.replace(opts, seed=opts.seed + i), net) for i in range(opts.repeats)]
+    return distributed.from_rank0(scores)
+
+
+def _score(opts: MetricOptions, net: FeatureNet) -> dict[str, float]:
+    """The results for one seed; empty on ranks above 0."""
+    entry = METRICS[opts.metric]
+    if entry.output == "lpips":
+        return entry.compute(opts, net, num_gen=entry.num_gen)
+    keep = entry.keeps_features
+    real = None if entry.images is None else real_stats(opts, net, entry.images, keep_features=keep)
+    gen = generated_stats(opts, net, num_items=entry.num_gen, keep_features=keep)
+    return entry.compute(opts, real, gen) if distributed.rank() == 0 else {}
 
 
 def _summary(scores: Sequence[dict[str, float]], suffix: str) -> dict[str, dict[str, float]]:
-    """Means over seeds and, of several, standard deviations (by N - 1)."""
+    """Means over seeds and, if there are several, standard deviations (divided by N - 1)."""
     values = {name + suffix: [score[name] for score in scores] for name in scores[0]}
     summary = {"results": {name: statistics.fmean(row) for name, row in values.items()}}
     if len(scores) > 1:
@@ -187,7 +186,7 @@ def _summary(scores: Sequence[dict[str, float]], suffix: str) -> dict[str, dict[
 
 
 def _describe(opts: MetricOptions, net: FeatureNet) -> dict[str, Any]:
-    """How a result was measured: what anybody needs who wants to measure it again."""
+    """How a result was measured: everything that is needed to measure it again."""
     entry, real = METRICS[opts.metric], None
     if entry.images is not None:
         dataset, count = entry.images.find(opts.dataset)
@@ -210,10 +209,10 @@ def prefetch(
     metrics: Sequence[str], *, dataset: Any, detector: str | None = None, device: torch.device | str = "cpu",
     batch_size: int = 64, workers: int = 3,
 ) -> Iterator[tuple[str, int]]:
-    """Put the statistics of the real images that these metrics look at into the cache.
+    """Put the statistics of the real images that these metrics need into the cache.
 
     Yields:
-        The name of a metric, and of how many real images the statistics are there now.
+        The name of a metric, and the number of real images in its statistics.
     """
     kept_real: dict = {}
     for metric in metrics:
@@ -231,7 +230,7 @@ def prefetch(
 def _wanted_features(
     metric: str, metrics: Sequence[str], dataset: Any, detector: str | None
 ) -> frozenset[ImageSet]:
-    """The images whose features one of the metrics needs by the feature net of this one."""
+    """The images whose features one of `metrics` needs from the feature net of `metric`."""
     def net(entry: Metric) -> tuple[str, Output]:
         return detector or entry.standard_net, entry.output
 
@@ -248,10 +247,10 @@ def estimate(
     metrics: Sequence[str], *, G: torch.nn.Module, dataset: Any, detector: str | None = None, batch_size: int = 64,
     workers: int = 3,
 ) -> list[Stage]:
-    """What calculating these metrics will take on this CPU, stage by stage, from a first look at the networks.
+    """Estimate how long each stage of these metrics will take on this CPU, from a short timing of the networks.
 
     Raises:
-        UserError: Unknown metric.
+        UserError: A metric is unknown.
     """
     check_metrics(metrics)
     with exact_float32():
@@ -260,7 +259,7 @@ def estimate(
 
 
 def _plan(opts: MetricOptions, metrics: Sequence[str], detector: str | None) -> list[Stage]:
-    """Without metrics whose feature net can't be had: they say so when their turn comes."""
+    """Plan the stages. Metrics whose feature net can't be had are left out: they fail later, with a message."""
     works = {}
     for name in metrics:
         with contextlib.suppress(UserError):
@@ -274,13 +273,13 @@ def report_metric(
     result_dict: dict[str, Any], *, run_dir: str | None = None, snapshot_pkl: str | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print what `calc_metric` gave as one JSON line, and append it to RUN_DIR/metric-<name>.jsonl.
+    """Print the result of `calc_metric` as one JSON line, and append the line to RUN_DIR/metric-<name>.jsonl.
 
     Args:
         result_dict:  From `calc_metric`.
         run_dir:      Directory of the run; None = print only.
-        snapshot_pkl: The network's file; a path inside `run_dir` is written relative to it.
-        protocol:     What is not as when training scores its snapshots, plain data; noted if there is anything.
+        snapshot_pkl: The network's file; with `run_dir`, the path is written relative to it.
+        protocol:     Plain data: differences from how training scores its snapshots. Written unless it is empty.
     """
     if run_dir is not None and snapshot_pkl is not None:
         snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
@@ -293,7 +292,7 @@ def report_metric(
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Scores are compared to the second decimal: no TF32 here, whatever training uses."""
+    """Inside, TF32 is off, whatever training uses: scores are compared to the second decimal."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -303,12 +302,3 @@ def exact_float32() -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before):
             switch.allow_tf32 = value
-
-
-def _from_first(scores: list[dict[str, float]], *, num_gpus: int, device: torch.device) -> list[dict[str, float]]:
-    """The first process's results, on every process."""
-    if num_gpus == 1:
-        return scores
-    box = [scores]
-    torch.distributed.broadcast_object_list(box, src=0, device=device)
-    return box[0]

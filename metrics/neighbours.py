@@ -1,13 +1,12 @@
-"""Distances between all pairs of two sets of features, block by block, for metrics of nearest neighbours."""
+"""Distances between all pairs of two sets of features, block by block, for metrics based on nearest neighbours."""
 
 from typing import Any, Callable, Iterator, Literal, NamedTuple, Sequence
 
 import torch
 
 from dnnlib.util import UserError
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions, track
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions, track
 
 BLOCK_SIZE = 5_000  # Side of a block of distances, 100 MB; results do not depend on it.
 
@@ -15,7 +14,7 @@ Rounding = Literal["float16", "float32"]
 
 
 class Block(NamedTuple):
-    """Some distances, and where they stand in the whole matrix."""
+    """A block of the matrix of distances."""
 
     rows: slice
     cols: slice
@@ -23,21 +22,23 @@ class Block(NamedTuple):
 
 
 class PairDistances:
-    """Euclidean distances within and between real and generated features; never all of them at once.
+    """Euclidean distances within and between real and generated features, one block in memory at a time.
 
     They are computed in float32, from centred features: |x|^2 + |y|^2 - 2 x.y loses digits when the vectors are long
     and close together.
 
     Args:
-        name:     What the metric is called in messages.
-        real:     float32 [N, F].
-        gen:      float32 [M, F].
-        k:        How many neighbours `radii` is about.
-        rounding: "float16" rounds features and distances to float16's numbers.
-        on_block: Called after each block.
+        name:       Name of the metric in messages.
+        real:       float32 [N, F].
+        gen:        float32 [M, F].
+        k:          `radii` gives distances to the k-th nearest neighbour.
+        rounding:   "float16" rounds features and distances to numbers of float16.
+        block_size: Largest side of a block.
+        device:     Where distances are computed.
+        on_block:   Called after each block.
 
     Raises:
-        UserError: Too few images for k neighbours, or features beyond float16's range.
+        UserError: There are too few images for k neighbours, or features are beyond the range of float16.
     """
 
     def __init__(
@@ -64,13 +65,13 @@ class PairDistances:
     def radii(self, x: torch.Tensor) -> torch.Tensor:
         """Distance of every row of `self.real` or `self.gen` to its k-th nearest other row, [N].
 
-        Only k + 1 candidates for each row are held.
+        Only the k + 1 smallest distances of each row are kept.
         """
         nearest = torch.full([len(x), self._k + 1], torch.inf, device=self._device)  # Squares: roots keep the order.
         for rows, cols in _blocks(len(x), len(x), self._block_size, symmetric=True):
             distances = self._squared(x[rows], x[cols])
             if rows == cols:
-                distances.fill_diagonal_(0)  # not what rounding leaves of it
+                distances.fill_diagonal_(0)  # rounding errors would leave other values
             else:
                 _merge(nearest, cols, distances.T)
             _merge(nearest, rows, distances)
@@ -92,19 +93,14 @@ class PairDistances:
 
 
 def compute_score(
-    score: Callable[..., Any],      # called with (real features, generated features), it gives a named tuple
+    score: Callable[..., Any],      # (real features, generated features, **options of PairDistances) -> a named tuple
     opts: MetricOptions,
-    net: FeatureNet,
+    real: FeatureStats,
+    gen: FeatureStats,
     *,
-    images: ImageSet,
-    num_gen: int,
-    gen_radii: bool,                # whether it needs the radii of generated images, too
+    gen_radii: bool,                # whether `score` also needs the radii of generated images
 ) -> dict[str, float]:
-    """What `score` makes of the features of real and of `num_gen` generated images; nothing on ranks other than 0."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
+    """Apply `score` to the features of real and generated images, and show progress."""
     sizes = real.num_items, gen.num_items
     with track(opts, "distances", num_blocks(*sizes, radii_of=sizes if gen_radii else sizes[:1])) as done:
         result = score(real.features(), gen.features(), device=opts.device, on_block=lambda: done(1))
@@ -112,20 +108,20 @@ def compute_score(
 
 
 def num_blocks(num_real: int, num_gen: int, *, radii_of: Sequence[int], block_size: int = BLOCK_SIZE) -> int:
-    """How often `on_block` will be called, with radii of sets of these sizes."""
+    """How often `on_block` will be called if `radii` is called for sets of the sizes `radii_of`."""
     return sum(1 for _ in _blocks(num_real, num_gen, block_size)) + sum(
         1 for size in radii_of for _ in _blocks(size, size, block_size, symmetric=True))
 
 
 def _merge(nearest: torch.Tensor, rows: slice, distances: torch.Tensor) -> None:
-    """Keep the smallest of what `nearest` [N, k + 1] holds for these rows and of new distances [rows, cols]."""
+    """Update `nearest` [N, k + 1], the smallest distances of each row, with new distances [rows, cols] of some rows."""
     count = nearest.shape[1]
     best = distances.topk(min(count, distances.shape[1]), dim=1, largest=False, sorted=False).values
     nearest[rows] = torch.cat([nearest[rows], best], dim=1).topk(count, dim=1, largest=False, sorted=False).values
 
 
 def _place(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Features on the device if they take a small part of its free memory; else blocks of them go there in turn."""
+    """Move features to a GPU if they take less than a quarter of its free memory; otherwise, blocks are moved later."""
     if torch.device(device).type != "cuda":
         return x
     free, _ = torch.cuda.mem_get_info(device)
@@ -133,7 +129,7 @@ def _place(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 
 def _blocks(num_rows: int, num_cols: int, block_size: int, *, symmetric: bool = False) -> Iterator[tuple[slice, slice]]:
-    """Blocks that cover a matrix; of a symmetric one, those on and above the diagonal."""
+    """Blocks (rows, columns) that cover a matrix. For a symmetric matrix, only those on and above the diagonal."""
     for row in range(0, num_rows, block_size):
         for col in range(row if symmetric else 0, num_cols, block_size):
             yield slice(row, min(row + block_size, num_rows)), slice(col, min(col + block_size, num_cols))
@@ -142,6 +138,6 @@ def _blocks(num_rows: int, num_cols: int, block_size: int, *, symmetric: bool = 
 def _check_half_range(real: torch.Tensor, gen: torch.Tensor) -> None:
     limit = torch.finfo(torch.float16).max
     longest = max(float(x.norm(dim=1).max()) for x in (real, gen))
-    if not 2 * longest < limit:  # also where it is not a number
+    if not 2 * longest < limit:  # also if it is NaN
         raise UserError(f"features of length {longest:.3g} give distances beyond float16, in which precision and "
                         f"recall are defined: use a feature net with outputs below {limit / 2:.0f}")

@@ -8,12 +8,13 @@ from torch.func import functional_call
 
 from metrics.detectors import FeatureNet
 from metrics.feature_stats import FeatureStats
-from metrics.options import MetricOptions, shared_failure, track
+from metrics.options import MetricOptions, own_batches, shared_failure, track
 from metrics.sampling import draw, keyed_noise
+from torch_utils import distributed
 from torch_utils.misc import slerp
 
 EPSILON = 1e-4
-MAX_RESOLUTION = 256    # Images from G of k times this side are averaged over k x k pixels first.
+MAX_RESOLUTION = 256    # Larger images, with k times this side, are first averaged over squares of k x k pixels.
 
 Space = Literal["z", "w"]
 Sampling = Literal["full", "end"]
@@ -25,15 +26,13 @@ def compute_ppl(
     *,
     space: Space,           # spherical interpolation of z, or linear interpolation of w
     sampling: Sampling,     # anywhere on the path, or at its start
-    crop: bool,             # compare the middle of the image alone (meant for FFHQ faces)
-    num_gen: int,           # paths
+    crop: bool,             # compare only the middle of the image (meant for FFHQ faces)
+    num_gen: int,           # number of paths
 ) -> dict[str, float]:
-    """Mean length, without the outermost percentiles, of short steps on paths between random latents."""
+    """Mean length of short steps on paths between random latents, without the lowest and highest percentile."""
     stats = FeatureStats(keep_features=True, what="paths")
-    indices = range(opts.rank, num_gen, opts.num_gpus)
     with torch.inference_mode(), shared_failure(opts), track(opts, "paths", num_gen) as done:
-        for start in range(0, len(indices), opts.batch_size):
-            batch = indices[start:start + opts.batch_size]
+        for batch in own_batches(range(num_gen), opts.batch_size):
             draws = draw(opts.G, opts.dataset, batch, seed=opts.seed, num_z=2).to(opts.device)
             lengths = path_lengths(
                 opts.G, net, z0=draws.z[:, 0], z1=draws.z[:, 1], c=draws.c,
@@ -42,10 +41,10 @@ def compute_ppl(
                 space=space, crop=crop,
             )
             stats.append(lengths[:, None])
-            done(len(batch) * opts.num_gpus)
+            done(len(batch) * distributed.world_size())
         stats.finish()
-    stats.gather(num_gpus=opts.num_gpus, device=opts.device)
-    return {opts.metric: trimmed_mean(stats.features()[:, 0])} if opts.rank == 0 else {}
+    stats.gather(opts.device)
+    return {opts.metric: trimmed_mean(stats.features()[:, 0])} if distributed.rank() == 0 else {}
 
 
 def path_lengths(
@@ -54,17 +53,18 @@ def path_lengths(
     *,
     z0: torch.Tensor,                       # [N, z_dim]
     z1: torch.Tensor,                       # [N, z_dim]
-    t: torch.Tensor,                        # [N], where on the path, 0..1
+    t: torch.Tensor,                        # [N], position on the path, 0..1
     c: torch.Tensor | None,                 # [N, c_dim]
     noise: Mapping[str, torch.Tensor],      # in place of the buffers of G.synthesis: [H, W] or [N, 1, H, W]
     space: Space,
     crop: bool,
     epsilon: float = EPSILON,
 ) -> torch.Tensor:
-    """Squared perceptual distance of the images at t and t + epsilon, over epsilon squared; [N].
+    """Squared perceptual distance between the images at t and t + epsilon, divided by epsilon squared: [N].
 
     Args:
-        perceptual: Float [N, 3, H, W] in 0..255 to [N, K], squared L2 distance = perceptual distance.
+        perceptual: Maps float [N, 3, H, W] in 0..255 to [N, K]. The squared L2 distance of two rows is the perceptual
+                    distance.
     """
     c2 = None if c is None else torch.cat([c, c])
     if space == "w":
@@ -79,7 +79,7 @@ def path_lengths(
 
 
 def trimmed_mean(lengths: torch.Tensor) -> float:
-    """Mean of what lies within the 1st and the 99th percentile, both taken outwards to the next sample."""
+    """Mean of the values from the 1st to the 99th percentile, each rounded outwards to the next sample."""
     values = lengths.double().cpu().numpy()
     low = np.percentile(values, 1, method="lower")
     high = np.percentile(values, 99, method="higher")
@@ -87,7 +87,7 @@ def trimmed_mean(lengths: torch.Tensor) -> float:
 
 
 def _prepare(img: torch.Tensor, *, crop: bool, factor: int) -> torch.Tensor:
-    """[N, C, H, W] in -1..1 to [N, 3, h, w] in 0..255, averaged over squares of side `factor`."""
+    """Convert [N, C, H, W] in -1..1 to [N, 3, h, w] in 0..255, averaged over squares of side `factor`."""
     if crop:
         unit = img.shape[2] // 8
         img = img[:, :, unit * 3:unit * 7, unit * 2:unit * 6]

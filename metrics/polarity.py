@@ -1,12 +1,13 @@
-"""Polarity sampling (Humayun et al., CVPR 2022): latents resampled by how much G stretches space around them.
+"""Polarity sampling (Humayun et al., CVPR 2022): latents are resampled by how much G stretches space around them.
 
-A generator spreads the density of z thinly where it stretches space, by the product of the singular values of its
-Jacobian, and thickly where it doesn't. Candidates are drawn as usual, and then chosen with probabilities proportional
-to that product to the power of rho. A rho below 0 favours modes, above 0 what lies between and beside them; 0 changes
-nothing.
+Around z, a generator stretches space by the product of the singular values of its Jacobian, and divides the density of
+z by that product. Polarity sampling draws candidates as usual, and then chooses among them with probabilities
+proportional to the product to the power of rho. With rho < 0, it favours the modes of the distribution, with rho > 0
+the regions of low density. With rho = 0, it changes nothing.
 """
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -15,10 +16,10 @@ import torch
 
 from dnnlib.util import atomic_write, cache_dir
 
-NUM_VALUES = 30     # Singular values that count, the largest ones.
+NUM_VALUES = 30     # Number of singular values in the product, the largest ones.
 _OVERSAMPLING = 10
 _NUM_ITERATIONS = 2
-_TINY = 1e-12       # Where G doesn't depend on z at all.
+_TINY = 1e-12       # Replaces singular values of 0: G doesn't depend on z there.
 
 
 class Polarity(NamedTuple):
@@ -31,13 +32,13 @@ class Polarity(NamedTuple):
 def singular_values(
     f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, *, k: int = NUM_VALUES, seed: int = 0
 ) -> torch.Tensor:
-    """The k largest singular values of the Jacobian of f at z, or all if there are fewer; descending.
+    """The k largest singular values of the Jacobian of f at z, or all if there are fewer; descending, float64.
 
-    They are exact where z has at most k + 10 numbers. Else they come from a randomised subspace iteration (Halko et
-    al., SIAM Review 2011), which needs no more than products of the Jacobian with vectors.
+    They are exact if z has at most k + 10 numbers. Otherwise a randomised subspace iteration (Halko et al., SIAM Review
+    2011) approximates them. It needs only products of the Jacobian with vectors.
 
     Args:
-        f: Float [N, D] to float [N, ...], each row by itself, twice differentiable.
+        f: Maps float [N, D] to float [N, ...], each row independently. It is twice differentiable.
         z: Float [D].
     """
     size = z.numel()
@@ -54,7 +55,7 @@ def singular_values(
 
 
 def _times_jacobian(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """J V for V [D, M], as [P, M]: the derivative, by u, of u^T J V. Our kernels have no forward derivatives."""
+    """J V [P, M] for V [D, M], as the derivative of u^T J V by u: our kernels have no forward derivatives."""
     with torch.enable_grad():
         x = z.expand(vectors.shape[1], -1).clone().requires_grad_()
         y = f(x)
@@ -65,7 +66,7 @@ def _times_jacobian(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, 
 
 
 def _jacobian_times(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """J^T U for U [P, M], as [D, M]."""
+    """J^T U [D, M] for U [P, M]."""
     with torch.enable_grad():
         x = z.expand(vectors.shape[1], -1).clone().requires_grad_()
         y = f(x)
@@ -76,8 +77,8 @@ def _jacobian_times(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, 
 def log_volume(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor) -> float:
     """Sum of the logarithms of the largest singular values of the Jacobian of G(z): z [z_dim], c [c_dim].
 
-    The noise of the layers is the constant one. The mapping network takes no notice of the length of z. So one singular
-    value is always 0, and is left out.
+    Layers use their constant noise. The mapping network normalises z, and hence one singular value is always 0. It is
+    left out.
     """
     def images(z: torch.Tensor) -> torch.Tensor:
         return G.synthesis(G.mapping(z, c.expand(len(z), -1)), noise_mode="const", force_fp32=True)
@@ -87,14 +88,14 @@ def log_volume(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor) -> float:
 
 
 def choose(log_volumes: np.ndarray, rho: float, count: int, random_state: np.random.RandomState) -> np.ndarray:
-    """Indices of the candidates that `count` images are made of; of equal probability with rho = 0."""
+    """Choose `count` candidates, with repetition. Returns their indices."""
     weights = rho * (log_volumes - log_volumes.mean())
     weights = np.exp(weights - weights.max())
     return random_state.choice(len(log_volumes), count, p=weights / weights.sum())
 
 
 def cache_path(G: torch.nn.Module, what: str) -> Path:
-    """The file for log volumes, which are known by the weights of G and by what else they depend on."""
+    """The file for log volumes. Its name depends on the weights of G, and on `what` else the volumes depend on."""
     digest = hashlib.sha256(what.encode())
     for name, tensor in G.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -102,7 +103,7 @@ def cache_path(G: torch.nn.Module, what: str) -> Path:
 
 
 def load_volumes(path: Path) -> np.ndarray | None:
-    """Log volumes from the cache; None where there are none, or the file is damaged."""
+    """Log volumes from the cache; None if there is no file, or it is damaged."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError):
@@ -110,6 +111,10 @@ def load_volumes(path: Path) -> np.ndarray | None:
 
 
 def save_volumes(path: Path, volumes: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as f:
-        np.save(f, volumes)
+    """Write log volumes to the cache. If that fails, a line on stderr says why: without the file, only time is lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as f:
+            np.save(f, volumes)
+    except OSError as e:
+        print(f"Log volumes can't be cached in {path}: {e.strerror or e}", file=sys.stderr, flush=True)

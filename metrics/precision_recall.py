@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metrics.detectors import FeatureNet
+from metrics.feature_stats import FeatureStats
 from metrics.neighbours import PairDistances, Rounding, compute_score
-from metrics.options import ImageSet, MetricOptions
+from metrics.options import MetricOptions
 
 NUM_NEIGHBOURS = 3
 
@@ -16,9 +16,9 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def compute_pr(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Precision and recall, k = 3, of `num_gen` generated images and real ones."""
-    return compute_score(precision_recall, opts, net, images=images, num_gen=num_gen, gen_radii=True)
+def compute_pr(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Precision and recall, with k = 3."""
+    return compute_score(precision_recall, opts, real, gen, gen_radii=True)
 
 
 @torch.no_grad()
@@ -28,20 +28,20 @@ def precision_recall(
     *,
     k: int = NUM_NEIGHBOURS,
     rounding: Rounding = "float16",
-    **options: Any,                         # of `PairDistances`
+    **options: Any,                         # for `PairDistances`
 ) -> PrecisionRecall:
-    """The share of generated images inside the manifold of the real ones, and the other way round.
+    """The share of generated images inside the manifold of the real ones (precision), and vice versa (recall).
 
-    A manifold is a union of balls, one about each of its images, with the distance to the k-th nearest other image as
-    radius. The published protocol rounds features and distances to float16; `rounding="float32"` does not.
+    A manifold is the union of balls around its images. The radius of each ball is the distance to the k-th nearest
+    other image. The published protocol rounds features and distances to float16; `rounding="float32"` does not.
 
     Raises:
-        UserError: Too few images for k neighbours, or features beyond float16's range.
+        UserError: There are too few images for k neighbours, or features are beyond the range of float16.
     """
     pairs = PairDistances("precision and recall", real, gen, k=k, rounding=rounding, **options)
     real_radii, gen_radii = pairs.radii(pairs.real), pairs.radii(pairs.gen)
     real_inside, gen_inside = (torch.zeros_like(radii, dtype=torch.bool) for radii in (real_radii, gen_radii))
-    for block in pairs.across():    # one distance serves both questions
+    for block in pairs.across():
         gen_inside[block.cols] |= (block.distances <= real_radii[block.rows, None]).any(dim=0)
         real_inside[block.rows] |= (block.distances <= gen_radii[None, block.cols]).any(dim=1)
     return PrecisionRecall(float(gen_inside.double().mean()), float(real_inside.double().mean()))

@@ -1,4 +1,4 @@
-"""How far a command is that calculates scores, and how long it will take."""
+"""The progress bar of commands that calculate scores."""
 
 import contextlib
 import time
@@ -14,11 +14,11 @@ class Stage(NamedTuple):
 
     name: str           # Such as "fid50k_full generated".
     num_items: int
-    item_sec: float     # As a first look at the networks had it.
+    item_sec: float     # Estimated time for an item, from a short timing of the networks.
 
     @property
     def of_real(self) -> bool:
-        """Whether it is about real images: other networks don't need it again."""
+        """Whether it processes real images. Further networks don't need it again."""
         return self.name.endswith(" real")
 
     @property
@@ -27,31 +27,31 @@ class Stage(NamedTuple):
 
 
 class ScoreBar:
-    """One bar on stderr for all that a command calculates.
+    """One bar on stderr for everything that a command calculates.
 
-    An image that is generated takes longer than one that is read, and each feature net has its own speed. So the bar
-    counts seconds of work, as a first look at the networks had them. The time that is left is then right before all
-    stages have been seen.
+    Generating an image takes longer than reading one, and feature nets differ in speed. The bar therefore counts
+    seconds of work, as estimated from a short timing of the networks. This makes the remaining time right even before
+    each kind of stage has run.
 
     Args:
-        show:  Whether to show it.
-        begun: Called with the seconds that all will take, when that is known.
+        show:  Whether to show the bar.
+        begun: Called once with the estimated time of everything, in seconds, as soon as it is known.
     """
 
     def __init__(self, *, show: bool = True, begun: Callable[[float], None] | None = None):
         self._show, self._begun = show, begun
-        self._stages: list[Stage] = []      # Those to come.
+        self._stages: list[Stage] = []      # Stages to come.
         self._later_sec = self._done_sec = self._elapsed_sec = self._start_sec = 0.0
         self._bar: tqdm | None = None
 
     def plan(self, stages: Sequence[Stage], *, times_later: int = 0) -> None:
-        """Say what comes, in order, and how many times all but what is done with real images comes again later."""
+        """Set the stages to come, in order. Later, all except those of real images are repeated `times_later` times."""
         later_sec = times_later * sum(stage.sec for stage in stages if not stage.of_real)
         self._stages, self._later_sec = list(stages), later_sec
-        if self._show:  # the time of the look at the networks is no rate
+        if self._show:  # leave out the time of the short timing: the bar would take it for slow work
             look_sec = time.monotonic() - self._start_sec
             self._start_sec += look_sec
-            # The clock of the bar is another one, and may be a little behind.
+            # The bar has a clock of its own, which may be a little behind.
             self._bar.start_t = min(self._bar.start_t + look_sec, self._bar._time())
             self._bar.clear()   # for a line that `begun` may print
         if self._begun is not None:
@@ -60,7 +60,7 @@ class ScoreBar:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """While work is done; between such times, other lines can be printed."""
+        """Inside, the bar is shown. Outside, other lines can be printed."""
         self._start_sec = time.monotonic()
         with tqdm(desc="first look", total=self._total(), bar_format=_FORMAT, smoothing=0, leave=False,
                   dynamic_ncols=True, disable=not self._show) as self._bar:
@@ -76,10 +76,10 @@ class ScoreBar:
         return self._done_sec + sum(stage.sec for stage in self._stages) + self._later_sec
 
     def start(self, name: str, total: int) -> Callable[[int], None]:
-        """Begin a stage; stages that should have come before it are not needed, it seems.
+        """Begin a stage. Planned stages before it are dropped: they turned out not to be needed.
 
         Returns:
-            A function to be called with the number of items just done.
+            A function to call with the number of items just done.
         """
         names = [stage.name for stage in self._stages]
         item_sec = 0.0
@@ -99,6 +99,6 @@ class ScoreBar:
             if item_sec:
                 bar.update(count * item_sec)
             else:
-                bar.refresh()   # what takes no time by the plan moves the numbers alone
+                bar.refresh()   # a stage without an estimate only changes the numbers
 
         return update

@@ -1,9 +1,9 @@
-"""Published results, to be printed beside measured ones, and the table that does it.
+"""Published results, and the table that shows them beside measured ones.
 
 `published.json` holds the authors' own figures: all rows of the tables of GLeaD (Bai et al., CVPR 2023, arXiv
-2212.03752) and GGDR (Lee et al., ECCV 2022). For each data set it has the names in file names, the resolution, and the
-metrics that were used, with the standard Inception and VGG16 nets. Scores that were measured otherwise are not
-comparable with them.
+2212.03752) and GGDR (Lee et al., ECCV 2022). For each data set, it has the names that files may have, the resolution,
+and the metrics that the authors used, with the standard Inception and VGG16 nets. Scores by another protocol can't be
+compared with these figures.
 """
 
 import dataclasses
@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import Any, Iterable, Literal, Mapping, NamedTuple, Sequence, cast
 
 Score = Literal["fid", "fidinf", "fdd", "kid", "swd", "precision", "recall", "density", "coverage", "is", "ppl"]
-_SHOWN: tuple[Score, ...] = ("fid", "is", "precision", "recall")    # In tables, in this order.
+_SHOWN: tuple[Score, ...] = ("fid", "is", "precision", "recall")    # Columns of tables, in this order.
 
 
 class PublishedDataset(NamedTuple):
-    names: list[str]        # As in file names, lower case, letters and digits only, without the resolution.
+    names: list[str]        # Possible file names without resolution: only lower-case letters and digits.
     resolution: int
-    metrics: list[str]      # Their names state the protocol.
+    metrics: list[str]      # Names of metrics, which state the protocol.
 
 
 class Published(NamedTuple):
-    dataset: str | None             # None: figures that belong to no data set.
+    dataset: str | None             # None = the figures belong to no data set.
     method: str
-    scores: dict[str, float]        # By `Score`; also "fid_std" over several trainings, and costs.
+    scores: dict[str, float]        # By `Score`. Also "fid_std", over several training runs, and costs.
     source: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PublishedTable:
-    """The part of a table that is about one data set."""
+    """The part of a published table about one data set."""
 
     source: str
     dataset: str | None
-    columns: list[str]                      # Keys as in `Published.scores`.
-    rows: dict[str, list[float | None]]     # By method, a value for each column.
+    columns: list[str]                      # Keys of `Published.scores`.
+    rows: dict[str, list[float | None]]     # Method -> a value for each column.
 
     def score(self, method: str, column: str) -> float | None:
         return dict(zip(self.columns, self.rows[method])).get(column)
@@ -52,7 +52,7 @@ PUBLISHED = tuple(
 
 
 def score_of(result_name: str) -> Score | None:
-    """Which column a result such as `pr50k3_full_recall@net` belongs to; None for a standard deviation or error."""
+    """The column of a result, such as "recall" for `pr50k3_full_recall@net`; None for a standard deviation or error."""
     name = result_name.partition("@")[0]
     for ending in ("precision", "recall", "density", "coverage"):
         if name.endswith(f"_{ending}"):
@@ -63,14 +63,15 @@ def score_of(result_name: str) -> Score | None:
 
 
 def metric_of(result_name: str) -> str:
-    """The metric that a result such as `pr50k3_full_recall@net` belongs to: `pr50k3_full`."""
+    """The metric of a result, such as `pr50k3_full` for `pr50k3_full_recall@net`."""
     return re.sub(r"_(precision|recall|density|coverage|mean|std|se)$", "", result_name.partition("@")[0])
 
 
 def find_dataset(name: str, resolution: int) -> str | None:
-    """The published data set that a file name such as `lsun-church-256x256` or `cifar10-train` stands for, if any.
+    """The published data set of a file name such as `lsun-church-256x256` or `cifar10-train`; None if there is none.
 
-    The whole name counts: `afhqcat512` is not LSUN Cat, and `ffhq` at 1024x1024 not the FFHQ of the tables.
+    The whole name has to match: `afhqcat512` is not LSUN Cat. The resolution has to match, too: `ffhq` at 1024x1024 is
+    not the FFHQ of the tables.
     """
     plain = re.sub(r"[^a-z0-9]", "", re.sub(rf"{resolution}(x{resolution})?$", "", name.lower()))
     plain = re.sub(r"(train)?(lmdb)?$", "", plain)
@@ -79,21 +80,21 @@ def find_dataset(name: str, resolution: int) -> str | None:
 
 
 class Comparison(NamedTuple):
-    """Published figures of the data set that results were measured on."""
+    """Published figures for the data set on which results were measured."""
 
-    known: str | None               # Name of the data set in the tables; None = they have none of this name and size.
-    remarks: dict[str, str]         # By result: whether it was measured as the published ones.
+    known: str | None               # Name of the data set in the tables; None if they lack it.
+    remarks: dict[str, str]         # By result: whether it was measured like the published ones.
     columns: list[Score]
-    rows: list[Published]           # Those with a score of `columns`.
+    rows: list[Published]           # Rows with at least one of the `columns`.
 
 
 def compare(results: Iterable[str], *, dataset: Any) -> Comparison:
-    """The published rows that belong beside results.
+    """The published rows to show beside results.
 
     Args:
-        results: Their names.
-        dataset: The real images, for `name`, `resolution`, and `xflip`: whether mirrored copies were added, in metrics
-                 that are not `*_full`.
+        results: Names of results.
+        dataset: The real images, with `name`, `resolution` and `xflip`. The latter says whether metrics that are not
+                 `*_full` add mirrored copies.
     """
     known = find_dataset(dataset.name, dataset.resolution)
     remarks = {name: _remark(name, known, mirrored=dataset.xflip) for name in results}
@@ -104,12 +105,12 @@ def compare(results: Iterable[str], *, dataset: Any) -> Comparison:
 
 
 def format_table(results: dict[str, float], *, dataset: Any, std: Mapping[str, float] | None = None) -> str:
-    """Measured results, one to a line, and below them the published rows of the same data set.
+    """Measured results, one per line, and below them the published rows of the same data set.
 
-    A result that was not measured as the published ones says so in its line.
+    The line of a result says whether it was measured like the published ones.
 
     Args:
-        results: By name.
+        results: Values by name.
         dataset: As in `compare`.
         std:     Standard deviations over seeds, by name.
     """
@@ -130,7 +131,7 @@ def format_table(results: dict[str, float], *, dataset: Any, std: Mapping[str, f
 
 
 def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
-    """How a result was measured otherwise than the published ones of a data set."""
+    """Whether a result was measured like the published ones of a data set, as text; empty if none is published."""
     metric, net = metric_of(result), result.partition("@")[2]
     kind = re.match("[a-z]*", metric)[0]
     published = next((m for m in DATASETS[dataset].metrics if kind and m.startswith(kind)), None) if dataset else None
@@ -143,7 +144,7 @@ def _remark(result: str, dataset: str | None, *, mirrored: bool) -> str:
 
 
 def score_text(row: Published, score: str) -> str:
-    """Such as `2.82` or `10.02 +-0.06`; `-` where the row has no such score."""
+    """A score as text, such as `2.82` or `10.02 +-0.06`; `-` if the row has no such score."""
     if score not in row.scores:
         return "-"
     std = f" +-{row.scores[f'{score}_std']:.2f}" if f"{score}_std" in row.scores else ""

@@ -1,10 +1,10 @@
 """The registry of metrics: their names, protocols and standard feature nets.
 
-A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k` with
-the first 50,000, `pr10k3` takes 10,000 of either kind and 3 neighbours. A score made with another feature net than the
-metric's standard one is never called by the plain name.
+A metric's name states its protocol: `fid50k_full` compares 50,000 generated images with all real ones, `fid50k`
+compares them with the first 50,000, and `pr10k3` uses 10,000 of either kind and 3 neighbours. Scores from another
+feature net than the metric's standard one never have the plain name.
 
-PyTorch is not imported here, so that a misspelt name is refused at once.
+This module doesn't import PyTorch, and hence a misspelt name is refused at once.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ INCEPTION_URL = f"{_NVIDIA}/inception-2015-12-05.pt"
 VGG16_URL = f"{_NVIDIA}/vgg16.pt"
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 
-SIZES = (50, 20, 10, 5, 2, 1)   # Thousands of generated images that there are metrics for.
-_MAX_REAL_NEIGHBOURS = 200_000  # Real images that are compared pair by pair.
-_NUM_PATHS = 50_000             # Of perceptual path length.
+SIZES = (50, 20, 10, 5, 2, 1)   # Numbers of generated images, in thousands.
+_MAX_REAL_NEIGHBOURS = 200_000  # Most real images in metrics that compare all pairs.
+_NUM_PATHS = 50_000             # Paths for perceptual path length.
 
 
 class ImageSet(NamedTuple):
-    """Images that a metric looks at."""
+    """The images that a metric needs.
 
-    # All as they are in the file; the same mirrored like the given set; the given set, which may be a subset.
+    Kinds: "all real" = the whole data set without mirrored copies; "real" = the whole data set, with mirrored copies if
+    the given one has them; "given" = the given data set, which may be a subset; "generated" = G's.
+    """
+
     kind: Literal["all real", "real", "given", "generated"]
-    count: int | None = None  # type: ignore[assignment]  # The first ones, at most this many; None = all.
+    count: int | None = None  # type: ignore[assignment]  # At most the first `count` images; None = all.
 
     def find(self, dataset: Any) -> tuple[Any, int]:
-        """The real images: a data set, and how many of its first items."""
+        """The real images: a data set, and the number of its first items to use."""
         if self.kind != "given":
             dataset = dataset.replace(max_size=None, **({"xflip": False} if self.kind == "all real" else {}))
         return dataset, len(dataset) if self.count is None else min(len(dataset), self.count)
 
     def resolved(self, dataset: Any) -> ImageSet:
-        """The same with the count that there is."""
+        """The same set, with `count` as the actual number of images."""
         return self if self.kind == "generated" else self._replace(count=self.find(dataset)[1])
 
 
@@ -51,32 +54,34 @@ class ImageSet(NamedTuple):
 class Metric:
     """A metric and its protocol."""
 
-    function: str                   # "module.function" in this folder.
-    standard_net: str               # URL of the feature net that gives the metric its name.
-    output: Output                  # What is asked of the net.
-    num_gen: int                    # Images, or paths, that it generates.
-    images: ImageSet | None = None  # The real images that it looks at.
+    function: str                   # "module.function" in this folder: see `compute`.
+    standard_net: str               # URL of the feature net with which scores have the metric's plain name.
+    output: Output                  # The output of the net that it needs.
+    num_gen: int                    # Number of images, or paths, to generate.
+    images: ImageSet | None = None  # The real images.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Further arguments of the function.
-    keeps_features: bool = True     # Whether moments are not enough for it.
+    keeps_features: bool = True     # Whether it needs all features, and not only their moments.
     higher_is_better: bool = False
 
     @property
     def compute(self) -> Callable[..., dict[str, float]]:
-        """Called with (opts: MetricOptions, net: FeatureNet), it gives results by name; on rank 0, that is."""
+        """The function that returns results by name. Its arguments depend on `output`.
+
+        Called with (opts: MetricOptions, real: FeatureStats | None, gen: FeatureStats), on rank 0 only. For "lpips":
+        called with (opts, net: FeatureNet, num_gen=), on all ranks; the results are empty on ranks above 0.
+        """
         module, _, name = self.function.partition(".")
-        function = getattr(importlib.import_module(f"metrics.{module}"), name)
-        real = {} if self.images is None else {"images": self.images}
-        return functools.partial(function, num_gen=self.num_gen, **real, **self.options)
+        return functools.partial(getattr(importlib.import_module(f"metrics.{module}"), name), **self.options)
 
 
 class _Family(NamedTuple):
-    """Metrics that differ in their numbers of images."""
+    """Metrics that differ only in the numbers of images."""
 
-    name: str                       # With N for the number of thousands.
+    name: str                       # <N> stands for the number of generated images in thousands.
     function: str
     protocol: dict[str, Any]        # Fields of `Metric`.
-    max_real: int | None = None     # Of "all real images".
-    real: bool = True               # Whether there is a form with all real images, and one with N thousand.
+    max_real: int | None = None     # Most real images in the `_full` form; None = no limit.
+    real: bool = True               # Whether it compares with real images: all (`_full`), or N thousand.
 
 
 _INCEPTION = {"standard_net": INCEPTION_URL, "output": "features"}
@@ -131,12 +136,12 @@ def list_valid_metrics() -> list[str]:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether the best score of a metric is the highest one, and not the lowest."""
+    """Whether a higher score is better, rather than a lower one."""
     return METRICS[metric].higher_is_better
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises UserError for names that are no metric's, listing those that are."""
+    """Raise UserError if one of the names is no metric. The message lists all metrics."""
     unknown = [name for name in metrics if not is_valid_metric(name)]
     if unknown:
         families = ", ".join(f"{family.name}, {family.name}_full" if family.real else family.name

@@ -1,4 +1,4 @@
-"""Generated images whose randomness belongs to the image: keyed by (seed, index), not by batch or process."""
+"""Generated images whose random numbers depend only on (seed, index of the image), not on batch or process."""
 
 from typing import Any, NamedTuple, Sequence
 
@@ -8,31 +8,31 @@ from torch.func import functional_call
 
 from torch_utils import misc
 
-_NOISE = "noise_const"  # the ecosystem's name for a synthesis layer's per-pixel noise [H, W]
+_NOISE = "noise_const"  # the name of a synthesis layer's noise [H, W] in StyleGAN2's programs
 
 
 class Draws(NamedTuple):
-    """Everything random about N samples."""
+    """All random inputs of N samples."""
 
     z: torch.Tensor                 # float32 [N, num_z, z_dim]
-    c: torch.Tensor                 # float32 [N, c_dim], labels of images drawn from the dataset
+    c: torch.Tensor                 # float32 [N, c_dim], labels of random images of the dataset
     t: torch.Tensor                 # float32 [N], uniform in [0, 1)
-    noise_seeds: tuple[int, ...]    # N of them, for `keyed_noise`
+    noise_seeds: tuple[int, ...]    # N seeds for `keyed_noise`
 
     def to(self, device: torch.device) -> "Draws":
-        """The tensors on a device, for which the host does not wait."""
+        """Copy the tensors to a device. The host does not wait."""
         z, c, t = (misc.upload(x, device) for x in (self.z, self.c, self.t))
         return self._replace(z=z, c=c, t=t)
 
 
 def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int, num_z: int = 1) -> Draws:
-    """Draw for the samples with the given indices; each one's numbers depend on (seed, index) alone.
+    """Draw the random inputs of samples. Those of each sample depend only on (seed, index).
 
     Args:
-        G:       Generator, for `z_dim` and `c_dim`.
-        dataset: Gives labels where G takes them: `len()`, `get_label(i)`.
+        G:       Generator with `z_dim` and `c_dim`.
+        dataset: Source of labels if G takes them: `len()`, `get_label(i)`.
         indices: Global indices of the samples.
-        seed:    Of the whole evaluation.
+        seed:    Seed of the whole evaluation.
         num_z:   Latents per sample: 1 for images, 2 for the ends of a path.
     """
     z = np.empty([len(indices), num_z, G.z_dim], dtype=np.float32)
@@ -40,7 +40,7 @@ def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int,
     t = np.empty([len(indices)], dtype=np.float32)
     noise_seeds = []
     for row, index in enumerate(indices):
-        # Philox is counter-based: the low words count the draws, the high word is ours.
+        # Philox is counter-based: its low words count the numbers drawn, and its high word holds the index.
         rng = np.random.Generator(np.random.Philox(key=[seed, num_z], counter=[0, 0, 0, index]))
         z[row] = rng.standard_normal([num_z, G.z_dim], dtype=np.float32)
         t[row] = rng.random(dtype=np.float32)
@@ -52,9 +52,9 @@ def draw(G: torch.nn.Module, dataset: Any, indices: Sequence[int], *, seed: int,
 
 
 def keyed_noise(net: torch.nn.Module, noise_seeds: Sequence[int], *, device: torch.device) -> dict[str, torch.Tensor]:
-    """Per-image noise for every noise buffer of `net`: {buffer name: [N, 1, H, W]}, drawn on the device.
+    """Draw noise for each image, on the device: {name of a noise buffer of `net`: [N, 1, H, W]}.
 
-    Put in the buffers' place with noise_mode='const', it has the distribution of noise_mode='random'.
+    If it replaces the buffers, noise_mode='const' gives the distribution of noise_mode='random'.
     """
     shapes = {name: buf.shape for name, buf in net.named_buffers() if name.rpartition(".")[2] == _NOISE}
     sizes = [shape.numel() for shape in shapes.values()]
@@ -77,7 +77,7 @@ def generate_uint8(
     seed: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """Images [N, C, H, W], uint8, without truncation."""
+    """Generate images [N, C, H, W], uint8, without truncation."""
     draws = draw(G, dataset, indices, seed=seed).to(device)
     noise = keyed_noise(G, draws.noise_seeds, device=device)
     img = functional_call(G, noise, (draws.z[:, 0], draws.c), {"noise_mode": "const"} if noise else {})

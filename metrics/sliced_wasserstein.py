@@ -3,20 +3,15 @@
 import numpy as np
 import torch
 
-from metrics.detectors import FeatureNet
-from metrics.features import generated_stats, real_stats
-from metrics.options import ImageSet, MetricOptions
+from metrics.feature_stats import FeatureStats
+from metrics.options import MetricOptions
 
 NUM_DIRECTIONS = 1000
-_AT_ONCE = 50
+_AT_ONCE = 50   # Directions that are processed together.
 
 
-def compute_swd(opts: MetricOptions, net: FeatureNet, *, images: ImageSet, num_gen: int) -> dict[str, float]:
-    """Sliced 2-Wasserstein distance of `num_gen` generated images and real ones, along 1000 random directions."""
-    real = real_stats(opts, net, images, keep_features=True)
-    gen = generated_stats(opts, net, num_items=num_gen, keep_features=True)
-    if opts.rank != 0:
-        return {}
+def compute_swd(opts: MetricOptions, real: FeatureStats, gen: FeatureStats) -> dict[str, float]:
+    """Sliced 2-Wasserstein distance between the generated images and the real ones, in 1000 random directions."""
     return {opts.metric: sliced_wasserstein(real.features(), gen.features(), device=opts.device,
                                             random_state=np.random.RandomState(opts.seed))}
 
@@ -31,8 +26,8 @@ def sliced_wasserstein(
 ) -> float:
     """The root of the mean, over random unit directions, of the squared 2-Wasserstein distance of the projections.
 
-    In one dimension that is the mean squared difference of the quantile functions. They are steps of width 1 / N and
-    1 / M, and both are constant between the steps of either.
+    In one dimension, the squared distance is the mean squared difference of the two quantile functions. These are step
+    functions with steps at multiples of 1 / N and of 1 / M. Between neighbouring steps of either, both are constant.
     """
     normal = torch.from_numpy(random_state.standard_normal([real.shape[1], num_directions]))
     directions = (normal / normal.norm(dim=0)).to(device, torch.float32)

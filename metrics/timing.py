@@ -1,4 +1,4 @@
-"""What the calculation of metrics will take: the work that there is to do, timed by a first look at the networks."""
+"""Estimates how long metrics will take, from the work to do and a short timing of the networks."""
 
 import dataclasses
 import time
@@ -13,21 +13,22 @@ from metrics.options import ImageSet, MetricOptions
 from metrics.perceptual_path_length import MAX_RESOLUTION
 from metrics.progress import Stage
 from metrics.sampling import generate_uint8
+from torch_utils import distributed
 
-_LOOK_SEC = 0.5     # A look at a network takes about three times that; it is a batch at most.
+_LOOK_SEC = 0.5     # Timing a network takes about three times as long, for at most a batch.
 
 
 class Work(NamedTuple):
-    """What one metric does."""
+    """The work of one metric. Fields are as in `registry.Metric`."""
 
     net: FeatureNet
-    images: ImageSet | None     # The real images.
-    num_gen: int                # Generated images, or paths.
-    keeps_features: bool        # Whether moments of real images are not enough.
+    images: ImageSet | None
+    num_gen: int
+    keeps_features: bool
 
 
 def plan(opts: MetricOptions, works: Mapping[str, Work]) -> list[Stage]:
-    """The stages of all metrics, by name, in their order; without what is cached, or shared by them."""
+    """The stages of all metrics (by name), in order. Work that is cached or shared appears only once or not at all."""
     stages: list[Stage] = []
     seen: set[tuple] = set()
     generate_sec, read_sec = _time_generator(opts), _time_reading(opts)
@@ -48,11 +49,11 @@ def plan(opts: MetricOptions, works: Mapping[str, Work]) -> list[Stage]:
         elif (key, num_gen) not in seen:
             seen.add((key, num_gen))
             stages += [Stage(f"{metric} generated", num_gen, both)] * opts.repeats
-    return [stage._replace(item_sec=stage.item_sec / opts.num_gpus) for stage in stages]
+    return [stage._replace(item_sec=stage.item_sec / distributed.world_size()) for stage in stages]
 
 
 def _together(opts: MetricOptions, net_sec: float, read_sec: float) -> float:
-    """Of a real image, which other processes read ahead while a GPU, but not while a CPU, is busy with others."""
+    """Seconds for a real image. Other processes read ahead while a GPU computes, but not while the CPU does."""
     read_sec /= max(min(opts.workers, num_cores()), 1)
     return max(net_sec, read_sec) if opts.device.type == "cuda" and opts.workers else net_sec + read_sec
 
@@ -81,7 +82,7 @@ def _time_reading(opts: MetricOptions) -> float:
 
 @torch.inference_mode()
 def _sec_per_item(opts: MetricOptions, work: Callable[[int], Any]) -> float:
-    """Of `work`, which is given a number of items."""
+    """Time `work`, a function of the number of items to process."""
     def seconds(count: int) -> float:
         start = time.perf_counter()
         work(count)

@@ -190,7 +190,7 @@ def test_prefetched_statistics_are_used(folder, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert [line.partition(":")[0] for line in result.stdout.splitlines()[1:]] == ["fid1k", "pr1k3_full"]
     assert str(folder / "elsewhere") in result.stdout and len(list((folder / "elsewhere/features").iterdir())) == 1
-    monkeypatch.setattr("metrics.features.load_images", lambda *args: pytest.fail("looked at"))
+    monkeypatch.setattr("metrics.features.ImageReader", lambda *args, **kwargs: pytest.fail("looked at"))
     call("--network=run/network-snapshot-000200.pkl", "--metrics=fid1k", "--mirror=false", "--cache-dir=elsewhere",
          "--data=images.zip")
     assert_one_line_error(run(folder, "prefetch", "--metrics=fid1k", "--detector=nowhere.pt"), "nowhere.pt can't be")

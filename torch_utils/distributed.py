@@ -1,8 +1,8 @@
-"""What differs between one process and several. A process that has not called `join` is rank 0 of 1.
+"""Communication between processes. A process that has not called `join` is rank 0 of 1.
 
-The variables that torchrun sets say which process this is: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
-Tensors on GPUs, such as gradients, are averaged over NCCL. Hosts agree over gloo: a process that died or hangs becomes
-an error in the others within a time limit, even while their GPUs are busy.
+The environment variables that torchrun sets identify the process: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+MASTER_PORT. Tensors on GPUs, such as gradients, are reduced over NCCL. Everything else goes over gloo, on the hosts. If
+a process dies or hangs, the others get an error within a time limit, even while their GPUs are busy.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dnnlib.util import UserError
 
 
 class LostRank(UserError):
-    """Another process of this run died, or did not answer in time; the message says which."""
+    """Another process of this run died, or did not answer in time. The message names it."""
 
 
 class _Group:
@@ -28,9 +28,9 @@ class _Group:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.timeout_sec = timeout_sec
         self.advice = advice            # Tells the user what to do when a process is lost.
-        self.store: Any = None          # Small values by name, which all processes share.
-        self.host_group: Any = None     # For tensors on the CPU.
-        self.step = 0                   # How many times this process has waited for the others.
+        self.store: Any = None          # Key-value store that all processes share.
+        self.host_group: Any = None     # Process group for tensors on the CPU.
+        self.step = 0                   # Number of operations that this process has begun together with all others.
         self.closed = threading.Event()
         self.heart: threading.Thread | None = None
 
@@ -46,16 +46,16 @@ def join(
 
     Args:
         device:      "cuda" or "cpu".
-        timeout_sec: Longest wait for other processes, here and in everything that all do together.
+        timeout_sec: Longest wait for other processes, here and in all operations that processes do together.
         rank0_sec:   Longest wait for rank 0 here, which may have more to prepare; None = `timeout_sec`.
-        advice:      Ends the message that a process is lost: what the user should do.
+        advice:      What the user should do if a process is lost. It ends the message.
 
     Returns:
         The device of this process.
 
     Raises:
-        LostRank:  A process did not come.
-        UserError: This process has no GPU.
+        LostRank:  A process did not join.
+        UserError: There is no GPU for this process.
     """
     global _group
     group = _group = _Group(timeout_sec, advice)
@@ -69,16 +69,16 @@ def join(
                             "them all")
         torch.cuda.set_device(local)
     try:
-        # torchrun and training.launch keep a store for all; without them, rank 0 does.
-        keeps = group.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = _open_store(timeout, keep=keeps)
-        group.store = _open_store(timeout)  # a second connection: the first one is busy in long waits
+        # torchrun and training.launch host the store; without them, rank 0 does.
+        is_host = group.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = _open_store(timeout, is_host=is_host)
+        group.store = _open_store(timeout)  # a second connection: the first one may be blocked by long waits
         _beat(group)
         if group.rank == 0:
             store.set("rank 0 is here", "")
         elif rank0_sec is not None:
             store.wait(["rank 0 is here"], datetime.timedelta(seconds=rank0_sec))
-        # A time-out of NCCL ends the process without a message. Hosts say who is missing: they must notice it first.
+        # A time-out of NCCL ends the process without a message. gloo must time out first: then we name the lost rank.
         backend, patience = ("nccl", 2 * timeout) if device == "cuda" else ("gloo", timeout)
         torch.distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size,
                                              timeout=patience)
@@ -88,14 +88,15 @@ def join(
     return local
 
 
-def _open_store(timeout: datetime.timedelta, *, keep: bool = False) -> Any:
-    """Connect to this project's part of the store of all processes. Each restart by torchrun has a part of its own."""
-    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=keep,
+def _open_store(timeout: datetime.timedelta, *, is_host: bool = False) -> Any:
+    """Connect to the store that all processes share, or host it."""
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=is_host,
                                        timeout=timeout, wait_for_workers=False)
     return _namespace(store)
 
 
 def _namespace(store: Any) -> Any:
+    """This project's keys in the store. Each restart by torchrun has keys of its own."""
     return torch.distributed.PrefixStore(f"glead/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -105,25 +106,25 @@ def leave() -> None:
     if _group is not None:
         _group.closed.set()
         if _group.heart is not None:
-            _group.heart.join()  # a thread that is inside the store when the interpreter ends would abort the process
+            _group.heart.join()  # a thread that uses the store while the interpreter ends would abort the process
         _group = None
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
 def first_to_report(message: str) -> bool:
-    """Whether this process is the first that says why the run ends. If so, the message is kept for the launcher."""
+    """Whether this process is the first to report why the run ends. If so, the message is stored for the launcher."""
     if _group is None or _group.store is None:
         return True
     signed, store = f"{_group.rank} {message}", _group.store
     try:
         return _within(_ANSWER_SEC, lambda: store.compare_set("verdict", "", signed).decode() == signed)
-    except RuntimeError:  # the store is gone, or out of reach: nobody else can be asked
+    except RuntimeError:  # the store is gone or out of reach
         return True
 
 
 def reported(store: Any) -> str | None:
-    """The message that `first_to_report` kept in the store that the processes met through."""
+    """The message that `first_to_report` stored; None if there is none. `store` is the one that the processes share."""
     store = _namespace(store)
     return store.get("verdict").decode().partition(" ")[2] if store.check(["verdict"]) else None
 
@@ -163,13 +164,12 @@ def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
     """
     if _group is not None:
         with _named_losses():
-            # Over NCCL what lies on a GPU, over gloo what lies on the host.
             torch.distributed.all_reduce(tensor, group=None if tensor.is_cuda else _group.host_group)
     return tensor
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank. Hosts wait for one another, but not for GPUs.
+    """Whether `flag` is true on any rank. Hosts wait for each other, but not for GPUs.
 
     Raises:
         LostRank: A process is missing.
@@ -183,7 +183,11 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_rank0(value: Any) -> Any:
-    """The value, plain data, that rank 0 passes; every rank gets it."""
+    """The value that rank 0 passes, on every rank. It is data that JSON can hold.
+
+    Raises:
+        LostRank: A process is missing.
+    """
     if _group is None:
         return value
     box = [json.dumps(value)]
@@ -193,7 +197,7 @@ def from_rank0(value: Any) -> Any:
 
 
 def first_given(value: Any) -> Any:
-    """The first value, by rank, that is not None, plain data; every rank gets it. None if all pass None.
+    """The value of the lowest rank that doesn't pass None, on every rank; None if all pass None. JSON can hold it.
 
     Raises:
         LostRank: A process is missing.
@@ -207,27 +211,27 @@ def first_given(value: Any) -> Any:
 
 
 def say_failed() -> None:
-    """Tell the other ranks that this one has given up the common work, and waits for them."""
+    """Tell the other ranks that this one has failed in the current work, and waits for them."""
     if _group is not None:
-        with contextlib.suppress(RuntimeError):     # the next thing that all do together says who is missing
+        with contextlib.suppress(RuntimeError):     # the next common operation names the lost rank
             _group.store.set(f"failed/{_group.step}", "")
 
 
 def has_failed_elsewhere() -> bool:
-    """Whether another rank has called `say_failed` since all ranks last did something together. Takes one message."""
+    """Whether another rank has called `say_failed` since the last common operation. Costs one request to the store."""
     if _group is None:
         return False
     group = _group
     try:
         return _within(_ANSWER_SEC, lambda: group.store.check([f"failed/{group.step}"]))
-    except RuntimeError:    # the next thing that all do together says who is missing
+    except RuntimeError:    # the next common operation names the lost rank
         return False
 
 
 def rank0_first(work: Callable[[], Any]) -> None:
-    """Let the first process of each machine do some work before the others, which then find the result in a cache.
+    """Do some work in the first process of each machine, and then in the others, which find the result in a cache.
 
-    All ranks call this together. No other process starts before the first processes of all machines are done.
+    All ranks call this together. The others start when the first processes of all machines have finished.
 
     Raises:
         LostRank: A first process died, or took longer than the time limit of `join`.
@@ -241,18 +245,19 @@ def rank0_first(work: Callable[[], Any]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Who is missing: a thread of each process reports its step, even while the main thread waits or hangs.
+# Finding lost ranks: a thread of each process reports the process's step, even while the main thread waits or hangs.
 
 _BEAT_SEC = 0.5
 _ANSWER_SEC = 3     # The store answers within milliseconds, or not at all.
 
 
 def _beat(group: _Group) -> None:
+    """Start the thread that reports this process's step to the store every `_BEAT_SEC`."""
     def run() -> None:
         number = 0
         while not group.closed.is_set():
             number += 1
-            with contextlib.suppress(RuntimeError):  # the store goes away with the process that keeps it
+            with contextlib.suppress(RuntimeError):  # the store ends with the process that hosts it
                 group.store.set(f"beat/{group.rank}", json.dumps([number, group.step]))
             group.closed.wait(_BEAT_SEC)
 
@@ -262,7 +267,7 @@ def _beat(group: _Group) -> None:
 
 @contextlib.contextmanager
 def _named_losses() -> Iterator[None]:
-    """Wraps what all ranks do together: errors become a LostRank that names the missing rank."""
+    """Wraps a common operation of all ranks: errors become a LostRank that names the missing rank."""
     group = _group
     assert group is not None
     group.step += 1
@@ -280,6 +285,7 @@ class _Diagnosis(NamedTuple):
 
 
 def _diagnose(group: _Group, error: RuntimeError) -> _Diagnosis:
+    """Find out which ranks are the reason for an error. Takes seconds."""
     what = f"rank {group.rank} lost contact to the other processes in step {group.step}"
     try:
         dead, behind = _within(4 * _BEAT_SEC + _ANSWER_SEC, lambda: _missing(group))
@@ -295,7 +301,7 @@ def _diagnose(group: _Group, error: RuntimeError) -> _Diagnosis:
 
 def _missing(group: _Group) -> tuple[list[int], list[int]]:
     """Ranks whose reports have stopped, and ranks that are alive but behind this one."""
-    def look() -> dict[int, list[int]]:
+    def look() -> dict[int, list[int]]:     # rank -> [number of the report, step]
         beats = {}
         for other in range(group.world_size):
             if other != group.rank and group.store.check([f"beat/{other}"]):
@@ -312,6 +318,7 @@ def _missing(group: _Group) -> tuple[list[int], list[int]]:
 
 
 def _describe_absence(group: _Group, error: RuntimeError) -> str:
+    """The message about ranks that did not join."""
     others = list(range(group.world_size))
     with contextlib.suppress(RuntimeError, AttributeError):  # no store was reached
         others = [other for other in others if not group.store.check([f"beat/{other}"])] or others
@@ -321,7 +328,7 @@ def _describe_absence(group: _Group, error: RuntimeError) -> str:
 
 
 def lost_rank(error: BaseException) -> LostRank | None:
-    """A LostRank if a missing process is the reason for `error`; None for other errors."""
+    """A LostRank if a missing process is the reason for `error`; otherwise None."""
     if isinstance(error, LostRank):
         return error
     if _group is None or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
@@ -331,10 +338,10 @@ def lost_rank(error: BaseException) -> LostRank | None:
 
 
 def _within(limit_sec: float, question: Callable[[], Any]) -> Any:
-    """Ask the store a question, with a time limit. When the network is cut, its client would wait for 15 minutes.
+    """Query the store with a time limit. Without one, its client waits for 15 minutes if the network is down.
 
     Raises:
-        RuntimeError: No answer within the limit.
+        RuntimeError: There was no answer within the limit.
     """
     answers: list[Any] = []
 

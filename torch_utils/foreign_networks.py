@@ -1,8 +1,8 @@
 """Translates networks in other projects' pickles into arguments of this project's constructors.
 
 StyleGAN2-ADA, StyleGAN3 (in its StyleGAN2 configurations), GGDR and GLeaD share the names of parameters and most names
-of constructor arguments. They differ in how arguments are passed, and in defaults. If a file leaves an argument out,
-the default of the project that wrote it counts. The file doesn't name that default, but attributes of modules show it.
+of constructor arguments. They differ in how arguments are passed, and in defaults. If a file leaves out an argument,
+the default of the project that wrote the file applies. It is read from attributes of the file's modules.
 """
 
 from typing import Any, Mapping
@@ -14,7 +14,7 @@ from dnnlib.util import EasyDict, UserError
 from .module_state import ModuleRecord, state_of
 
 NO_STYLEGAN3 = "a generator of StyleGAN3-T or -R; of StyleGAN3, only the StyleGAN2 configurations are supported"
-_POSITIONS = {  # Of constructor arguments.
+_POSITIONS = {  # Constructor arguments, in order.
     "Generator": ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"),
     "Discriminator": (
         "c_dim", "img_resolution", "img_channels", "architecture", "channel_base", "channel_max", "num_fp16_res",
@@ -24,14 +24,14 @@ _POSITIONS = {  # Of constructor arguments.
 
 
 def translate(class_name: str, state: Any) -> Any:
-    """The state (`__dict__`) of another project's network, with constructor arguments that this project's class takes.
+    """The state (`__dict__`) of another project's network, with the constructor arguments of this project's class.
 
     Args:
         class_name: This project's name of the class.
-        state:      From the file. It is returned unchanged where there is nothing to translate.
+        state:      The state from the file. It is returned unchanged if there is nothing to translate.
 
     Raises:
-        UserError: It is a network of a kind that this project doesn't have.
+        UserError: This project doesn't have such networks.
     """
     if class_name not in _POSITIONS or not isinstance(state, Mapping):
         return state
@@ -49,11 +49,11 @@ def _translate_generator(state: Mapping[str, Any], kwargs: EasyDict) -> None:
         raise UserError(NO_STYLEGAN3)
     options = kwargs.get("synthesis_kwargs", {})
     if not isinstance(options, Mapping) or not isinstance(kwargs.get("mapping_kwargs", {}), Mapping):
-        return  # the constructor gives the error
-    # StyleGAN3 passes the synthesis network's arguments beside those of the generator.
+        return  # the constructor will raise the error
+    # StyleGAN3 passes the arguments of the synthesis network directly to the generator.
     flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _POSITIONS["Generator"]}
     options = EasyDict({**options, **flat})
-    options.pop("fused_modconv_default", None)  # matters only for speed, which this project's network decides itself
+    options.pop("fused_modconv_default", None)  # affects only speed; this project's network decides it by itself
     _set_missing(options, conv_clamp=_number(_child(_child(synthesis, "b4"), "conv1"), "conv_clamp"))
     _set_missing(options, num_fp16_res=_num_fp16_res(synthesis))
     kwargs.synthesis_kwargs = options
@@ -74,6 +74,7 @@ def _child(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _set_missing(options: EasyDict, **values: Any) -> None:
+    """Set options that are missing, except to `...`, which stands for an unknown value."""
     for name, value in values.items():
         if value is not ...:
             options.setdefault(name, value)
@@ -87,7 +88,7 @@ def _number(state: Mapping[str, Any], name: str) -> Any:
 
 
 def _num_fp16_res(state: Mapping[str, Any]) -> Any:
-    """How many blocks of a synthesis network or D use float16."""
+    """The number of blocks of a synthesis network or D that use float16; `...` if the modules don't say."""
     children = state.get("_modules")
     names = [name for name in children if name != "b4"] if isinstance(children, Mapping) else []
     flags = [_child(state, name).get("use_fp16", ...) for name in names[:32]]

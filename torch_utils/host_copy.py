@@ -1,4 +1,4 @@
-"""Copies on the host of what lies on a GPU. Neither the host nor the GPU waits while they are made."""
+"""Copies of a GPU's tensors on the host. Neither the host nor the GPU waits while they are made."""
 
 import copy
 import math
@@ -10,13 +10,13 @@ from dnnlib.util import say_once
 
 
 class HostCopies(NamedTuple):
-    """Copies that the device is still making. Any thread may wait for them."""
+    """Copies that may not be complete yet. Any thread may wait for them."""
 
     content: Any
     arrival: torch.cuda.Event | None    # None = they are complete.
 
     def wait(self) -> Any:
-        """The copies, once they are complete. What the device was told to do later is not waited for."""
+        """Wait until the copies are complete, but not for later work of the GPU, and return them."""
         if self.arrival is not None:
             self.arrival.synchronize()
         return self.content
@@ -25,8 +25,8 @@ class HostCopies(NamedTuple):
 def host_copy(value: Any) -> HostCopies:
     """A deep copy of dicts, lists, tensors and modules, with all tensors on the CPU.
 
-    `value` may be a single tensor. Tensors of a GPU are copied to one piece of page-locked memory. The GPU does that
-    before the next operations that it is given.
+    `value` may be a single tensor. Tensors of a GPU are copied to one block of page-locked memory. The GPU does so
+    before any operation that is launched later.
     """
     tensors = {id(tensor): tensor for tensor in _tensors(value)}
     elsewhere = {key: tensor for key, tensor in tensors.items() if tensor.is_cuda or tensor.is_meta}
@@ -41,12 +41,12 @@ def host_copy(value: Any) -> HostCopies:
 
 
 class _HostMemory:
-    """Page-locked memory for many tensors. Each gets a storage of its own, because files hold whole storages."""
+    """Page-locked memory for many tensors. Each has its own storage, because files store whole storages."""
 
     def __init__(self, num_bytes: int):
         try:
             memory = torch.empty([num_bytes], dtype=torch.uint8, pin_memory=num_bytes > 0)
-        except RuntimeError as e:  # the limit of the container or the machine is reached
+        except RuntimeError as e:  # a limit of the container or the machine
             say_once("pinned", f"Warning: can't lock {num_bytes:,} bytes of memory for copies of what is saved "
                                f"({str(e).strip().splitlines()[0]}): training waits for these copies")
             memory = torch.empty([num_bytes], dtype=torch.uint8)
@@ -55,11 +55,11 @@ class _HostMemory:
 
     @staticmethod
     def room(tensor: torch.Tensor) -> int:
-        """Bytes, up to where the next tensor may begin."""
+        """Bytes for a tensor, including the padding before the next one."""
         return math.ceil(tensor.numel() * tensor.element_size() / 64) * 64
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy in the same layout. Its numbers are there once the device has made it."""
+        """A copy with the same layout. Its values are valid once the device has made it."""
         part = self._bytes[self._used : self._used + tensor.numel() * tensor.element_size()]
         self._used += self.room(tensor)
         layout = torch.empty_like(tensor, device="meta").stride()

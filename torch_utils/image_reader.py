@@ -1,4 +1,4 @@
-"""Batches of images that other processes read ahead, for training and for metrics."""
+"""Reads batches of images ahead, in other processes, for training and for metrics."""
 
 from collections import deque
 from concurrent.futures import Future
@@ -10,8 +10,8 @@ import torch
 from dnnlib.util import UserError, num_cores
 from dnnlib.worker_pool import SharedBuffer, WorkerPool, read_images
 
-# Batches that each worker reads ahead: as many as fit in `_AHEAD_BYTES`, within the limits of `_AHEAD`. Small batches
-# are read within milliseconds, and on a busy machine the next request takes longer to come.
+# Each worker reads at least 2 and at most 8 batches ahead, depending on how many fit in `_AHEAD_BYTES`. Small batches
+# are read within milliseconds, and on a busy machine the next request may come later than that.
 _AHEAD = (2, 8)
 _AHEAD_BYTES = 8 << 20
 
@@ -22,25 +22,25 @@ class ReadBatch(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """A batch that workers have been asked for."""
+    """A batch that was requested from the workers."""
 
     future: Future
     indices: Sequence[int]
-    offset: int             # Where its images will be in the shared buffer.
+    offset: int             # Position of its images in the shared buffer, in bytes.
 
 
 class ImageReader:
-    """Iterator over batches of images. `close()`, the end of `with` or an error ends its workers.
+    """Iterator over batches of images. `close()`, the end of `with` or an error stops its workers.
 
     Args:
-        dataset:     Has `image_shape` and gives `images(indices)`, as `training.dataset.ImageFolderDataset` does.
-        batches:     The indices of each batch; may be endless.
-        batch_size:  The largest batch.
-        num_workers: Processes that decode images, at most one for each core; 0 decodes here.
-        pin_memory:  Give tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
+        dataset:     Has `image_shape` and `images(indices)`, like `training.dataset.ImageFolderDataset`.
+        batches:     The indices of each batch; may be infinite.
+        batch_size:  Size of the largest batch.
+        num_workers: Processes that decode images, limited to one for each core; 0 = this process decodes.
+        pin_memory:  Return tensors in page-locked memory, for faster copies to the GPU; needs CUDA.
 
     Raises:
-        UserError: On `next`: an image, which is named, can't be read, or a worker was killed.
+        UserError: During iteration, if an image can't be read (the message names it) or a worker was killed.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ImageReader:
     def _receive(self, pool: WorkerPool) -> ReadBatch:
         if not self._requests:
             raise StopIteration
-        request = self._requests[0]  # It stays there until the batch is complete: Ctrl-C loses nothing.
+        request = self._requests[0]  # removed only when the batch is complete: Ctrl-C before that loses nothing
         pool.result(request.future)
         images = self._empty(len(request.indices))
         self._buffer.read_into(images.numpy(), request.offset)
@@ -98,7 +98,7 @@ class ImageReader:
         return torch.empty([count, *self._dataset.image_shape], dtype=torch.uint8, pin_memory=self._pin_memory)
 
     def close(self) -> None:
-        """Stop the workers; iteration is over."""
+        """Stop the workers and end the iteration."""
         self._batches = iter(())
         self._requests.clear()
         if self._pool is not None:

@@ -1,4 +1,4 @@
-"""Helpers that the network definitions rely on; names and signatures are those of the StyleGAN ecosystem."""
+"""Helpers for networks and devices. Network definitions use some of them, by the names of StyleGAN2-ADA's `misc`."""
 
 import contextlib
 import functools
@@ -14,10 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device that `--device` names; without a name, CUDA if there is a GPU.
+    """The device named by `--device`. Without a name: the GPU if there is one, otherwise the CPU.
 
     Raises:
-        UserError: PyTorch doesn't know it, or it isn't there.
+        UserError: PyTorch doesn't know the device, or the machine doesn't have it.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,12 +39,12 @@ def check_network(network: torch.nn.Module, source: str, key: str) -> None:
     """Check that a network from a file can be used.
 
     Args:
-        network: Of this project's class, or of a class that a trusted file defines.
-        source:  The file's name in messages.
-        key:     The network's name in the file: `G`, `D`, `G_ema` or `augment_pipe`.
+        network: A network of this project's class, or of a class that a trusted file defines.
+        source:  Name of the file in messages.
+        key:     Name of the network in the file: `G`, `D`, `G_ema` or `augment_pipe`.
 
     Raises:
-        UserError: It is no such network, or has weights that are not finite.
+        UserError: The network lacks attributes of its kind, or has weights that are not finite.
     """
     lacking = [name for name in _ATTRIBUTES.get(key, ()) if not hasattr(network, name)]
     if lacking:
@@ -57,7 +57,7 @@ def check_network(network: torch.nn.Module, source: str, key: str) -> None:
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """From a to b on the unit sphere: a, b [N, D] of any length, t [N, 1] in 0 to 1; unit vectors [N, D]."""
+    """Spherical interpolation from a to b: a, b [N, D] of any length, t [N, 1] in 0..1. Returns unit vectors [N, D]."""
     a, b = _unit(a), _unit(b)
     cosine = (a * b).sum(dim=-1, keepdim=True)
     angle = t * cosine.clamp(-1, 1).acos()
@@ -65,12 +65,12 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """A vector of no length, such as the way between equal directions, stays as it is."""
+    """Scale vectors to unit length. Zero vectors, as between equal directions, stay as they are."""
     return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor from the host to a device, by way of page-locked memory, so that the host doesn't wait."""
+    """Copy a tensor from the host to a device, through page-locked memory, so that the host doesn't wait."""
     if device.type != "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -90,7 +90,7 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor of fixed values. It is copied to its device once, and shared by all callers: don't modify it."""
+    """A tensor of fixed values. It is copied to the device once, and all callers share it: don't modify it."""
     array = np.asarray(value)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     device = torch.device("cpu" if device is None else device)

@@ -1,4 +1,4 @@
-"""The state of a module as pickles hold it, and how a module is built from it."""
+"""Builds modules from their state as pickles hold it."""
 
 import dataclasses
 import types
@@ -10,8 +10,8 @@ import torch
 from dnnlib.util import UserError
 
 CLASS_OF = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator", "augment_pipe": "AugmentPipe"}
-_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128  # Of module trees; ten times what networks have.
-_MAX_LAYERS = 100                                    # Of a mapping network.
+_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10_000, 16, 128  # Limits for module trees, ten times what networks need.
+_MAX_LAYERS = 100                                    # Limit for layers of a mapping network.
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -31,55 +31,55 @@ class ModuleRecord:
 
 @dataclasses.dataclass(eq=False)
 class TensorRecord:
-    """Stands for a tensor while a pickle is read as data: a view of bytes, which is checked to lie within them."""
+    """Stands for a tensor while a pickle is read as data: a view of bytes, with checked bounds."""
 
     data: bytes = dataclasses.field(repr=False)
     dtype: torch.dtype
-    start: int                 # In bytes.
+    start: int                 # Offset in `data`, in bytes.
     size: tuple[int, ...]
     stride: tuple[int, ...]    # In values.
     requires_grad: bool = False
 
-    __setstate__ = None  # no pickle can change one
+    __setstate__ = None  # pickles can't change it
 
     def to_tensor(self) -> torch.Tensor:
-        """A view, which must not be written to."""
+        """A view of the bytes, which must not be written to."""
         values = torch.empty(0, dtype=self.dtype)
         if 0 not in self.size:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes to it
                 values = torch.frombuffer(self.data, dtype=self.dtype, offset=self.start)
         tensor = values.as_strided(self.size, self.stride)
         return tensor.requires_grad_(self.requires_grad and tensor.is_floating_point())
 
 
 def state_of(child: torch.nn.Module | ModuleRecord) -> Mapping[str, Any]:
-    """The `__dict__` of a module, or what the file says it was."""
+    """The `__dict__` of a module, or the one that a file has for it."""
     return child.state if isinstance(child, ModuleRecord) else vars(child)
 
 
 def build_module(cls: type, state: Mapping[str, Any], *, prefix: str = "") -> torch.nn.Module:
-    """Build a module by calling its constructor, and fill it with the parameters and buffers of a state.
+    """Build a module by calling its constructor, and load the parameters and buffers of a state.
 
-    The sizes that the constructor's arguments ask for take memory only if tensors of these sizes are there.
+    The state's tensors must have the shapes of the module. This is checked before the module takes memory.
 
     Args:
         cls:    A persistent `torch.nn.Module` class.
         state:  A module's `__dict__`, in which children are modules or `ModuleRecord`s. `_init_args` and
                 `_init_kwargs` are the constructor's arguments. Filters (`resample_filter`) may be missing: they follow
                 from these arguments.
-        prefix: What error messages put before the names of tensors.
+        prefix: Prefix of the names of tensors in error messages.
 
     Returns:
-        The module, on the CPU; training mode and `requires_grad` are those of the state. Global random state is
-        untouched.
+        The module, on the CPU, with the training mode and `requires_grad` of the state. Global random state is
+        unchanged.
 
     Raises:
-        UserError: The constructor refuses the arguments, or the tensors don't fit. The message names the first tensor
+        UserError: The constructor rejects the arguments, or the tensors don't fit. The message names the first tensor
             that doesn't.
     """
     tensors = flatten_state(state)
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # has shapes but takes no memory
         _check_tensors(_construct(cls, state), tensors, prefix)
     module = _construct(cls, state)
     module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, strict=False)
@@ -90,7 +90,7 @@ def build_module(cls: type, state: Mapping[str, Any], *, prefix: str = "") -> to
 
 
 def _construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Call the constructor of `cls` with the arguments in a state, leaving global random state untouched."""
+    """Call the constructor of `cls` with the arguments in a state. Global random state is unchanged."""
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
         raise UserError(f"{cls.__name__} in the file lacks the arguments that it was built with")
@@ -104,7 +104,7 @@ def _construct(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
             return cls(*args, **kwargs)
     except UserError:
         raise
-    except Exception as e:  # constructors raise all kinds of things on arguments that came out of a file
+    except Exception as e:  # arguments from a file can make a constructor raise any exception
         reason = " ".join(str(e).split())[:200]
         message = f"{cls.__name__} can't be built from the arguments in the file: {type(e).__name__}: {reason}"
         raise UserError(message) from e
@@ -129,10 +129,10 @@ def _check_tensors(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor],
 
 
 def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors in a module's `__dict__` and its children's, under the names that `state_dict()` would give them.
+    """The tensors in the `__dict__` of a module and its children, by the names of `state_dict()`.
 
     Raises:
-        UserError: The state is not one of a module, or holds more than any network would.
+        UserError: The state is not a module's, or is too large for a network.
     """
     tensors: dict[str, torch.Tensor] = {}
     pending = [("", state, 0)]
@@ -153,6 +153,7 @@ def flatten_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _named_children(node: Mapping[str, Any], group: str) -> list[tuple[str, Any]]:
+    """The checked items of `_parameters`, `_buffers` or `_modules`."""
     children = node.get(group) or {}
     allowed = (torch.nn.Module, ModuleRecord) if group == "_modules" else (torch.Tensor, TensorRecord)
     if not isinstance(children, Mapping) or len(children) > _MAX_NODES:

@@ -1,14 +1,13 @@
-"""Classes whose instances pickle together with the source code that defines them.
+"""Classes whose instances are pickled together with the source code that defines them.
 
 An instance of a class decorated with `persistent_class` is pickled as a call of
 `torch_utils.persistence._reconstruct_persistent_obj(meta)`, where `meta` holds the source of the defining module, the
-name of the class, and the state. Other StyleGAN2-style checkouts run that source. Here it is data: an object is rebuilt
-with *this* project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
+name of the class, and the state. Other StyleGAN2-style checkouts run that source. Here, it is data: an object is
+rebuilt with *this* project's class of that name, and embedded source runs only inside `with trust_embedded_source():`.
 
-Classes register themselves by the decorator. Registering alone does not suffice: in a script that only calls
-`pickle.load`, the pickle imports this module, and nothing that defines networks. The format leaves no place to name
-another module: a pickle that did would not open in other checkouts. So `OUR_MODULES` are imported by name when a class
-is first looked up.
+The decorator registers each class. However, a script that only calls `pickle.load` imports this module, but no module
+that defines networks. A pickle can't name such a module, because it would then not open in other checkouts. Therefore
+`OUR_MODULES` are imported by name when a class is looked up.
 """
 
 import contextlib
@@ -33,14 +32,14 @@ from . import foreign_networks, module_state
 
 T = TypeVar("T", bound=type)
 
-_VERSION = 6                                                         # Of the metadata that we write.
+_VERSION = 6                                                # Version of the metadata that we write.
 OUR_MODULES = ("training.networks", "training.augment")
-_ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}                       # Names in the wild -> ours.
-_ROOTS = ("Generator", "Discriminator", "AugmentPipe")               # Rebuilt by constructor if the source differs.
-_EMBEDDED_PREFIX = "_embedded_source_"                               # Names of modules made from embedded source.
+_ALIASES = {"AugmentPipeGFeat": "AugmentPipe"}              # Class names of other projects -> ours.
+_ROOTS = ("Generator", "Discriminator", "AugmentPipe")      # Rebuilt by the constructor if the source differs.
+_EMBEDDED_PREFIX = "_embedded_source_"                      # For the names of modules made from embedded source.
 
-_registry: dict[str, dict[str, type]] = {}                           # Class name -> {module name: class}.
-_module_sources: dict[str, str] = {}                                 # Module name -> its source when it was imported.
+_registry: dict[str, dict[str, type]] = {}                  # Class name -> {module name: class}.
+_module_sources: dict[str, str] = {}                        # Module name -> its source at the time of import.
 _import_hooks: list[Callable[[EasyDict], EasyDict]] = []
 _trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trust_embedded_source", default=False)
 
@@ -50,14 +49,14 @@ _trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trust_embedded_
 
 
 def persistent_class(cls: T) -> T:
-    """Class decorator: instances pickle with the source of their module, and remember the constructor's arguments.
+    """Class decorator: instances are pickled with the source of their module, and remember the constructor's arguments.
 
-    Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), copies of what the constructor was
-    called with. Dicts in them are EasyDicts, because other checkouts set their entries as attributes. The class itself
-    is returned, with the same name, module, signature and bases.
+    Instances get the properties `init_args` (tuple) and `init_kwargs` (EasyDict), which are copies of the constructor's
+    arguments. Dicts in them are EasyDicts, because other checkouts set their entries as attributes. The class keeps its
+    name, module, signature and bases.
 
-    A class may define a class method `_upgrade_state(state) -> state` that brings the state (a dict) written by another
-    version of the class up to date; it is called whenever the source in the pickle differs from the present one.
+    A class may define a class method `_upgrade_state(state) -> state`. It converts the state (a dict) from another
+    version of the class, and is called whenever the source in the pickle differs from the current one.
 
     Args:
         cls: A class at the top level of a module whose source can be read.
@@ -66,9 +65,9 @@ def persistent_class(cls: T) -> T:
         The same class object.
 
     Raises:
-        TypeError: The source of the module can't be found (a class typed into an interpreter, for example).
+        TypeError: The source of the module can't be found, for example if the class is typed into an interpreter.
     """
-    _module_source(cls.__module__)  # read now: the file may be edited during a long run
+    _module_source(cls.__module__)  # read it now: the file may be edited during a long run
     original_init = cls.__init__
 
     @functools.wraps(original_init)
@@ -96,11 +95,11 @@ def is_persistent(obj: Any) -> bool:
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], EasyDict]:
-    """Register a function that sees, and may change, the metadata of each persistent object before it is rebuilt.
+    """Register a function that may change the metadata of each persistent object before it is rebuilt.
 
     Args:
-        hook: Called with the metadata (attributes type, version, module_src, class_name, state); returns the metadata
-              to use instead. Hooks are called in the order of their registration.
+        hook: Called with the metadata (attributes type, version, module_src, class_name, state). Returns the metadata
+              to use instead. Hooks are called in the order of registration.
 
     Returns:
         `hook`, so that this can be used as a decorator.
@@ -120,6 +119,7 @@ def trust_embedded_source() -> Iterator[None]:
 
 
 def _closest_persistent(cls: type) -> type | None:
+    """The class itself if it is decorated, otherwise its nearest decorated base."""
     return next((base for base in cls.__mro__ if "_persistent_class" in vars(base)), None)
 
 
@@ -158,7 +158,7 @@ def _reduce_ex(self: Any, protocol: int) -> tuple:
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-    """Copy the instance itself: pickling would look its class up in the registry."""
+    """Copy the instance directly. The default, by way of pickling, would look up its class in the registry."""
     other = type(self).__new__(type(self))
     memo[id(self)] = other
     _set_state(other, copy.deepcopy(_get_state(self), memo))
@@ -187,7 +187,7 @@ def _module_source(module_name: str) -> str:
 
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
-    """Pickles call this function, by this name, for each persistent object. Embedded source runs only if trusted."""
+    """Rebuild a persistent object. Pickles call this function by this name. Embedded source runs only if trusted."""
     meta = parse_metadata(meta)
     cls = _embedded_class(meta) if _trusted.get() else None
     if cls is None:
@@ -203,10 +203,10 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
 
 
 def parse_metadata(meta: Mapping[str, Any]) -> EasyDict:
-    """Check metadata of version 2 to 6, pass it through the import hooks, and fill in what older versions lack.
+    """Check metadata of versions 2 to 6, pass it through the import hooks, and fill in what older versions lack.
 
     Raises:
-        UserError: It is no such metadata.
+        UserError: The metadata is damaged, or of another version.
     """
     if not isinstance(meta, Mapping) or not isinstance(meta.get("class_name"), str):
         raise UserError("the pickle holds a persistent object without a class name: it is damaged or no network pickle")
@@ -223,8 +223,8 @@ def parse_metadata(meta: Mapping[str, Any]) -> EasyDict:
 def find_class(class_name: str, module_src: str = "") -> type:
     """This project's persistent class of that name.
 
-    A class whose module has exactly the source `module_src` comes first, then the project's own modules, then any other
-    module that has been imported.
+    A class whose module has exactly the source `module_src` is preferred, then one of the project's own modules, then
+    one of any other imported module.
 
     Raises:
         UserError: There is none, or several modules outside the project define one.
@@ -251,7 +251,7 @@ def find_class(class_name: str, module_src: str = "") -> type:
 
 
 def upgrade_state(cls: type, state: Any, module_src: str) -> Any:
-    """The state, written by another project or another version of `cls`, as the present version wants it."""
+    """Convert a state from another project or another version of `cls` to the current version."""
     if state is None or _module_source(cls.__module__) == module_src:
         return state
     state = foreign_networks.translate(cls.__name__, dict(state))
@@ -260,7 +260,7 @@ def upgrade_state(cls: type, state: Any, module_src: str) -> Any:
 
 
 def _embedded_class(meta: EasyDict) -> type | None:
-    """The class that the trusted source in `meta` defines; None where this project's class has to replace it."""
+    """The class that the trusted source in `meta` defines; None = use this project's class."""
     name = _EMBEDDED_PREFIX + hashlib.sha256(meta.module_src.encode("utf-8", "surrogatepass")).hexdigest()
     if name not in sys.modules:
         own = (source for module, source in _module_sources.items() if not module.startswith(_EMBEDDED_PREFIX))
@@ -279,7 +279,7 @@ def _embedded_class(meta: EasyDict) -> type | None:
 
 
 def _run_embedded(name: str, source: str) -> None:
-    """Make a module of trusted source; leaves nothing behind if it fails."""
+    """Run trusted source as a module. If it fails, the module is removed."""
     sys.modules[name] = types.ModuleType(name)
     _module_sources[name] = source
     try:

@@ -1,7 +1,6 @@
-"""State that a program resumes from. Each part owns its own: it gives it by `state_dict()` and takes it back by
-`load_state_dict()`.
+"""The state from which a program resumes. It consists of parts with `state_dict()` and `load_state_dict()`.
 
-State is tensors and plain data. A dict of parts is a part, too; a part that is None is left out.
+State is tensors and plain data. A dict of parts is a part, too. A part that is None is left out.
 """
 
 from typing import Any, Mapping, Protocol, Union
@@ -11,14 +10,14 @@ import torch
 
 class Part(Protocol):
     def state_dict(self) -> dict[Any, Any]:
-        """The state. Tensors are those of the part, not copies. All ranks call this together."""
+        """The state. Its tensors are the part's own, not copies. All ranks call this together."""
         ...
 
     def load_state_dict(self, state: dict[Any, Any], /) -> Any:
-        """Continue from a state, perhaps on another number of ranks, which call this together.
+        """Continue from a state. The number of ranks may have changed. All ranks call this together.
 
         Raises:
-            Misfit: The state is that of another part, or damaged.
+            Misfit: The state belongs to another part, or is damaged.
         """
         ...
 
@@ -27,7 +26,7 @@ Parts = Mapping[str, Union[Part, "Parts", None]]
 
 
 class Misfit(ValueError):
-    """Says which entry of a state does not fit, such as `networks.G.mapping.fc0.weight`."""
+    """The message is the entry of a state that does not fit, such as `networks.G.mapping.fc0.weight`."""
 
 
 def capture(parts: Parts) -> dict[str, Any]:
@@ -37,10 +36,10 @@ def capture(parts: Parts) -> dict[str, Any]:
 
 
 def restore(parts: Parts, states: Any, where: str = "") -> None:
-    """Give each part its state.
+    """Load the state of each part. `where` is the name of `parts` in messages.
 
     Raises:
-        Misfit: A part has no state, a state has no part, or one does not fit the other.
+        Misfit: A part has no state, a state has no part, or a state does not fit its part.
     """
     there = {name: part for name, part in parts.items() if part is not None}
     check(states, dict.fromkeys(there, object), where)
@@ -50,7 +49,7 @@ def restore(parts: Parts, states: Any, where: str = "") -> None:
             restore(part, states[name], path)
             continue
         try:
-            if isinstance(part, torch.nn.Module):   # its own messages have many lines
+            if isinstance(part, torch.nn.Module):   # PyTorch's own messages have many lines
                 check(states[name], part.state_dict())
             part.load_state_dict(states[name])
         except Misfit as e:
@@ -61,9 +60,14 @@ def check(found: Any, expected: Any, where: str = "") -> None:
     """Raise Misfit, with the name of the first entry of `found` that is not as expected.
 
     Args:
-        expected: A type or a tuple of types; a tensor, whose shape and dtype are compared; [x], a list of what x
-                  describes; {type: x}, a dict of such keys and of what x describes; or {name: x, ...}, a dict of just
-                  these names.
+        found:    Tensors and plain data.
+        expected: A description of `found`. It is one of these:
+                  a type or a tuple of types;
+                  a tensor, whose shape and dtype must match;
+                  [x]: a list whose items match x;
+                  {type: x}: a dict whose keys are of this type and whose values match x;
+                  {name: x, ...}: a dict with exactly these keys, and values that match.
+        where:    Name of `found` in messages.
     """
     children: dict[Any, Any] = {}
     if isinstance(expected, torch.Tensor):
@@ -83,7 +87,7 @@ def check(found: Any, expected: Any, where: str = "") -> None:
 
 
 def _children(found: Any, expected: Any) -> dict[Any, Any]:
-    """What describes each entry that is found or expected, by its key; None = the entry is not expected."""
+    """The description of each entry that is found or expected, by key; None = the entry is not expected."""
     if isinstance(expected, list):
         return dict.fromkeys(range(len(found)), expected[0])
     kind = next(iter(expected), None)

@@ -1,6 +1,6 @@
-"""Statistics of training: report a value from anywhere, collect count, mean and standard deviation once per tick.
+"""Statistics of training: report values from anywhere, collect their count, mean and standard deviation once per tick.
 
-A report only keeps the value. `flush` adds up all values of an iteration at once.
+`report` only keeps the values. `flush` adds up all values of an iteration at once.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import torch
 
 from . import distributed, misc, state
 
-_reports: list[tuple[str, torch.Tensor]] = []   # Since the last flush: name, values [n].
+_reports: list[tuple[str, torch.Tensor]] = []   # (name, values [n]) since the last flush.
 _counts: dict[str, float] = {}                  # Name -> number of values since the last collection.
 _sums: dict[torch.device, "_Sums"] = {}
 
@@ -20,11 +20,11 @@ class _Sums:
     """Sums of the values that were flushed on one device since the last collection."""
 
     def __init__(self, device: torch.device):
-        self.rows: dict[str, int] = {}
-        self.sums = torch.zeros([0, 2], dtype=torch.float64, device=device)    # By row: values, squares.
+        self.rows: dict[str, int] = {}      # Name -> row of `sums`.
+        self.sums = torch.zeros([0, 2], dtype=torch.float64, device=device)     # Sum and sum of squares in each row.
 
     def add(self, values: Mapping[str, list[torch.Tensor]]) -> None:
-        """Values [n] by name."""
+        """Add tensors [n] of values, by name."""
         device = self.sums.device
         for name in values:
             self.rows.setdefault(name, len(self.rows))
@@ -44,19 +44,19 @@ class _Sums:
 def report(name: str, value: Any) -> Any:
     """Add the elements of `value` (tensor, array or number) to the statistic `name`; returns `value`.
 
-    Nothing waits for the device. A tensor must not be changed in place until `flush`. Every rank must report the same
-    names.
+    The host does not wait for the device. A tensor must not be changed in place before `flush`. Every rank must report
+    the same names.
     """
     x = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
     if not x.is_floating_point():
-        x = x.to(torch.float32)     # a GPU joins tensors in one operation only if all are of one type
+        x = x.to(torch.float32)     # a GPU concatenates tensors in one operation only if all have the same dtype
     _reports.append((name, x.flatten()))
     return value
 
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """What is reported inside is forgotten."""
+    """Values that are reported inside are dropped."""
     count = len(_reports)
     try:
         yield
@@ -65,8 +65,7 @@ def unrecorded() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Add up what was reported, at the end of an iteration. The order is always the same; nothing waits for the device.
-    """
+    """Add up the reported values, at the end of an iteration, always in the same order. The host does not wait."""
     by_device: dict[torch.device, dict[str, list[torch.Tensor]]] = {}
     for name, x in _reports:
         by_device.setdefault(x.device, {}).setdefault(name, []).append(x)
@@ -90,9 +89,9 @@ def collect() -> dict[str, dict[str, float]]:
 
 
 def state_dict() -> dict[str, list[float]]:
-    """What all ranks have reported since the last collection: `{name: [count, sum, sum of squares]}`, sorted."""
+    """The sums over all ranks since the last collection: `{name: [count, sum, sum of squares]}`, sorted by name."""
     flush()
-    distributed.any_rank(False)     # hosts first: a device would wait for one that is lost, and this host for it
+    distributed.any_rank(False)     # finds lost ranks on the host: a GPU would wait for them without an error
     own = {name: torch.tensor([count, 0, 0], dtype=torch.float64) for name, count in sorted(_counts.items())}
     if not own:
         return {}
@@ -103,16 +102,16 @@ def state_dict() -> dict[str, list[float]]:
 
 
 def load_state_dict(moments: Mapping[str, list[float]]) -> None:
-    """Forget what this rank has reported, and continue from what `state_dict` gave; rank 0 takes the sums of all ranks.
+    """Drop the values of this rank, and continue from a result of `state_dict`. Rank 0 takes the sums of all ranks.
 
     Raises:
-        Misfit: It is nothing of the kind.
+        Misfit: `moments` is no result of `state_dict`.
     """
     state.check(moments, {str: [(int, float)]})
     for name, moment in moments.items():
         if len(moment) != 3:
             raise state.Misfit(name)
-    if distributed.rank() > 0:  # each rank has to know the same names
+    if distributed.rank() > 0:  # ranks must have the same names
         moments = {name: [0.0] * 3 for name in moments}
     _reports.clear()
     _counts.clear()

@@ -215,9 +215,8 @@ class Scorer:
             try:
                 result = metric_main.calc_metric(
                     metric, G=G, dataset=dataset, gen_images=images, detector=opts.detector, device=device,
-                    batch_size=opts.batch, num_gpus=distributed.world_size(), rank=distributed.rank(), seed=opts.seed,
-                    polarity=polarity, repeats=opts.repeats, workers=opts.workers, cache=opts.cache, shared=shared,
-                    kept_real=kept_real, progress=progress,
+                    batch_size=opts.batch, seed=opts.seed, polarity=polarity, repeats=opts.repeats,
+                    workers=opts.workers, cache=opts.cache, shared=shared, kept_real=kept_real, progress=progress,
                 )
             except torch.OutOfMemoryError as e:
                 raise UserError(f"{str(e).strip().splitlines()[0]}: give a --batch below {opts.batch}, or free the GPU "

@@ -59,7 +59,7 @@ def test_path_lengths_are_those_of_the_cpu(G, detector):
         opts = MetricOptions(metric="ppl", G=G.to(device), dataset=dataset, device=torch.device(device), batch_size=48)
         with metric_main.exact_float32():
             for space in ("w", "z"):
-                result = compute_ppl(opts, net, space=space, sampling="full", crop=False, num_samples=100)
+                result = compute_ppl(opts, net, space=space, sampling="full", crop=False, num_gen=100)
                 lengths[device, space] = result["ppl"]
     for space in ("w", "z"):  # differences of steps of 1e-4 are short of digits
         assert lengths[DEVICE, space] == pytest.approx(lengths["cpu", space], rel=5e-2)

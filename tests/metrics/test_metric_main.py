@@ -255,7 +255,7 @@ def test_programs_do_not_compute_the_same_at_once(G, dataset, detector, capsys, 
     path, _ = _cache_path(options(G, dataset), net, ALL.resolved(dataset))
     waiting = threading.Event()
     second = threading.Thread(target=lambda: real_stats(options(G, dataset), net, ALL))
-    with _cache_lock(path, options(G, dataset)):
+    with _cache_lock(path):
         second.start()
         assert waiting.wait(timeout=30) and not reads
         stats = FeatureStats(keep_moments=True)
@@ -483,21 +483,21 @@ class HalfReadable(ArrayDataset):
         return super().images(indices)
 
 
-def _give_up(net, **place):
+def _give_up(net):
     """What is said, and how long it takes."""
     start = time.monotonic()
     try:
-        real_stats(options(None, HalfReadable(random_images(400)), batch_size=1, cache=False, **place), net, ALL)
+        real_stats(options(None, HalfReadable(random_images(400)), batch_size=1, cache=False), net, ALL)
     except UserError as e:
         return str(e), time.monotonic() - start
 
 
-def _score_all(G, dataset, detector, **place):
+def _score_all(G, dataset, detector):
     metrics = ("is1k", "dc1k5", "fidinf1k")
     shared, results = Shared(metrics), {}
     for metric in metrics:
         results |= metric_main.calc_metric(metric, G=G, dataset=dataset, detector=detector, shared=shared, cache=False,
-                                           workers=0, **place).results
+                                           workers=0).results
     return results
 
 
@@ -509,14 +509,13 @@ def _in_process(rank, num_gpus, port, folder, queue):
     G, dataset = random_generator(), ArrayDataset(random_images(201))
     net = load_feature_net(f"{folder}/small-net.pt", "features")
     keep = {"keep_features": True}
-    place = {"num_gpus": num_gpus, "rank": rank}
-    opts = options(G, dataset, batch_size=16, cache=False, **place)
+    opts = options(G, dataset, batch_size=16, cache=False)
     stats = [real_stats(opts, net, ALL, **keep), generated_stats(opts, net, num_items=75, **keep),
              generated_stats(opts, net, num_items=1, **keep)]
-    results = _score_all(G, dataset, f"{folder}/small-net.pt", **place)
-    cached = [real_stats(options(G, dataset, **place), net, ALL, **keep).num_items for _ in range(2)]
+    results = _score_all(G, dataset, f"{folder}/small-net.pt")
+    cached = [real_stats(options(G, dataset), net, ALL, **keep).num_items for _ in range(2)]
     queue.put((rank, [(s.features().numpy(), s.moments().cov.numpy()) for s in stats], results, cached,
-               _give_up(net, **place)))
+               _give_up(net)))
     distributed.any_rank(False)
     distributed.leave()
 
@@ -532,7 +531,7 @@ def test_a_process_without_memory_for_the_network_tells_the_others(G, dataset, d
 
     monkeypatch.setattr(torch.nn.Module, "to", no_room)
     with pytest.raises(torch.OutOfMemoryError):
-        metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector, num_gpus=2, rank=1)
+        metric_main.calc_metric("is1k", G=G, dataset=dataset, detector=detector)
     assert told == ["CUDA out of memory"]
 
 

@@ -1,5 +1,7 @@
 """Polarity sampling: Jacobians by brute force, and what is favoured."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_rho_picks_modes_and_anti_modes():
     assert (choose(volumes, 2, 9, np.random.RandomState(3)) == choose(volumes, 2, 9, np.random.RandomState(3))).all()
 
 
-def test_scores_of_resampled_images(tmp_path, monkeypatch):
+def test_scores_of_resampled_images(tmp_path, monkeypatch, capsys):
     detector = save_net(tmp_path / "net.pt")
     dataset = ArrayDataset(random_images(50))
 
@@ -75,3 +77,11 @@ def test_scores_of_resampled_images(tmp_path, monkeypatch):
     assert "polarity" not in plain
     monkeypatch.setattr("metrics.features.log_volume", lambda *args: pytest.fail("computed again"))
     assert score(polarity=Polarity(-1, 20)).results == modes.results
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("metrics.features.log_volume", lambda *args: 0.0)
+    monkeypatch.setattr("metrics.polarity.atomic_write", full)
+    assert score(polarity=Polarity(-1, 10)).results
+    assert "Log volumes can't be cached in " in capsys.readouterr().err

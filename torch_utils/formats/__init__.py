@@ -1,14 +1,14 @@
 """Network files: network pickles, safetensors, state dicts by torch.save, ONNX.
 
-| module             | suffix         | holds                                                             |
-|--------------------|----------------|-------------------------------------------------------------------|
-| `network_pickle`   | `.pkl`         | everything, with the source code that defines it                  |
-| `safetensors_file` | `.safetensors` | everything, as tensors and a JSON description, without code       |
-| `state_dict_file`  | `.pt`          | generators of the skip architecture, under rosinality's names     |
-| `onnx_file`        | `.onnx`        | one generator, as a graph that other run-time systems execute     |
+| module             | suffix         | holds                                                               |
+|--------------------|----------------|---------------------------------------------------------------------|
+| `network_pickle`   | `.pkl`         | all networks, with the source code that defines them                |
+| `safetensors_file` | `.safetensors` | all networks, as tensors and a JSON description, without code       |
+| `state_dict_file`  | `.pt`          | generators of the skip architecture, under rosinality's names       |
+| `onnx_file`        | `.onnx`        | G_ema, as a graph that other runtimes execute                       |
 
-`read_networks` tells them apart by their content. Reading never runs code from a file: this project's constructors
-build the networks that a file describes, and its tensors fill them. Names and shapes of the tensors have to fit.
+`read_networks` recognises the formats by content. Reading never runs code from a file: this project's constructors
+build the networks that a file describes, and then load its tensors. Names and shapes of the tensors must match.
 """
 
 import os
@@ -25,9 +25,9 @@ class Format(NamedTuple):
     """Properties of a format."""
 
     suffix: str
-    keys: tuple[str, ...]   # Those of `network_pickle.KEYS` that it can hold.
-    lossless: bool          # Whether a file, read again, gives the same arguments and, bit for bit, the same tensors.
-    tolerance: float        # How much images may change by conversion, relative to the largest value (1 if it is less).
+    keys: tuple[str, ...]   # The part of `network_pickle.KEYS` that it can hold.
+    lossless: bool          # Whether reading a file gives the same constructor arguments and bitwise equal tensors.
+    tolerance: float        # Largest change of images by conversion, divided by the largest value (at least 1).
 
 
 FORMATS = {
@@ -43,16 +43,16 @@ def read_networks(file: BinaryIO, *, trust: bool = False, only: Sequence[str] | 
     """Read networks of any format in `FORMATS`, recognised by its content.
 
     Args:
-        file:  Open in binary mode.
-        trust: Use the ordinary unpickler for network pickles, and run the source code that they carry. Other formats
-               hold no code.
-        only:  Build only these of `network_pickle.KEYS`; the others are None.
+        file:  A file that is open in binary mode.
+        trust: Read network pickles with the ordinary unpickler, and run the source code in them. Other formats hold no
+               code.
+        only:  Build only these of `network_pickle.KEYS`; None = all.
 
     Returns:
-        A dict with the keys `network_pickle.KEYS`; modules are on the CPU, None stands for what the file lacks.
+        A dict with the keys `network_pickle.KEYS`. Modules are on the CPU. Values that the file lacks are None.
 
     Raises:
-        UserError: The file is of no such format, is damaged, asks for globals that are refused, or holds networks of
+        UserError: The file has another format, is damaged, asks for globals that are not allowed, or holds networks of
             another architecture. The message is one line and begins with the file's name.
     """
     name = getattr(file, "name", None)
@@ -82,5 +82,5 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def is_onnx(head: bytes) -> bool:
-    """Recognise an ONNX file by the first two fields of its ModelProto: the version, and any other."""
+    """Recognise an ONNX file by its first two fields: the version, and any other field of a ModelProto."""
     return len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"

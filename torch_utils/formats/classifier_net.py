@@ -1,4 +1,4 @@
-"""The architecture of the feature nets that feature_net.py trains: a small classifier with the field's interfaces."""
+"""The architecture of the feature nets that feature_net.py trains: a small classifier, called like NVIDIA's nets."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 
 class ConvBlock(torch.nn.Module):
-    """Convolution, normalisation, and an activation without a kink, so that distances of features are smooth."""
+    """Convolution, normalisation, and a smooth activation, which makes distances of features smooth, too."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -19,18 +19,18 @@ class ConvBlock(torch.nn.Module):
         return self.act(self.norm(self.conv(x)))
 
     def fold(self) -> None:
-        """Put the normalisation of inference into the convolution."""
+        """Merge the normalisation, as used for inference, into the convolution."""
         self.conv = torch.nn.utils.fuse_conv_bn_eval(self.conv, self.norm)
         self.norm = torch.nn.Identity()
 
 
 class ClassifierNet(torch.nn.Module):
-    """Classifier of four stages, each at half the resolution of the one before.
+    """Classifier with four stages. Each stage has half the resolution of the previous one.
 
     Args:
-        num_classes: Width of the output.
+        num_classes: Number of classes.
         width:       Channels of the first stage.
-        resolution:  Side of the images that it is trained on.
+        resolution:  Width and height of the images on which it is trained.
     """
 
     def __init__(self, num_classes: int, *, width: int, resolution: int) -> None:
@@ -50,17 +50,18 @@ class ClassifierNet(torch.nn.Module):
         resize_images: bool = True,
         return_lpips: bool = False,
     ) -> torch.Tensor:
-        """One of three results, of images [N, C, H, W] in 0..255, uint8 or float, C = 1 or 3.
+        """Compute class probabilities, features, or inputs of the perceptual distance.
 
         Args:
-            img:             The images; gradients flow to them if they are float.
-            return_features: Give the pooled features [N, F].
-            no_output_bias:  Part of the interface; the last layer of this net has no bias.
-            resize_images:   Scale to the net's own resolution first; False takes effect with return_lpips only.
-            return_lpips:    Give [N, K], whose squared L2 distance is the perceptual distance.
+            img:             Images [N, C, H, W] in 0..255, uint8 or float, C = 1 or 3. If they are float, gradients
+                             flow to them.
+            return_features: Return the pooled features [N, F].
+            no_output_bias:  No effect: the last layer of this net has no bias. NVIDIA's interface has this argument.
+            resize_images:   Scale images to the net's resolution first. False has an effect only with return_lpips.
+            return_lpips:    Return [N, K]. The squared L2 distance of two rows is the perceptual distance.
 
         Returns:
-            float32; class probabilities [N, classes] if neither features nor distances are asked for.
+            float32; class probabilities [N, num_classes] if neither return_features nor return_lpips is true.
         """
         x = self.preprocess(img, resize_images or not return_lpips)
         if return_lpips:
@@ -89,16 +90,19 @@ class ClassifierNet(torch.nn.Module):
         return outputs
 
     def unit_length(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] as [N, CHW]: length 1 at each position, scaled so that squared distances are means over them."""
+        """Normalise [N, C, H, W] to [N, CHW]: features have length 1 at each position, divided by the root of HW.
+
+        Squared distances of the result are means over positions.
+        """
         x = x * (x.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
         return x.flatten(1) / (x.shape[2] * x.shape[3]) ** 0.5
 
     def logits(self, img: torch.Tensor) -> torch.Tensor:
-        """Unnormalised log probabilities [N, classes] of images at the net's own resolution."""
+        """Unnormalised log probabilities [N, num_classes] for images at the net's own resolution."""
         return self.fc(self.stage_outputs(self.preprocess(img, False))[3].mean(dim=[2, 3]))
 
     def fold(self) -> None:
-        """Turn the trained net into the one that is exported."""
+        """Turn the trained net into its final form: in eval mode, without normalisation layers or gradients."""
         self.eval()
         for block in [*self.stages, self.residual]:
             block.fold()

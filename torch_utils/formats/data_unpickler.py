@@ -1,11 +1,11 @@
-"""Reads pickles as data, with the ordinary unpickler, which gets only functions of this module.
+"""Reads pickles as data, with the ordinary unpickler and functions of this module.
 
-Pickles ask for globals by name. Nothing is imported: an allowed name stands for a function of this module. An object of
-a persistent class becomes a `ModuleRecord`, and a tensor a `TensorRecord`, which is a view of bytes in the file. Other
-names are noted as refused, and using them has no effect.
+Pickles refer to globals by name. Nothing is imported: an allowed name stands for a function of this module. An object
+of a persistent class becomes a `ModuleRecord`. A tensor becomes a `TensorRecord`, which is a view of bytes in the file.
+Other names are collected as refused, and using them has no effect.
 
-The ordinary unpickler does not limit time and memory. So `_check` goes through all operations first, without executing
-them, and refuses a pickle that would take more than its size accounts for.
+The ordinary unpickler does not limit time and memory. Therefore `_check` first goes through all operations, without
+executing them, and rejects pickles that would take too much time or memory for their size.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from .. import persistence
 from ..module_state import ModuleRecord, TensorRecord
 
 _MAX_OPCODES = 300_000   # The networks of a 256x256 GLeaD run take about 70,000, with calls counted as below.
-_CALL_OPCODES = 10       # A call counts as this number of operations.
-_MAX_REFUSED = 100       # How many refused names are noted.
+_CALL_OPCODES = 10       # A call counts as this many operations.
+_MAX_REFUSED = 100       # At most this many refused names are collected.
 
 
 class Content(NamedTuple):
     """The content of a pickle."""
 
-    value: Any             # Plain data; `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array` stand for the rest.
+    value: Any             # Plain data, `ModuleRecord`, `TensorRecord`, `TfNetwork` and `Array`.
     refused: list[str]     # Globals that are not allowed, as `module.name`, sorted. If there are any, ignore `value`.
 
 
@@ -42,31 +42,31 @@ def loads(data: bytes) -> Content:
     """Read a pickle as data.
 
     Args:
-        data: A pickle; the tensors in the result are views of it, and must not be written to.
+        data: A pickle. The tensors in the result are views of it, and must not be written to.
 
     Returns:
-        The content, and the globals that it asks for and that are not allowed. Strings of Python 2 are bytes.
+        The content, and the globals in it that are not allowed. Strings of Python 2 become bytes.
 
     Raises:
-        UserError: The pickle is truncated or damaged, or does what no network pickle does.
+        UserError: The pickle is truncated or damaged, or has operations that network pickles don't need.
     """
     return _read(_Unpickler(data), _Views(data))
 
 
 def check_torch_save(data: bytes, num_pickles: int) -> list[str]:
-    """Go through pickles of a file by torch.save before `torch.load(weights_only=True)` does.
+    """Check the pickles of a torch.save file before `torch.load(weights_only=True)` reads them.
 
-    That function runs no code from a file, but a tiny file can keep it busy without end.
+    That function runs no code from a file, but a tiny file can make it run forever.
 
     Args:
-        data:        Begins with the pickles.
-        num_pickles: How many there are.
+        data:        Bytes that begin with the pickles.
+        num_pickles: Number of pickles.
 
     Returns:
-        The globals that are neither tensors nor plain data, as `module.name`.
+        The globals that are neither tensors nor plain data, as `module.name`, sorted.
 
     Raises:
-        UserError: A pickle is truncated or damaged, or does what torch.save does not do.
+        UserError: A pickle is truncated or damaged, or has operations that torch.save doesn't write.
     """
     stream, refused = _Views(data), set()
     for _ in range(num_pickles):
@@ -75,7 +75,7 @@ def check_torch_save(data: bytes, num_pickles: int) -> list[str]:
 
 
 def _read(unpickler: "_Unpickler", stream: "_Views") -> Content:
-    """Check the pickle at the stream's position, and read it. The position is behind it then."""
+    """Check and read the pickle at the stream's position. Afterwards, the position is behind it."""
     try:
         _check(stream, persistent_ids=isinstance(unpickler, _TorchSaveUnpickler))
         return Content(unpickler.load(), sorted(unpickler.refused))
@@ -92,15 +92,15 @@ def _read(unpickler: "_Unpickler", stream: "_Views") -> Content:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the ordinary unpickler must not execute.
+# Checking operations before the ordinary unpickler executes them.
 
 _UNEXPECTED = frozenset("PERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER DUP".split())
 _CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST BUILD".split())
 _PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
 _GETS = frozenset("GET BINGET LONG_BINGET".split())
-_CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD".split())  # Of a value that stays on the stack.
+_CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD".split())  # They change a value on the stack.
 _NO_KEYS = _CALLS | frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split())   # Hashing nested tuples can be endless.
-_KEYS = {  # Where keys stand among what an operation takes from the stack, the mark included.
+_KEYS = {  # Positions of keys among the values that an operation takes from the stack, including the mark.
     "SETITEM": slice(1, 2),
     "SETITEMS": slice(2, None, 2),
     "DICT": slice(1, None, 2),
@@ -110,10 +110,10 @@ _KEYS = {  # Where keys stand among what an operation takes from the stack, the 
 
 
 def _check(stream: "_Views", *, persistent_ids: bool) -> None:
-    """Raise a `ValueError` if the pickle holds odd operations, or would take time or memory out of proportion.
+    """Raise ValueError if the pickle has unexpected operations, or would take too much time or memory for its size.
 
-    The stack and the memo change here as they do in the unpickler. Instead of a value, they hold whether it may be a
-    key of a dict or a member of a set.
+    The stack and the memo are followed as in the unpickler. Instead of values, they hold whether a value may be a key
+    of a dict or a member of a set.
     """
     stack: list[bool | None] = []  # None = a mark.
     memo: dict[int, bool | None] = {}
@@ -127,13 +127,13 @@ def _check(stream: "_Views", *, persistent_ids: bool) -> None:
             raise ValueError(f"unexpected operation {name}")
         if position == frame_end:
             frame_end = 0
-        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would continue somewhere else
+        if frame_end and (position > frame_end or name == "FRAME"):  # the unpickler would continue elsewhere
             raise ValueError("a frame that ends within an operation")
         if name == "FRAME":
             frame_end = position + 9 + arg
         if name in _PUTS:
             index = len(memo) if arg is None else arg
-            if index >= _MAX_OPCODES:  # the unpickler's memo is an array that reaches to this index
+            if index >= _MAX_OPCODES:  # the unpickler's memo is an array up to this index
                 raise ValueError("a number of the memo out of range")
             memo[index] = stack[-1]
         elif name in _GETS:
@@ -156,7 +156,7 @@ def _check(stream: "_Views", *, persistent_ids: bool) -> None:
 
 
 class _Views(io.BytesIO):
-    """Gives large pieces as views instead of copies: only their lengths matter."""
+    """A stream that returns large pieces as views instead of copies: `_check` needs only their lengths."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -170,14 +170,14 @@ class _Views(io.BytesIO):
 
 
 def _is_key(value: Any) -> bool:
-    """Whether a value is hashed and compared quickly, and can't be chosen to collide with many others."""
+    """Whether a value is fast to hash and compare, and can't be made to collide with many others."""
     if isinstance(value, (str, bytes)):
         return len(value) <= 1000
     return value is None or isinstance(value, int) and abs(value) < 1 << 60
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds a function of this module, or something inert, for every global."""
+    """Replaces every global by a function of this module, or by `_Inert`."""
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         file = io.BytesIO(data)
@@ -187,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
         self._stand_ins: dict[str, type] = {}
         work_left = 2 * len(data) + (1 << 18)
 
-        def charge(args: tuple) -> None:  # no method: a cycle through `self` would keep the file's content in memory
+        def charge(args: tuple) -> None:  # not a method: a cycle through `self` would keep the file in memory
             nonlocal work_left
             work_left -= sum(len(arg) for arg in args if isinstance(arg, (str, bytes, list, tuple, dict)))
             if work_left < 0:
@@ -213,7 +213,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _TorchSaveUnpickler(_Unpickler):
-    """Takes every global and every storage for something that does nothing."""
+    """Replaces every global and every storage by an object that does nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -226,20 +226,20 @@ class _TorchSaveUnpickler(_Unpickler):
 
 
 def _stand_in(function: Callable, charge: Callable[[tuple], None]) -> type:
-    """A class that, when it is called, returns what `function` returns: the operation NEWOBJ accepts only classes.
+    """A class whose call returns the result of `function`. It is a class because the operation NEWOBJ requires one.
 
-    `charge` counts the sizes of arguments, because a small file could have a large string copied endlessly.
+    `charge` counts the sizes of arguments: a small file could otherwise copy a large string again and again.
     """
 
     def new(_cls: type, *args: Any) -> Any:
         charge(args)
         return function(*args)
 
-    return type("stand_in", (), {"__new__": new, "__setstate__": None})  # None: nothing can be set in it
+    return type("stand_in", (), {"__new__": new, "__setstate__": None})  # None = its state can't be set
 
 
 class _Inert:
-    """Stands for a global that is not allowed, or of no interest, and for whatever comes of using it."""
+    """Stands for a global that is not allowed or not needed, and for the results of using it."""
 
     __slots__ = ()
 
@@ -253,7 +253,7 @@ class _Inert:
 
 
 class _Dict(dict):
-    """An EasyDict or OrderedDict. Python before 3.11 sets an empty state in an EasyDict."""
+    """An EasyDict or OrderedDict. Pickles by Python before 3.11 set an empty state in an EasyDict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class _Dict(dict):
 class _DictWithAttributes(_Dict):
     """The result of `state_dict()`, which has an attribute `_metadata`.
 
-    As `_Dict`, it takes no arguments: a key among them could take endless time to hash.
+    Like `_Dict`, it takes no arguments: hashing a key among them could take forever.
     """
 
     def __setstate__(self, state: Any) -> None:
@@ -274,7 +274,7 @@ class _DictWithAttributes(_Dict):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What allowed globals do.
+# Functions for the allowed globals.
 
 
 def _persistent_object(meta: Any) -> ModuleRecord:
@@ -291,18 +291,18 @@ def _make_set(items: list[Any]) -> set:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Protocol 2 writes bytes as encoded text."""
+    """Bytes. Protocol 2 writes them as encoded text."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("text in an unexpected encoding")
     return text.encode("latin-1")
 
 
 def _make_bytes() -> bytes:
-    return b""  # the only ones that protocol 2 doesn't encode
+    return b""  # protocol 2 encodes all other bytes as text
 
 
 def _make_device(_kind: str, _index: int = 0) -> torch.device:
-    return torch.device("cpu")  # everything is read to the CPU, wherever it was
+    return torch.device("cpu")  # everything is read to the CPU
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -314,7 +314,7 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 
 def _size(values: Any) -> tuple[int, ...]:
-    if math.prod(max(n, 1) for n in _ints(values)) >= 1 << 40:  # NumPy and PyTorch multiply even where 0 is among them
+    if math.prod(max(n, 1) for n in _ints(values)) >= 1 << 40:  # NumPy and PyTorch compute such products without zeros
         raise ValueError("a tensor of impossible shape")
     return values
 
@@ -332,15 +332,15 @@ _STORAGE_DTYPES = {
     "torch BoolStorage": torch.bool,
     "torch.storage UntypedStorage": torch.uint8,
 }
-_TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C   # First number in a file by torch.save in its format before zip archives.
+_TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C   # First number in torch.save's format before zip archives.
 _TORCH_SAVE_PROTOCOL = 1001
-_MAX_HEADER = 100                            # Operations in each pickle of a storage.
+_MAX_HEADER = 100                            # Largest number of operations in each pickle of a storage.
 
 
 def _storage(data: bytes) -> TensorRecord:
-    """A storage as torch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data.
+    """A storage as PyTorch pickles it: five pickles (magic, version, system, the storage's id, its key), size, data.
 
-    The pickles are not executed: the arguments of their operations tell what they hold.
+    The pickles are not executed: the arguments of their operations are their values.
     """
     if not isinstance(data, bytes):
         raise ValueError("a storage without bytes")
@@ -358,7 +358,7 @@ def _storage(data: bytes) -> TensorRecord:
 
 
 def _literals(stream: io.BytesIO) -> list[Any]:
-    """The arguments of the operations in the next pickle, except those of the memo."""
+    """The arguments of the operations in the next pickle, except memo indices."""
     operations = list(itertools.islice(pickletools.genops(stream), _MAX_HEADER))
     if operations[-1][0].name != "STOP":
         raise ValueError("a storage in an unknown format")
@@ -393,7 +393,7 @@ def _parameter(tensor: TensorRecord, requires_grad: bool, _hooks: Any = None) ->
 
 
 class _DtypeCode:
-    """NumPy's dtype under construction."""
+    """A NumPy dtype while it is built."""
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
         self.code = _text(code)
@@ -411,12 +411,12 @@ class _DtypeCode:
 
 
 def _text(value: Any) -> str:
-    """A string, of Python 2 perhaps."""
+    """A short string. If Python 2 wrote it, it is bytes."""
     return value.decode("latin-1") if isinstance(value, bytes) and len(value) < 8 else value
 
 
 class Array:
-    """NumPy's array under construction."""
+    """A NumPy array while it is built."""
 
     def __init__(self, *_arguments: Any) -> None:
         self.__setstate__((1, (0,), _DtypeCode("f4"), False, b""))
@@ -435,7 +435,7 @@ class Array:
 
 
 class TfNetwork:
-    """Stands for a network of TensorFlow. Its state holds the name, options and variables; see `tf_pickle`."""
+    """Stands for a TensorFlow network. Its state holds the name, options and variables; see `tf_pickle`."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -447,7 +447,7 @@ class TfNetwork:
 
 
 def _array_of_buffer(data: bytes, dtype: _DtypeCode, shape: Any, order: str) -> Array:
-    """Arrays as protocol 5 has them."""
+    """An array as protocol 5 writes it."""
     array = Array()
     array.__setstate__((1, shape, dtype, order == "F", data))
     return array
@@ -457,7 +457,7 @@ def _make_scalar(dtype: _DtypeCode, data: bytes) -> Any:
     return _array_of_buffer(data, dtype, (), "C").to_numpy()[()]
 
 
-_GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a function, or a constant.
+_GLOBALS: dict[str, Any] = {  # Allowed globals: `module.name` -> a function or a constant.
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
     **dict.fromkeys(("dnnlib.util.EasyDict", "dnnlib.EasyDict", "collections.OrderedDict"), _Dict),
     "_codecs.encode": _encode,
@@ -472,7 +472,7 @@ _GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a
     **{str(dtype): dtype for dtype in _STORAGE_DTYPES.values()},
     **{f"torch.nn.modules.container.{name}": ModuleRecord for name in ("ModuleList", "ModuleDict", "Sequential")},
     "numpy.dtype": _DtypeCode,
-    "numpy.ndarray": None,  # it is only referred to
+    "numpy.ndarray": None,  # pickles refer to it, but don't call it
     **{f"{module}.multiarray._reconstruct": Array for module in ("numpy.core", "numpy._core")},
     **{f"{module}.multiarray.scalar": _make_scalar for module in ("numpy.core", "numpy._core")},
     **{f"{module}.numeric._frombuffer": _array_of_buffer for module in ("numpy.core", "numpy._core")},
@@ -481,5 +481,5 @@ _GLOBALS: dict[str, Any] = {  # What each allowed global is, by `module.name`: a
 _TORCH_SAVE_GLOBALS = frozenset({
     *(name for name in _GLOBALS if name.startswith("torch.")),
     *(kind.replace(" ", ".") for kind in _STORAGE_DTYPES),
-    "argparse.Namespace",  # training programs save their options so
+    "argparse.Namespace",  # holds the options of training programs
 })

@@ -1,4 +1,4 @@
-"""Networks as plain data: class names and constructor arguments (the description), and tensors.
+"""Networks as a description (class names and constructor arguments) and tensors.
 
 The description is JSON:
 
@@ -6,7 +6,7 @@ The description is JSON:
      "networks": {"G_ema": {"class_name": "Generator", "init_args": [], "init_kwargs": {"z_dim": 512, ...}}, ...},
      "training_set_kwargs": {"path": "...", ...} or null}
 
-and the tensors bear the name of the network and that of the state dict: `G_ema.synthesis.b4.const`.
+Names of tensors consist of the network's name and the name in its state dict: `G_ema.synthesis.b4.const`.
 """
 
 import json
@@ -22,13 +22,13 @@ from ..module_state import CLASS_OF, build_module
 
 FORMAT = "glead-networks"
 VERSION = 1
-MAX_JSON_BYTES = 4 << 20    # Fifty times what networks need.
+MAX_JSON_BYTES = 4 << 20    # 50 times what networks need.
 
 
 def check_class(cls: type, key: str) -> None:
-    """Raise UserError unless a network of a persistent class can stand under `key` of a file.
+    """Raise UserError unless a network of this class may have the name `key` in a file.
 
-    Each class of this project has its place. Others may be anything that is a module.
+    This project's classes must have their own names. Any other module may have any name.
     """
     ours = cls.__module__ in persistence.OUR_MODULES
     if ours and cls.__name__ != CLASS_OF[key] or not issubclass(cls, torch.nn.Module):
@@ -36,13 +36,13 @@ def check_class(cls: type, key: str) -> None:
 
 
 def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of networks.
+    """Describe networks.
 
     Args:
-        networks: Some of `network_pickle.KEYS`; None = without it.
+        networks: Some of `network_pickle.KEYS`. Values of None are left out.
 
     Raises:
-        UserError: A constructor's argument is no plain data.
+        UserError: A constructor's argument is not plain data.
     """
     modules = {}
     for key in CLASS_OF:
@@ -58,7 +58,7 @@ def describe(networks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_of(networks: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Contiguous copies of all tensors on the CPU. No two of them share memory."""
+    """Contiguous copies of all tensors, on the CPU. No two of them share memory."""
     return {
         f"{key}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key in CLASS_OF if networks.get(key) is not None
@@ -70,7 +70,7 @@ def parse(text: bytes | str) -> dict[str, Any]:
     """Read the JSON of a description.
 
     Raises:
-        UserError: It is damaged, or of an unknown version.
+        UserError: It is damaged or has an unknown version.
     """
     if len(text) > MAX_JSON_BYTES:
         raise UserError(f"its description of networks is longer than {MAX_JSON_BYTES >> 20} MiB")
@@ -98,12 +98,12 @@ def parse(text: bytes | str) -> dict[str, Any]:
 def build(
     description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, only: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Build the networks of a description and fill them.
+    """Build the networks of a description, and load their tensors.
 
     Args:
-        description: As `parse` returns it.
-        tensors:     By name, such as `G_ema.synthesis.b4.const`.
-        only:        Build only these.
+        description: A result of `parse`.
+        tensors:     Tensors by name, such as `G_ema.synthesis.b4.const`.
+        only:        Names of the networks to build; None = all.
 
     Returns:
         The networks (frozen, in eval mode, on the CPU) and, if the file has them, `training_set_kwargs`.
@@ -136,7 +136,7 @@ def _build(key: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tenso
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value as JSON gives it back: tuples become lists, NumPy's numbers and arrays Python's."""
+    """The value after a round trip through JSON: tuples become lists, NumPy numbers and arrays become Python's."""
     def default(item: Any) -> Any:
         if isinstance(item, (np.ndarray, np.generic)):
             return item.tolist()

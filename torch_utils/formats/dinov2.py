@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023) as a feature net, from the authors' weights; the package timm has the architecture."""
+"""DINOv2 (Oquab et al., 2023) as a feature net, with the authors' weights and the architecture of the package timm."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ from torch_utils.formats.safetensors_file import read_tensors
 
 _TIMM_NAMES = {384: "vit_small_patch14_dinov2", 768: "vit_base_patch14_dinov2", 1024: "vit_large_patch14_dinov2"}
 _SIDE, _PATCH = 224, 14
-_OFFSET = 0.1       # Of DINOv2's interpolation of positions: its scale factor is (16 + 0.1) / 37.
+_OFFSET = 0.1       # DINOv2 interpolates positions by the factor (16 + 0.1) / 37.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,13 +26,13 @@ class DINOv2(torch.nn.Module):
         self.register_buffer("std", torch.tensor(_STD).reshape(1, 3, 1, 1))
 
     def forward(self, img: torch.Tensor, return_features: bool = True) -> torch.Tensor:
-        """uint8 [N, 3, H, W] to float32 [N, F]."""
+        """Features float32 [N, F] of images uint8 [N, 3, H, W]."""
         x = torch.nn.functional.interpolate(img.to(torch.float32), size=(_SIDE, _SIDE), mode="bicubic", antialias=True)
         return self.net((x.clamp(0, 255) / 255 - self.get_buffer("mean")) / self.get_buffer("std"))
 
 
 def read_state(data: bytes) -> dict[str, torch.Tensor] | None:
-    """The weights, if a safetensors file or a file by torch.save holds those of a DINOv2; else None."""
+    """The weights if `data` is a safetensors or torch.save file with those of a DINOv2; otherwise None."""
     try:
         state = read_tensors(data) if is_safetensors(data) else torch.load(
             io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -46,7 +46,7 @@ def build(state: dict[str, torch.Tensor], name: str) -> DINOv2:
     """The net with these weights.
 
     Raises:
-        UserError: timm is not installed, or the weights are of a kind that is not known here.
+        UserError: timm is not installed, or the weights belong to an unsupported variant.
     """
     try:
         import timm
@@ -67,7 +67,7 @@ def build(state: dict[str, torch.Tensor], name: str) -> DINOv2:
 
 
 def _positions(embedding: torch.Tensor) -> torch.Tensor:
-    """Embeddings of 37 x 37 patches [1, 1 + 37 * 37, F] for 16 x 16, interpolated as DINOv2 itself does."""
+    """Interpolate the embeddings of 37 x 37 patches, [1, 1 + 37 * 37, F], to 16 x 16 patches, like DINOv2 itself."""
     side, given = _SIDE // _PATCH, round((embedding.shape[1] - 1) ** 0.5)
     if given == side:
         return embedding

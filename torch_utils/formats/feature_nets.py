@@ -1,26 +1,24 @@
-"""Feature nets from files: recognises their formats, opens them, and decides what may be run.
+"""Feature nets from files: recognises formats, opens files, and decides which programs may run.
 
-| format      | what it is                                          | opens                                         |
-|-------------|-----------------------------------------------------|-----------------------------------------------|
-| safetensors | the weights and architecture of a `ClassifierNet`   | always: it is data                            |
-| ONNX        | a graph, computed by onnxruntime, without gradients | always: it runs no code and writes no files   |
-| DINOv2      | the authors' weights; the package timm has the net  | always: it is data                            |
-| TorchScript | a program                                           | if its SHA-256 is among the known ones        |
+| format      | content                                                | is opened                                  |
+|-------------|--------------------------------------------------------|--------------------------------------------|
+| safetensors | the weights and architecture of a `ClassifierNet`      | always: it is data                         |
+| ONNX        | a graph for onnxruntime, without gradients             | always: it can't run code or write files   |
+| DINOv2      | the authors' weights; the architecture comes from timm | always: it is data                         |
+| TorchScript | a program                                              | if its SHA-256 is trusted                  |
 
-`known-nets.txt` in the cache folder lists the nets that the user has trusted (`trust_net`), with the paths and URLs
-that they came from.
+`known-nets.txt` in the cache folder lists the nets that the user trusts (`trust_net`), with their paths and URLs.
 
-Nets are called as NVIDIA's feature nets are; `CALL_OPTIONS` has the arguments for each output.
+Nets are called like NVIDIA's feature nets. `CALL_OPTIONS` has the arguments for each output.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import warnings
 import zipfile
-from typing import Any, Collection, Iterator, Literal, NamedTuple
+from typing import Any, Collection, Literal, NamedTuple
 
 import torch
 
@@ -46,19 +44,19 @@ _MAX_RESOLUTION = 1024
 class OpenNet(NamedTuple):
     module: torch.nn.Module     # In eval mode, without gradients for its weights.
     digest: str                 # SHA-256 of the file.
-    outputs: frozenset[Output]  # What it can be asked for.
+    outputs: frozenset[Output]  # The outputs that it has.
 
 
 def open_net(source: str | os.PathLike, device: str | torch.device, *, trusted: Collection[str] = ()) -> OpenNet:
     """Open a feature net of any format for inference.
 
     Args:
-        source:  Path or http(s) URL; a URL is downloaded once, which is announced on stderr.
-        device:  Where it runs. ONNX nets run on the CPU, and take and give tensors there or elsewhere.
-        trusted: SHA-256 of TorchScript files that may be opened, beside those that the user trusts.
+        source:  Path or http(s) URL. A URL is downloaded once; a line on stderr says so.
+        device:  Where the net runs. ONNX nets run on the CPU, but take tensors on any device and return them there.
+        trusted: SHA-256 of TorchScript files that may be opened, in addition to those that the user trusts.
 
     Raises:
-        UserError: The file can't be had, is no feature net, or is a TorchScript file that nobody said to trust.
+        UserError: The file can't be had, is no feature net, or is a TorchScript file that is not trusted.
     """
     name, data = os.fspath(source), _read(source)
     digest = hashlib.sha256(data).hexdigest()
@@ -91,14 +89,15 @@ def open_net(source: str | os.PathLike, device: str | torch.device, *, trusted: 
 
 
 def origins(digest: str) -> list[str]:
-    """The paths and URLs that the net of this SHA-256 came from; empty for an unknown net."""
+    """The paths and URLs of the trusted net with this SHA-256; empty for other nets."""
     return [origin for known, origin in _known() if known == digest]
 
 
 def trust_net(source: str | os.PathLike, *, always_the_same: bool = False) -> None:
-    """Trust the TorchScript net at a path or URL from now on, wherever a copy of it lies. Other formats need no trust.
+    """Trust the TorchScript net at a path or URL from now on, and all copies of it. Other formats need no trust.
 
     Args:
+        source:          Path or URL.
         always_the_same: Trust only the first content that ever came from this source.
 
     Raises:
@@ -119,7 +118,7 @@ def trust_net(source: str | os.PathLike, *, always_the_same: bool = False) -> No
 
 
 def _known() -> list[tuple[str, str]]:
-    """Pairs of SHA-256 and origin."""
+    """The lines of `known-nets.txt`: (SHA-256, path or URL)."""
     path = cache_dir(_KNOWN_NAME)
     lines = path.read_text().splitlines() if path.is_file() else []
     return [(digest, origin) for digest, _, origin in (line.partition("  ") for line in lines)]
@@ -146,7 +145,9 @@ def _is_torchscript(data: bytes) -> bool:
 
 
 def _load_torchscript(data: bytes, name: str, device: str | torch.device) -> torch.jit.ScriptModule:
-    with _without_deprecation_notices():
+    with warnings.catch_warnings():
+        # PyTorch 2.15 warns that TorchScript is deprecated. The field's published nets have this format, however.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is (deprecated|not supported)")
         try:
             return torch.jit.load(io.BytesIO(data), map_location=torch.device(device))
         except RuntimeError as e:
@@ -154,20 +155,12 @@ def _load_torchscript(data: bytes, name: str, device: str | torch.device) -> tor
             raise UserError(f"{name} is a damaged TorchScript file: {reason}") from e
 
 
-@contextlib.contextmanager
-def _without_deprecation_notices() -> Iterator[None]:
-    """Silence PyTorch 2.15's notice that TorchScript is deprecated: the field's published nets are in this format."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is (deprecated|not supported)")
-        yield
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Our own nets.
 
 
 def save_classifier(net: ClassifierNet, path: str | os.PathLike, *, metadata: dict[str, Any]) -> None:
-    """Write a folded net atomically, with its architecture and, as plain data, `metadata`."""
+    """Write a folded net atomically, with its architecture and `metadata`, which is plain data."""
     from safetensors.torch import save
 
     text = json.dumps({"architecture": net.architecture, "training": metadata}, sort_keys=True)
@@ -187,7 +180,7 @@ def _build_classifier(data: bytes, name: str) -> ClassifierNet:
         architecture = json.loads(metadata[_METADATA_KEY])["architecture"]
         if architecture["resolution"] not in range(1, _MAX_RESOLUTION + 1):
             raise ValueError("images would be scaled to that")
-        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+        with torch.device("meta"):  # takes no memory, even if the file claims huge sizes
             net = ClassifierNet(architecture["num_classes"], width=architecture["width"],
                                 resolution=architecture["resolution"])
             net.fold()
@@ -204,22 +197,22 @@ def _build_classifier(data: bytes, name: str) -> ClassifierNet:
 class OnnxNet(torch.nn.Module):
     """A graph that onnxruntime computes, on the CPU and without gradients.
 
-    It has one input, [N, 3, H, W] in 0..255, uint8 or float32, whose first dimension may have any size. Its outputs
-    are named as in `CALL_OPTIONS`; if it has a single one, of another name, those are the features.
+    It has one input, [N, 3, H, W] in 0..255, uint8 or float32, with any N. Its outputs have the names in
+    `CALL_OPTIONS`. A single output with another name is taken for the features.
 
     Args:
-        data: The file's content.
-        name: What errors call it.
+        data: Content of the file.
+        name: Name of the file in error messages.
 
     Raises:
-        UserError: It is damaged, keeps weights in other files, or has other inputs or outputs.
+        UserError: The file is damaged, has its weights in other files, or has other inputs or outputs.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__()
         try:
             self._session = open_session(data)
-        except Exception as e:  # onnxruntime's own, which share no other base
+        except Exception as e:  # onnxruntime's exceptions have no other common base
             raise UserError(f"{name} is no ONNX file that onnxruntime can open: {_one_line(e)}") from e
         inputs, outputs = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
         if len(inputs) != 1 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
@@ -240,7 +233,7 @@ class OnnxNet(torch.nn.Module):
         pixels = img.detach().cpu().to(self._dtype).numpy()
         try:
             result, = self._session.run([self.output_names[output]], {self._input: pixels})
-        except Exception as e:  # onnxruntime's own, which share no other base
+        except Exception as e:  # onnxruntime's exceptions have no other common base
             raise RuntimeError(_one_line(e)) from e
         return torch.from_numpy(result).to(img.device)
 

@@ -1,11 +1,10 @@
-"""Network pickles: written atomically, and read as data, so that opening one never runs code that it carries.
+"""Network pickles. They are written atomically, and read as data: opening one never runs code from the file.
 
-`data_unpickler` gives the file's content as plain data, in which a `ModuleRecord` stands for each network. This
-project's constructors then build the networks, and the tensors fill them. Sizes that a file declares are compared with
-what it holds before they take memory.
+`data_unpickler` returns the file's content as plain data, in which a `ModuleRecord` stands for each network. This
+project's constructors then build the networks, and load the tensors. Before sizes that a file declares take memory,
+they are compared with the size of the file.
 """
 
-import copy
 import io
 import os
 import pickle
@@ -17,18 +16,19 @@ import torch
 from dnnlib.util import EasyDict, UserError, atomic_write
 
 from .. import module_state, persistence
+from ..host_copy import host_copy
 from ..module_state import CLASS_OF, ModuleRecord
 from . import data_unpickler, tf_pickle
 from .description import check_class
 
 KEYS = ("G", "D", "G_ema", "training_set_kwargs", "augment_pipe")
 
-# Limits for files of unknown origin: far above what networks need, far below what a machine has.
+# Limits for files of unknown origin: far above what networks need, and far below what a machine has.
 _MAX_FILE_BYTES = 8 << 30
 _READ_BYTES = 64 << 20
 _MAX_CONSTRUCTOR_INT = 1 << 17
-_MAX_PLAIN_VALUES = 2_000         # In constructor arguments and dataset options.
-_BYTES_PER_BYTE = 4               # Of a network's tensors, for each byte of the file: tensors may share data.
+_MAX_PLAIN_VALUES = 2_000         # Number of values in constructor arguments or dataset options.
+_BYTES_PER_BYTE = 4               # Bytes of a network's tensors for each byte of the file: tensors may share data.
 
 _TRUST_HINT = "--trust-pickle runs the code in the file, with the ordinary unpickler (only if you trust its origin)"
 
@@ -37,7 +37,7 @@ def read(data: bytes, *, trust: bool = False, only: Sequence[str] | None = None)
     """Read the networks in the bytes of a network pickle; see `formats.read_networks`.
 
     Returns:
-        Those of `KEYS` that the file has; modules are on the CPU.
+        The networks and options by name, without those that the file lacks. Modules are on the CPU.
     """
     _check_kind(data)
     content = tf_pickle.networks_of(_load_trusted(data) if trust else _load_as_data(data))
@@ -52,16 +52,16 @@ def read(data: bytes, *, trust: bool = False, only: Sequence[str] | None = None)
 
 
 def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> None:
-    """Write a network pickle, atomically, as other StyleGAN2-style checkouts read them.
+    """Write a network pickle that other StyleGAN2-style checkouts can read. It is written atomically.
 
     Args:
         path:     File to write or replace.
-        networks: Some of the keys `KEYS`; the others are written as None. Modules may be on any device, and are not
-                  changed. The file gets copies on the CPU in eval mode, whose parameters require no gradient.
-                  `method`, such as "glead+centring", is written where it is given, for people to read.
+        networks: Some of `KEYS`; the others are written as None. Modules may be on any device, and are not changed. The
+                  file gets copies on the CPU, in eval mode, whose parameters require no gradient. An optional `method`,
+                  such as "glead+centring", is written for people to read.
 
     Raises:
-        ValueError: A key is none of these.
+        ValueError: There is an unknown key.
     """
     unknown = sorted(set(networks) - {*KEYS, "method"})
     if unknown:
@@ -69,25 +69,16 @@ def save_network_pkl(path: str | os.PathLike, networks: Mapping[str, Any]) -> No
     content: dict[str, Any] = {"method": networks["method"]} if networks.get("method") else {}
     for key in KEYS:
         value = networks.get(key)
-        content[key] = _cpu_copy(value) if isinstance(value, torch.nn.Module) else copy.deepcopy(value)
+        copied = host_copy(value).wait()
+        content[key] = copied.cpu().eval().requires_grad_(False) if isinstance(value, torch.nn.Module) else copied
     with atomic_write(path) as f:
         pickle.dump(content, f, protocol=4)  # readable from Python 3.4 on
 
 
-def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A frozen copy on the CPU, made without a second copy on the module's own device."""
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = torch.nn.Parameter(parameter.detach().cpu().clone(), requires_grad=False)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().cpu().clone()
-    return copy.deepcopy(module, memo).cpu().eval().requires_grad_(False)
-
-
 def read_all(file: BinaryIO) -> bytes:
-    """The rest of the file; `UserError` if it is larger than any networks."""
+    """Read the rest of a file. Raises UserError if it is too large for networks."""
     buffer = io.BytesIO()
-    while chunk := file.read(_READ_BYTES):  # `read` allocates all that it is asked for
+    while chunk := file.read(_READ_BYTES):  # `read` allocates the size that it is given
         buffer.write(chunk)
         if buffer.tell() > _MAX_FILE_BYTES:
             raise UserError(f"larger than {_MAX_FILE_BYTES >> 30} GiB: no networks")
@@ -110,7 +101,7 @@ def _check_kind(data: bytes) -> None:
 
 
 class _TrustedUnpickler(pickle.Unpickler):
-    """The ordinary unpickler, but it reads all tensors to the CPU."""
+    """The ordinary unpickler, except that it reads all tensors to the CPU."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
@@ -124,7 +115,7 @@ def _load_trusted(data: bytes) -> Any:
     try:
         with persistence.trust_embedded_source():
             return _TrustedUnpickler(io.BytesIO(data)).load()
-    except Exception as e:  # the code in the file can raise anything, and so can what damage has made of it
+    except Exception as e:  # code in the file, or damage, can raise any exception
         kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
         raise UserError(f"can't be unpickled: {kind}{' '.join(str(e).split())[:300]}") from e
 
@@ -141,11 +132,11 @@ def _load_as_data(data: bytes) -> Any:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# From records to networks.
+# Building networks from records.
 
 
 def _network(key: str, value: Any, num_bytes: int, *, trust: bool) -> Any:
-    """The network or options under `key`; `num_bytes` is the size of the file."""
+    """Build the network or options under `key`. `num_bytes` is the size of the file."""
     if isinstance(value, data_unpickler.TfNetwork):
         record = tf_pickle.rebuild(value, CLASS_OF[key], max_bytes=_BYTES_PER_BYTE * num_bytes)
         return _build(persistence.find_class(record.class_name), record.state, num_bytes)
@@ -172,7 +163,11 @@ def _build(cls: type, state: Mapping[str, Any], num_bytes: int) -> torch.nn.Modu
 
 
 def _plain_copy(value: Any, *, max_int: int = 1 << 63) -> Any:
-    """A copy of plain data, in which dicts are EasyDicts. Refuses data that are too large, too deep, or not plain."""
+    """A copy of plain data, in which dicts are EasyDicts.
+
+    Raises:
+        UserError: It is too large, nested too deeply, or not plain data.
+    """
     remaining = _MAX_PLAIN_VALUES
 
     def visit(value: Any, depth: int) -> Any:

@@ -1,10 +1,10 @@
-"""G_ema as an ONNX graph, for run-time systems without PyTorch, and back.
+"""Writes G_ema as an ONNX graph, for runtimes without PyTorch, and reads it back.
 
-Inputs: z [N, z_dim]; c [N, c_dim] if the generator is conditional; truncation_psi [], optional, 1 by default, if it
-tracks the mean w. Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
+Inputs: z [N, z_dim]; c [N, c_dim], if the generator is conditional; truncation_psi [], optional with default 1, if the
+generator tracks the mean w. Output: img [N, C, R, R], float32, about [-1, 1]. Noise is constant.
 
-The graph's initialisers keep the names of the state dict, and its metadata hold the description, so that the generator
-can be built again from the file. Other ONNX files can't be read: a graph doesn't tell what constructor it came from.
+The graph's initialisers have the names of the state dict, and its metadata hold the description. The generator can
+therefore be rebuilt from the file. Other ONNX files can't be read: a graph doesn't name its constructor.
 """
 
 import copy
@@ -24,8 +24,8 @@ from . import description
 
 _METADATA_KEY = "glead"
 _KEY = "G_ema"
-_OPSET = 18             # Of 2022: widely supported.
-_MAX_BYTES = 2_000_000_000   # Messages of protobuf end at 2 GiB.
+_OPSET = 18                     # From 2022, widely supported.
+_MAX_BYTES = 2_000_000_000      # A protobuf message is limited to 2 GiB.
 
 
 def write(
@@ -42,7 +42,7 @@ def write(
         UserError: The packages for ONNX are missing, or the network is too large for one file.
     """
     onnx = _import("onnx")
-    _import("onnxscript")  # what torch.onnx translates with
+    _import("onnxscript")  # torch.onnx needs it
     if not hasattr(getattr(networks[_KEY], "synthesis", None), "block_resolutions"):
         raise UserError(f"{_KEY} is a {type(networks[_KEY]).__name__}: only generators of StyleGAN2 can be exported as "
                         "ONNX files; use .safetensors")
@@ -52,13 +52,13 @@ def write(
     model = _export(G)
     _strip(model)
     stored = {initializer.name for initializer in model.graph.initializer}
-    wanted = [name for name in G.state_dict() if not name.endswith("resample_filter")]  # used ones only are stored
+    wanted = [name for name in G.state_dict() if not name.endswith("resample_filter")]  # unused filters are left out
     missing = [name for name in wanted if f"{_KEY}.{name}" not in stored]
     if missing:
         raise RuntimeError(f"the exported graph lacks {', '.join(missing)}")
     if G.mapping.w_avg_beta is not None:
         one = onnx.numpy_helper.from_array(np.ones([], np.float32), "truncation_psi")
-        model.graph.initializer.append(one)  # an input with an initialiser is an optional one
+        model.graph.initializer.append(one)  # an initialiser makes an input optional
     described = description.describe({_KEY: G, "training_set_kwargs": networks.get("training_set_kwargs")})
     onnx.helper.set_model_props(model, {_METADATA_KEY: json.dumps(described)})
     onnx.checker.check_model(model)
@@ -71,7 +71,7 @@ def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read a generator back from the bytes of a file that `write` wrote; see `description.build`.
 
     Raises:
-        UserError: The file is damaged, was written by another program, or the package `onnx` is missing.
+        UserError: The file is damaged or was written by another program, or the package `onnx` is missing.
     """
     onnx = _import("onnx")
     try:
@@ -100,7 +100,7 @@ def without_noise(G: torch.nn.Module) -> torch.nn.Module:
 
 
 def open_session(model: bytes | str) -> Any:
-    """A session of onnxruntime, on the CPU, for a path or the content of a file. Problems come as exceptions alone."""
+    """An onnxruntime session on the CPU, for the path or the content of a file. It logs nothing."""
     runtime = _import("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -109,13 +109,13 @@ def open_session(model: bytes | str) -> Any:
 
 
 class Session:
-    """Runs an exported generator with onnxruntime, on the CPU."""
+    """An exported generator, run by onnxruntime on the CPU."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._session = open_session(os.fspath(path))
 
     def __call__(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float | None = None) -> torch.Tensor:
-        """Images [N, C, R, R]; None = leave the input out."""
+        """Images [N, C, R, R]. Inputs of None are left out."""
         inputs = {"z": z.numpy()}
         if c is not None:
             inputs["c"] = c.numpy()
@@ -125,7 +125,7 @@ class Session:
 
 
 class _Sampler(torch.nn.Module):
-    """The module that is exported. Names of initialisers begin with the name of its attribute."""
+    """The module to export. Names of initialisers begin with `G_ema.`, after its attribute."""
 
     def __init__(self, G: torch.nn.Module) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _Sampler(torch.nn.Module):
         ws = self.G_ema.mapping(z, c)
         if truncation_psi is not None:
             ws = ws * truncation_psi + self.G_ema.mapping.w_avg * (1 - truncation_psi)  # exact for 1
-        return self.G_ema.synthesis(ws, noise_mode="const", fused_modconv=False)  # fused takes a fixed batch size
+        return self.G_ema.synthesis(ws, noise_mode="const", fused_modconv=False)  # fused needs a fixed batch size
 
 
 def _export(G: torch.nn.Module) -> Any:
@@ -150,16 +150,17 @@ def _export(G: torch.nn.Module) -> Any:
     if G.mapping.w_avg_beta is not None:
         inputs["truncation_psi"], shapes["truncation_psi"] = torch.ones([]), {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # parts of PyTorch warn of other parts
+        warnings.simplefilter("ignore")  # PyTorch warns about its own internals
         program = torch.onnx.export(
             _Sampler(G).eval(), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
-            output_names=["img"], opset_version=_OPSET, optimize=False, verbose=False,  # optimised, weights lose names
+            output_names=["img"], opset_version=_OPSET, verbose=False,
+            optimize=False,  # optimisation would rename weights
         )
     return program.model_proto
 
 
 def _strip(model: Any) -> None:
-    """Take out stack traces of the export: they are larger than small networks, and name folders of this machine."""
+    """Remove the stack traces of the export. They name folders of this machine, and can be larger than the network."""
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
     for part in (graph, *graph.node, *values, *model.functions):

@@ -1,7 +1,7 @@
-"""Networks in safetensors files: tensors and, in the metadata under `glead`, the description; no code.
+"""Networks in safetensors files. They hold tensors and, in the metadata under `glead`, the description, but no code.
 
-The description is also written beside the file, as NAME.json: for people to read, and for files whose metadata another
-tool has dropped. Without any description, a file can't be read: tensors don't tell what network they belong to.
+The description is also written to NAME.json beside the file: for people to read, and in case another tool drops the
+metadata. A file without any description can't be read, because tensors don't tell what network they belong to.
 """
 
 import json
@@ -21,10 +21,12 @@ _MAX_HEADER_BYTES = 2 * description.MAX_JSON_BYTES
 
 
 def write(path: str | os.PathLike, networks: Mapping[str, Any], *, half: bool = False) -> list[Path]:
-    """Write networks and, beside them, NAME.json; returns both paths.
+    """Write networks to NAME.safetensors, and their description to NAME.json. Returns both paths.
 
     Args:
-        half: Round float32 to float16: the file has half the size.
+        path:     File to write or replace.
+        networks: Some of `network_pickle.KEYS`.
+        half:     Round float32 to float16, which halves the size of the file.
 
     Raises:
         UserError: The networks can't be described by plain data.
@@ -45,18 +47,22 @@ def write(path: str | os.PathLike, networks: Mapping[str, Any], *, half: bool = 
 
 
 def read(data: bytes, *, path: str | None = None, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read the networks in the bytes of a file; NAME.json beside `path` serves where the metadata lack a description.
+    """Read the networks in the bytes of a file; see `description.build`.
+
+    Args:
+        data: Content of the file.
+        path: Path of the file. If the metadata lack a description, it is read from NAME.json beside the file.
+        only: Names of the networks to build; None = all.
 
     Raises:
-        UserError: The file is damaged, lacks a description, or its tensors don't fit it.
+        UserError: The file is damaged or lacks a description, or its tensors don't fit the description.
     """
-    header = read_header(data)
-    described = _description(header, path)
+    described = _description(read_header(data), path)
     return description.build(described, read_tensors(data), only=only)
 
 
 def read_header(data: bytes) -> dict[str, Any]:
-    """The JSON object at the beginning of a file. Raises UserError: damaged."""
+    """The JSON object at the beginning of a file. Raises UserError if it is damaged."""
     (size,) = struct.unpack("<Q", data[:8])
     if size > len(data) - 8:
         raise UserError(f"truncated: its header says {size} bytes, {len(data) - 8} are there")
@@ -89,11 +95,11 @@ def _description(header: dict[str, Any], path: str | None) -> dict[str, Any]:
 
 
 def read_tensors(data: bytes) -> dict[str, torch.Tensor]:
-    """All tensors of a file, by name. Raises UserError: damaged."""
+    """All tensors of a file, by name. Raises UserError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(data)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as e:  # the last three: types PyTorch doesn't know
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as e:  # the last three: dtypes unknown to PyTorch
         raise UserError(f"truncated or damaged: {' '.join(str(e).split())[:200]}") from e

@@ -1,8 +1,8 @@
-"""Generators as state dicts by torch.save, under the names of rosinality's stylegan2-pytorch and its many descendants.
+"""Generators as state dicts by torch.save, with the names of rosinality's stylegan2-pytorch and its many descendants.
 
 A file is {"g_ema": state dict, "g": state dict (optional), "latent_avg": mean w [w_dim] (optional)}. It can hold only
-unconditional RGB generators of the skip architecture. These compute the same function as this project's: only names,
-dimensions of size 1 and the factor of the up-sampling filters differ.
+unconditional RGB generators of the skip architecture. They compute the same function as this project's. Only names,
+dimensions of size 1 and the scale of the up-sampling filters differ.
 """
 
 import argparse
@@ -16,20 +16,22 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import EasyDict, UserError, atomic_write
 
-from . import data_unpickler, description
+from .. import persistence
+from ..module_state import build_module
+from . import data_unpickler
 
-_KEYS = {"g_ema": "G_ema", "g": "G"}    # Names there -> ours.
-_LR_MULTIPLIER = 0.01                   # That of the mapping network, which is fixed there.
+_KEYS = {"g_ema": "G_ema", "g": "G"}    # Their names -> ours.
+_LR_MULTIPLIER = 0.01                   # For the mapping network; fixed in this format.
 _UP_GAIN = 4                            # Their filters for up-sampling by 2 contain this factor.
 _DEFAULT_TAPS = [1, 3, 3, 1]
-_NUM_LATENTS = 10_000                   # From which the mean w is computed where a file lacks it.
-_NUM_PICKLES = 5                        # At the start of a file by torch.save before PyTorch 1.6.
+_NUM_LATENTS = 10_000                   # Number of latents for the mean w if a file lacks it.
+_NUM_PICKLES = 5                        # Number of pickles at the start of a torch.save file before PyTorch 1.6.
 
 
 class _Entry(NamedTuple):
-    """One tensor, there and here."""
+    """One tensor: their name and shape, and ours."""
 
     theirs: str
     their_shape: tuple[int, ...]
@@ -38,11 +40,11 @@ class _Entry(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """The numbers from which all shapes in a generator follow."""
+    """The numbers that determine all shapes in a generator."""
 
-    num_layers: int             # Of the mapping network.
+    num_layers: int             # Layers of the mapping network.
     w_dim: int
-    channels: dict[int, int]    # By resolution: 4, 8, ... in this order.
+    channels: dict[int, int]    # Resolution -> channels, in the order 4, 8, ...
     img_channels: int
 
 
@@ -51,10 +53,10 @@ class _Size(NamedTuple):
 
 
 def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
-    """Write those of `G_ema` and `G` that are given.
+    """Write `G_ema` and `G`, or the one that is given.
 
     Raises:
-        UserError: A network can't be expressed in this format; the message says why.
+        UserError: A network can't be expressed in this format. The message says why.
     """
     content: dict[str, Any] = {}
     for theirs, ours in _KEYS.items():
@@ -63,7 +65,7 @@ def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
     present = [networks[key] for key in _KEYS.values() if networks.get(key) is not None]
     means = [G.mapping.w_avg.detach().cpu().clone() for G in present]
     content["latent_avg"] = means[0]
-    if not torch.equal(means[0], means[-1]):  # training keeps both the same
+    if not torch.equal(means[0], means[-1]):  # in our own snapshots, they are equal
         content["g_latent_avg"] = means[-1]
     with atomic_write(path) as f:
         torch.save(content, f)
@@ -71,10 +73,10 @@ def write(path: str | os.PathLike, networks: Mapping[str, Any]) -> list[Path]:
 
 
 def to_state_dict(G: torch.nn.Module, *, key: str = "G") -> dict[str, torch.Tensor]:
-    """The state dict of a generator under the names of this format.
+    """The state dict of a generator with the names of this format. `key` is its name in messages.
 
     Raises:
-        UserError: It can't be expressed; the message calls it `key`.
+        UserError: The generator can't be expressed in this format.
     """
     _check_expressible(G, key)
     ours = G.state_dict()
@@ -117,11 +119,11 @@ def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Read the generators in the bytes of a file by torch.save; see `description.build`.
 
     Raises:
-        UserError: It is no such file, needs more than plain data and tensors, or holds another architecture.
+        UserError: The file has another format or architecture, or holds more than tensors and plain data.
     """
     content = _load(data)
     if isinstance(content, dict) and "input.input" in content:
-        content = {"g_ema": content}  # the state dict itself
+        content = {"g_ema": content}  # it is the state dict itself
     found = [name for name in _KEYS if isinstance(content, dict) and isinstance(content.get(name), dict)]
     if not found:
         raise UserError("written by torch.save, but without the generator 'g_ema' or 'g' of rosinality's format")
@@ -136,15 +138,13 @@ def read(data: bytes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def from_state_dict(
-    state: Mapping[str, Any], latent_avg: torch.Tensor | None = None, *, key: str = "g_ema"
-) -> torch.nn.Module:
-    """Build a generator from a state dict under the names of this format.
+def from_state_dict(state: Mapping[str, Any], latent_avg: torch.Tensor | None, *, key: str) -> torch.nn.Module:
+    """Build a generator from a state dict with the names of this format.
 
     Args:
-        state:      Name -> tensor.
-        latent_avg: Mean w, [w_dim] or [1, w_dim]; None = computed, with a warning.
-        key:        What messages call it.
+        state:      Tensors by name.
+        latent_avg: Mean w, [w_dim] or [1, w_dim]; None = compute it, with a warning.
+        key:        Name of the generator in messages.
 
     Raises:
         UserError: A tensor is missing, unknown or of another shape.
@@ -157,7 +157,7 @@ def from_state_dict(
         if tuple(tensor.shape) != entry.their_shape:
             shapes = f"{list(tensor.shape)}, expected {list(entry.their_shape)}"
             raise UserError(f"{key} has {entry.theirs} of shape {shapes}")
-        tensors[f"G_ema.{entry.ours}"] = tensor.reshape(entry.our_shape)
+        tensors[entry.ours] = tensor.reshape(entry.our_shape)
     known = {entry.theirs for entry in layout} | set(_filter_names(size)) | {"style.0.kernel"}
     unknown = sorted(set(state) - known)
     if unknown:
@@ -167,15 +167,16 @@ def from_state_dict(
     mean = torch.zeros([size.w_dim]) if no_mean else _checked("latent_avg", latent_avg, key)
     if mean.numel() != size.w_dim:
         raise UserError(f"latent_avg has the shape {list(mean.shape)}, expected [{size.w_dim}]")
-    tensors["G_ema.mapping.w_avg"] = mean.reshape(size.w_dim)
-    G = description.build(_describe(size, taps, key), tensors)["G_ema"]
+    tensors["mapping.w_avg"] = mean.reshape(size.w_dim)
+    G = build_module(persistence.find_class("Generator"), {
+        "_init_args": (), "_init_kwargs": _constructor_kwargs(size, taps, key), "_parameters": tensors})
     if no_mean:
         _compute_mean(G)
     return G
 
 
 def _load(data: bytes) -> Any:
-    """The content of a file by torch.save: plain data and tensors. Anything else raises `UserError`."""
+    """The content of a file by torch.save. Raises UserError if it holds more than tensors and plain data."""
     is_zip = data.startswith(b"PK")
     refused = data_unpickler.check_torch_save(*((_zipped_pickle(data), 1) if is_zip else (data, _NUM_PICKLES)))
     if refused:
@@ -183,12 +184,12 @@ def _load(data: bytes) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as e:  # torch.load raises all kinds of things on damage
+    except Exception as e:  # damage can make torch.load raise any exception
         raise UserError(f"truncated, damaged, or not written by torch.save ({type(e).__name__})") from e
 
 
 def _zipped_pickle(data: bytes) -> bytes:
-    """The pickle in a zip archive by torch.save."""
+    """The bytes of the pickle in a zip archive by torch.save."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         entries = {entry.filename.partition("/")[2].lower(): entry for entry in archive.infolist()}
@@ -209,7 +210,7 @@ def _zipped_pickle(data: bytes) -> bytes:
 
 
 def _check_amount(state: Mapping[str, Any], num_bytes: int, key: str) -> None:
-    """Refuse tensors that are larger than the file: views of a small storage, or of a shared one."""
+    """Raise UserError if tensors are larger than the file: they are views of a small or of a shared storage."""
     if sum(tensor.numel() for tensor in state.values() if isinstance(tensor, torch.Tensor)) > num_bytes:
         raise UserError(f"damaged: {key} has more numbers than the file has bytes")
 
@@ -244,7 +245,7 @@ def _infer_size(state: Mapping[str, torch.Tensor], key: str) -> _Size:
 
 
 def _taps(kernels: list[torch.Tensor], key: str) -> torch.Tensor:
-    """The filter, 1-D and of unit sum, from which all up-sampling kernels are made."""
+    """The 1-D filter, of sum 1, from which all up-sampling kernels are made."""
     if not kernels:
         return torch.tensor(_DEFAULT_TAPS, dtype=torch.float32) / sum(_DEFAULT_TAPS)
     kernel = kernels[0] / _UP_GAIN
@@ -255,7 +256,7 @@ def _taps(kernels: list[torch.Tensor], key: str) -> torch.Tensor:
     return taps
 
 
-def _describe(size: _Size, taps: torch.Tensor, key: str) -> dict[str, Any]:
+def _constructor_kwargs(size: _Size, taps: torch.Tensor, key: str) -> EasyDict:
     channel_max = max(size.channels.values())
     channel_base = max(res * n for res, n in size.channels.items())
     for res, n in size.channels.items():
@@ -263,19 +264,19 @@ def _describe(size: _Size, taps: torch.Tensor, key: str) -> dict[str, Any]:
             expected = min(channel_base // res, channel_max)
             raise UserError(f"{key} has {n} channels at {res}x{res}, expected {expected}: {channel_base} / resolution, "
                             f"at most {channel_max}")
-    synthesis: dict[str, Any] = {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": None}
+    synthesis = EasyDict(channel_base=channel_base, channel_max=channel_max, conv_clamp=None)
     default = torch.tensor(_DEFAULT_TAPS, dtype=torch.float32)
     if taps.shape != default.shape or not torch.allclose(taps, default / default.sum(), atol=1e-6):
-        synthesis["resample_filter"] = taps.tolist()
-    kwargs = dict(
+        synthesis.resample_filter = taps.tolist()
+    return EasyDict(
         z_dim=size.w_dim, c_dim=0, w_dim=size.w_dim, img_resolution=max(size.channels), img_channels=size.img_channels,
-        mapping_kwargs={"num_layers": size.num_layers, "lr_multiplier": _LR_MULTIPLIER}, synthesis_kwargs=synthesis,
+        mapping_kwargs=EasyDict(num_layers=size.num_layers, lr_multiplier=_LR_MULTIPLIER), synthesis_kwargs=synthesis,
     )
-    return {"networks": {"G_ema": {"class_name": "Generator", "init_args": [], "init_kwargs": kwargs}}}
 
 
 @torch.no_grad()
 def _compute_mean(G: torch.nn.Module) -> None:
+    """Set the mean w of a generator, with a warning."""
     warnings.warn(f"the file lacks latent_avg: the mean w is computed from {_NUM_LATENTS:,} random z's")
     z = torch.randn([_NUM_LATENTS, G.z_dim], generator=torch.Generator().manual_seed(0))
     G.mapping.w_avg.copy_(torch.cat([G.mapping(part, None)[:, 0] for part in z.split(1000)]).mean(dim=0))
@@ -286,7 +287,7 @@ def _compute_mean(G: torch.nn.Module) -> None:
 
 
 def _layout(size: _Size) -> list[_Entry]:
-    """Every tensor that both projects store, except filters and the mean w."""
+    """Every tensor that both formats have, except filters and the mean w."""
     entries = []
 
     def add(theirs: str, ours: str, *shape: int, before: int = 0, after: int = 0) -> None:

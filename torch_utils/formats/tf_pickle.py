@@ -1,14 +1,15 @@
-"""Networks of the TensorFlow programs StyleGAN2 and StyleGAN2-ADA, rebuilt from their variables.
+"""Rebuilds networks of StyleGAN2 and StyleGAN2-ADA for TensorFlow from their variables.
 
 Their pickles are tuples (G, D, Gs) of `dnnlib.tflib.network.Network`. Such an object holds options (`static_kwargs`),
-variables by name, components (networks again), and the source of the function that builds its graph, which is ignored.
-Conventions differ as follows:
+variables by name, components (which are networks again), and the source of the function that builds its graph. The
+source is ignored. Conventions differ as follows:
 
-* Convolution weights are [kh, kw, in, out] there and [out, in, kh, kw] here; dense ones [in, out] and [out, in].
-* Layers that up-sample insert zeros there, and correlate the result with the stored weights. Here the weights are
-  stored flipped, as `conv_transpose2d` uses them. Layers that down-sample correlate in both.
-* The bias of a style is stored without 1 there, and with 1 here.
-* The noise inputs of all layers are numbered from the lowest resolution up.
+* Convolution weights are [kh, kw, in, out] there and [out, in, kh, kw] here. Dense weights are [in, out] there and
+  [out, in] here.
+* There, up-sampling layers insert zeros and correlate with the stored weights. Here, their weights are stored flipped,
+  as `conv_transpose2d` uses them. Down-sampling layers correlate in both.
+* The bias of a style is stored without the 1 that is added to it. Here, it includes the 1.
+* The noise inputs of all layers are numbered, beginning at the lowest resolution.
 """
 
 import re
@@ -22,15 +23,15 @@ from dnnlib.util import EasyDict, UserError
 from ..module_state import ModuleRecord
 from .data_unpickler import Array, TfNetwork
 
-_MAX_VARIABLES, _MAX_NETWORKS, _MAX_NAME = 2_000, 16, 128  # Several times what networks have.
-_OLDER = re.compile(r"_lod\d*/|StyleMod/")  # In names of variables of earlier architectures.
+_MAX_VARIABLES, _MAX_NETWORKS, _MAX_NAME = 2_000, 16, 128  # Several times what networks need.
+_OLDER = re.compile(r"_lod\d*/|StyleMod/")  # Found in names of variables of earlier architectures.
 
 
 def networks_of(content: Any) -> Any:
-    """Networks of TensorFlow as the dict that a pickle of PyTorch would hold; any other `content` as it is.
+    """Turn a tuple of TensorFlow networks into a dict like that of PyTorch pickles. Other content is unchanged.
 
     Raises:
-        UserError: It holds networks of TensorFlow, but not the three of StyleGAN2.
+        UserError: It holds TensorFlow networks, but not the three of StyleGAN2.
     """
     if isinstance(content, TfNetwork):
         raise UserError("one network of TensorFlow; the three of StyleGAN2, (G, D, Gs), were expected")
@@ -43,18 +44,18 @@ def networks_of(content: Any) -> Any:
 
 
 def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRecord:
-    """Rename the variables of a network of TensorFlow, and find the constructor arguments that go with them.
+    """Rename the variables of a TensorFlow network, and find the constructor arguments that fit them.
 
     Args:
-        network:    From the file.
+        network:    The network in the file.
         class_name: "Generator" or "Discriminator".
         max_bytes:  Limit for all tensors together: a small file can hold the same data under many names.
 
     Returns:
-        The state of a module of that class, without the filters (`resample_filter`), which follow from the arguments.
+        The state of a module of that class. It lacks the filters (`resample_filter`), which follow from the arguments.
 
     Raises:
-        UserError: The network is damaged or of another kind.
+        UserError: The network is damaged, or not of StyleGAN2.
     """
     variables = _collect(network)
     if sum(4 * value.size for value in variables.values()) > max_bytes:
@@ -65,7 +66,7 @@ def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRec
         )
     tensors: dict[str, torch.Tensor] = {}
     for name, value in variables.items():
-        if name == "lod":  # left over from progressive growing, without effect
+        if name == "lod":  # a remnant of progressive growing, without effect
             continue
         our_name, our_value = _translate(name, value, class_name)
         if our_name in tensors:
@@ -89,7 +90,7 @@ def rebuild(network: TfNetwork, class_name: str, *, max_bytes: int) -> ModuleRec
 
 
 def _collect(network: TfNetwork) -> dict[str, np.ndarray]:
-    """The variables of a network and its components. Names begin with those of the components."""
+    """The variables of a network and its components. The names of the components precede those of variables."""
     result: dict[str, np.ndarray] = {}
     for prefix, state in _walk(network):
         variables = state.get("variables")
@@ -137,11 +138,11 @@ def _unchanged(weight: np.ndarray) -> np.ndarray:
 
 
 def _unscaled_label(weight: np.ndarray) -> np.ndarray:
-    """Weights [c_dim, w_dim] that are not scaled there; here dense layers divide by the root of their width."""
+    """Compensate weights [c_dim, w_dim] for the dense layer here, which divides them by the root of c_dim."""
     return weight * np.sqrt(len(weight))
 
 
-# Layers: a pattern of their scope there, the name here, and what happens to the weights beside transposition.
+# Layers: a pattern for the scope there, the name here, and the change of the weights apart from transposition.
 _Layers = tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...]
 _LAYERS: dict[str, _Layers] = {
     "Generator": (
@@ -205,7 +206,7 @@ def _translate(name: str, value: np.ndarray, class_name: str) -> tuple[str, np.n
 
 
 class _Facts:
-    """What the options and the shapes of a network say. Options may also belong to a component."""
+    """The facts from which constructor arguments follow: options of the network and its components, and shapes."""
 
     def __init__(self, network: TfNetwork, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -233,7 +234,7 @@ class _Facts:
         return [match for match in (re.fullmatch(pattern, name) for name in self.tensors) if match]
 
     def resolution(self, pattern: str) -> int:
-        """The highest resolution that the pattern finds."""
+        """The highest resolution in names of tensors. It is the first group of the pattern."""
         return max((int(match[1][:9]) for match in self.matches(pattern)), default=4)
 
     def common(self) -> dict[str, Any]:
@@ -310,7 +311,7 @@ def _discriminator_kwargs(facts: _Facts) -> EasyDict:
             lr_multiplier=facts.option("mapping_lrmul", 0.1),
         ),
         epilogue_kwargs=EasyDict(
-            # The default of the first program is 4, that of the second the whole batch.
+            # The default of the first program (StyleGAN2) is 4, that of StyleGAN2-ADA the whole batch.
             mbstd_group_size=facts.option("mbstd_group_size", 4 if facts.function == "D_stylegan2" else None),
             mbstd_num_channels=facts.width("b4.conv.weight", 1) - channels_last,
             activation=activation,

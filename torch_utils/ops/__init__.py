@@ -1,1 +1,1 @@
-"""Operations of the networks: a public function, a reference, and fast paths for each."""
+"""Operations of the networks. Each has a public function, a reference implementation, and fast paths."""

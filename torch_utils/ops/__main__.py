@@ -31,7 +31,7 @@ def parsed(args: Sequence[str] | None) -> argparse.Namespace:
 
 def main(args: Sequence[str] | None = None) -> int:
     options = parsed(args)
-    from .build import report  # here, so that --help and wrong usage don't wait for PyTorch
+    from .build import report  # imported here, so that --help and wrong usage don't wait for PyTorch
 
     try:
         return report.build(options.arch) if options.command == "build" else report.status()

@@ -1,9 +1,9 @@
 // y = clamp(gain * act(x + b)) for a piecewise linear activation, and its derivative.
 //
-// Macros: ORDER  0 = y, 1 = its derivative times dy
-//         ACT    number of the activation, in the order of `activation_funcs`
-//         BIAS   0 = none, 1 = one value for a whole vector, 2 = one for each of its elements
-//         VEC    elements of a vector
+// Macros: ORDER  0 = y; 1 = dy times the derivative of y
+//         ACT    number of the activation, in the order of `activation_funcs` in bias_act.py
+//         BIAS   0 = none; 1 = one value for all elements of a vector; 2 = one value for each element
+//         VEC    elements in a vector
 //         INDEX  unsigned type that can count the elements
 #include "device.h"
 
@@ -14,13 +14,13 @@ typedef Compute<T>::type C;
 
 struct Params {
     T* out;
-    const T* x;     // ORDER 0: the input; 1: the derivative dy that comes in.
+    const T* x;     // ORDER 0: the input; 1: the gradient dy of the result.
     const T* ref;   // ORDER 1: the result y.
     const T* b;
-    int64 size;     // Of all elements.
-    int64 step;     // Elements between one bias and the next.
-    int64 num_b;
-    double alpha, gain, clamp;  // clamp < 0: no limit.
+    int64 size;     // Number of elements.
+    int64 step;     // Number of consecutive elements with the same bias.
+    int64 num_b;    // Number of biases.
+    double alpha, gain, clamp;  // clamp < 0 = no limit.
 };
 CHECK_PARAMS;
 
@@ -34,7 +34,7 @@ __device__ inline C activate(C x, C alpha) {
     }
 }
 
-// With respect to the input, from the activation's result before gain and clamp.
+// The derivative with respect to the input, computed from r, the activation's result before gain and clamp.
 __device__ inline C derivative(C r, C alpha) {
     switch (ACT) {
         case RELU:      return r > 0 ? C(1) : C(0);
@@ -58,7 +58,7 @@ __device__ inline C element(C x, C ref, C b, const Scalars& s) {
 
 KERNEL(KERNEL_NAMESPACE::Params p) {
     using namespace KERNEL_NAMESPACE;
-    constexpr int UNROLL = 2;  // Vectors of a thread, all read before the first is worked on.
+    constexpr int UNROLL = 2;  // Vectors for each thread. All are read before the first is processed.
     Scalars s = {C(p.alpha), C(p.gain), p.clamp < 0 ? C(-1) : rounded<T>(C(p.clamp)), C(1 / p.gain)};
     INDEX begin = (INDEX)blockIdx.x * (BLOCK * UNROLL) + threadIdx.x, vectors = p.size / VEC;
     Vector<T, VEC> x[UNROLL], ref[UNROLL];

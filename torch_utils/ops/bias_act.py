@@ -16,12 +16,12 @@ Tensor = torch.Tensor
 
 class Activation(NamedTuple):
     func: Callable[[Tensor, float], Tensor]     # (x, alpha) -> y
-    def_alpha: float                            # Slope of the negative side, where there is one.
-    def_gain: float                             # Keeps the second moment of normal input about 1.
-    slope: float | None = None                  # Negative slope if piecewise linear; -1 = alpha. Else None.
+    def_alpha: float                            # Default of alpha, the slope of the negative side of `lrelu`.
+    def_gain: float                             # Keeps the second moment of the output near 1 for normal input.
+    slope: float | None = None                  # Negative slope if piecewise linear; -1 = alpha. Otherwise None.
 
 
-activation_funcs = {  # bias_act.cu has the piecewise linear ones in the same order
+activation_funcs = {  # bias_act.cu numbers the piecewise linear ones in this order
     "linear":   Activation(lambda x, alpha: x,                      0.0, 1.0,        slope=1.0),
     "relu":     Activation(lambda x, alpha: F.relu(x),              0.0, np.sqrt(2), slope=0.0),
     "lrelu":    Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, np.sqrt(2), slope=-1.0),
@@ -47,18 +47,18 @@ def bias_act(
     """`clamp(gain * act(x + b))`, differentiable any number of times.
 
     Args:
-        x:     Any shape and floating-point type.
-        b:     [x.shape[dim]], the type of `x`; None = no bias.
-        dim:   The dimension of `x` along which `b` runs.
+        x:     Any shape and floating-point dtype.
+        b:     [x.shape[dim]], the dtype of `x`; None = no bias.
+        dim:   Dimension of `x` to which `b` belongs.
         act:   A key of `activation_funcs`.
         alpha: Negative slope of `lrelu`; None = 0.2. Other activations have no parameter.
-        gain:  None = the activation's own, sqrt(2) for the ReLU family.
-        clamp: Limit of the absolute value of the result; None = no limit.
-        impl:  "ref" composes plain operations, with which tests compare. "cuda" takes the fastest way that there is;
-               smooth activations, which StyleGAN2 doesn't use, have only plain operations.
+        gain:  Factor after the activation; None = the activation's default, sqrt(2) for the ReLU family.
+        clamp: Limit for the absolute value of the result; None = no limit.
+        impl:  "ref" composes plain operations, for tests to compare with. "cuda" takes the fastest available path.
+               Smooth activations, which StyleGAN2 doesn't use, have only plain operations.
 
     Returns:
-        Shape and type of `x`.
+        A tensor of the shape and dtype of `x`.
 
     Raises:
         ValueError: There is no such activation, or the bias does not fit.
@@ -70,7 +70,7 @@ def bias_act(
     gain = float(spec.def_gain if gain is None else gain)
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
-    # Exported graphs hold plain operations only. The operator's derivative needs a result that tells the input's sign.
+    # Exported graphs may hold only plain operations. The operator's derivative reads the input's sign from its result.
     if impl == "ref" or spec.slope is None or gain == 0 or alpha < 0 or torch.compiler.is_exporting():
         return _reference(x, b, dim, spec.func, alpha, gain, clamp)
     if act == "linear" and gain == 1 and clamp is None:
@@ -80,6 +80,7 @@ def bias_act(
 
 
 def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Reshape the bias so that it broadcasts over `x`."""
     return b.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
 
 
@@ -99,8 +100,8 @@ def _slope(act: str, alpha: float) -> float:
     return alpha if slope == -1 else slope
 
 
-# The operators, for piecewise linear activations; clamp < 0 means none. `y` is the result of bias_act, from which the
-# derivative follows. bias_act_grad is linear in dy, so its derivative is itself.
+# The operators, for piecewise linear activations. clamp < 0 = no limit. The derivative bias_act_grad follows from `y`,
+# the result of bias_act. It is linear in dy, and hence is its own derivative.
 
 _SETTINGS = "str act, float alpha, float gain, float clamp"
 kernels.library.define(f"bias_act(Tensor x, Tensor? b, int dim, {_SETTINGS}) -> Tensor")
@@ -108,9 +109,9 @@ kernels.library.define(f"bias_act_grad(Tensor dy, Tensor y, {_SETTINGS}) -> Tens
 
 
 def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """The operation by PyTorch's own ones, in place where that is possible."""
+    """The operation by PyTorch's own operations, in place where possible."""
     slope = _slope(act, alpha)
-    early = gain if gain > 0 else 1.0  # a positive factor passes through (leaky) ReLUs
+    early = gain if gain > 0 else 1.0  # (leaky) ReLUs commute with a positive factor
     y = x * early if b is None else torch.add(_along(b, x, dim) * early, x, alpha=early)
     if slope == 0:
         y.relu_()  # 0 * -inf would not be a number
@@ -126,17 +127,17 @@ def _native(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain:
 
 @functools.lru_cache(maxsize=None)
 def _as_held(clamp: float, dtype: torch.dtype) -> float:
-    """The limit, rounded to a type: results that were clamped have this very value."""
+    """The limit, rounded to a dtype: clamped results have exactly this value."""
     return torch.tensor(clamp, dtype=dtype).item()
 
 
 def _native_grad(dy: Tensor, y: Tensor, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
     slope = _slope(act, alpha)
-    signed = y if gain > 0 else -y  # has the sign of the input
+    signed = y if gain > 0 else -y  # has the sign of the activation's input
     if slope == 1:
         dx = dy * gain
     else:
-        dx = torch.ops.aten.leaky_relu_backward(dy, signed, slope, True)  # one pass, without a mask in between
+        dx = torch.ops.aten.leaky_relu_backward(dy, signed, slope, True)  # one pass, without an intermediate mask
         if gain != 1:
             dx.mul_(gain)
     if clamp >= 0:
@@ -150,7 +151,7 @@ _Params = kernels.params(
     size=ctypes.c_int64, step=ctypes.c_int64, num_b=ctypes.c_int64,
     alpha=ctypes.c_double, gain=ctypes.c_double, clamp=ctypes.c_double,
 )
-_UNROLL = 2  # as in bias_act.cu
+_UNROLL = 2  # vectors of a thread, as in bias_act.cu
 
 
 @functools.lru_cache(maxsize=None)
@@ -160,7 +161,7 @@ def _kernel(*, order: int, act: str, dtype: torch.dtype, bias: int, vec: int, in
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """The kernels of networks: linear and leaky ReLU, with bias and without, single elements and full vectors."""
+    """The kernels that networks use: linear and leaky ReLU, with and without bias, for single elements and vectors."""
     return [
         _kernel(order=order, act=act, dtype=dtype, bias=bias, vec=vec, index="unsigned")
         for dtype in (torch.float16, torch.bfloat16, torch.float32)
@@ -173,7 +174,7 @@ def _launch(
     order: int, x: Tensor, b: Tensor | None, ref: Tensor | None, dim: int,
     act: str, alpha: float, gain: float, clamp: float,
 ) -> Tensor | None:
-    """Run a CUDA kernel; None where there is none."""
+    """Run a CUDA kernel; None if there is none for this input."""
     if x.dtype not in kernels.TYPES or x.numel() == 0:
         return None
     kernels.check_devices(x, b, ref)
@@ -184,8 +185,8 @@ def _launch(
     if b is not None:
         b = b.to(x.dtype).contiguous()
     tensors = (x, out, ref)
-    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # a dimension of size 1 may have any stride
-    if step == 1 and b is not None and len(b) > 1:  # the vector runs over channels
+    step = x.numel() if b is None or len(b) == 1 else x.stride(dim)  # a dimension of size 1 can have any stride
+    if step == 1 and b is not None and len(b) > 1:  # a vector holds several channels
         vec = kernels.vector_size(x.dtype, len(b), (*tensors, b))
         bias = 1 if vec == 1 else 2
     else:

@@ -1,19 +1,19 @@
 """Convolutions whose second derivative costs as much as their first one.
 
-R1 and path length regularisation differentiate a gradient. PyTorch computes the gradient of the weights through that as
-a convolution with a kernel as large as the image: 15 to 60 times slower than an ordinary backward pass on an H200, and
-wrong in bfloat16 on CPUs with AMX (oneDNN 3.x: the result has no correct digit).
+R1 and path length regularisation differentiate a gradient. In that second backward pass, PyTorch computes the gradient
+of the weights as a convolution whose kernel is as large as the image. On an H200, this is 15 to 60 times slower than an
+ordinary backward pass. In bfloat16 on CPUs with AMX, it is also wrong (oneDNN 3.x: the result has no correct digit).
 
 A convolution is bilinear in its input x and weight w, and so are its two gradients. For y = conv(x, w) and gradient dy,
 
     dx, dw = backward(dy, x, w)
 
-and, for gradients ddx and ddw that come back through these two,
+and, for the gradients ddx and ddw of dx and dw,
 
     d/d dy = conv(ddx, w) + conv(x, ddw)
     d/dx, d/dw = backward(dy, ddx, ddw)
 
-Hence two autograd functions, `conv` and `backward`, are each other's derivatives to any order, and no kernel is ever
+Hence the two autograd functions `conv` and `backward` are each other's derivatives to any order, and no kernel is
 larger than w. The same holds for transposed convolutions.
 """
 
@@ -21,9 +21,8 @@ import contextlib
 from typing import Any, Iterator, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-enabled: bool | None = None             # Use the functions above: always, never, or (None) inside `second_order`.
+enabled: bool | None = None             # Whether to use the two functions above; None = only inside `second_order`.
 weight_gradients_disabled = False       # Set by `no_weight_gradients`.
 
 _second_order = False
@@ -34,7 +33,7 @@ Tensor = torch.Tensor
 
 @contextlib.contextmanager
 def second_order() -> Iterator[None]:
-    """Inside, convolutions expect that the gradient of their result will be differentiated again."""
+    """Use this context for convolutions whose gradient will be differentiated again."""
     global _second_order
     old, _second_order = _second_order, True
     try:
@@ -44,14 +43,13 @@ def second_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_weight_gradients(disable: bool = True) -> Iterator[None]:
-    """Inside, backward passes compute no gradients of weights, which `torch.autograd.grad(y, x)` does not ask for.
+def no_weight_gradients() -> Iterator[None]:
+    """Inside, backward passes compute no gradients of weights. Second derivatives are not affected.
 
-    PyTorch does not tell an autograd function which gradients are asked for. Second derivatives are not affected.
+    Use it for `torch.autograd.grad(y, x)`: PyTorch doesn't tell an autograd function which gradients are requested.
     """
     global weight_gradients_disabled
-    old = weight_gradients_disabled
-    weight_gradients_disabled = old or disable
+    old, weight_gradients_disabled = weight_gradients_disabled, True
     try:
         yield
     finally:
@@ -67,11 +65,11 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, of the types of its arguments under autocast, too.
+    """`torch.nn.functional.conv2d`, except that it keeps the dtype of its arguments under autocast.
 
     Args:
-        input:  [N, C_in, H, W], any floating point type and memory format.
-        weight: [C_out, C_in / groups, kh, kw], the type of `input`.
+        input:  [N, C_in, H, W], any floating-point dtype and memory format.
+        weight: [C_out, C_in / groups, kh, kw], the dtype of `input`.
         bias:   [C_out] or None.
 
     Returns:
@@ -91,11 +89,11 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Pair = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d`, as `conv2d`.
+    """`torch.nn.functional.conv_transpose2d`, except that it keeps the dtype of its arguments under autocast.
 
     Args:
-        input:  [N, C_in, H, W], any floating point type and memory format.
-        weight: [C_in, C_out / groups, kh, kw], the type of `input`.
+        input:  [N, C_in, H, W], any floating-point dtype and memory format.
+        weight: [C_in, C_out / groups, kh, kw], the dtype of `input`.
         bias:   [C_out] or None.
 
     Returns:
@@ -106,7 +104,7 @@ def conv_transpose2d(
 
 
 class _ConvOptions(NamedTuple):
-    """The last arguments of `torch.convolution`, in its order."""
+    """The arguments of `torch.convolution` after the bias, in its order."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -130,7 +128,7 @@ def _run(x: Tensor, w: Tensor, bias: Tensor | None, options: _ConvOptions) -> Te
 def _use_functions(x: Tensor, w: Tensor) -> bool:
     wanted = _second_order if enabled is None else enabled
     if not wanted or torch.compiler.is_exporting() or torch.compiler.is_compiling():
-        return False    # exported graphs and compilers need PyTorch's own operations
+        return False    # exports and compilers need PyTorch's own operations
     return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
 
 
@@ -138,10 +136,7 @@ def _convolve(x: Tensor, w: Tensor, bias: Tensor | None, options: _ConvOptions) 
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _convolve(x, w, bias, options)
-    if options.transposed:
-        return F.conv_transpose2d(x, w, bias, options.stride, options.padding, options.output_padding, options.groups,
-                                  options.dilation)
-    return F.conv2d(x, w, bias, options.stride, options.padding, options.dilation, options.groups)
+    return torch.convolution(x, w, bias, *options)
 
 
 class _Convolution(torch.autograd.Function):
@@ -167,7 +162,10 @@ class _Convolution(torch.autograd.Function):
 def _gradients(
     dy: Tensor, x: Tensor, w: Tensor, options: _ConvOptions, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those gradients of x and w for which `mask` is true. If only one is asked for, its own values don't matter."""
+    """The gradients of x and w for which `mask` is true; None for the others.
+
+    dx does not depend on the values of x, nor dw on those of w.
+    """
     return _ConvolutionBackward.apply(dy, x, w, options, mask) if any(mask) else (None, None)
 
 

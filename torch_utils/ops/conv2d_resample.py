@@ -1,4 +1,4 @@
-"""Convolution with up- or down-sampling, in the cheapest order of the two."""
+"""Convolution with up- or down-sampling, in the cheapest order of operations."""
 
 from typing import Sequence
 
@@ -24,12 +24,12 @@ def conv2d_resample(
 
     Args:
         x:           [N, C_in, H, W].
-        w:           [C_out, C_in / groups, kh, kw], the type of `x`.
-        f:           From `setup_filter`; None = identity.
-        up, down:    Factors of the resampling before and after the convolution.
-        padding:     With respect to the up-sampled image: one number, [x, y] or [x0, x1, y0, y1].
-        groups:      Groups of channels.
-        flip_weight: True = correlation (as torch.nn.functional.conv2d), False = convolution.
+        w:           [C_out, C_in / groups, kh, kw], the dtype of `x`.
+        f:           Filter from `setup_filter`; None = identity.
+        up, down:    Factors of the up-sampling before and the down-sampling after the convolution.
+        padding:     In pixels of the up-sampled image: one number, [x, y] or [x0, x1, y0, y1].
+        groups:      Number of groups of channels.
+        flip_weight: True = correlation (like torch.nn.functional.conv2d), False = convolution.
         flip_filter: The same for `f`.
 
     Returns:
@@ -46,7 +46,7 @@ def conv2d_resample(
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
     pad = [px0, px1, py0, py1]
 
-    if kh == kw == 1 and up == 1:  # 1x1: on the small image
+    if kh == kw == 1 and up == 1:  # resample first: a 1x1 convolution is cheaper on the smaller image
         x = upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter) if down > 1 or any(pad) else x
         return _conv2d(x, w, groups=groups)
     if kh == kw == 1 and down == 1:
@@ -70,7 +70,7 @@ def _conv2d(x, w, *, stride=1, padding=(0, 0), groups=1, flip_weight=True):
 
 
 def _conv2d_up(x, w, f, up, pad, groups, flip_weight, flip_filter):
-    """Transposed convolution first, filter second: both are linear, and so neither sees inserted zeros."""
+    """Transposed convolution, then the filter. Being linear, they can be swapped; neither processes inserted zeros."""
     c_out, c_in, kh, kw = w.shape
     w = w.reshape(groups, c_out // groups, c_in, kh, kw).transpose(1, 2).reshape(groups * c_in, -1, kh, kw)
     if flip_weight:

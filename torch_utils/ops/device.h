@@ -1,8 +1,8 @@
-// What the kernels share. The same source is compiled by NVRTC and by nvcc; tests compile it for the CPU, too.
+// Shared code of the kernels. NVRTC and nvcc compile the same source; tests also compile it for the CPU.
 //
-// A kernel's file is specialised by macros and defines one `KERNEL(Params p)`, on a one-dimensional grid.
-// Macros that every kernel has: GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block), PARAMS_BYTES. What is not
-// shared stands in KERNEL_NAMESPACE, so that one translation unit may hold several kernels of a file.
+// Macros specialise a kernel's file, which defines one `KERNEL(Params p)` on a one-dimensional grid. Every kernel has
+// the macros GLEAD_KERNEL (its symbol), T (element type), BLOCK (threads of a block), PARAMS_BYTES. A file's own code
+// is in KERNEL_NAMESPACE, so that one translation unit may hold several kernels of a file.
 #pragma once
 
 #ifdef GLEAD_EMULATE
@@ -15,7 +15,7 @@
 #define GLEAD_JOIN(a, b) GLEAD_JOIN_(a, b)
 #define KERNEL_NAMESPACE GLEAD_JOIN(of_, GLEAD_KERNEL)
 
-// PARAMS_BYTES is what the caller takes the size of a kernel's `struct Params` to be.
+// PARAMS_BYTES is the size of the caller's copy of a kernel's `struct Params`.
 #define CHECK_PARAMS static_assert(sizeof(Params) == PARAMS_BYTES, "the caller has another struct Params")
 
 namespace glead {
@@ -27,7 +27,7 @@ struct bfloat16 { unsigned short bits; };
 typedef float float32;
 typedef double float64;
 
-// Half types are widened to float32 for arithmetic, which needs no header of CUDA.
+// float16 and bfloat16 are widened to float32 for arithmetic. This needs no CUDA headers.
 template <class T> struct Compute { typedef float type; };
 template <> struct Compute<double> { typedef double type; };
 
@@ -37,7 +37,7 @@ __device__ inline float widen(bfloat16 v) { return __uint_as_float((unsigned)v.b
 __device__ inline void narrow(double v, double& out) { out = v; }
 __device__ inline void narrow(float v, float& out) { out = v; }
 
-__device__ inline void narrow(float v, bfloat16& out) {  // to the nearest, ties to even
+__device__ inline void narrow(float v, bfloat16& out) {  // rounds to the nearest, ties to even
     unsigned u = __float_as_uint(v);
     out.bits = v != v ? 0x7fff : (unsigned short)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
@@ -53,20 +53,20 @@ __device__ inline float widen(float16 v) {
     return r;
 }
 __device__ inline void narrow(float v, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
-__device__ inline unsigned pair(unsigned short low, unsigned short high) {  // that the compiler won't take apart again
+__device__ inline unsigned pair(unsigned short low, unsigned short high) {  // the compiler can't split asm
     unsigned r;
     asm("mov.b32 %0, {%1, %2};" : "=r"(r) : "h"(low), "h"(high));
     return r;
 }
 #endif
 
-template <class T, class C> __device__ inline C rounded(C v) {  // as T would hold it
+template <class T, class C> __device__ inline C rounded(C v) {  // v, rounded to T
     T t;
     narrow(v, t);
     return widen(t);
 }
 
-// V elements that are read and written by one instruction: as words, or a compiler might take them one by one.
+// V elements that one instruction reads or writes. They are accessed as words: a compiler might split other types.
 template <class T, int V> struct alignas(sizeof(T) * V) Vector { T at[V]; };
 
 template <int BYTES> struct Words;
@@ -77,9 +77,10 @@ template <> struct Words<16> { typedef uint4 type; };
 
 template <class W> __device__ inline void store_words(W* p, const W& words) { *p = words; }
 #ifndef GLEAD_EMULATE
+// Without a memory clobber, loads may be moved past the store. No load reads what it writes.
 template <> __device__ inline void store_words(uint4* p, const uint4& words) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
-                 :: "l"(p), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));  // loads may pass: none reads this
+                 :: "l"(p), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
 }
 #endif
 
@@ -103,7 +104,7 @@ template <class T, int V> __device__ inline void store(T* p, const Vector<T, V>&
     store_words((decltype(words)*)p, words);
 }
 
-// V consecutive numbers, of 16 bytes an access where there are so many; they are aligned alike.
+// Read V consecutive numbers, at most 16 bytes at a time. They must be aligned to the size of an access.
 template <int V, class C> __device__ inline void load_array(const C* p, C (&out)[V]) {
     constexpr int PART = V * sizeof(C) < 16 ? V : 16 / sizeof(C);
 #pragma unroll
@@ -114,7 +115,7 @@ template <int V, class C> __device__ inline void load_array(const C* p, C (&out)
     }
 }
 
-// As PyTorch does it: what is not a number stays so, which fmin and fmax would hide.
+// Like PyTorch's clamp, keeps NaN. fmin and fmax would drop it.
 template <class C> __device__ inline C clamped(C v, C limit) { return v < -limit ? -limit : v > limit ? limit : v; }
 
 __device__ constexpr int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }

@@ -4,5 +4,5 @@ import torch
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """`a * b + c`, broadcast; differentiable any number of times."""
+    """`a * b + c` with broadcasting; differentiable any number of times."""
     return torch.addcmul(c, a, b)

@@ -1,4 +1,4 @@
-"""What the operations with CUDA kernels share: element types, sizes of vectors, parameters by address."""
+"""Shared parts of the operations with CUDA kernels: registration, element types, sizes of vectors, parameters."""
 
 import ctypes
 from typing import Any, Callable, Sequence
@@ -10,10 +10,10 @@ from .build import custom_ops
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 BLOCK = 256             # Threads of a block.
-VECTOR_BYTES = 16       # The most that one instruction reads or writes.
+VECTOR_BYTES = 16       # Largest size that one instruction reads or writes.
 MAX_GRID = 2**31 - 1
 
-library = torch.library.Library("glead", "FRAGMENT")  # The operators, as `torch.ops.glead.<name>`.
+library = torch.library.Library("glead", "FRAGMENT")  # Holds the operators `torch.ops.glead.<name>`.
 
 
 def register(
@@ -21,11 +21,11 @@ def register(
     *,
     cpu: Callable[..., Any],
     cuda: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,   # For `backward`, as torch.library.register_autograd takes them;
-    backward: Callable[..., tuple] | None = None,       # None = not differentiable.
+    setup_context: Callable[..., None] | None = None,   # as in torch.library.register_autograd
+    backward: Callable[..., tuple] | None = None,       # None = not differentiable
 ) -> None:
-    """Give the operator `name`, which is defined in `library`, its implementations. `cpu` also serves fake tensors."""
-    library.impl(name, cpu, "CompositeExplicitAutograd")  # any device that has no kernels
+    """Register the implementations of an operator that is defined in `library`. `cpu` also serves fake tensors."""
+    library.impl(name, cpu, "CompositeExplicitAutograd")  # for all devices without kernels
     library.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"glead::{name}", cpu, lib=library)
     if backward is not None:
@@ -36,7 +36,7 @@ def register(
 def _differentiable(
     op: torch._ops.OpOverload, *, setup_context: Callable[..., None], backward: Callable[..., tuple]
 ) -> Callable[..., Any]:
-    """As `torch.library.register_autograd`, at a third of its overhead, which slows small networks down."""
+    """Like `torch.library.register_autograd`, but with a third of its overhead, which slows down small networks."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -49,7 +49,7 @@ def _differentiable(
 
     def differentiable(*args: Any) -> Any:
         if (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
-                or forward_ad._current_level >= 0):  # forward derivatives, for which `apply` raises an error
+                or forward_ad._current_level >= 0):  # forward derivatives: `apply` raises an error
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -58,14 +58,14 @@ def _differentiable(
 
 
 def params(**fields: Any) -> type[ctypes.Structure]:
-    """A kernel's `struct Params`: fields in its order, by name and type."""
+    """The ctypes structure for a kernel's `struct Params`: types by field name, in the same order."""
     return type("Params", (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
 def kernel(
     name: str, params: type[ctypes.Structure], *, dtype: torch.dtype, block: int = BLOCK, **macros: int | str
 ) -> custom_ops.Kernel:
-    """The kernel of `name`.cu for elements of type `dtype`. `params` is the structure of its parameters."""
+    """The kernel in `name`.cu for elements of type `dtype`. `params` is the structure of its parameters."""
     common: dict[str, int | str] = dict(T=TYPES[dtype], BLOCK=block, PARAMS_BYTES=ctypes.sizeof(params))
     return custom_ops.Kernel(name, tuple((common | macros).items()))
 
@@ -76,7 +76,7 @@ def index_type(numel: int) -> str:
 
 
 def check_devices(x: torch.Tensor, *others: torch.Tensor | None) -> None:
-    """Raise ValueError unless all tensors are on one device: a kernel would misread addresses of another one."""
+    """Raise ValueError unless all tensors are on one device: a kernel can't read the memory of another one."""
     for other in others:
         if other is not None and other.device != x.device:
             raise ValueError(f"all tensors must be on one device, got {x.device} and {other.device}")
@@ -87,12 +87,12 @@ def address(x: torch.Tensor | None) -> int | None:
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that kernels calculate in: half types are widened to float32."""
+    """The dtype in which kernels compute: float16 and bfloat16 are widened to float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor | None]) -> int:
-    """How many elements to access at once: the largest power of two that divides `length` and suits all addresses."""
+    """Elements per memory access: the largest power of two that divides `length`, and to which tensors are aligned."""
     size = VECTOR_BYTES // dtype.itemsize
     addresses = [t.data_ptr() for t in tensors if t is not None]
     while size > 1 and (length % size or any(a % (size * dtype.itemsize) for a in addresses)):
@@ -100,19 +100,14 @@ def vector_size(dtype: torch.dtype, length: int, tensors: Sequence[torch.Tensor 
     return size
 
 
-def is_dense(x: torch.Tensor) -> bool:
-    """Whether the elements fill their memory without gaps, contiguous or with channels last."""
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-
-
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """The tensor itself if it is dense, or a dense copy. A copy keeps channels last, as PyTorch's operations do."""
-    if is_dense(x):
+    """The tensor itself if its memory has no gaps, otherwise a copy. A copy keeps channels last."""
+    if x.is_contiguous() or is_channels_last(x):
         return x
     last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether the format is channels last and not, for want of channels or pixels, contiguous as well."""
+    """Whether the memory format is channels last. False for tensors that are also contiguous, as with one channel."""
     return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

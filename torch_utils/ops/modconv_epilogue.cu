@@ -1,12 +1,12 @@
-// y = clamp(gain * act(x * scale + noise * strength + b)) of [N, C, H, W]: what follows the convolution of a layer of G.
+// y = clamp(gain * act(x * scale + noise * strength + b)) of [N, C, H, W]: the steps after a convolution in G.
 //
-// What belongs to channels and to pixels is read once for several vectors: a thread keeps to its channels and takes
-// several pixels if CHANNELS_LAST, and else keeps to its pixels and takes several channels.
+// A thread processes several vectors, to reuse what it reads: with CHANNELS_LAST, several pixels of the same channels;
+// otherwise, several channels of the same pixels.
 //
 // Macros: CHANNELS_LAST      0 = [N, C, H, W], 1 = [N, H, W, C] in memory
-//         SCALE NOISE BIAS   0 or 1: is there one?
-//         VEC                elements of a vector: pixels, or channels if CHANNELS_LAST
-//         ROUNDS             vectors of a thread
+//         SCALE NOISE BIAS   whether there is one: 0 or 1
+//         VEC                elements in a vector: channels if CHANNELS_LAST, otherwise pixels
+//         ROUNDS             vectors for each thread
 //         INDEX              unsigned type that can count the threads
 #include "device.h"
 
@@ -23,8 +23,8 @@ struct Params {
     const C* strength;      // [1]
     const C* b;             // [C]
     int64 images, channels, pixels;
-    int64 noise_stride;     // Between images; 0 = the same for all.
-    double slope, gain, clamp;  // Slope of the negative side; clamp < 0: no limit.
+    int64 noise_stride;     // From one image to the next; 0 = the same noise for all.
+    double slope, gain, clamp;  // Slope of the negative side; clamp < 0 = no limit.
 };
 CHECK_PARAMS;
 
@@ -51,7 +51,7 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
     C gain = C(p.gain), slope = C(p.slope);
     const C* of_scale = p.scale + (int64)n * p.channels;
     const C* of_noise = p.noise + n * p.noise_stride;
-    C scale[VEC], shift[VEC];   // Of this thread's channels, or in `shift` the noise of its pixels.
+    C scale[VEC], shift[VEC];   // Of the thread's channels; without CHANNELS_LAST, `shift` is noise of its pixels.
     if (CHANNELS_LAST && SCALE) load_array(of_scale + i, scale);
     if (CHANNELS_LAST && BIAS) load_array(p.b + i, shift);
     if (!CHANNELS_LAST && NOISE) load_array(of_noise + i, shift);

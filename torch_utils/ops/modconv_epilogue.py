@@ -1,4 +1,4 @@
-"""Everything after the convolution of a layer of G as one operation: demodulation, noise, bias, activation, clamp."""
+"""All steps after the convolution in a layer of G, as one operation: demodulation, noise, bias, activation, clamp."""
 
 import ctypes
 import functools
@@ -22,20 +22,23 @@ def modconv_epilogue(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """`clamp(gain * act(x * scale + noise * strength + b))`, differentiable any number of times in all but `noise`.
+    """`clamp(gain * act(x * scale + noise * strength + b))`. Differentiable any number of times, but not in `noise`.
 
     Args:
-        x:        [N, C, H, W], floating point.
+        x:        [N, C, H, W], any floating-point dtype.
         scale:    [N, C]; None = 1.
-        noise:    [N, 1, H, W], or [1, 1, H, W] or [H, W] for all images; None = no noise.
-        strength: [], of the noise.
+        noise:    [N, 1, H, W], or [1, 1, H, W] or [H, W], the same for all images; None = no noise.
+        strength: [], factor of the noise. Needed if there is noise.
         b:        [C]; None = no bias.
-        act:      "linear", "relu" or "lrelu", of slope 0.2.
-        gain:     None = the activation's own.
-        clamp:    Limit of the absolute value of the result; None = no limit.
+        act:      "linear", "relu", or "lrelu" with slope 0.2.
+        gain:     Factor after the activation; None = the activation's default.
+        clamp:    Limit for the absolute value of the result; None = no limit.
 
     Returns:
-        [N, C, H, W] of the type of `x`; half types are calculated in float32.
+        [N, C, H, W], the dtype of `x`. float16 and bfloat16 are computed in float32.
+
+    Raises:
+        ValueError: The activation is not piecewise linear, or a shape does not fit.
     """
     spec = bias_act.activation_funcs.get(act)
     if spec is None or spec.slope is None:
@@ -51,7 +54,7 @@ def modconv_epilogue(
     gain = float(spec.def_gain if gain is None else gain)
     clamp = -1.0 if clamp is None else float(clamp)
     scale, noise, strength, b = (None if t is None else t.to(dtype) for t in (scale, noise, strength, b))
-    if torch.compiler.is_exporting():  # exported graphs hold plain operations only
+    if torch.compiler.is_exporting():  # exported graphs may hold only plain operations
         return _native(x, scale, noise, strength, b, act, gain, clamp)
     return torch.ops.glead.modconv_epilogue(x, scale, noise, strength, b, act, gain, clamp)
 
@@ -59,7 +62,7 @@ def modconv_epilogue(
 _SETTINGS = "str act, float gain, float clamp"
 kernels.library.define(
     f"modconv_epilogue(Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b, {_SETTINGS}) -> Tensor")
-kernels.library.define(  # dx, and [3, N, C] sums over pixels of g, g * x, g * noise; g = dy * gain * act'(y)
+kernels.library.define(  # returns dx, and sums [3, N, C] over pixels of g, g * x and g * noise; g = dy * gain * act'(y)
     f"modconv_epilogue_grad(Tensor dy, Tensor y, Tensor x, Tensor? scale, Tensor? noise, {_SETTINGS}) -> "
     "(Tensor, Tensor)")
 
@@ -69,7 +72,7 @@ def _slope(act: str) -> float:
 
 
 def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
-    if gain > 0:  # a positive factor passes through (leaky) ReLUs: apply it to the small tensors
+    if gain > 0:  # (leaky) ReLUs commute with a positive factor: apply it to the small tensors
         scale = torch.full([1, 1], gain, device=x.device) if scale is None else scale * gain
         strength, b = (None if t is None else t * gain for t in (strength, b))
     elif scale is None:
@@ -85,12 +88,12 @@ def _native(x, scale, noise, strength, b, act, gain, clamp) -> Tensor:
         y = y * gain
     if clamp >= 0:
         limit = bias_act._as_held(clamp, y.dtype)
-        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # leaky_relu_ keeps its result
+        y = y.clamp(-limit, limit) if y.requires_grad else y.clamp_(-limit, limit)  # autograd needs the old y
     return y
 
 
 def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
-    """dx, and the sums [3, N, C] from which the other derivatives follow."""
+    """dx, and the sums [3, N, C] over pixels from which the other derivatives follow."""
     dtype = kernels.compute_type(x.dtype)
     dx = g if scale is None else g * scale[:, :, None, None].to(g.dtype)
     if kernels.is_channels_last(g):
@@ -102,16 +105,17 @@ def _sums(g, x, scale, noise) -> tuple[Tensor, Tensor]:
 
 
 def _sums_over_pixels(g: Tensor, noise: Tensor | None) -> Tensor:
-    """Sums of g and of g * noise over pixels, [N, 1 or 2, C]: products of matrices for each row, then a sum over rows.
+    """Sums of g and, with noise, of g * noise over pixels: [N, 1 or 2, C].
 
-    With channels last, this takes at most half the time of a plain sum, and is more accurate.
+    A matrix product sums over each row, and then rows are added up. With channels last, this takes at most half the
+    time of a plain sum, and is more accurate.
     """
     n, c, h, w = g.shape
     weights = g.new_ones([n, h, 1, w])
     if noise is not None:
         weights = torch.cat([weights, noise.to(g.dtype).reshape(-1, h, 1, w).expand(n, -1, -1, -1)], dim=2)
     rows = weights.reshape(n * h, -1, w) @ g.permute(0, 2, 3, 1).reshape(n * h, w, c)
-    return rows.reshape(n, h, -1, c).sum(1, dtype=kernels.compute_type(g.dtype))  # half types end at 65504
+    return rows.reshape(n, h, -1, c).sum(1, dtype=kernels.compute_type(g.dtype))  # float16 ends at 65504
 
 
 def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tensor]:
@@ -120,7 +124,7 @@ def _native_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tens
         return _sums(bias_act._native_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
     g = bias_act._native_grad(dy, y if gain > 0 else -y, act, alpha, 1.0, clamp)
     dx, sums = _sums(g, x, scale * gain, noise)
-    return dx, sums * gain  # cheaper than to multiply the large tensor g
+    return dx, sums * gain  # cheaper than multiplying the large tensor g
 
 
 _Params = kernels.params(
@@ -133,7 +137,7 @@ _GradParams = kernels.params(
     **{name: ctypes.c_int64 for name in ("images", "channels", "pixels", "parts", "noise_stride")},
     **{name: ctypes.c_double for name in ("slope", "gain", "clamp")},
 )
-_ROUNDS = 4     # Vectors of a thread.
+_ROUNDS = 4     # Vectors for each thread.
 
 
 @functools.lru_cache(maxsize=None)
@@ -150,7 +154,7 @@ def _grad_kernel(dtype: torch.dtype, *, tc: int, block: int, vec: int, scale: bo
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """The kernels of G's layers."""
+    """The kernels that G's layers use."""
     found = []
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         vec = kernels.VECTOR_BYTES // dtype.itemsize
@@ -162,7 +166,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
 
 
 def _layout(x: Tensor, *tensors: Tensor) -> tuple[bool, int]:
-    """Whether it is channels last, and the number of elements of a vector."""
+    """Whether `x` is channels last, and the number of elements in a vector."""
     last = kernels.is_channels_last(x)
     return last, kernels.vector_size(x.dtype, x.shape[1] if last else x.shape[2] * x.shape[3], (x, *tensors))
 
@@ -172,7 +176,7 @@ def _noise_stride(noise: Tensor | None) -> int:
 
 
 def _dense_small(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Contiguous and aligned, as kernels read them."""
+    """Contiguous and aligned tensors, as kernels expect them."""
     dense = [None if t is None else t.contiguous() for t in tensors]
     return [t if t is None or t.data_ptr() % kernels.VECTOR_BYTES == 0 else t.clone() for t in dense]
 
@@ -221,7 +225,7 @@ def _launch_grad(dy, y, x, scale, noise, act, gain, clamp) -> tuple[Tensor, Tens
     if last:
         tc, block = min(8, 1 << (c // vec - 1).bit_length()), kernels.BLOCK
         parts, tiles = -(-h * w // (block // tc * _ROUNDS)), -(-(c // vec) // tc)
-    else:  # small images: small blocks
+    else:  # small images need small blocks
         tc, block = 0, min(max(1 << (h * w // vec - 1).bit_length(), 32), kernels.BLOCK)
         parts, tiles = -(-(h * w // vec) // (block * _ROUNDS)), c
     launch = custom_ops.load(
@@ -246,7 +250,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple:
     y, x, scale, noise, strength = ctx.saved_tensors
     act, gain, clamp = ctx.settings
-    if torch.is_grad_enabled():  # higher derivatives are wanted: operations that have them
+    if torch.is_grad_enabled():  # higher derivatives are wanted: use operations that have them
         alpha = bias_act.activation_funcs[act].def_alpha
         dx, sums = _sums(torch.ops.glead.bias_act_grad(dy, y, act, alpha, gain, clamp), x, scale, noise)
     else:

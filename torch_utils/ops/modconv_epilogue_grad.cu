@@ -1,10 +1,11 @@
-// First derivatives of modconv_epilogue.cu, in one pass: dx for each element, and for each image and channel the sums
-// over pixels that make the derivatives of bias, scale and strength. With g = dy * gain * act'(y), 0 where y is clamped,
+// First derivatives of modconv_epilogue.cu, in one pass: dx for each element and, for each image and channel, the sums
+// over pixels from which the derivatives of bias, scale and strength follow. With g = dy * gain * act'(y), or g = 0
+// where y is clamped,
 //     dx = g * scale,    sums = (sum of g, sum of g * x, sum of g * noise).
-// A block sums a part of the pixels; the parts are added up afterwards, in the same order each time.
+// A block sums a part of the pixels. The parts are added up afterwards, always in the same order.
 //
-// Macros: as in modconv_epilogue.cu; ROUNDS: vectors of a thread; TC: threads of a block along channels (1 if not
-// CHANNELS_LAST), the others are along pixels.
+// Macros: as in modconv_epilogue.cu, and TC = threads of a block along channels (1 without CHANNELS_LAST). The other
+// threads of the block are along pixels.
 #include "device.h"
 
 namespace KERNEL_NAMESPACE {
@@ -26,10 +27,10 @@ struct Params {
 };
 CHECK_PARAMS;
 
-constexpr int SUMS = 3;                             // Of a channel.
-constexpr int LANES = CHANNELS_LAST ? VEC : 1;      // Channels of a thread.
+constexpr int SUMS = 3;                             // Sums for each channel.
+constexpr int LANES = CHANNELS_LAST ? VEC : 1;      // Channels for each thread.
 constexpr int ROWS = BLOCK / TC;                    // Threads that share a channel.
-constexpr int STEP = CHANNELS_LAST ? 1 : VEC;       // Pixels of a vector.
+constexpr int STEP = CHANNELS_LAST ? 1 : VEC;       // Pixels in a vector.
 
 }  // namespace
 
@@ -42,7 +43,7 @@ KERNEL(KERNEL_NAMESPACE::Params p) {
     int row = threadIdx.x / TC;
     bool inside = c < p.channels;
     C limit = p.clamp < 0 ? C(-1) : rounded<T>(C(p.clamp)), gain = C(p.gain), slope = C(p.slope);
-    C sign = gain < 0 ? C(-1) : C(1);  // of the result where the activation's input is positive
+    C sign = gain < 0 ? C(-1) : C(1);  // sign of the result where the activation's input is positive
     C sums[SUMS][LANES] = {}, scale[LANES];
 #pragma unroll
     for (int k = 0; k < LANES; ++k) scale[k] = 1;

@@ -1,4 +1,4 @@
-"""The operations on a device against their references in double precision: values, first and second derivatives."""
+"""Compares the operations on a device with their references in float64: values, first and second derivatives."""
 
 import functools
 import itertools
@@ -11,28 +11,28 @@ from . import bias_act, modconv_epilogue, upfirdn2d
 
 Tensor = torch.Tensor
 
-BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}  # Of the largest value.
+BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}  # For `Check.error`.
 
 
 class Check(NamedTuple):
     name: str
-    error: float    # Largest difference, relative to the largest value.
-    bound: float
+    error: float    # Largest difference, divided by the largest value.
+    bound: float    # Largest allowed error.
 
 
 class Case(NamedTuple):
     name: str
-    fn: Callable[..., Tensor]                   # The operation, of `inputs`.
+    fn: Callable[..., Tensor]                   # The operation, a function of `inputs`.
     reference: Callable[..., Tensor] | None     # None = `fn` with impl="ref".
-    inputs: tuple[Tensor, ...]                  # Double precision, on the CPU.
+    inputs: tuple[Tensor, ...]                  # float64, on the CPU.
 
 
 def self_test(device: torch.device) -> list[Check]:
     """Compare operations with their references in float16 and float32, as networks use them.
 
-    It needs only some of the standard kernels, so that a GPU has little to compile: more would take longer than 10 s.
+    It uses only some of the standard kernels: compiling more would take longer than 10 s.
     """
-    x, b, noise, scale = draw_inputs(64, 16, 32)    # sizes that suit the largest vectors
+    x, b, noise, scale = draw_inputs(64, 16, 32)    # sizes at which kernels use the largest vectors
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
     moves = [(1, 1, (2, 2, 2, 2)), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1))]
     cases = [bias_act_case("lrelu", x, b), *(fir_case("upfirdn2d 4x4", f, *move, x) for move in moves),
@@ -42,9 +42,9 @@ def self_test(device: torch.device) -> list[Check]:
 
 
 def compare(case: Case, device: torch.device, dtypes: Collection[torch.dtype]) -> list[Check]:
-    """Compare an operation on a device with its reference, in these types and both memory formats.
+    """Compare an operation on a device with its reference, in these dtypes and both memory formats.
 
-    The reference runs on the CPU in double precision.
+    The reference runs on the CPU in float64.
     """
     checks = []
     expected = _derivatives(case.reference or functools.partial(case.fn, impl="ref"), case.inputs)
@@ -59,11 +59,11 @@ def compare(case: Case, device: torch.device, dtypes: Collection[torch.dtype]) -
 
 
 def draw_inputs(c: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [2, c, h, w], b [c], noise [2, 1, h, w] and scale [2, c], of values that all types hold exactly."""
+    """Draw x [2, c, h, w], b [c], noise [2, 1, h, w] and scale [2, c], with values that all dtypes hold exactly."""
     generator = torch.Generator().manual_seed(0)
     x, b, noise = (torch.randint(-24, 25, shape, generator=generator).double() / 8
                    for shape in [(2, c, h, w), (c,), (2, 1, h, w)])
-    b = b + 1 / 32  # so that no sum gets near to an activation's bend, or to where results are clamped
+    b = b + 1 / 32  # keeps all sums away from the activation's kink and from the limit of the clamp
     return x, b, noise, 2.0 ** torch.randint(-1, 2, [2, c], generator=generator).double()
 
 
@@ -94,7 +94,7 @@ def fir_case(name: str, f: Tensor, up: Any, down: Any, padding: tuple[int, ...],
 
 
 def _derivatives(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Value, first derivatives, and what R1 differentiates: the gradient of a gradient's squared norm."""
+    """The value, the first derivatives, and a second one as in R1: the gradient of a gradient's squared norm."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     y = fn(*inputs)
     weight = ((torch.arange(y.shape[-1], device=y.device) % 5 + 1) / 4).to(y.dtype).expand_as(y)

@@ -1,17 +1,17 @@
-// Up-sampling by zeros, FIR and down-sampling of every channel, for factors and filter sizes that are known in advance.
+// Up-sampling by zeros, FIR filter and down-sampling of every channel, for fixed factors and filter sizes.
 //
-// A thread makes RX x RY neighbouring outputs (of VEC channels if CHANNELS_LAST), so that each input is read once for
-// all of them and zeros are never touched: all conditions on taps are decided at compile time. Nothing is shared by
-// threads but what caches hold.
+// A thread computes RX x RY neighbouring outputs (of VEC channels if CHANNELS_LAST). It reads each of their inputs only
+// once. Inserted zeros are skipped, because all conditions on taps are decided at compile time. Threads share data only
+// through the caches.
 //
 // Macros: CHANNELS_LAST          0 = [N, C, H, W], 1 = [N, H, W, C] in memory
 //         UPX UPY DOWNX DOWNY    factors
-//         FW FH FLIP             taps, and whether they are used as they stand (correlation)
+//         FW FH FLIP             numbers of taps; FLIP = 1 uses the taps as they are (correlation)
 //         PX PY                  padding before the image, modulo the up-sampling factor
-//         RX RY                  outputs of a thread; RX * DOWNX is a multiple of UPX, likewise RY
-//         VEC VOUT               elements of an input and of an output vector
-//         SHIFT                  elements of the first vector of a row that are not needed (not CHANNELS_LAST)
-//         TC TX                  threads of a block along channels and along x (CHANNELS_LAST); the rest is along y
+//         RX RY                  outputs for each thread; RX * DOWNX is a multiple of UPX, and RY * DOWNY one of UPY
+//         VEC VOUT               elements in a vector of inputs and of outputs
+//         SHIFT                  number of unneeded elements in the first vector of a row (without CHANNELS_LAST)
+//         TC TX                  threads of a block along channels and along x (CHANNELS_LAST); the others are along y
 //         INDEX                  unsigned type that can count the threads
 #include "device.h"
 
@@ -28,12 +28,13 @@ struct Params {
     int64 images;                           // N * C, or N if CHANNELS_LAST.
     int64 channels;                         // 1, or C if CHANNELS_LAST.
     int64 in_w, in_h, out_w, out_h;
-    int64 first_x, first_y;                 // Input (vector) that the outputs 0 begin with; may lie outside.
+    int64 first_x, first_y;                 // First input (vector) for output 0; may lie outside.
     double gain;
 };
 CHECK_PARAMS;
 
-// Output r of a thread takes input j of its window with tap j * UP + P - r * DOWN, if there is such a tap.
+// Output r of a thread uses input j of its window with tap j * UP + P - r * DOWN, if that tap exists. The result is the
+// number of inputs that outputs 0 to r - 1 need.
 __device__ constexpr int window(int r, int up, int down, int taps, int phase) {
     int last = floor_div((r - 1) * down + taps - 1 - phase, up);
     return last < 0 ? 1 : last + 1;

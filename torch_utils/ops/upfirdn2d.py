@@ -1,4 +1,4 @@
-"""Up-sample, filter with an FIR, down-sample: the resampling operation of the StyleGAN family."""
+"""Up-sample, apply an FIR filter, down-sample: the resampling operation of the StyleGAN family."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ from .build import custom_ops
 
 
 class _Spec(NamedTuple):
-    """One upfirdn2d call without its tensors; x before y, as in the public arguments."""
+    """The arguments of upfirdn2d without its tensors. As in the public function, x comes before y."""
 
     up: tuple[int, int]
     down: tuple[int, int]
@@ -34,15 +34,18 @@ def setup_filter(
     """Prepare a filter for `upfirdn2d`.
 
     Args:
-        f:           Taps [fh, fw] (2-D) or [taps] (applied along both axes), a number, or None (identity).
-        device:      Where the result lives.
-        normalize:   Scale so that the taps add up to 1.
+        f:           Taps [fh, fw] (2-D) or [taps] (1-D, for both axes), a number, or None (identity).
+        device:      Device of the result.
+        normalize:   Scale the taps so that they add up to 1.
         flip_filter: Reverse the taps.
         gain:        Overall factor for the 2-D filter.
-        separable:   Keep a 1-D filter 1-D; None = from 8 taps on, where two passes are cheaper than one.
+        separable:   Keep a 1-D filter 1-D. None = if it has at least 8 taps: two passes are then cheaper than one.
 
     Returns:
         float32 [fh, fw], or [taps] if separable.
+
+    Raises:
+        ValueError: The filter is empty, has more than 2 dimensions, or is 2-D although `separable` is true.
     """
     f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
     if f.ndim > 2 or f.numel() == 0:
@@ -72,35 +75,39 @@ def upfirdn2d(
     gain: float = 1,
     impl: Literal["cuda", "ref"] = "cuda",
 ) -> torch.Tensor:
-    """Insert zeros, pad or crop, convolve every channel with one FIR, keep every n-th pixel.
+    """Insert zeros, pad or crop, convolve every channel with the same FIR filter, keep every n-th pixel.
 
-    Differentiable in `x` any number of times (the derivative of an up/FIR/down is again one); not in `f`.
+    Differentiable any number of times in `x` (the derivative is again such an operation), but not in `f`.
 
     Args:
-        x:           Floating point [N, C, H, W].
-        f:           From `setup_filter`; None = identity.
-        up:          Factor, or [x, y]: up - 1 zeros follow each pixel.
-        down:        Factor, or [x, y].
+        x:           [N, C, H, W], any floating-point dtype.
+        f:           Filter from `setup_filter`; None = identity.
+        up:          Up-sampling factor, or [x, y]: up - 1 zeros follow each pixel.
+        down:        Down-sampling factor, or [x, y].
         padding:     In up-sampled pixels: one number, [x, y] or [x0, x1, y0, y1]; negative = crop.
         flip_filter: False = convolution, True = correlation.
         gain:        Factor of the result.
-        impl:        "ref" inserts the zeros, for tests to compare with; "cuda" takes the fastest way that there is.
+        impl:        "ref" follows the definition, for tests to compare with. "cuda" takes the fastest available path.
 
     Returns:
-        [N, C, (H * up + padding - fh) // down + 1, (W * up + padding - fw) // down + 1], the type of `x`.
+        [N, C, (H * up + padding - fh) // down + 1, (W * up + padding - fw) // down + 1], the dtype of `x`. `padding`
+        here stands for the sum of both sides.
+
+    Raises:
+        ValueError: A factor is below 1.
     """
     spec = _Spec(_pair(up), _pair(down), _padding(padding), bool(flip_filter), float(gain))
     if f is None:
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
     if impl == "ref":
         return _reference(x, f, spec)
-    if torch.compiler.is_exporting():  # exported graphs hold plain operations only
+    if torch.compiler.is_exporting():  # exported graphs may hold only plain operations
         return _native(x, f, spec)
     return torch.ops.glead.upfirdn2d(x, f, *spec)
 
 
 def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Filter an image and keep its size, but for extra `padding`. Arguments are those of `upfirdn2d`."""
+    """Filter an image and keep its size, apart from extra `padding`. Arguments are those of `upfirdn2d`."""
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
     p = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
@@ -108,7 +115,7 @@ def filter2d(x, f, padding=0, flip_filter=False, gain=1, impl="cuda"):
 
 
 def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Enlarge by `up` and keep the brightness. `padding` is in output pixels; the rest is as in `upfirdn2d`."""
+    """Enlarge by `up`, keeping the brightness. `padding` is in output pixels. Other arguments: see `upfirdn2d`."""
     upx, upy = _pair(up)
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
@@ -117,7 +124,7 @@ def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
 
 
 def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    """Shrink by `down`. `padding` is in input pixels; the rest is as in `upfirdn2d`."""
+    """Shrink by `down`. `padding` is in input pixels. Other arguments: see `upfirdn2d`."""
     downx, downy = _pair(down)
     px0, px1, py0, py1 = _padding(padding)
     fw, fh = _filter_size(f)
@@ -159,7 +166,7 @@ def _reference(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
     return x[:, :, ::downy, ::downx]
 
 
-# The operator. It is linear in x. Its derivative is the same operator with swapped factors and a reversed filter.
+# The operator. It is linear in x. Its derivative is the same operator, with swapped factors and a reversed filter.
 
 kernels.library.define(
     "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip, float gain) -> Tensor")
@@ -197,7 +204,7 @@ def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
     if f.ndim == 2:
         y = _launch(x, f, spec)
         return _native(x, f, spec) if y is None else y
-    horizontal, vertical = _separate(spec)  # two passes of few taps instead of one of many
+    horizontal, vertical = _separate(spec)  # two passes with few taps instead of one with many
     y = _launch(x, f[None, :], horizontal)
     if y is not None:
         y = _launch(y, f[:, None], vertical)
@@ -205,7 +212,7 @@ def _cuda(x: torch.Tensor, f: torch.Tensor, *spec: Any) -> torch.Tensor:
 
 
 def _separate(spec: _Spec) -> tuple[_Spec, _Spec]:
-    """One pass along each axis; the gain belongs to both together."""
+    """Split an operation into a horizontal and a vertical pass. The first one applies the whole gain."""
     (upx, upy), (downx, downy), (px0, px1, py0, py1), flip, gain = spec
     return (_Spec((upx, 1), (downx, 1), (px0, px1, 0, 0), flip, gain),
             _Spec((1, upy), (1, downy), (0, 0, py0, py1), flip, 1.0))
@@ -228,8 +235,8 @@ _Params = kernels.params(
     in_w=ctypes.c_int64, in_h=ctypes.c_int64, out_w=ctypes.c_int64, out_h=ctypes.c_int64,
     first_x=ctypes.c_int64, first_y=ctypes.c_int64, gain=ctypes.c_double,
 )
-# Limits of the kernels, whose code is unrolled. Beyond them, PyTorch's own operations do the work.
-_MOST_TAPS = 32     # In both directions together.
+# Kernels are unrolled, and therefore have limits. Beyond these, PyTorch's own operations do the work.
+_MOST_TAPS = 32     # Width times height of the filter.
 _MOST_FACTOR = 4
 
 
@@ -237,17 +244,17 @@ class _Plan(NamedTuple):
     """How a kernel divides the work; see upfirdn2d.cu."""
 
     kernel: custom_ops.Kernel
-    step: tuple[int, int]       # Outputs of a thread: x, y.
-    first: tuple[int, int]      # Inputs that the first outputs begin with: x, y.
-    tile: tuple[int, int, int]  # Threads of a block along channels, x and y (channels last).
+    step: tuple[int, int]       # Outputs of a thread along x and y.
+    first: tuple[int, int]      # First input that the first outputs need, along x and y.
+    tile: tuple[int, int, int]  # With channels last: threads of a block along channels, x and y.
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, vout: int, channels: int) -> _Plan:
-    """Plan for vectors of `vec` inputs and `vout` outputs. `channels` is 0 for images that are not channels last."""
+    """Plan for vectors of `vec` inputs and `vout` outputs. `channels` = 0 means that images are not channels last."""
     (upx, upy), (downx, downy), (px0, _, py0, _), flip, _ = spec
     fw, fh = taps
-    tall = 8 if fh > 6 else 1 if fh == 1 else 2 if downy > 1 else 4     # many taps: more outputs share an input
+    tall = 8 if fh > 6 else 1 if fh == 1 else 2 if downy > 1 else 4     # with more taps, more outputs share an input
     if channels:
         rx, ry = upx * (4 if fh == 1 else 1 if max(upx, downx) > 1 or fw == 1 else 2), upy * max(tall // upy, 1)
         tc = min(8, 1 << (channels // vec - 1).bit_length())
@@ -266,11 +273,11 @@ def _plan(dtype: torch.dtype, spec: _Spec, taps: tuple[int, int], *, vec: int, v
 
 
 def standard_kernels() -> list[custom_ops.Kernel]:
-    """The kernels of networks with the filter 1, 3, 3, 1, forward and backward. Small images need a few more."""
+    """The kernels that networks with the filter [1, 3, 3, 1] use. Small images need a few more."""
     found = []
     for dtype, flip in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
         most = kernels.VECTOR_BYTES // dtype.itemsize
-        for up, down, pad, vec, vout in [  # beside convolutions of stride 2, images have odd sizes: no vectors there
+        for up, down, pad, vec, vout in [  # images beside convolutions of stride 2 have odd sizes, and so no vectors
             (1, 1, 1, 1, 1), (1, 1, 2, most, 1), (2, 1, 2, most, most), (1, 2, 1, most, most),
         ]:
             spec = _Spec((up, up), (down, down), (pad, pad, pad, pad), flip, 1.0)
@@ -281,7 +288,7 @@ def standard_kernels() -> list[custom_ops.Kernel]:
 
 
 def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | None:
-    """Run a CUDA kernel; None where there is none. `f` is 2-D."""
+    """Run a CUDA kernel; None if there is none for this input. `f` is 2-D."""
     fw, fh = _filter_size(f)
     if fw * fh > _MOST_TAPS or max(*spec.up, *spec.down) > _MOST_FACTOR:
         return None
@@ -314,7 +321,7 @@ def _launch(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor | Non
 
 
 def _native(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
-    """Strided convolutions, so that neither inserted zeros nor dropped pixels are computed."""
+    """The operation by strided convolutions, which skip inserted zeros and dropped pixels."""
     if f.ndim == 1:
         horizontal, vertical = _separate(spec)
         return _native(_native(x, f[None, :], horizontal), f[:, None], vertical)
@@ -334,24 +341,24 @@ def _fir_down(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
 
 
 def _fir_up(x: torch.Tensor, f: torch.Tensor, spec: _Spec) -> torch.Tensor:
-    # A transposed convolution gives all positions where the filter overlaps the input. Padding selects some of them.
+    # A transposed convolution computes all positions where the filter overlaps the input. Padding selects some of them.
     (upx, upy), (px0, px1, py0, py1), (fh, fw) = spec.up, spec.padding, f.shape
     left, right, top, bottom = fw - 1 - px0, fw - upx - px1, fh - 1 - py0, fh - upy - py1
     cx, cy = max(min(left, right), 0), max(min(top, bottom), 0)
     if spec.flip:
         f = f.flip([0, 1])  # conv_transpose2d convolves
-    # CPUs have no fast half-precision kernel for it. The small side, the input, is converted instead.
+    # CPUs have no fast half-precision kernel for this. The input, which is smaller than the result, is converted.
     dtype = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     y = F.conv_transpose2d(x.to(dtype), _depthwise(f.to(dtype), x), stride=(upy, upx), padding=(cy, cx),
                            groups=x.shape[1]).to(x.dtype)
     if (left, right, top, bottom) != (cx, cx, cy, cy):
         y = F.pad(y, [cx - left, cx - right, cy - top, cy - bottom])
-    # A clone can be changed in place, as other results can; a view of an operator's result cannot.
+    # Callers may change results in place. A view of an operator's result doesn't allow that, but a clone does.
     return y[:, :, :: spec.down[1], :: spec.down[0]].clone() if max(spec.down) > 1 else y
 
 
 def _depthwise(f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """One filter for every channel; several times faster on CPUs than folding the channels into the batch."""
+    """The filter for a depthwise convolution. On CPUs, this is several times faster than channels as batch items."""
     return f.expand(x.shape[1], 1, *f.shape)
 
 

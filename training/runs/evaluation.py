@@ -58,8 +58,7 @@ def evaluate(
         try:
             result = metric_main.calc_metric(
                 metric, G=G_ema, dataset=dataset, detector=c.detector, device=device, batch_size=metric_batch(c),
-                num_gpus=distributed.world_size(), rank=distributed.rank(), workers=c.workers, shared=shared,
-                kept_real=kept_real, progress=progress,
+                workers=c.workers, shared=shared, kept_real=kept_real, progress=progress,
             )
         except Exception as e:
             lost = distributed.lost_rank(e)

@@ -76,7 +76,7 @@ def test_the_stride_of_a_single_channel_means_nothing(emulator):
 def test_some_channels_of_an_image_stay_channels_last(emulator):
     whole = torch.randn([2, 12, 5, 6]).to(memory_format=torch.channels_last)
     x, b, f = whole[:, 2:10], torch.randn([8]), torch.ones([1, 1])
-    assert not kernels.is_dense(x)
+    assert kernels.dense(x) is not x
     for kernel, plain in [
         (bias_act._cuda(x, b, 1, "lrelu", 0.2, 1.0, -1.0), bias_act._native(x, b, 1, "lrelu", 0.2, 1.0, -1.0)),
         (upfirdn2d._cuda(x, f, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0), x),

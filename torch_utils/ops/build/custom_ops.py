@@ -1,25 +1,18 @@
-"""The runtime of the project's CUDA kernels: compiles them when they are first needed, keeps them, launches them."""
+"""The runtime of the project's CUDA kernels. It compiles a kernel when it is first needed, and keeps it."""
 
 import collections
 import contextlib
-import importlib
 import os
-import pkgutil
 import threading
-from types import ModuleType
 from typing import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError, cache_dir, say_once
-from torch_utils import ops
+from dnnlib.util import UserError, say_once
 
 from . import driver, nvrtc
-from .disk_cache import DiskCache
 from .source import Built, CompileError, Kernel, Launcher, Unavailable
-
-__all__ = ["Kernel", "Launcher", "load", "prepare", "standard_kernels"]
 
 VARIABLE = "GLEAD_OPS"
 _CHOICES = ("auto", "native")
@@ -29,7 +22,7 @@ _lock = threading.Lock()
 
 
 def kernels_wanted() -> bool:
-    """Whether kernels may be used. The environment variable GLEAD_OPS decides: auto (the default) or native.
+    """Whether kernels may be used: the environment variable GLEAD_OPS is auto (the default), not native.
 
     Raises:
         UserError: GLEAD_OPS has another value.
@@ -40,33 +33,23 @@ def kernels_wanted() -> bool:
     return choice == "auto"
 
 
-def kernel_cache() -> DiskCache:
-    return DiskCache(cache_dir("kernels"))
-
-
-def op_modules() -> Iterator[ModuleType]:
-    """The modules of torch_utils.ops."""
-    for info in pkgutil.iter_modules(ops.__path__):
-        if not info.name.startswith("_"):
-            yield importlib.import_module(f"{ops.__name__}.{info.name}")
-
-
 def standard_kernels() -> list[Kernel]:
-    """The kernels that networks usually need. Each module of an operation lists its own in `standard_kernels`."""
-    lists = [module.standard_kernels() for module in op_modules() if hasattr(module, "standard_kernels")]
-    return list(dict.fromkeys(kernel for kernels in lists for kernel in kernels))
+    """The kernels that networks usually need."""
+    from .. import bias_act, modconv_epilogue, upfirdn2d  # these modules import this one
+
+    return [kernel for op in (bias_act, modconv_epilogue, upfirdn2d) for kernel in op.standard_kernels()]
 
 
 def load(kernel: Kernel, device: torch.device) -> Launcher | None:
-    """Get the function that launches a kernel on a device. The kernel is compiled if it never was.
+    """Get the function that launches a kernel on a device. The kernel is compiled if necessary.
 
     Args:
-        kernel: Which.
-        device: Of the tensors that it works on.
+        kernel: The kernel.
+        device: Device of the tensors on which it works.
 
     Returns:
-        None where PyTorch's own operations have to do the work: on the CPU, and where no kernel can be had. In the
-        latter case, the first call in a process prints the reason.
+        The function, or None if PyTorch's own operations have to do the work: on the CPU, and if the kernel can't be
+        compiled or loaded. In the latter case, the first call in a process prints the reason.
 
     Raises:
         UserError: The environment variable GLEAD_OPS is neither auto nor native.
@@ -82,7 +65,7 @@ def _load(kernel: Kernel, device: torch.device) -> Launcher | None:
     if device.type != "cuda":
         _launchers[kernel, device] = None
         return None
-    if device.index is None:  # the current device, which may be another one at the next call
+    if device.index is None:  # means the current device, which may change before the next call
         return load(kernel, torch.device("cuda", torch.cuda.current_device()))
     with _lock:
         if (kernel, device) not in _launchers:
@@ -94,7 +77,7 @@ def _load(kernel: Kernel, device: torch.device) -> Launcher | None:
 
 def _make_launcher(kernel: Kernel, device: torch.device) -> Launcher | None:
     try:
-        image = nvrtc.image(kernel, arch=architecture(device), cache=kernel_cache())
+        image = nvrtc.image(kernel, arch=architecture(device))
         return driver.launcher(kernel, image, index=device.index)
     except (Unavailable, CompileError) as e:
         _say_native(str(e))
@@ -106,13 +89,13 @@ def _say_native(reason: str) -> None:
 
 
 def all_loaded(device: torch.device) -> bool:
-    """Whether every kernel that this process has asked for on a device could be loaded."""
+    """Whether every kernel that this process has requested for a device could be loaded."""
     return all(launch is not None for (_, where), launch in _launchers.items() if where == device)
 
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """Inside, PyTorch's own operations take the kernels' place in this process, for comparisons."""
+    """Inside, this process uses PyTorch's own operations instead of kernels, for comparisons."""
     global _launchers
     before, _launchers = _launchers, collections.defaultdict(lambda: None)
     try:
@@ -122,7 +105,7 @@ def switched_off() -> Iterator[None]:
 
 
 def architecture(device: torch.device) -> int:
-    """90 for a device of compute capability 9.0."""
+    """The architecture of a device, such as 90 for compute capability 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -130,10 +113,10 @@ def architecture(device: torch.device) -> int:
 def prepare(device: torch.device) -> None:
     """Compile and load the standard kernels, several at a time, so that training doesn't wait for them later.
 
-    Does nothing on the CPU. Where kernels can't be had, prints the reason as `load` does.
+    Does nothing on the CPU. If kernels can't be compiled or loaded, prints the reason like `load`.
 
     Raises:
-        UserError: As `load`.
+        UserError: As in `load`.
     """
     if not kernels_wanted() or device.type != "cuda":
         return
@@ -146,10 +129,6 @@ def prepare(device: torch.device) -> None:
 
 
 def compile_all(kernels: Sequence[Kernel], *, arch: int) -> Iterator[Built]:
-    """Compile kernels, in the order in which they are finished. Shows progress if that takes more than a second.
-
-    Raises:
-        Unavailable: NVRTC is missing, or fails.
-    """
-    built = nvrtc.build(kernels, arch=arch, cache=kernel_cache())
+    """`nvrtc.build`, with a progress bar if it takes more than a second."""
+    built = nvrtc.build(kernels, arch=arch)
     yield from tqdm(built, total=len(kernels), desc="Compiling CUDA kernels", unit="kernel", leave=False, delay=1)

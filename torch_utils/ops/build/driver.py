@@ -1,6 +1,6 @@
-"""CUDA's driver by ctypes: loads a compiled kernel into a device and launches it.
+"""Calls CUDA's driver through ctypes, to load compiled kernels and launch them.
 
-A launch takes 1.1 us of Python, the same as with the package cuda-bindings, which does not come with every PyTorch.
+A launch takes 1.1 us of Python. The package cuda-bindings takes as long, but does not come with every PyTorch.
 """
 
 import ctypes
@@ -19,7 +19,8 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as e:
         raise Unavailable(f"no CUDA driver ({e})") from e
-    _check(library, library.cuInit(0), "cuInit")
+    if code := library.cuInit(0):
+        raise Unavailable(f"cuInit: {_error_name(library, code)}")
     return library
 
 
@@ -29,18 +30,17 @@ def _error_name(library: ctypes.CDLL, code: int) -> str:
     return name.value.decode() if name.value else f"CUDA error {code}"
 
 
-def _check(library: ctypes.CDLL, code: int, function: str) -> None:
-    if code:
-        raise Unavailable(f"{function}: {_error_name(library, code)}")
+def _call(function: str, *args: object) -> None:
+    if code := getattr(_library(), function)(*args):
+        raise Unavailable(f"{function}: {_error_name(_library(), code)}")
 
 
 @functools.lru_cache(maxsize=None)
 def _context(index: int) -> int:
-    """The context that PyTorch uses on a device, kept for good."""
-    library = _library()
+    """The context that PyTorch uses on a device. It is never released."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
-    _check(library, library.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
-    _check(library, library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
+    _call("cuDeviceGet", ctypes.byref(device), index)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     return context.value
 
 
@@ -48,44 +48,42 @@ def launcher(kernel: Kernel, image: bytes, *, index: int) -> Launcher:
     """Load a compiled kernel into a device.
 
     Args:
-        kernel: What `image` holds.
-        image:  Cubin, or PTX with a zero at its end.
-        index:  Of the device.
+        kernel: The kernel.
+        image:  The compiled kernel: a cubin, or PTX with a zero byte at its end.
+        index:  Index of the device.
 
     Raises:
-        Unavailable: There is no driver, or it refuses.
+        Unavailable: There is no driver, or it reports an error.
     """
-    library, context = _library(), ctypes.c_void_p(_context(index))
-    _check(library, library.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+    context = ctypes.c_void_p(_context(index))
+    _call("cuCtxPushCurrent_v2", context)
     try:
-        return _launcher(library, kernel, _function(library, kernel, image), context, index)
+        return _launcher(kernel, _function(kernel, image), context, index)
     finally:
-        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        _library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
-def _function(library: ctypes.CDLL, kernel: Kernel, image: bytes) -> ctypes.c_void_p:
-    """Load the kernel in the current context, also while this thread captures a CUDA graph."""
+def _function(kernel: Kernel, image: bytes) -> ctypes.c_void_p:
+    """Load the kernel into the current context, even while this thread captures a CUDA graph."""
     module, function, mode = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int(_RELAXED)
-    _check(library, library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
+    _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
     try:
-        _check(library, library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
-        symbol = kernel.symbol.encode()
-        _check(library, library.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
-        # Functions may be loaded lazily, but not during a capture. Drivers before 12.4 have no cuFuncLoad, and load
-        # functions in cuModuleGetFunction.
-        if hasattr(library, "cuFuncLoad"):
-            _check(library, library.cuFuncLoad(function), "cuFuncLoad")
+        _call("cuModuleLoadData", ctypes.byref(module), image)
+        _call("cuModuleGetFunction", ctypes.byref(function), module, kernel.symbol.encode())
+        # CUDA may load functions lazily, which fails during a capture. Load it now. Drivers before 12.4 have no
+        # cuFuncLoad, but load functions in cuModuleGetFunction.
+        if hasattr(_library(), "cuFuncLoad"):
+            _call("cuFuncLoad", function)
     finally:
-        library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        _library().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     return function
 
 
-def _launcher(
-    library: ctypes.CDLL, kernel: Kernel, function: ctypes.c_void_p, context: ctypes.c_void_p, index: int,
-) -> Launcher:
-    # A launch should be quick, so that everything is looked up and converted beforehand. Without `argtypes`, ctypes
-    # takes half the time; it passes whole numbers as C int, so that pointers have to be c_void_p. A launch may wait for
-    # the device, and lets other threads run meanwhile. Other calls don't wait, and keep the interpreter's lock (PyDLL).
+def _launcher(kernel: Kernel, function: ctypes.c_void_p, context: ctypes.c_void_p, index: int) -> Launcher:
+    # A launch must be fast: everything is looked up and converted beforehand. Without `argtypes`, ctypes takes half the
+    # time, but passes integers as C int, and hence pointers must be c_void_p. A launch may wait for the device, and
+    # releases the interpreter's lock. Other calls don't wait, and keep the lock (PyDLL).
+    library = _library()
     immediate = ctypes.PyDLL(library._name, handle=library._handle)
     start, current_context = library.cuLaunchKernel, immediate.cuCtxGetCurrent
     push, pop = immediate.cuCtxPushCurrent_v2, immediate.cuCtxPopCurrent_v2
@@ -95,7 +93,7 @@ def _launcher(
     def launch(grid: int, params: ctypes.Structure) -> None:
         if not grid:
             return
-        # Another device may be current. A new thread has no context until PyTorch needs one.
+        # Another device may be current. A new thread has no context before it first uses PyTorch on a GPU.
         current = pointer()
         current_context(byref(current))
         elsewhere = current.value != expected

@@ -1,6 +1,6 @@
 """Compiles kernels with NVRTC, NVIDIA's run-time compiler.
 
-NVRTC comes with PyTorch, and needs neither a CUDA toolkit nor a C++ compiler. It takes 0.05 to 0.2 s for a kernel.
+NVRTC comes with PyTorch, and needs neither a CUDA toolkit nor a C++ compiler. A kernel takes 0.05 to 0.2 s.
 """
 
 import ctypes
@@ -16,15 +16,14 @@ import torch
 
 from dnnlib.util import num_cores
 
-from . import source
-from .disk_cache import DiskCache
+from . import disk_cache, source
 from .source import Built, CompileError, Kernel, Unavailable
 
 OPTIONS = ("--std=c++17",)
-_REJECTED = 6           # NVRTC_ERROR_COMPILATION: the source is at fault. All else is a fault of the compiler.
+_REJECTED = 6           # NVRTC_ERROR_COMPILATION: the source is at fault. Other errors are the compiler's.
 _MAX_THREADS = 8
 
-_images: dict[tuple[Kernel, int], bytes] = {}  # What this process has compiled or read.
+_images: dict[tuple[Kernel, int], bytes] = {}  # Kernels that this process has compiled or read, by architecture.
 
 
 @functools.lru_cache(maxsize=None)
@@ -33,10 +32,10 @@ def _library() -> ctypes.CDLL:
         raise Unavailable("this PyTorch is built without CUDA")
     name = f"libnvrtc.so.{torch.version.cuda.split('.')[0]}"
     reason = f"{name} not found"
-    for candidate in (name, *_candidates(name)):  # the first one is what PyTorch has loaded
+    for candidate in (name, *_candidates(name)):  # the plain name finds the library that PyTorch has loaded
         try:
             for builtins in Path(candidate).parent.glob("libnvrtc-builtins.so.*") if "/" in candidate else ():
-                ctypes.CDLL(str(builtins))  # some releases search for it only in the system's folders
+                ctypes.CDLL(str(builtins))  # some releases look for it only in the system's folders
             return ctypes.CDLL(candidate)
         except OSError as e:
             reason = str(e)
@@ -63,7 +62,7 @@ def _call(function: str, *args: object) -> None:
 
 @functools.lru_cache(maxsize=None)
 def version() -> str:
-    """Raises Unavailable where there is no NVRTC."""
+    """The version of NVRTC. Raises Unavailable if there is none."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
     return f"NVRTC {major.value}.{minor.value}"
@@ -71,7 +70,7 @@ def version() -> str:
 
 @functools.lru_cache(maxsize=None)
 def architectures() -> tuple[int, ...]:
-    """The architectures that NVRTC compiles for; 90 means sm_90."""
+    """The architectures for which NVRTC compiles; 90 means sm_90."""
     count = ctypes.c_int()
     _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
@@ -82,11 +81,15 @@ def architectures() -> tuple[int, ...]:
 def target(arch: int, known: Sequence[int]) -> str:
     """NVRTC's name of the target for a device, such as `sm_90`.
 
-    A device that is newer than the compiler gets the newest code that the compiler knows, such as `compute_90`. The
-    driver translates that.
+    For a device that is newer than the compiler, it is the newest target that the compiler knows, such as `compute_90`.
+    The driver translates the result for the device.
+
+    Args:
+        arch:  Architecture of the device.
+        known: Architectures that the compiler knows.
 
     Raises:
-        Unavailable: The compiler no longer knows the device.
+        Unavailable: The device is too old for the compiler.
     """
     older = [a for a in known if a <= arch]
     if not older:
@@ -95,11 +98,11 @@ def target(arch: int, known: Sequence[int]) -> str:
 
 
 def compile_kernel(kernel: Kernel, *, arch: int) -> bytes:
-    """Cubin, or PTX with a zero at its end where the compiler is older than the device.
+    """Compile to a cubin or, if the device is newer than the compiler, to PTX with a zero byte at its end.
 
     Raises:
         CompileError: The source is at fault.
-        Unavailable:  NVRTC can't be had, or fails.
+        Unavailable:  NVRTC is missing, or fails.
     """
     return _compile(source.unit([kernel]), source.included([kernel]), target(arch, architectures()), str(kernel))
 
@@ -130,62 +133,53 @@ def _result(program: ctypes.c_void_p, what: str) -> bytes:
 
 
 def _entry(kernel: Kernel, arch: int) -> str:
-    """Name of the file in the cache."""
+    """Name of the file in the disk cache."""
     to = target(arch, architectures())
     files: list[str | bytes] = [part for item in source.included([kernel]).items() for part in item]
     key = source.digest(version(), to, *OPTIONS, source.unit([kernel]), *files)
     return f"{kernel.symbol}-{to}-{key[:20]}.{'cubin' if to.startswith('sm_') else 'ptx'}"
 
 
-def _find(kernel: Kernel, arch: int, cache: DiskCache) -> bytes | None:
+def find(kernel: Kernel, *, arch: int) -> bytes | None:
+    """The kernel if it was compiled before: from memory or from the disk cache."""
     if (kernel, arch) not in _images:
-        found = cache.read(_entry(kernel, arch))
+        found = disk_cache.read(_entry(kernel, arch))
         if found is None:
             return None
         _images[kernel, arch] = found
     return _images[kernel, arch]
 
 
-def is_compiled(kernel: Kernel, *, arch: int, cache: DiskCache) -> bool:
-    """Whether `image` finds the kernel in memory or in the cache."""
-    return _find(kernel, arch, cache) is not None
-
-
-def image(kernel: Kernel, *, arch: int, cache: DiskCache) -> bytes:
-    """The compiled kernel: from memory, from the cache, or compiled now; see `compile_kernel`."""
-    found = _find(kernel, arch, cache)
+def image(kernel: Kernel, *, arch: int) -> bytes:
+    """The compiled kernel. It is compiled now, unless `find` has it; raises as `compile_kernel`."""
+    found = find(kernel, arch=arch)
     if found is None:
         found = _images[kernel, arch] = compile_kernel(kernel, arch=arch)
-        cache.write(_entry(kernel, arch), found)
+        disk_cache.write(_entry(kernel, arch), found)
     return found
 
 
-def _build_one(kernel: Kernel, arch: int, cache: DiskCache) -> Built:
+def _build_one(kernel: Kernel, arch: int) -> Built:
+    found = find(kernel, arch=arch)
+    if found is not None:
+        return Built(kernel, 0, len(found), None)
     start = time.perf_counter()
     try:
-        num_bytes, error = len(image(kernel, arch=arch, cache=cache)), None
+        num_bytes, error = len(image(kernel, arch=arch)), None
     except CompileError as e:
         num_bytes, error = 0, e
     return Built(kernel, time.perf_counter() - start, num_bytes, error)
 
 
-def build(kernels: Sequence[Kernel], *, arch: int, cache: DiskCache) -> Iterator[Built]:
-    """Compile the kernels that are neither in memory nor in the cache, several at a time.
+def build(kernels: Sequence[Kernel], *, arch: int) -> Iterator[Built]:
+    """Compile the kernels that were not compiled before, several at a time.
 
     Yields:
-        The kernels in the order in which they are finished.
+        All kernels, in the order in which they are finished.
 
     Raises:
         Unavailable: NVRTC is missing, or fails.
     """
-    missing = []
-    for kernel in kernels:
-        found = _find(kernel, arch, cache)
-        if found is None:
-            missing.append(kernel)
-        else:
-            yield Built(kernel, 0, len(found), None)
-    if missing:
-        with ThreadPoolExecutor(min(num_cores(), _MAX_THREADS, len(missing))) as pool:
-            for future in as_completed([pool.submit(_build_one, kernel, arch, cache) for kernel in missing]):
-                yield future.result()
+    with ThreadPoolExecutor(min(num_cores(), _MAX_THREADS)) as pool:
+        for future in as_completed([pool.submit(_build_one, kernel, arch) for kernel in kernels]):
+            yield future.result()

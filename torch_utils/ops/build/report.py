@@ -1,4 +1,4 @@
-"""What `python -m torch_utils.ops` does: compile the kernels beforehand, show whether they work here, test them."""
+"""The commands of `python -m torch_utils.ops`: compile the kernels beforehand, or show whether they work here."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from dnnlib.util import UserError, check_writable
 
-from . import custom_ops, nvrtc
+from . import custom_ops, disk_cache, nvrtc
 from .source import Built, Unavailable
 
 
@@ -18,15 +18,15 @@ def build(archs: str | None) -> int:
     """Compile the standard kernels and print a table of them.
 
     Args:
-        archs: "80,90"; None = those of the GPUs here.
+        archs: Architectures, such as "80,90"; None = those of the GPUs here.
 
     Returns:
         Exit status: 1 if a kernel doesn't compile.
 
     Raises:
-        UserError: No such architecture, no compiler, or no folder to keep kernels in.
+        UserError: There is no such architecture, no compiler, or the folder for kernels can't be written.
     """
-    folder = custom_ops.kernel_cache().folder
+    folder = disk_cache.folder()
     check_writable(folder / "entry")
     results: list[tuple[int, Built]] = []
     try:
@@ -54,7 +54,7 @@ def _parsed(archs: str | None, known: Sequence[int]) -> list[int]:
         if not re.fullmatch(r"\s*[0-9]{1,2}\.?[0-9]\s*", part):
             raise UserError(f"--arch={archs}: expected numbers with commas in between, such as 80,90")
         number = int(part.replace(".", ""))
-        if number not in known and number < max(known):  # for a newer GPU, the driver finishes the compilation
+        if number not in known and number < max(known):  # a newer GPU is fine: its driver completes the compilation
             raise UserError(f"--arch={archs}: the compiler knows {', '.join(map(str, known))}, not {number}")
         numbers.append(number)
     return sorted(set(numbers))
@@ -67,10 +67,10 @@ def _row(arch: int, built: Built) -> list[object]:
 
 
 def status() -> int:
-    """Print what is active here; on a GPU, compare each operation with its reference.
+    """Print whether kernels are active here. On a GPU, also compare each operation with its reference.
 
     Returns:
-        Exit status: 1 if a kernel can't be used, or an operation differs from its reference by more than it may.
+        Exit status: 1 if a kernel can't be used, or an operation differs too much from its reference.
     """
     wanted = custom_ops.kernels_wanted()
     try:
@@ -79,12 +79,12 @@ def status() -> int:
         compiler, available = f"not available: {e}", False
     gpus = [torch.cuda.get_device_name(i) + f", sm_{custom_ops.architecture(torch.device('cuda', i))}"
             for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    usage = custom_ops.kernel_cache().usage()
+    usage = disk_cache.usage()
     reason = "kernels are switched off" if not wanted else "no compiler" if not available else "no GPU"
     active = wanted and available and bool(gpus)
     print(tabulate([
         ["compiler", compiler],
-        ["cache", f"{custom_ops.kernel_cache().folder}: {usage.entries} entries, {usage.num_bytes:,} bytes"],
+        ["cache", f"{disk_cache.folder()}: {usage.entries} entries, {usage.num_bytes:,} bytes"],
         ["GPUs", "; ".join(gpus) or f"none (PyTorch {torch.__version__})"],
         [custom_ops.VARIABLE, os.environ.get(custom_ops.VARIABLE) or "not set: auto"],
         ["active", "kernels" if active else f"PyTorch's own operations: {reason}"],
@@ -93,14 +93,14 @@ def status() -> int:
 
 
 def _self_tests() -> int:
-    """On each GPU, load the kernels that are compiled, and test the operations."""
+    """On each GPU, load the kernels that are already compiled, and test the operations."""
     from ..self_test import self_test
 
     rows, complete, kernels = [], True, custom_ops.standard_kernels()
     for i in range(torch.cuda.device_count()):
         device = torch.device("cuda", i)
-        arch, cache = custom_ops.architecture(device), custom_ops.kernel_cache()
-        compiled = [kernel for kernel in kernels if nvrtc.is_compiled(kernel, arch=arch, cache=cache)]
+        arch = custom_ops.architecture(device)
+        compiled = [kernel for kernel in kernels if nvrtc.find(kernel, arch=arch) is not None]
         loaded = sum(custom_ops.load(kernel, device) is not None for kernel in compiled)
         print(f"{device}: {len(compiled)} of {len(kernels)} kernels compiled, {loaded} loaded; testing", flush=True)
         rows += [[name, str(device), error, bound, "ok" if error <= bound else "FAILED"]  # NaN fails

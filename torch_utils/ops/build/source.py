@@ -1,10 +1,10 @@
-"""Kernels as source: which file, which macros, the translation unit that comes of them, and what identifies it."""
+"""Kernels as source: a file and macros, the translation unit made of them, and names and digests that identify it."""
 
 import ctypes
 import hashlib
 import re
 from pathlib import Path
-from typing import Iterable, NamedTuple, Protocol, Sequence
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 SOURCES = Path(__file__).resolve().parents[1]
 HEADER = "device.h"
@@ -13,8 +13,8 @@ HEADER = "device.h"
 class Kernel(NamedTuple):
     """One kernel: a source file of torch_utils/ops and the macros that specialise it."""
 
-    name: str                                   # Of the file: "bias_act".
-    macros: tuple[tuple[str, str | int], ...]   # ("T", "float16"), ("BLOCK", 256), ...; BLOCK is always there.
+    name: str                                   # Name of the file without suffix, such as "bias_act".
+    macros: tuple[tuple[str, str | int], ...]   # ("T", "float16"), ("BLOCK", 256), ... BLOCK is required.
 
     @property
     def block(self) -> int:
@@ -23,31 +23,24 @@ class Kernel(NamedTuple):
 
     @property
     def symbol(self) -> str:
-        """The kernel's name where it is compiled: letters, digits and underscores."""
+        """The kernel's name in compiled code: letters, digits and underscores."""
         return f"{self.name}_{digest(repr(self.macros))[:12]}"
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.macros)})"
 
 
-class Launcher(Protocol):
-    """Launches a kernel on the current stream of its device.
-
-    Any thread may call it, whichever device is current there, also while a CUDA graph is captured.
-
-    Raises:
-        RuntimeError: CUDA refuses the launch; names CUDA's error, the kernel and the grid.
-    """
-
-    def __call__(self, grid: int, params: ctypes.Structure) -> None: ...
+# Called with (number of blocks, parameters), it launches a kernel on the current stream of its device. Any thread may
+# call it, with any current device, and during the capture of a CUDA graph. It raises a RuntimeError if that fails.
+Launcher = Callable[[int, ctypes.Structure], None]
 
 
 class Built(NamedTuple):
-    """A kernel that was compiled now, or before."""
+    """The result of compiling a kernel."""
 
     kernel: Kernel
-    seconds: float                  # 0 = before.
-    num_bytes: int                  # 0 where it failed.
+    seconds: float                  # 0 = it was compiled before.
+    num_bytes: int                  # 0 = compilation failed.
     error: "CompileError | None"
 
 
@@ -56,7 +49,7 @@ class Unavailable(Exception):
 
 
 class CompileError(Exception):
-    """The compiler refuses a source. The message is the first error in one line; `log` is all that it printed."""
+    """The compiler rejects a source. The message is the first error in one line; `log` is the compiler's output."""
 
     def __init__(self, where: str, log: str) -> None:
         lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
@@ -66,7 +59,7 @@ class CompileError(Exception):
 
 
 def digest(*parts: str | bytes) -> str:
-    """SHA-256 of several parts, in hexadecimal. The places where parts end count, too."""
+    """SHA-256 of several parts, in hexadecimal. It depends on where each part ends."""
     h = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -75,7 +68,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def included(kernels: Iterable[Kernel]) -> dict[str, bytes]:
-    """The files that the translation unit of these kernels includes, by name."""
+    """The files that the translation unit of these kernels includes: {name: content}."""
     names = [HEADER, *sorted({f"{kernel.name}.cu" for kernel in kernels})]
     return {name: (SOURCES / name).read_bytes() for name in names}
 

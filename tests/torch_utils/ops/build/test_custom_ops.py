@@ -17,8 +17,7 @@ from dnnlib.util import UserError
 from paths import ROOT
 from torch_utils.ops import self_test
 from torch_utils.ops.__main__ import main
-from torch_utils.ops.build import custom_ops, driver, nvrtc, report, source
-from torch_utils.ops.build.disk_cache import DiskCache
+from torch_utils.ops.build import custom_ops, disk_cache, driver, nvrtc, report, source
 from torch_utils.ops.build.source import CompileError, Kernel, Unavailable
 
 SCALE = Kernel("scale", (("T", "float32"), ("BLOCK", 128)))
@@ -60,13 +59,8 @@ def sources(folder):
     return folder
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return DiskCache(tmp_path / "cache" / "kernels")
-
-
-def build(*kernels, arch=90, cache):
-    return list(nvrtc.build(kernels, arch=arch, cache=cache))
+def build(*kernels):
+    return list(nvrtc.build(kernels, arch=90))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,7 +74,7 @@ def test_nvrtc_makes_cubin(arch):
 
 
 @needs_nvrtc
-def test_a_device_that_nvrtc_does_not_know_gets_ptx(monkeypatch, cache):
+def test_a_device_that_nvrtc_does_not_know_gets_ptx(monkeypatch):
     monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80))
     image = nvrtc.compile_kernel(SCALE, arch=90)
     assert b".target sm_80" in image and image.endswith(b"\0")
@@ -89,15 +83,15 @@ def test_a_device_that_nvrtc_does_not_know_gets_ptx(monkeypatch, cache):
 
 
 @needs_nvrtc
-def test_an_error_in_the_source_is_one_line(cache):
+def test_an_error_in_the_source_is_one_line():
     path = source.SOURCES / "scale.cu"
     path.write_text(path.read_text().replace("p.size", "p.sizes"))
-    (built,) = build(SCALE, cache=cache)
+    (built,) = build(SCALE)
     assert "scale(T=float32, BLOCK=128)" in str(built.error) and "sizes" in str(built.error)
     assert "\n" not in str(built.error) and "error detected" in built.error.log
-    assert cache.usage() == (0, 0)
+    assert disk_cache.usage() == (0, 0)
     with pytest.raises(CompileError):
-        nvrtc.image(SCALE, arch=90, cache=cache)
+        nvrtc.image(SCALE, arch=90)
 
 
 @needs_nvrtc
@@ -117,26 +111,26 @@ def test_all_standard_kernels_compile(arch, monkeypatch):
 # Cache.
 
 @needs_nvrtc
-def test_cache(cache, monkeypatch):
-    (first,) = build(SCALE, cache=cache)
+def test_cache(monkeypatch):
+    (first,) = build(SCALE)
     image = nvrtc._images.pop((SCALE, 90))
     with monkeypatch.context() as m:
         m.setattr(nvrtc, "compile_kernel", None)  # not called
-        (again,) = build(SCALE, cache=cache)
+        (again,) = build(SCALE)
     assert again.seconds == 0 < first.seconds and nvrtc._images[SCALE, 90] == image
 
     path = source.SOURCES / "device.h"
     path.write_text(path.read_text() + "// changed\n")
     nvrtc._images.clear()
-    assert build(SCALE, cache=cache)[0].seconds > 0
-    assert cache.usage().entries == 2
+    assert build(SCALE)[0].seconds > 0
+    assert disk_cache.usage().entries == 2
 
 
 @needs_nvrtc
-def test_a_cache_that_takes_no_files_is_done_without(tmp_path, capsys):
+def test_a_cache_that_takes_no_files_is_done_without(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    cache = DiskCache(tmp_path / "file" / "kernels")  # where even root can't write
-    assert [b.error for b in build(SCALE, HALF, cache=cache)] == [None, None]
+    monkeypatch.setenv("GLEAD_CACHE_DIR", str(tmp_path / "file"))  # where even root can't write
+    assert [b.error for b in build(SCALE, HALF)] == [None, None]
     assert nvrtc._images[HALF, 90].startswith(b"\x7fELF")
     assert capsys.readouterr().err.count("can't be ") == 1
 
@@ -301,7 +295,7 @@ def command(*args, code="", **env):
 
 
 @needs_nvrtc
-def test_build_command(cache, monkeypatch, capsys):
+def test_build_command(monkeypatch, capsys):
     kernels = [SCALE, SCALE._replace(macros=(("T", "float64"), ("BLOCK", 128)))]
     code = f"""
 from pathlib import Path
@@ -313,7 +307,7 @@ custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tu
     done = command("build", "--arch=80,9.0", code=code)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr     # a slow machine shows a bar
     assert done.stdout.count("T=float64 BLOCK=128") == 2 and "4 kernels in" in done.stdout
-    assert len(list(cache.folder.glob("*-sm_80-*.cubin"))) == len(list(cache.folder.glob("*-sm_90-*.cubin"))) == 2
+    assert [len(list(disk_cache.folder().glob(f"*-sm_{arch}-*.cubin"))) for arch in (80, 90)] == [2, 2]
 
     monkeypatch.setattr(custom_ops, "standard_kernels", lambda: kernels)
     assert main(["build", "--arch=90"]) == 0
@@ -327,11 +321,11 @@ custom_ops.standard_kernels = lambda: [source.Kernel(*kernel) for kernel in {[tu
     assert "Error: scale(T=float64, BLOCK=128): scale.cu(" in printed.err
 
 
-def test_status_command(cache, monkeypatch, capsys):
+def test_status_command(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["status"]) == 0
     out = capsys.readouterr().out
-    assert f"{cache.folder}: 0 entries" in out and "PyTorch's own operations: no " in out
+    assert f"{disk_cache.folder()}: 0 entries" in out and "PyTorch's own operations: no " in out
 
 
 def test_mistakes(monkeypatch, capsys, tmp_path):
@@ -364,7 +358,7 @@ def test_self_tests_of_status(fake, monkeypatch, capsys, error, passes):
     monkeypatch.setattr(self_test, "self_test", checks)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(custom_ops, "standard_kernels", lambda: [SCALE, HALF])
-    build(SCALE, cache=custom_ops.kernel_cache())
+    build(SCALE)
     assert report._self_tests() == (0 if passes else 1)
     out = capsys.readouterr().out
     assert "cuda:0: 1 of 2 kernels compiled, 1 loaded" in out
