@@ -43,13 +43,16 @@ def second_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_weight_gradients() -> Iterator[None]:
+def no_weight_gradients(disable: bool = True) -> Iterator[None]:
     """Inside, backward passes compute no gradients of weights. Second derivatives are not affected.
 
     Use it for `torch.autograd.grad(y, x)`: PyTorch doesn't tell an autograd function which gradients are requested.
+
+    Args:
+        disable: False = change nothing. Programs written for StyleGAN3 pass this.
     """
     global weight_gradients_disabled
-    old, weight_gradients_disabled = weight_gradients_disabled, True
+    old, weight_gradients_disabled = weight_gradients_disabled, weight_gradients_disabled or disable
     try:
         yield
     finally:
