@@ -9,15 +9,13 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from metrics.published import TABLES
-from training.build import build_networks
 from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.rivals import name_of
 from training.config.schema import DatasetConfig, TrainingConfig
+from training.estimate import build_for_cost
 from training.loss import Batch, StyleGAN2Loss
-from training.perceptual import build_stand_in
 from training.phases import GradientGuard, Phase, build_phases
-from training.rivals import build_extras
 
 _MIN_SEC = 1.0      # Every measurement of time takes at least this long.
 
@@ -48,10 +46,7 @@ def measure(config: TrainingConfig) -> Cost:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    G, D = (net.train().requires_grad_(False).to(device) for net in build_networks(config))
-    # Untrained perceptual nets cost the same and need no download.
-    distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
-    extras = build_extras(config, G, D, build_distance=distance)
+    G, D, extras = build_for_cost(config, config.device)
     phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, **extras))
     guard, side = GradientGuard(device), config.dataset.resolution
     z, c = torch.randn([count, G.z_dim], device=device), torch.zeros([count, 0], device=device)

@@ -80,10 +80,7 @@ def images_at_once(config: TrainingConfig, device: Any) -> int:
 
 
 def trace_activations(config: TrainingConfig) -> dict[str, int]:
-    """The most bytes that autograd keeps in each phase, by its name, for `batch_gpu` images without augmentation.
-
-    Untrained nets replace perceptual nets, so that nothing is downloaded.
-    """
+    """The most bytes that autograd keeps in each phase, by its name, for `batch_gpu` images without augmentation."""
     import torch
 
     from torch_utils import training_stats
@@ -94,7 +91,7 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
     if config.device == "cuda":     # bfloat16 is as large as float16, and networks use it on the meta device, too
         c = dataclasses.replace(c, G=dataclasses.replace(c.G, half_type="bfloat16"),
                                 D=dataclasses.replace(c.D, half_type="bfloat16"))
-    G, D, extras = _build(c, "meta")
+    G, D, extras = build_for_cost(c, "meta")
     loss = StyleGAN2Loss(G, D, config=c.loss, **extras)
     n, data = c.batch_gpu, c.dataset
     shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
@@ -130,8 +127,8 @@ def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[i
         yield sum(storage.nbytes() for storage in kept.values())
 
 
-def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any]]:
-    """G, D, and the result of `build_extras` with untrained perceptual nets."""
+def build_for_cost(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Build G, D and the result of `build_extras`. Untrained perceptual nets cost the same and need no download."""
     import torch
 
     from training.build import build_networks
@@ -187,7 +184,7 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    G, D, extras = _build(config, "cpu")
+    G, D, extras = build_for_cost(config, "cpu")
     G, D, judge, tasks = G.eval(), D.eval(), extras["rivals"].judge, [*extras["real_tasks"], *extras["fake_tasks"]]
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():

@@ -108,7 +108,13 @@ def size_like_source(
 def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> Sizes | None:
     """The sizes of the generator in a network file, a path or URL; None if it has no such sizes."""
     resume.check_exists(source)
-    G = _read_generator(source)
+    try:
+        networks = read_source(source)
+    except UserError as e:
+        raise UserError(f"--resume: {e}") from e
+    G = networks["G"] or networks["G_ema"]
+    if G is None:
+        raise UserError(f"--resume: {source} holds neither G nor G_ema")
     sizes = sizes_of(G)
     if sizes is None:
         return None
@@ -124,17 +130,6 @@ def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> S
         print(f"Warning: {source} makes images of {theirs[0]}x{theirs[1]}x{theirs[1]}, this run "
               f"{ours[0]}x{ours[1]}x{ours[1]}: only layers of the same name and shape are taken over", file=sys.stderr)
     return sizes
-
-
-def _read_generator(source: str) -> Any:
-    try:
-        networks = read_source(source)
-    except UserError as e:
-        raise UserError(f"--resume: {e}") from e
-    G = networks["G"] or networks["G_ema"]
-    if G is None:
-        raise UserError(f"--resume: {source} holds neither G nor G_ema")
-    return G
 
 
 def read_source(source: str) -> dict[str, Any]:

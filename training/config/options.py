@@ -138,7 +138,7 @@ class Options:
         GENERAL, "Length of a tick in thousands of images.", metavar="KIMG", shown="4",
         sets="kimg_per_tick", more_than=0, free=True)
     grid_size: int = option(
-        GENERAL, "How wide and high grids of images are at most.", metavar="PIXELS",
+        GENERAL, "Largest width and height of grids of images.", metavar="PIXELS",
         default=TrainingConfig.grid_size, sets="grid_size", at_most=1 << 15, free=True)
     metrics: tuple[str, ...] | None = option(
         GENERAL, "Metrics of every snapshot, comma-separated, or none.", metavar="NAMES", shown="fid50k_full",
@@ -147,24 +147,24 @@ class Options:
         GENERAL, "Feature net of the metrics.  [default: each metric's standard one]", path=True, metavar="PATH|URL",
         sets="detector", free=True)
     trust_net: bool = option(
-        GENERAL, "Open --detector and --perceptual even if they are TorchScript files from elsewhere, which are "
-        "programs; remembered for each file.", flag=True, default=False, free=True, once=True)
+        GENERAL, "Trust TorchScript files given by --detector and --perceptual, which can run any code; remembered for "
+        "each file.", flag=True, default=False, free=True, once=True)
     seed: int = option(
         GENERAL, "Random seed.", default=TrainingConfig.random_seed, sets="random_seed", implies="dataset.random_seed",
         at_least=0, below=2**31)
     device: Literal["auto", "cpu", "cuda"] = option(
         GENERAL, "Where to train.", default="auto", implies="device", free=True)
     keep: str = option(
-        GENERAL, "Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best "
-        "is that by the first of --metrics.", metavar="RULES", default=TrainingConfig.keep, sets="keep", free=True)
+        GENERAL, "Network pickles to keep: all, or a list such as last:3,best,every:10. The first of --metrics tells "
+        "which is best.", metavar="RULES", default=TrainingConfig.keep, sets="keep", free=True)
     timeout: float = option(
         GENERAL, "How long processes wait for one that hangs.", metavar="SEC", default=TrainingConfig.timeout_sec,
         sets="timeout_sec", more_than=0, at_most=1e6, early=True, free=True)
     log: tuple[str, ...] | None = option(
-        GENERAL, "What shows statistics and pictures of the run, comma-separated: tensorboard, wandb, trackio; or "
-        "none.", metavar="NAMES", shown="tensorboard", sets="log", free=True)
+        GENERAL, "Trackers that show statistics and pictures of the run, comma-separated: tensorboard, wandb, trackio; "
+        "or none.", metavar="NAMES", shown="tensorboard", sets="log", free=True)
     outcome: str | None = option(
-        GENERAL, "In the end, write the word finished or stopped to this file; what fails leaves none.", path=True,
+        GENERAL, "In the end, write finished or stopped to this file; a run that fails writes none.", path=True,
         metavar="FILE", free=True)
     dry_run: bool = option(
         GENERAL, "Print the options, parameter counts and memory, and stop; nothing is downloaded.", flag=True,
@@ -198,7 +198,7 @@ class Options:
         BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20,
         summary="Batch")
     batch_gpu: int | str | None = option(
-        BASIC, "Images that a GPU computes at once; auto: parts as by --cfg, as many at once as fit its memory.",
+        BASIC, "Images that a GPU computes at once; auto: the parts of --cfg, as many at once as fit its memory.",
         metavar="INT|auto", shown="auto", or_auto=True, implies=("batch_gpu", "fill_gpu"))
     adversarial: str | None = option(
         BASIC, "How D's scores become the losses of G and D.", shown="logistic; by --method",
@@ -208,14 +208,14 @@ class Options:
         default=LossConfig.r1, sets="loss.r1")
 
     aug: Literal["noaug", "ada", "fixed"] | None = option(
-        AUGMENTATION, "Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.",
+        AUGMENTATION, "Augment what D sees: never, adapted to overfitting (ADA), or with probability --p.",
         shown="ada", implies=("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
         shape=("augment.mode",), summary="Augmentation")
     p: float | None = option(
         AUGMENTATION, "Probability of each transform; needed for --aug=fixed.", implies="augment.p", between=(0, 1),
         shape=True)
     target: float | None = option(
-        AUGMENTATION, "What ADA brings the mean sign of D's real scores to.", shown=f"{ADA_TARGET:g}",
+        AUGMENTATION, "ADA's target of the mean sign of D's scores of real images.", shown=f"{ADA_TARGET:g}",
         implies="augment.target", between=(0, 1))
     augpipe: str | None = option(
         AUGMENTATION, "Transforms.", choices=tuple(PIPES), shown="bgc", implies=("augment.pipe", "augment.transforms"))
@@ -224,13 +224,13 @@ class Options:
         shown="input; clean for --recipe=released", sets="loss.recon_target", methods=GLEAD)
 
     method: str | None = option(
-        METHOD, f"Which tasks D has: {', '.join(METHOD_NAMES)}. More is joined by +, in any order: "
+        METHOD, f"Which tasks D has: {', '.join(METHOD_NAMES)}. Add others by +, in any order: "
         f"{', '.join(RIVALS)}.", shown="glead", metavar="NAME[+NAME...]", read=normalise,
         implies=("method", "D.heads", "D.extra_channels", "D.aux_outputs", "loss.real_task.kind",
                  "loss.fake_task.kind"),
         shape=("D.heads", "D.extra_channels", "D.aux_outputs"), summary="Method")
     rival_options: str | None = option(
-        METHOD, "Settings of what is joined by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
+        METHOD, "Settings of what --method adds by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
         metavar="NAME.OPTION=NUMBER,...")     # its fields depend on the rivals: see `resume.changed`
     recipe: Recipe | None = option(
         METHOD, "Follow GLeaD's paper, or what its released program does.",
@@ -243,7 +243,7 @@ class Options:
         methods=WITH_TASKS, implies=("loss.fake_task.weight", "loss.fake_task"), at_least=0,
         summary="Generated images")
     res_g: int | None = option(
-        METHOD, "Resolution at which G takes over from D; 1 = D gives w alone.", metavar="RES",
+        METHOD, "Resolution of D's feature map, from which G resumes; 1 = D gives w alone.", metavar="RES",
         shown="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of the image",
         also="glead_res_g", methods=GLEAD, implies="D.res_g", shape=True)
     res_decoder: int | None = option(
@@ -290,7 +290,7 @@ class Options:
         SPEED, "No half precision.", default=False, note="resolutions in half precision",
         implies=("G.num_fp16_res", "D.num_fp16_res", "G.conv_clamp", "D.conv_clamp"))
     half: HalfType | None = option(
-        SPEED, "Type of half precision; float16 is for GPUs alone, a CPU takes float32 in its place.", shown="float16",
+        SPEED, "Type of half precision; float16 is for GPUs only, and a CPU uses float32 instead.", shown="float16",
         implies=("G.half_type", "D.half_type"))
     lpips_fp32: bool = option(SPEED, "No half precision in the perceptual net.", default=False, sets="lpips_fp32")
     nhwc: bool = option(
@@ -299,7 +299,7 @@ class Options:
     nobench: bool = option(SPEED, "No cuDNN benchmarking.", default=False, implies="cudnn_benchmark", free=True)
     allow_tf32: bool = option(SPEED, "Let PyTorch use TF32.", default=False, sets="allow_tf32")
     workers: int = option(
-        SPEED, "Processes that load images; 0 = none of their own.", default=TrainingConfig.workers,
+        SPEED, "Processes that load images; 0 = the training process does.", default=TrainingConfig.workers,
         sets="workers", at_least=0, at_most=1024, free=True)
 
     reg_type: Literal["none", "ggdr", "glead"] | None = option(
