@@ -59,10 +59,10 @@ class Division:
               file=sys.stderr, flush=True)
         return True
 
-    def draw(self, real_img: torch.Tensor, real_c: torch.Tensor, **said: Any) -> Iterator[Batch]:
-        """Yield the batch of each part; `said` goes to `draw_part`."""
+    def draw(self, real_img: torch.Tensor, real_c: torch.Tensor, **part_kwargs: Any) -> Iterator[Batch]:
+        """Yield the batch of each part; `part_kwargs` go to `draw_part`."""
         for rows in self.parts:
-            yield draw_part(rows, real_img, real_c, unit=self.unit, **said)
+            yield draw_part(rows, real_img, real_c, unit=self.unit, **part_kwargs)
 
     def _divide(self) -> list[Rows]:
         upload = lambda array: torch.from_numpy(array).to(self.device)

@@ -6,7 +6,7 @@ networks of any class.
 
 import dataclasses
 import functools
-import time
+import timeit
 from typing import Any, Callable, Iterator, NamedTuple
 
 from dnnlib.util import rough_time
@@ -52,7 +52,7 @@ def count_parameters(config: TrainingConfig) -> Parameters:
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
     """Estimate the training memory of one GPU, without CUDA's own half gigabyte and unused blocks of the allocator.
 
-    Weights: each parameter of G and D takes 16 bytes (value, gradient, Adam's two moments), and 4 more for G_ema.
+    Weights: a parameter takes 16 bytes (value, gradient, Adam's two moments), and one of G takes 4 more in G_ema.
     Activations: the tensors that autograd keeps for the backward pass, in the phase that keeps most. The phases run on
     the meta device with PyTorch's own operations, which keep slightly more than our CUDA kernels.
     """
@@ -64,6 +64,8 @@ def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
 
 def images_at_once(config: TrainingConfig, device: Any) -> int:
     """The largest multiple of `batch_gpu` that divides the GPU's share of the batch and fits its free memory.
+
+    Without `fill_gpu`, and on a CPU, that is `batch_gpu` itself.
 
     Args:
         device: A torch.device. It holds the networks already, but no gradients and moments of optimisers yet.
@@ -206,12 +208,7 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
 
 def _time(work: Callable[[], Any]) -> float:
     """Seconds of the faster of two calls, after one call that does not count."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(timeit.repeat(work, number=1, repeat=3)[1:])
 
 
 def _scoring_seconds(config: TrainingConfig, G: Any, dataset: Any, *, done_kimg: float) -> float:

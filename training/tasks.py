@@ -220,13 +220,13 @@ def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mod
     return resynthesise(G, out, res_g=res_g, noise_mode=noise_mode).img
 
 
-def resynthesise(G: Generator, out: DiscriminatorOutput, *, res_g: int, **said: Any) -> SynthesisOutput:
-    """As `reconstruct`, but returns states of G, too. `said` goes to `SynthesisNetwork.run`."""
+def resynthesise(G: Generator, out: DiscriminatorOutput, *, res_g: int, **run_kwargs: Any) -> SynthesisOutput:
+    """As `reconstruct`, but returns states of G, too. `run_kwargs` go to `SynthesisNetwork.run`."""
     start = None
     if out.f is not None:
         start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))
     ws = out.w.unsqueeze(1).repeat(1, G.synthesis.num_ws_from(res_g if start else 0), 1)  # one w for all layers
-    return G.synthesis.run(ws, start=start, **said)
+    return G.synthesis.run(ws, start=start, **run_kwargs)
 
 
 def _resize(x: Tensor, res: int) -> Tensor:

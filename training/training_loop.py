@@ -30,11 +30,11 @@ from .runs.run_log import Progress, RunLog
 from .runs.training_state import find_state, resume_from
 
 
-def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
+def run_training(config: TrainingConfig, run_dir: str, **trainer_kwargs: Any) -> None:
     """Train as `config` says. Logs, grids, pickles and training states go to `run_dir`, which must exist.
 
     Processes that have met by `distributed.join` share the work. On Ctrl-C, SIGTERM or SIGUSR1, the run finishes the
-    iteration, saves, and returns. `begins` goes to `Trainer`.
+    iteration, saves, and returns. `trainer_kwargs` go to `Trainer`.
 
     Raises:
         UserError: Data became unreadable, gradients stayed non-finite, no state fits, or the last save failed.
@@ -42,7 +42,7 @@ def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
     with StopRequest(interruptible=distributed.world_size() == 1, quiet=distributed.rank() != 0) as stop:
         try:
             with stop.at_once():
-                trainer = Trainer(config, run_dir, **begins)
+                trainer = Trainer(config, run_dir, **trainer_kwargs)
         except KeyboardInterrupt:
             print(f"Stopped while setting up: nothing was trained in {run_dir} that is not saved.")
             return

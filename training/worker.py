@@ -23,18 +23,18 @@ def main(path: str) -> int:
                      timeout_sec=job.config.timeout_sec)
 
 
-def take_part(work: Callable[[], None], **meeting: Any) -> int:
+def take_part(work: Callable[[], None], **join_kwargs: Any) -> int:
     """Join the other processes, work, and leave; returns the exit status.
 
     A UserError is reported to the launcher, which prints it once for all processes.
 
     Args:
-        work:    What all processes do together.
-        meeting: Arguments of `distributed.join`.
+        work:        What all processes do together.
+        join_kwargs: Arguments of `distributed.join`.
     """
     threading.Thread(target=_end_with_launcher, daemon=True, name="launcher watch").start()
     try:
-        distributed.join(**meeting)
+        distributed.join(**join_kwargs)
         work()
         distributed.leave()
         return 0

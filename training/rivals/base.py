@@ -137,9 +137,9 @@ def rival(cls: T) -> T:
     return cls
 
 
-def build_extras(config: TrainingConfig, G: Generator, D: Discriminator, **said: Any) -> dict[str, Any]:
-    """Build the tasks and rivals of a run, as arguments of `StyleGAN2Loss`. `said` goes to `build_tasks`."""
-    real, fake = build_tasks(config, G, **said)
+def build_extras(config: TrainingConfig, G: Generator, D: Discriminator, **task_kwargs: Any) -> dict[str, Any]:
+    """Build the tasks and rivals of a run, as arguments of `StyleGAN2Loss`. `task_kwargs` go to `build_tasks`."""
+    real, fake = build_tasks(config, G, **task_kwargs)
     rivals = [RIVAL_CLASSES[name](options, config=config, G=G, D=D, tasks=(real, fake))
               for name, options in config.loss.rivals.items()]
     return {"real_tasks": real, "fake_tasks": fake, "rivals": Rivals(D, rivals)}
