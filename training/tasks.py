@@ -86,7 +86,7 @@ class FeatureMatching:
     options: Mapping[str, NumberOption] = {}
     decodes = True
 
-    def __init__(self, *, res: int, weight: float = 10):
+    def __init__(self, *, res: int, weight: float):
         self.res = res
         self.weight = weight
         self.states: Collection[int] = (res,)

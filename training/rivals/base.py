@@ -32,7 +32,7 @@ class Rival:
 
     def __init__(
         self, options: Mapping[str, Any], *, config: TrainingConfig, G: Generator, D: Discriminator,
-        tasks: tuple[Sequence[Task], Sequence[Task]] = ((), ()),
+        tasks: tuple[Sequence[Task], Sequence[Task]],
     ):
         self.options, self.config, self.G, self.D, self.tasks = options, config, G, D, tasks
 
@@ -86,7 +86,7 @@ class Term:
 class Judge:
     """Computes D's output for images [N, C, R, R] and labels, with the changes of all rivals (`Rival.look`)."""
 
-    def __init__(self, D: Discriminator, rivals: Sequence[Rival] = ()):
+    def __init__(self, D: Discriminator, rivals: Sequence[Rival]):
         self.D, self.rivals = D, rivals
         self.augment: Callable[..., AugmentOutput] | None = None    # `StyleGAN2Loss` sets it.
 
