@@ -14,28 +14,28 @@ from .config.schema import TrainingConfig, augment_kwargs
 class AdaController:
     """Sets the strength p of augmentation so that r_t = E[sign(D(x))], over real images x, stays at a target (Eq. 1).
 
-    The more D overfits, the surer it is of its training images, and the nearer r_t is to 1. p moves by constant steps:
-    up if r_t is above the target, and down if it is below, but never below 0.
+    The more D overfits, the more confident it is on training images, and the closer r_t is to 1. p moves by constant
+    steps: up if r_t is above the target, and down if it is below, but never below 0.
 
-    Transforms are drawn on the host, so p is needed there. The copy of the statistic starts when an iteration ends, and
-    is awaited where p is used next. By then the device has work to do, the next iteration's first pass of G, so that
-    waiting costs nothing.
+    Transforms are drawn on the host, so the host needs p. The copy of the statistic to the host starts when an
+    iteration ends. The host waits for it just before p is used again. The device is then busy with the next iteration's
+    first pass of G, so the wait costs no time.
     """
 
     def __init__(
         self,
         pipe: AugmentPipe,
         *,
-        target: float,          # Of r_t.
-        step: float,            # By which p changes, up or down, at an adjustment.
-        device: torch.device,   # Of the logits.
+        target: float,          # The target of r_t.
+        step: float,            # How much p changes at an adjustment.
+        device: torch.device,   # Where the logits are.
     ):
         self.pipe = pipe
         self.target = target
         self.step = step
-        self._logits: list[torch.Tensor] = []   # Of real images, since the last adjustment.
-        self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # `signs` of those before a resume.
-        self._sent: HostCopies | None = None     # The statistic of an adjustment that has not reached p yet.
+        self._logits: list[torch.Tensor] = []   # Of real images, since the last adjustment or resume.
+        self._earlier = torch.zeros([2], dtype=torch.float32, device=device)    # `signs` from before a resume.
+        self._sent: HostCopies | None = None     # The statistic of an adjustment that p does not include yet.
 
     def run(self, images: torch.Tensor, maps: dict[int, torch.Tensor]) -> AugmentOutput:
         """Augment with the present p; see `AugmentPipe.run`."""
@@ -43,38 +43,38 @@ class AdaController:
         return self.pipe.run(images, maps)
 
     def observe(self, logits: torch.Tensor) -> None:
-        """Count D's logits of real images, a tensor of any shape. Nothing waits for the device."""
+        """Count D's logits of real images, a tensor of any shape. Does not wait for the device."""
         self._logits.append(logits.detach().flatten())
 
     def signs(self) -> torch.Tensor:
-        """float32 [2]: number and sum of signs since the last adjustment, over all ranks, which call this together."""
+        """float32 [2]: number and sum of the signs since the last adjustment, over all ranks. All ranks call this."""
         signs = torch.cat([*self._logits, self._earlier.new_empty([0])]).sign()
         num = torch.full([], float(len(signs)), device=signs.device)
         return distributed.all_reduce_sum_(self._earlier + torch.stack([num, signs.sum()]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistic. p, which is brought up to date, is a buffer of the pipe."""
+        """The statistic. p is a buffer of the pipe, and is brought up to date here."""
         self.settle()
         return {"signs": self.signs()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave; what was observed before is forgotten."""
+        """Restore the result of `state_dict`. All ranks get the same statistic; only rank 0 keeps it."""
         state.check(states, {"signs": torch.zeros([2])})
         self._logits.clear()
         self._earlier = torch.zeros_like(self._earlier)
-        if distributed.rank() == 0:     # takes the sum of all ranks
+        if distributed.rank() == 0:     # `signs` adds up all ranks, and the state holds their sum
             self._earlier.copy_(states["signs"])
         self._sent = None
 
     def adjust(self) -> None:
-        """Move p by one step, the same on all ranks, and reset the statistic. Nothing waits for the device."""
+        """Start to move p by one step, the same on all ranks, and reset the statistic. Does not wait for the device."""
         self.settle()
         self._sent = host_copy(self.signs())
         self._logits.clear()
         self._earlier = torch.zeros_like(self._earlier)
 
     def settle(self) -> None:
-        """Bring p up to date."""
+        """Bring p up to date. Waits for the statistic of the last adjustment."""
         if self._sent is None:
             return
         num, total = self._sent.wait().tolist()
@@ -88,7 +88,7 @@ class AdaController:
 def build_augmentation(
     config: TrainingConfig, device: torch.device
 ) -> tuple[AugmentPipe | None, AdaController | None]:
-    """The pipe that `config.augment` describes, at its initial strength, and with "ada" its controller."""
+    """Build the pipe that `config.augment` describes, with its initial p; in mode "ada", its controller, too."""
     c = config.augment
     if c is None:
         return None, None
@@ -101,7 +101,7 @@ def build_augmentation(
 
 
 def current_strength(pipe: AugmentPipe | None, ada: AdaController | None) -> float:
-    """The present p of what `build_augmentation` gave; 0 without augmentation."""
+    """The current p of a pipe and its controller from `build_augmentation`; 0 without augmentation."""
     if ada is not None:
         ada.settle()
     return 0.0 if pipe is None else float(pipe.p)

@@ -1,21 +1,22 @@
 """Adversarial losses: how D's logits of real and fake images become the losses of G and D.
 
-`StyleGAN2Loss` knows no loss by name. A new one is a class with the decorator `adversarial_loss`.
+`StyleGAN2Loss` looks them up in `ADVERSARIAL`. A new loss is a class with the decorator `adversarial_loss`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-if TYPE_CHECKING:  # the names of the losses are choices of train.py, whose --help doesn't wait for PyTorch
+if TYPE_CHECKING:  # train.py --help lists the names of the losses, and must not wait for the import of PyTorch
     from torch import Tensor
 
 
 class AdversarialLoss(Protocol):
-    """Functions of logits [N, 1], each giving a loss [N, 1].
+    """Functions that map logits [N, 1] to a loss [N, 1].
 
-    Where `paired` is false, fake and real images enter separate terms, so that their graphs are never held at the same
-    time: D's loss is `d_fake` and then `d_real`, whose `fake` carries no gradient. Where it is true, it carries one.
+    D's loss is the sum of `d_fake` and `d_real`. If `paired` is false, the caller calls backward on `d_fake` before it
+    computes `d_real`, so that only one graph is in memory. `d_real` then gets detached `fake` logits. If `paired` is
+    true, both terms share a graph, and gradients flow through `fake` in `d_real`.
     """
 
     kind: ClassVar[str]
@@ -23,7 +24,7 @@ class AdversarialLoss(Protocol):
     penalties: ClassVar[tuple[str, ...]]    # Gradient penalties of D, in `penalties.PENALTIES`: "r1", "r2", "gp".
 
     def g(self, fake: Tensor, real: Tensor | None) -> Tensor:
-        """G's loss; `real` carries no gradient, and is None unless `paired`."""
+        """G's loss. `real` is detached; it is None unless `paired`."""
         ...
 
     def d_fake(self, fake: Tensor) -> Tensor: ...
@@ -69,8 +70,8 @@ class Logistic:
 class Relativistic:
     """Each fake image is paired with a real one (Jolicoeur-Martineau, ICLR 2019), with R1 and R2.
 
-    That is R3GAN's loss (Huang et al., NeurIPS 2024, Eq. 2). R3GAN has other networks, and penalties in every
-    iteration; here they are lazy, as all regularisation is.
+    This is R3GAN's loss (Huang et al., NeurIPS 2024, Eq. 2). R3GAN has other networks, and computes the penalties in
+    every iteration. Here they are lazy, like all regularisation.
     """
 
     kind = "relativistic"
@@ -81,7 +82,7 @@ class Relativistic:
         return _softplus(real - fake)
 
     def d_fake(self, fake: Tensor) -> Tensor:
-        return fake.new_zeros(fake.shape)   # All of it is in pairs.
+        return fake.new_zeros(fake.shape)   # The whole loss is in `d_real`.
 
     def d_real(self, real: Tensor, fake: Tensor) -> Tensor:
         return _softplus(fake - real)
@@ -89,10 +90,10 @@ class Relativistic:
 
 @adversarial_loss
 class Wasserstein:
-    """WGAN-GP (Gulrajani et al., NIPS 2017, Eq. 3): scores without a bound, D's gradient between images near 1.
+    """WGAN-GP (Gulrajani et al., NIPS 2017, Eq. 3): unbounded scores, and a gradient norm of D near 1.
 
-    The authors train D five times for each step of G, without minibatch deviation, and with the penalty in every
-    iteration. Here the iteration is StyleGAN2's.
+    The authors take five steps of D for each step of G, without minibatch deviation, and with the penalty in every
+    iteration. Here an iteration is that of StyleGAN2.
     """
 
     kind = "wgan-gp"

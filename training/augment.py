@@ -1,8 +1,9 @@
-"""Augmentation of what D sees (ADA: Karras et al., NeurIPS 2020, appendix B), of images and G's feature maps alike.
+"""Augmentation of the images that D sees, and of G's feature maps (ADA: Karras et al., NeurIPS 2020, appendix B).
 
-Transforms are drawn on the host, where they are a few numbers for each image, and applied on the device. So the margins
-of the geometric ones are known without waiting for the device, and a transform that no image of a batch gets costs
-nothing. Instances are pickled together with the source of this file; class and arguments have the ecosystem's names.
+The parameters of the transforms are drawn on the host, a few numbers for each image, and applied on the device. So the
+margins of geometric transforms are known without waiting for the device, and a transform that no image of a batch gets
+costs nothing. Pickles hold instances together with the source of this file. The class and its arguments have the
+ecosystem's names.
 """
 
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
@@ -24,18 +25,18 @@ _SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )
-_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Natural images' power: their spectrum falls as 1 / f (appendix B).
-_GRAY_AXIS = np.array([1, 1, 1]) / np.sqrt(3)   # Along which luma changes, and around which hue turns.
-_MAX_MAP_RES = 128                              # Feature maps above this stay as they are, as in GGDR's program.
+_BAND_POWER = np.array([10, 1, 1, 1]) / 13      # Power of natural images: their spectrum falls as 1 / f (appendix B).
+_GRAY_AXIS = np.array([1, 1, 1]) / np.sqrt(3)   # Luma changes along it, and hue rotates around it.
+_MAX_MAP_RES = 128                              # Larger feature maps are left unchanged, as in GGDR's program.
 
 
 class AugmentOutput(NamedTuple):
     images: Tensor              # [N, C, H, W].
-    maps: Dict[int, Tensor]     # As given: by resolution, [N, C_r, r, r].
+    maps: Dict[int, Tensor]     # Feature maps [N, C_r, r, r], by resolution r.
 
 
 class Geometry(NamedTuple):
-    """Where an output pixel comes from: x_in = blit (warp (x_out - shift) - round(blit_shift)).
+    """The position x_in from which an output pixel is sampled: x_in = blit (warp (x_out - shift) - round(blit_shift)).
 
     Positions are relative to the image's centre. Shifts are in units of the image's size, so that the same numbers
     serve images and feature maps of every resolution.
@@ -47,7 +48,7 @@ class Geometry(NamedTuple):
     shift: np.ndarray           # [N, 2].
 
     def moves(self) -> np.ndarray:
-        """bool [N]: whether anything happens to the image."""
+        """bool [N]: whether the transform changes the image."""
         turned = ((self.blit != np.eye(2)) | (self.warp != np.eye(2))).any(axis=(1, 2))
         return turned | (self.blit_shift != 0).any(axis=1) | (self.shift != 0).any(axis=1)
 
@@ -59,24 +60,24 @@ class Transforms(NamedTuple):
     """The transforms of N images, float64 on the host. None = no image has this transform."""
 
     geometry: Optional[Geometry]        # None = the pipe has no geometric transforms.
-    color: Optional[np.ndarray]         # [N, 3, 4] affine, of RGB.
-    gains: Optional[np.ndarray]         # [N, 4] of the frequency bands, from the lowest.
-    noise_sigma: Optional[np.ndarray]   # [N].
+    color: Optional[np.ndarray]         # [N, 3, 4]: affine transforms of RGB.
+    gains: Optional[np.ndarray]         # [N, 4]: of the frequency bands, from the lowest.
+    noise_sigma: Optional[np.ndarray]   # [N]: standard deviation of the noise.
     cutout: Optional[np.ndarray]        # [N, 3] centre x, y, and size, in units of the image's size; size 0 = none.
 
 
 class TransformDraws:
-    """The random numbers behind one set of transforms. Each call draws a number of the given name for all images.
+    """The source of random numbers for the transforms of `n` images. Each call draws the named numbers for all images.
 
     The numbers come from PyTorch's generator on the host, even if the images are on a GPU.
     """
 
     def __init__(self, n: int, p: float):
         self.n = n
-        self.p = p      # Overall strength: multiplies every probability.
+        self.p = p      # Overall strength; it multiplies every probability.
 
     def uniform(self, name: str, *size: int) -> np.ndarray:
-        """Within [0, 1)."""
+        """float64 [N, *size] in [0, 1)."""
         return torch.rand([self.n, *size]).double().numpy()
 
     def normal(self, name: str, *size: int) -> np.ndarray:
@@ -89,7 +90,7 @@ class TransformDraws:
         return torch.randn_like(images)
 
     def happens(self, name: str, probability: float) -> np.ndarray:
-        """bool [N]; the caller has multiplied the probability by `p`."""
+        """bool [N]: whether a transform happens. The caller has multiplied the probability by `p`."""
         return self.uniform(name) < probability
 
     def post_rotation(self) -> np.ndarray:
@@ -97,7 +98,7 @@ class TransformDraws:
 
 
 class PercentileDraws(TransformDraws):
-    """Not random: every possible transform happens, and its parameter is this percentile of its distribution."""
+    """Not random: every possible transform happens. Its parameter is the `percentile`, 0 to 1, of its distribution."""
 
     def __init__(self, n: int, percentile: float):
         super().__init__(n, 1.0)
@@ -113,37 +114,37 @@ class PercentileDraws(TransformDraws):
         return np.full([self.n], scipy.special.erfinv(self.percentile))
 
     def happens(self, name: str, probability: float) -> np.ndarray:
-        return np.full([self.n], probability > 0)  # 0: a frequency band that `imgfilter_bands` leaves out
+        return np.full([self.n], probability > 0)  # the probability is 0 for bands that `imgfilter_bands` leaves out
 
     def post_rotation(self) -> np.ndarray:
-        return np.full([self.n], 0.5)  # No rotation: it would undo or double the first one.
+        return np.full([self.n], 0.5)  # no rotation, because it would undo or double the first one
 
 
 @persistence.persistent_class
 class AugmentPipe(torch.nn.Module):
     """Random transforms of images before D sees them. Differentiable twice.
 
-    The buffer `p` is the overall strength. Each transform has a probability multiplier, 0 by default. It happens to an
-    image with the probability multiplier * `p`, independently of other images. Further arguments say how far the
-    transforms go.
+    The buffer `p` is the overall strength. Each transform has a probability multiplier, 0 by default, and happens to
+    each image independently with probability multiplier * `p`. The other arguments set the range of the transforms.
 
     Args:
         xflip:      Mirror left and right.
         rotate90:   Turn by multiples of 90 degrees.
         xint:       Shift by whole pixels, up to `xint_max` of the size, along each axis.
         scale:      Scale, by 2 to the power of N(0, `scale_std`).
-        rotate:     Turn by up to `rotate_max` half turns.
+        rotate:     Rotate by up to `rotate_max` half turns.
         aniso:      Stretch one axis and shrink the other, by 2 to the power of N(0, `aniso_std`).
         xfrac:      Shift by N(0, `xfrac_std`) of the size, along each axis.
         brightness: Add N(0, `brightness_std`).
         contrast:   Multiply by 2 to the power of N(0, `contrast_std`).
         lumaflip:   Invert luma, keep chroma.
-        hue:        Turn by up to `hue_max` half turns around the gray axis; not for grayscale.
+        hue:        Rotate by up to `hue_max` half turns around the gray axis; not for grayscale.
         saturation: Multiply chroma by 2 to the power of N(0, `saturation_std`); not for grayscale.
-        imgfilter:  Amplify and dampen four frequency bands, those above the n-th octave below the limit, by 2 to the
-                    power of N(0, `imgfilter_std`), at constant expected power; `imgfilter_bands` are multipliers.
-        noise:      Add Gaussian noise, its standard deviation half-normal with `noise_std`.
-        cutout:     Blank a square of `cutout_size` times the size.
+        imgfilter:  Scale each of four frequency bands by 2 to the power of N(0, `imgfilter_std`), then normalise the
+                    expected power. The upper three bands are octaves. `imgfilter_bands` multiplies the probability for
+                    each band, from the lowest.
+        noise:      Add Gaussian noise. Its standard deviation is half-normal with scale `noise_std`.
+        cutout:     Set a square to 0. Its side is `cutout_size` times that of the image.
     """
 
     Hz_geom: torch.Tensor
@@ -184,14 +185,14 @@ class AugmentPipe(torch.nn.Module):
         self.register_buffer("Hz_fbank", torch.as_tensor(filter_bank(), dtype=torch.float32))
 
     def _apply(self, fn, *args, **kwargs):
-        """Move the module to another device or type, but leave `p` on the host, where transforms are drawn."""
+        """Move the module to another device or type, but keep `p` on the host, where transforms are drawn."""
         p = self.p
         super()._apply(fn, *args, **kwargs)
         self.p = p
         return self
 
     def forward(self, images: Tensor, debug_percentile: Optional[float] = None) -> Tensor:
-        """The images, transformed; see `run`."""
+        """Transform images only; see `run`."""
         return self.run(images, debug_percentile=debug_percentile).images
 
     def run(
@@ -200,14 +201,14 @@ class AugmentPipe(torch.nn.Module):
         maps: Optional[Dict[int, Tensor]] = None,
         debug_percentile: Optional[float] = None,
     ) -> AugmentOutput:
-        """Transform images, and give feature maps of them the same geometric transforms (as GGDR does).
+        """Transform images, and apply the same geometric transforms to feature maps of them (as GGDR does).
 
         Args:
-            images:           [N, C, H, W] of 1 or 3 channels, about [-1, 1].
-            maps:             Feature maps of these images by resolution, [N, C_r, r, r]; those above 128 come back as
-                              they are.
-            debug_percentile: None = at random. A number from 0 to 1 = all transforms happen, and their parameters are
-                              this percentile of their distributions.
+            images:           [N, C, H, W] in about [-1, 1], with 1 or 3 channels.
+            maps:             Feature maps [N, C_r, r, r] of these images, by resolution r. Those above 128 are returned
+                              unchanged.
+            debug_percentile: None = random transforms. A number from 0 to 1 = all transforms happen, and each parameter
+                              is this percentile of its distribution.
         """
         n = images.shape[0]
         if debug_percentile is None:
@@ -217,7 +218,7 @@ class AugmentPipe(torch.nn.Module):
         return self.transform(images, maps or {}, draws)
 
     def transform(self, images: Tensor, maps: Dict[int, Tensor], draws: TransformDraws) -> AugmentOutput:
-        """Do what `run` does, with the given source of random numbers."""
+        """As `run`, with the given source of random numbers."""
         t = self.draw(draws, num_channels=images.shape[1])
         if t.geometry is not None:
             images = warp_images(images, t.geometry, self.Hz_geom)
@@ -269,7 +270,8 @@ class AugmentPipe(torch.nn.Module):
             s = np.exp2(draws.normal("scale_value") * self.scale_std)
             s = np.where(draws.happens("scale_gate", self.scale * p), s, 1)
             warp = warp @ _scalings(1 / s, 1 / s)
-        # Of two rotations, one before and one after the stretching, at least one happens with probability p.
+        # There are two rotations, one before and one after the stretching. With probability rotate * p, at least one
+        # of them happens.
         p_rotate = 1 - np.sqrt(np.clip(1 - self.rotate * p, 0, 1))
         if self.rotate > 0:
             theta = (draws.uniform("rotate_pre_value") * 2 - 1) * np.pi * self.rotate_max
@@ -407,7 +409,7 @@ def _inverse_maps(geometry: Geometry, width: int, height: int) -> Tuple[np.ndarr
 
 
 def _margins(linear: np.ndarray, offset: np.ndarray, width: int, height: int, support: int) -> Tuple[int, ...]:
-    """How many pixels the warps read beyond the left, right, top and bottom edge; at most what reflection can give."""
+    """How many pixels the warps read beyond the left, right, top and bottom edge, limited to what reflection allows."""
     cx, cy = (width - 1) / 2, (height - 1) / 2
     corners = np.array([[-cx, cx, cx, -cx], [-cy, -cy, cy, cy]])
     where = linear @ corners + offset[:, :, None]  # [N, 2, 4]
@@ -421,7 +423,7 @@ def _margins(linear: np.ndarray, offset: np.ndarray, width: int, height: int, su
 def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
     """Warp images at twice their resolution. The wavelet filter limits the bandwidth on the way up and down.
 
-    An image that does not move would come out as it went in, so that only the others are computed.
+    Images that do not move are returned unchanged, at no cost.
     """
     moved = np.flatnonzero(geometry.moves())
     if len(moved) == 0:
@@ -435,7 +437,7 @@ def warp_images(images: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
 
 @misc.profiled_function
 def warp_maps(maps: Tensor, geometry: Geometry, wavelet: Tensor) -> Tensor:
-    """Warp feature maps, up-sampled bilinearly as in GGDR's program. This smooths even maps that do not move."""
+    """Warp feature maps with bilinear up-sampling, as in GGDR's program. This smooths even maps that do not move."""
     x = maps.to(torch.float32)
     doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     return _warp(x, geometry, wavelet, doubled).to(maps.dtype)
@@ -460,7 +462,7 @@ def _warp(x: Tensor, geometry: Geometry, wavelet: Tensor, double) -> Tensor:
 
 
 def transform_colors(images: Tensor, color: np.ndarray) -> Tensor:
-    """Apply affine transforms [N, 3, 4] of RGB. A grayscale image gets the average of what they do to gray colours."""
+    """Apply affine transforms [N, 3, 4] of RGB. Grayscale images get their effect on gray, averaged over RGB."""
     n, channels, height, width = images.shape
     if channels == 1:
         color = color.mean(axis=1, keepdims=True)
@@ -483,7 +485,7 @@ def filter_bands(images: Tensor, gains: np.ndarray, bank: Tensor) -> Tensor:
 
 
 def reflect_pad(images: Tensor, margin: int) -> Tensor:
-    """Pad by reflection at the outer pixels, several times where the image is smaller than the margin."""
+    """Pad by reflection at the outer pixels. Reflects repeatedly if the image is smaller than the margin."""
     for dim in (2, 3):
         size = images.shape[dim]
         position = np.arange(-margin, size + margin) % max(2 * size - 2, 1)
@@ -493,7 +495,7 @@ def reflect_pad(images: Tensor, margin: int) -> Tensor:
 
 
 def cut_out(images: Tensor, cutout: np.ndarray) -> Tensor:
-    """Set squares, [N, 3] centre x, y and size, to 0."""
+    """Set a square of each image to 0; `cutout` [N, 3] has centre x, y and size, in units of the image's size."""
     _, _, height, width = images.shape
     inside = []
     for axis, size in ((0, width), (1, height)):
@@ -509,7 +511,7 @@ def cut_out(images: Tensor, cutout: np.ndarray) -> Tensor:
 
 
 def grid_sample(x: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear samples of x [N, C, H, W] at grid [N, H', W', 2]; 0 outside. No gradient for the grid."""
+    """Sample x [N, C, H, W] bilinearly at grid [N, H', W', 2]; 0 outside. The grid gets no gradient."""
     return _GridSample.apply(x, grid.to(x.dtype))
 
 

@@ -1,17 +1,16 @@
 """The networks of a run: the one place that builds them.
 
-What the rest of the program asks of networks:
+The rest of the program uses these members of networks:
 
-* A generator has `z_dim`, `w_dim`, `mapping(z, c, ...)` -> ws and `synthesis(ws, ...)` -> images, and `G(z, c, ...)`
-  does both. It may have `w_avg`, the mean w. For tasks of D it has `synthesis.run`, which gives features and continues
-  from them.
-* A discriminator gives logits by `D(img, c)`. For tasks it has `D.run(img, c)`, `has_heads`, and `minibatch_group`, the
-  number of images that it looks at together.
-* Both have `c_dim`, `img_resolution`, `img_channels`, and `init_args` and `init_kwargs`, which persistent classes
-  (`torch_utils.persistence.persistent_class`) have, so that files can hold them. A run that starts from a generator
-  takes sizes over from its `init_kwargs`, if they are named as in `generator_kwargs`.
+* Generator: `z_dim`, `w_dim`, `mapping(z, c, ...)` -> ws, `synthesis(ws, ...)` -> images, and `G(z, c, ...)` for both.
+  Optional: `w_avg`, the mean w. For tasks of D: `synthesis.run`, which returns features and resumes from them.
+* Discriminator: `D(img, c)` -> logits. For tasks: `D.run(img, c)`, `has_heads`, and `minibatch_group`, the number of
+  images that share a minibatch standard deviation.
+* Both: `c_dim`, `img_resolution`, `img_channels`, and the `init_args` and `init_kwargs` that persistent classes
+  (`torch_utils.persistence.persistent_class`) have, so that they can be saved. A run that starts from a generator takes
+  its sizes from `init_kwargs`, if these are named as in `generator_kwargs`.
 
-Constructors take what `generator_kwargs` and `discriminator_kwargs` give.
+Constructors take the results of `generator_kwargs` and `discriminator_kwargs` as keywords.
 """
 
 from typing import Any
@@ -29,10 +28,10 @@ def build_networks(config: TrainingConfig) -> tuple[Any, Any]:
         Two modules. They are `Any` here, because networks that share no class may be trained.
 
     Raises:
-        UserError: No class of that name was imported. Nothing is imported here: the name may come from a file.
+        UserError: No class of that name was imported. Nothing is imported here, because the name may come from a file.
     """
-    return _class(config.G.class_name)(**generator_kwargs(config)), _class(config.D.class_name)(
-        **discriminator_kwargs(config))
+    G = _class(config.G.class_name)(**generator_kwargs(config))
+    return G, _class(config.D.class_name)(**discriminator_kwargs(config))
 
 
 def _class(name: str) -> type:

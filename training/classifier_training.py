@@ -1,4 +1,4 @@
-"""Training of small classifiers whose features compare images; see feature_net.py."""
+"""Training of small classifiers. Their features serve as perceptual nets; see feature_net.py."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, pad
 from tqdm import tqdm
 
 from dnnlib.util import UserError
@@ -14,7 +14,7 @@ from torch_utils.formats.classifier_net import ClassifierNet
 
 from .data.dataset import ImageFolderDataset
 
-_MAX_RESOLUTION = 64  # Larger images are scaled down. That is enough to tell classes apart, and keeps training short.
+_MAX_RESOLUTION = 64  # Larger images are scaled down to this. It suffices to tell classes apart, and training is short.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class TrainingOptions:
     batch_size: int
     lr: float               # Peak of the one-cycle schedule.
     seed: int
-    holdout: float          # Share of the images that is kept back to measure the accuracy.
+    holdout: float          # Share of the images that measures the accuracy and is not trained on.
 
 
 class LabelledImages(NamedTuple):
@@ -56,7 +56,7 @@ def read_images(path: str) -> LabelledImages:
             size = [side, side]
             scaled = interpolate(pixels[None].float(), size, mode="bilinear", align_corners=False, antialias=True)
             pixels = scaled[0].round().clamp(0, 255).to(torch.uint8)
-        images[i] = pixels  # grey is repeated
+        images[i] = pixels  # grey images are repeated to 3 channels
         classes[i] = int(np.argmax(label))
     num_classes = len(classes.unique())
     if num_classes < 2:
@@ -65,21 +65,21 @@ def read_images(path: str) -> LabelledImages:
 
 
 def split(num_images: int, holdout: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices to train on and indices to measure on, drawn by `seed`; at least one each."""
+    """Random int64 indices to train on, and to measure the accuracy on; at least one each."""
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     held_out = min(max(round(num_images * holdout), 1), num_images - 1)
     return order[held_out:], order[:held_out]
 
 
 def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Change images without changing their class: shifts by up to an eighth, brightness, colour, noise.
+    """Change shift (up to an eighth of the size), brightness, colour and noise of images, but not their class.
 
     Args:
         img:       uint8 [N, C, R, R].
         generator: Source of randomness, on the images' device.
 
     Returns:
-        float [N, C, R, R] in 0..255, channels-last.
+        float [N, C, R, R] in [0, 255], channels-last.
     """
     n, channels, side, _ = img.shape
     device = img.device
@@ -88,7 +88,7 @@ def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(shape, generator=generator, device=device) * (high - low) + low
 
     reach = max(side // 8, 1)
-    padded = torch.nn.functional.pad(img.float(), [reach] * 4, mode="reflect")
+    padded = pad(img.float(), [reach] * 4, mode="reflect")
     start = torch.randint(2 * reach + 1, (2, n, 1), generator=generator, device=device)
     rows, columns = start + torch.arange(side, device=device)  # [N, R] each
     index = torch.arange(n, device=device)[:, None, None]
@@ -100,10 +100,10 @@ def augment(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions, device: torch.device) -> ClassifierNet:
-    """Train a classifier on `indices` of `data`; the result is folded, in eval mode.
+    """Train a classifier on `indices` of `data`, and fold it (`ClassifierNet.fold`).
 
     Raises:
-        UserError: The loss is no longer a number.
+        UserError: The loss is not finite.
     """
     torch.manual_seed(options.seed)
     net = ClassifierNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
@@ -135,13 +135,13 @@ def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions,
 
 
 def _one_cycle(progress: float) -> float:
-    """The share of the peak learning rate: it rises in the first quarter, then falls to 0 along a cosine."""
+    """Factor of the peak learning rate. It rises in the first quarter of training, then falls to 0 along a cosine."""
     return 4 * progress if progress < 0.25 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.25) / 0.75)
 
 
 @torch.no_grad()
 def accuracy(net: ClassifierNet, data: LabelledImages, indices: torch.Tensor, device: torch.device) -> float:
-    """The share of `indices` whose class the net gives the highest probability."""
+    """The share of the images `indices` that the net classifies correctly, 0 to 1."""
     correct = 0
     for batch in indices.split(500):
         probabilities = net(data.images[batch].to(device), no_output_bias=True)

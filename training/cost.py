@@ -1,4 +1,4 @@
-"""What each method costs on this device: parameters, multiply-accumulates, times, memory (the papers' cost tables)."""
+"""The cost of each method on this device: parameters, multiply-accumulates, times, memory (the papers' cost tables)."""
 
 import functools
 from typing import Any, Callable, NamedTuple, Sequence
@@ -9,31 +9,29 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from metrics.published import TABLES
-from training.build import build_networks
 from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.rivals import name_of
 from training.config.schema import DatasetConfig, TrainingConfig
+from training.estimate import build_for_cost
 from training.loss import Batch, StyleGAN2Loss
-from training.perceptual import build_stand_in
 from training.phases import GradientGuard, Phase, build_phases
-from training.rivals import build_extras
 
-_MIN_SEC = 1.0      # Each thing is timed at least that long.
+_MIN_SEC = 1.0      # Every measurement of time takes at least this long.
 
 
 class Cost(NamedTuple):
-    """Of one method; of a pass, for one image."""
+    """The cost of one method. GMAC and times are per image."""
 
     method: str
     G_params: int
-    D_params: int           # In training, the decoder included.
-    G_gmac: float           # Billions of multiply-accumulates of convolutions and matrix products.
-    D_gmac: float           # With the decoder.
-    G_ms: float
+    D_params: int           # With the decoder and heads that training adds.
+    G_gmac: float           # Billions of multiply-accumulates of convolutions and matrix products in a forward pass.
+    D_gmac: float           # With the decoder and heads.
+    G_ms: float             # Time of a forward pass.
     D_ms: float
-    step_ms: float          # Of a training step: all phases, each by the share of steps that it is in.
-    memory_gb: float | None     # The most that a training step takes on a GPU; None on a CPU.
+    step_ms: float          # Time of a training step. A lazy phase counts by the share of the steps that run it.
+    memory_gb: float | None     # Peak memory of a training step on a GPU; None on a CPU.
 
 
 def configure(method: str, *, cfg: str, resolution: int, batch: int, device: str) -> TrainingConfig:
@@ -43,14 +41,12 @@ def configure(method: str, *, cfg: str, resolution: int, batch: int, device: str
 
 
 def measure(config: TrainingConfig) -> Cost:
+    """Measure a method with random images on `config.device`."""
     device, count = torch.device(config.device), config.batch_gpu
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    G, D = (net.train().requires_grad_(False).to(device) for net in build_networks(config))
-    # Untrained perceptual nets cost the same, and need no files.
-    distance = functools.partial(build_stand_in, resolution=config.dataset.resolution)
-    extras = build_extras(config, G, D, build_distance=distance)
+    G, D, extras = build_for_cost(config, config.device)
     phases = build_phases(config, StyleGAN2Loss(G, D, config=config.loss, **extras))
     guard, side = GradientGuard(device), config.dataset.resolution
     z, c = torch.randn([count, G.z_dim], device=device), torch.zeros([count, 0], device=device)
@@ -70,20 +66,17 @@ def measure(config: TrainingConfig) -> Cost:
 
 
 def _run(phase: Phase, batch: Batch, guard: GradientGuard) -> None:
-    """As the training loop runs it."""
-    phase.opt.zero_grad(set_to_none=True)
+    """Run a phase as the training loop does."""
     phase.module.requires_grad_(True)
-    for term in phase.loss(batch):
-        (term * phase.gain).backward()
+    phase.backward([batch], num=1)
     phase.module.requires_grad_(False)
-    if phase.finish is not None:
-        phase.finish()
+    phase.finish()
     guard.process(phase.module)
     phase.opt.step()
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    work()  # compiles, chooses algorithms
+    work()  # the first call compiles kernels and chooses algorithms
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=_MIN_SEC).median
 
@@ -95,7 +88,7 @@ def _count_flop(work: Callable[[], Any]) -> int:
 
 
 def format_costs(costs: Sequence[Cost]) -> str:
-    """A table, with times relative to the first method's, and below it the published figures."""
+    """A table of the costs, with step times relative to the first method's. The published figures follow."""
     first = costs[0]
     cells = [[cost.method, f"{cost.G_params / 1e6:.2f}", f"{cost.D_params / 1e6:.2f}", f"{cost.G_gmac:.3f}",
               f"{cost.D_gmac:.3f}", f"{cost.G_ms:.2f}", f"{cost.D_ms:.2f}", f"{cost.step_ms:.2f}",

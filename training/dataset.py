@@ -1,4 +1,4 @@
-"""`ImageFolderDataset` under the name that network pickles and other programs' scripts know."""
+"""`ImageFolderDataset` under the name that network pickles and scripts of other programs use."""
 
 from .data.dataset import ImageFolderDataset
 

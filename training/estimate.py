@@ -1,22 +1,22 @@
-"""What a configuration will cost: parameters, memory of one GPU, time on a CPU.
+"""Estimates of what a configuration will cost: parameters, memory of one GPU, time on a CPU.
 
-Nothing here knows how networks are built: they are asked on the meta device, where operations have shapes and no
-numbers, or are timed.
+Networks are run on the meta device, where tensors have shapes but no data, or are timed. So the estimates hold for
+networks of any class.
 """
 
 import dataclasses
 import functools
-import time
+import timeit
 from typing import Any, Callable, Iterator, NamedTuple
 
 from dnnlib.util import rough_time
 from training.config.schema import TrainingConfig
 
 FLOAT = 4  # Bytes.
-_MEMORY_SHARE = 0.8     # Of what is free, activations get this much; convolutions need room to work in.
-LONG_SEC = 600          # What takes longer on a CPU is announced.
-_LOOK_PIXELS = 1 << 16  # Networks are timed on images with about this many pixels.
-_SHORT_KIMG = 0.1       # Nobody needs an estimate for so few images.
+_MEMORY_SHARE = 0.8     # Share of the free memory for activations; convolutions need the rest as workspace.
+LONG_SEC = 600          # Work that takes longer on a CPU is announced.
+_LOOK_PIXELS = 1 << 16  # Networks are timed on a batch of about this many pixels.
+_SHORT_KIMG = 0.1       # Shorter runs get no estimate.
 
 
 class Parameters(NamedTuple):
@@ -28,14 +28,14 @@ class Memory(NamedTuple):
     """Bytes on one GPU."""
 
     weights: int        # Parameters, gradients, Adam's two moments, G_ema.
-    activations: int    # The phase that keeps most.
+    activations: int    # What autograd keeps, in the phase that needs most.
 
 
 class Seconds(NamedTuple):
-    """On this machine's CPU."""
+    """Times on this machine's CPU."""
 
     training: float
-    scoring: float      # Of all snapshots, by the metrics of the run.
+    scoring: float      # All metrics of all snapshots.
 
 
 def count_parameters(config: TrainingConfig) -> Parameters:
@@ -50,11 +50,11 @@ def count_parameters(config: TrainingConfig) -> Parameters:
 
 
 def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
-    """Estimate the training memory of one GPU, without the framework's own half gigabyte and without its spare blocks.
+    """Estimate the training memory of one GPU, without CUDA's own half gigabyte and unused blocks of the allocator.
 
-    Weights: parameter, gradient and Adam's two moments are 16 bytes for each parameter of G and D; G_ema adds 4 for
-    each of G. Activations: what autograd keeps for the backward pass of the phase that keeps most. The phases run on
-    the meta device, with PyTorch's own operations, which keep somewhat more than our CUDA kernels.
+    Weights: a parameter takes 16 bytes (value, gradient, Adam's two moments), and one of G takes 4 more in G_ema.
+    Activations: the tensors that autograd keeps for the backward pass, in the phase that keeps most. The phases run on
+    the meta device with PyTorch's own operations, which keep slightly more than our CUDA kernels.
     """
     return Memory(
         weights=16 * (parameters.G + parameters.D) + FLOAT * parameters.G,
@@ -63,10 +63,12 @@ def estimate_memory(config: TrainingConfig, parameters: Parameters) -> Memory:
 
 
 def images_at_once(config: TrainingConfig, device: Any) -> int:
-    """The most images that the free memory of a GPU takes: of its share of the batch, as many parts of `batch_gpu`.
+    """The largest multiple of `batch_gpu` that divides the GPU's share of the batch and fits its free memory.
+
+    Without `fill_gpu`, and on a CPU, that is `batch_gpu` itself.
 
     Args:
-        device: A torch.device. The networks are on it, their gradients and the optimisers' moments not yet.
+        device: A torch.device. It holds the networks already, but no gradients and moments of optimisers yet.
     """
     import torch
 
@@ -80,10 +82,7 @@ def images_at_once(config: TrainingConfig, device: Any) -> int:
 
 
 def trace_activations(config: TrainingConfig) -> dict[str, int]:
-    """Bytes that autograd keeps at most in each phase, by its name, for `batch_gpu` images without augmentation.
-
-    Nets that tasks compare images with are replaced by untrained ones, so that nothing is downloaded.
-    """
+    """The most bytes that autograd keeps in each phase, by its name, for `batch_gpu` images without augmentation."""
     import torch
 
     from torch_utils import training_stats
@@ -91,10 +90,10 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
     from training.phases import build_phases
 
     c = dataclasses.replace(config, loss=dataclasses.replace(config.loss, style_mixing_prob=0.0))
-    if config.device == "cuda":     # bfloat16 is as large as float16, and used on every device
+    if config.device == "cuda":     # bfloat16 is as large as float16, and networks use it on the meta device, too
         c = dataclasses.replace(c, G=dataclasses.replace(c.G, half_type="bfloat16"),
                                 D=dataclasses.replace(c.D, half_type="bfloat16"))
-    G, D, extras = _build(c, "meta")
+    G, D, extras = build_for_cost(c, "meta")
     loss = StyleGAN2Loss(G, D, config=c.loss, **extras)
     n, data = c.batch_gpu, c.dataset
     shapes = ([data.num_channels, data.resolution, data.resolution], [data.label_dim], [G.z_dim], [data.label_dim])
@@ -110,12 +109,12 @@ def trace_activations(config: TrainingConfig) -> dict[str, int]:
 
 
 def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[int]:
-    """For each term of a loss, the bytes that its graph keeps. Weights of the networks `besides` do not count."""
+    """Yield the bytes that the graph of each term of a loss keeps, without the weights of the networks `besides`."""
     import torch
 
     weights = {t.untyped_storage()._cdata for net in besides for t in (*net.parameters(), *net.buffers())}
     while True:
-        kept: dict[int, Any] = {}   # Storages, which stay alive so that no other one gets the same number.
+        kept: dict[int, Any] = {}   # Storages by address. They are kept alive, so that no address is used twice.
 
         def keep(tensor: Any) -> Any:
             storage = tensor.untyped_storage()
@@ -130,8 +129,8 @@ def _kept_bytes(terms: Iterator[Any], *, besides: tuple[Any, ...]) -> Iterator[i
         yield sum(storage.nbytes() for storage in kept.values())
 
 
-def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any]]:
-    """G, D, and what `build_extras` gives; untrained nets stand in for those that compare images."""
+def build_for_cost(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Build G, D and the result of `build_extras`. Untrained perceptual nets cost the same and need no download."""
     import torch
 
     from training.build import build_networks
@@ -149,7 +148,10 @@ def _build(config: TrainingConfig, device: str) -> tuple[Any, Any, dict[str, Any
 
 
 def describe_long_work(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> str | None:
-    """A line on how long a run will take, where that is more than ten minutes on a CPU; else None."""
+    """One line on how long a run will take on the CPU; None if that is less than ten minutes, or on a GPU.
+
+    For the arguments, see `estimate_seconds`.
+    """
     if config.device != "cpu" or (config.total_kimg - done_kimg < _SHORT_KIMG and not config.metrics):
         return None
     training, scoring = estimate_seconds(config, dataset, done_kimg=done_kimg)
@@ -164,27 +166,27 @@ def describe_long_work(config: TrainingConfig, dataset: Any, *, done_kimg: float
 def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float = 0) -> Seconds:
     """Estimate the time of training and of its metrics on this CPU, within a factor of about 2.
 
-    G, D and the tasks of D are timed on a few images, forwards. A backward pass takes as long for the input as the
-    forward pass, and as long for the weights:
+    The forward passes of G, D and the tasks of D are timed on a few images. The gradient of the input takes as long as
+    the forward pass, and the gradient of the weights as long again. So each image costs:
 
         Gmain   3 G + 2 D
-        Greg    6 G for each of its images
-        Dmain   G + 6 D + 2 for each task, which has no weights that are trained
+        Greg    6 G (only for the images that it uses)
+        Dmain   G + 6 D + 2 of each task, because tasks have no trained weights
         Dreg    6 D
 
     Rivals are not counted.
 
     Args:
         config:    The run.
-        dataset:   Its images, for metrics.
-        done_kimg: What of its length is done already.
+        dataset:   Its images, for the metrics.
+        done_kimg: How much of the run is done already.
     """
     import torch
 
     from training.tasks import Shown
 
     count = max(1, min(config.batch_gpu, _LOOK_PIXELS // config.dataset.resolution**2))
-    G, D, extras = _build(config, "cpu")
+    G, D, extras = build_for_cost(config, "cpu")
     G, D, judge, tasks = G.eval(), D.eval(), extras["rivals"].judge, [*extras["real_tasks"], *extras["fake_tasks"]]
     z, c = torch.randn(count, G.z_dim), torch.zeros(count, G.c_dim)
     with torch.inference_mode():
@@ -205,13 +207,8 @@ def estimate_seconds(config: TrainingConfig, dataset: Any, *, done_kimg: float =
 
 
 def _time(work: Callable[[], Any]) -> float:
-    """Of the quicker one of two calls after a first one, in seconds."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    """Seconds of the faster of two calls, after one call that does not count."""
+    return min(timeit.repeat(work, number=1, repeat=3)[1:])
 
 
 def _scoring_seconds(config: TrainingConfig, G: Any, dataset: Any, *, done_kimg: float) -> float:

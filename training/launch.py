@@ -1,4 +1,4 @@
-"""Starting a run: in this process, in several that this one starts and watches, or as one of those of torchrun."""
+"""Starting a run in this process, or in several processes that this one starts and watches."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from .config import schema as configs
 from .config.schema import TrainingConfig
 from .runs import interrupt, run_dir
 
-LOST, TOLD = 75, 65         # Exit statuses of a process that lost the others, and of one that handed over an error.
+LOST, TOLD = 75, 65         # Exit statuses: the process lost contact with the others, or has reported its error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
-_GRACE_SEC = 5              # After one process failed, the others get this time to end by themselves.
-_INSIST_SEC = 1             # A signal that comes again within this time is the same one, sent to a group of processes.
+_GRACE_SEC = 5              # After one process failed, the others have this time to end by themselves.
+_INSIST_SEC = 1             # A signal that is repeated within this time counts once: it was sent to a process group.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
 
 
 class Job(NamedTuple):
-    """What every process of a run has to know."""
+    """What every process of a run needs to know."""
 
     config: TrainingConfig
     run_dir: str
     resume: str | None = None   # Resume from this training state, or from the "newest" one in `run_dir`.
-    outcome: str | None = None  # File for a word on how the run ended.
-    command: dict[str, Any] | None = None   # What the command line said, to be kept with the options.
-    anyway: bool = False        # Resume with other images, too.
+    outcome: str | None = None  # In the end, "finished" or "stopped" is written to this file.
+    command: dict[str, Any] | None = None   # Options from the command line; saved with the options of the run.
+    anyway: bool = False        # Resume even if the images have changed.
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "config": configs.to_json(self.config)}
@@ -43,10 +43,10 @@ class Job(NamedTuple):
 
 
 def run(job: Job) -> None:
-    """Train in as many processes as `job` says; returns when all are done.
+    """Train in `job.config.num_gpus` processes; returns when all are done.
 
     Raises:
-        UserError: A process failed. It has said why.
+        UserError: A process failed.
     """
     if job.config.num_gpus == 1:
         run_rank(job)
@@ -55,10 +55,10 @@ def run(job: Job) -> None:
 
 
 def run_rank(job: Job, *, log_errors: bool = True) -> None:
-    """Train, as one process of the run, or as the only one; what all of them print goes to the log, too.
+    """Train as the only process of the run, or as one of several. The log gets what they print.
 
     Args:
-        log_errors: False leaves it to the launcher to note a UserError in the log.
+        log_errors: Write a UserError to the log. False = the launcher does so.
 
     Raises:
         UserError: The run ended early, or a GPU has too little memory.
@@ -90,10 +90,10 @@ def write_options(job: Job, fingerprint: str | None = None) -> None:
     """Write `training_options.json`.
 
     Args:
-        fingerprint: Of the images; None = not known yet. Then the environment is left out, too.
+        fingerprint: Of the images; None = not known yet. Then the environment is left out of the file, too.
 
     Raises:
-        UserError: It can't be written.
+        UserError: The file can't be written.
     """
     known = {} if fingerprint is None else {
         "data_fingerprint": fingerprint, "environment": run_dir.describe_machine(job.config.device)}
@@ -105,7 +105,7 @@ def write_options(job: Job, fingerprint: str | None = None) -> None:
 
 
 def check_gpus(device: str, num_gpus: int) -> None:
-    """Raises UserError where `device` is "cuda" and this machine has not as many GPUs."""
+    """Raise UserError if `device` is "cuda" and this machine has fewer than `num_gpus` GPUs."""
     if device == "cuda":
         import torch
 
@@ -116,7 +116,7 @@ def check_gpus(device: str, num_gpus: int) -> None:
 
 
 def build_kernels(device: str) -> None:
-    """Have one process build the CUDA kernels for all processes, which call this together. Does nothing on the CPU."""
+    """Build the CUDA kernels in one process for all. All processes call this. Does nothing on the CPU."""
     from torch_utils import distributed
     from torch_utils.ops.build import custom_ops
 
@@ -124,10 +124,10 @@ def build_kernels(device: str) -> None:
 
 
 def clear_outcome(path: str | None) -> None:
-    """Delete the outcome of an earlier run, so that nobody takes it for that of this run.
+    """Delete the outcome file of an earlier run, so that it is not mistaken for that of this run.
 
     Raises:
-        UserError: It can't be deleted or written.
+        UserError: The file can't be deleted or written.
     """
     if path is not None:
         try:
@@ -164,7 +164,7 @@ def _run_processes(job: Job) -> None:
         try:
             run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
         finally:
-            if options.stat().st_mtime_ns != before:    # rank 0 writes it anew once the state is restored
+            if options.stat().st_mtime_ns != before:    # rank 0 rewrites the file once the state is restored
                 open_log()
 
 
@@ -172,32 +172,32 @@ def run_together(
     command: list[str], *, size: int,
     meaning: str = "so the run ended; the same command resumes from its last training state", at_once: bool = False,
 ) -> None:
-    """Run `size` processes that find each other by `distributed.join`, until all end; one that fails ends the others.
+    """Run `size` processes, which meet by `distributed.join`, until all end. If one fails, the others are ended.
 
     Args:
-        meaning: Ends the message that a process died: what that means for the user.
+        meaning: The end of the message that a process died: what this means for the user.
         at_once: End all processes by SIGTERM on a request to stop. False = pass the signal on; they end by themselves.
 
     Raises:
-        UserError:         One failed.
-        KeyboardInterrupt: Requested to stop, where that is `at_once`; all processes have ended.
+        UserError:         A process failed.
+        KeyboardInterrupt: A request to stop came, with `at_once`; all processes have ended.
     """
     import torch
 
     from torch_utils import distributed
 
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port
-    threads = max(num_cores() // size, 1)   # PyTorch would start one for each core in every process
+    threads = max(num_cores() // size, 1)   # by default, every process would start one thread per core
     common = {
         "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER_PID: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        # Python cleans up after a process that is killed, and would print a warning of that.
+        # Python cleans up the shared memory of a killed process, and would print a warning about it.
         "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"),
                                                  "ignore:resource_tracker:UserWarning"))),
     }
     if sys.platform == "linux":
-        common["GLOO_SOCKET_IFNAME"] = "lo"     # not that of the host's name, which need not be known to anybody
+        common["GLOO_SOCKET_IFNAME"] = "lo"     # by default, Gloo looks up the host's name, which may fail
     with _Processes(meaning=meaning, at_once=at_once) as processes:
         for rank in range(size):
             processes.start(command, {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -205,7 +205,7 @@ def run_together(
 
 
 class _Processes:
-    """Child processes that live and die together; signals are passed on to them, or end them."""
+    """Child processes that end together. Signals are passed on to them; with `at_once`, the first one ends them."""
 
     def __init__(self, *, meaning: str, at_once: bool) -> None:
         self._meaning, self._at_once = meaning, at_once
@@ -224,7 +224,7 @@ class _Processes:
             signal.signal(number, handler)
 
     def start(self, command: list[str], env: dict[str, str]) -> None:
-        # A signal that comes before the new process can handle it waits until it can.
+        # Signals stay blocked in the new process until it can handle them.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
         try:
             self._children.append(subprocess.Popen(command, env=env))
@@ -232,33 +232,33 @@ class _Processes:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on. If the children got it as well, because it was sent to the group, they count it once."""
+        """Pass a signal on. Children that got it, too, because it was sent to the process group, count it once."""
         now = time.monotonic()
         if self._first_signal_sec is None:
             self._first_signal_sec = now
             if self._at_once:
                 raise KeyboardInterrupt
         elif self._at_once:
-            return  # they are being ended
+            return  # the children are being ended already
         elif now - self._first_signal_sec > _INSIST_SEC:
             raise UserError("stopped at once, as asked twice; the same command resumes from the last training state")
         for child in self._children:
             child.send_signal(number)
 
     def wait(self, reported: Callable[[], str | None]) -> None:
-        """Until all ended; the first failure ends the others.
+        """Wait until all have ended. The first failure ends the others.
 
         Args:
-            reported: Gives what a process with the status LOST or TOLD handed over.
+            reported: Returns the error that a process with the status LOST or TOLD reported.
 
         Raises:
-            UserError: One failed.
+            UserError: A process failed.
         """
         while True:
             codes = [child.poll() for child in self._children]
             failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
             if failed:
-                self._end(_GRACE_SEC)  # they notice by themselves, and leave
+                self._end(_GRACE_SEC)  # the others notice the failure and end by themselves
                 guilty = [rank for rank in failed if codes[rank] not in (LOST, TOLD)]
                 message = None if guilty else reported()
                 raise UserError(message or self._describe((guilty or failed)[0]))

@@ -1,7 +1,7 @@
 """Losses of StyleGAN2 (Karras et al., CVPR 2020), with tasks for D (GGDR, GLeaD).
 
-One method for each training phase. A method yields scalar terms; the caller scales each and calls backward before it
-asks for the next one, so that the graphs of fake and real images are not held at the same time.
+There is one method for each training phase. It yields scalar terms. The caller scales each term and calls backward
+before it asks for the next one, so that the graphs of fake and real images are not in memory at the same time.
 """
 
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -26,25 +26,25 @@ Augment = Callable[[Tensor, dict[int, Tensor]], AugmentOutput]  # Of images and 
 
 
 class Units(NamedTuple):
-    """Which images of a batch make up each published part, where several are computed at once; see `draws`."""
+    """Which images of a batch belong to each unit, where several units are computed at once; see `draws`."""
 
-    num: int
-    number: Tensor      # [N] int64, of the part to which each image belongs.
-    order: Tensor       # [N] int64, the positions of the images of the first part, then of the second, ...
+    num: int            # Number of units.
+    number: Tensor      # int64 [N]: the unit of each image.
+    order: Tensor       # int64 [N]: the positions of the images of the first unit, then of the second, ...
 
 
 class Batch(NamedTuple):
-    """The images of one step that fit into one pass."""
+    """Images that are computed at once: a part of the batch of an iteration."""
 
     real_img: Tensor    # [N, C, R, R] float32 in [-1, 1].
     real_c: Tensor      # [N, c_dim].
     gen_z: Tensor       # [N, z_dim].
     gen_c: Tensor       # [N, c_dim].
-    units: Units | None = None      # None = one published part.
+    units: Units | None = None      # None = one unit.
 
 
 class StyleGAN2Loss:
-    """The generator's and discriminator's losses; state is `pl_mean`, and what rivals remember."""
+    """The losses of G and D. Their state is `pl_mean` and the state of rivals."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class StyleGAN2Loss:
         config: LossConfig,
         real_tasks: Sequence[Task] = (),
         fake_tasks: Sequence[Task] = (),
-        rivals: Rivals | None = None,                           # What else changes D or the losses.
-        augment: Augment | None = None,                         # What happens to all images before D sees them.
+        rivals: Rivals | None = None,                           # They change D or the losses.
+        augment: Augment | None = None,                         # Applied to all images before D sees them.
         observe_real: Callable[[Tensor], None] | None = None,   # Called with D's logits of real images.
     ):
         self.G = G
@@ -73,7 +73,7 @@ class StyleGAN2Loss:
         self.penalties = build_penalties(self.adversarial.penalties, finite=config.r1 == "finite")
         self.paired = self.adversarial.paired or self.rivals.paired
         self.pl_mean = torch.zeros([], device=next(D.parameters()).device)  # Moving average of path lengths.
-        self._pl_means: list[Tensor] = []   # Its next value, as each part of the batch would have it.
+        self._pl_means: list[Tensor] = []   # Its next value according to each part of the batch.
 
     def state_dict(self) -> dict[str, Any]:
         return {"pl_mean": self.pl_mean, **capture(self.rivals.parts)}
@@ -99,7 +99,7 @@ class StyleGAN2Loss:
         yield loss.mean() + self._run_tasks("G/", self.g_tasks, fake, shown)
 
     def g_path_length(self, batch: Batch) -> Iterator[Tensor]:
-        """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on a part of the batch."""
+        """Path length regularisation, (|J_w^T y| - a)^2 (StyleGAN2, Eq. 4), on the first images of each unit."""
         z, c, units = self._shrink(batch)
         ws = self._map(z, c, units)
         with conv2d_gradfix.second_order():
@@ -118,7 +118,7 @@ class StyleGAN2Loss:
         yield loss.mean()
 
     def _shrink(self, batch: Batch) -> tuple[Tensor, Tensor, Units | None]:
-        """Latents and labels of the first images of each unit, as many as path length regularisation looks at."""
+        """Latents, labels and units of the images for path length regularisation: the first ones of each unit."""
         units = batch.units or Units(1, *[torch.arange(len(batch.gen_z), device=batch.gen_z.device)] * 2)
         n = max(len(batch.gen_z) // units.num // self.config.pl_batch_shrink, 1)
         rows = units.order.unflatten(0, [units.num, -1])[:, :n].flatten()
@@ -126,12 +126,12 @@ class StyleGAN2Loss:
         return batch.gen_z[rows], batch.gen_c[rows], batch.units and Units(units.num, order // n, order)
 
     def forget_parts(self) -> None:
-        """Before the parts of a batch are computed again from the first one on."""
+        """Discard what the parts of a batch left so far. The batch is then computed again from its first part."""
         self._pl_means.clear()
         self.rivals.forget()
 
     def update_pl_mean(self) -> None:
-        """One step of the moving average of path lengths, after all parts of the batch. All ranks call this."""
+        """Update the moving average of path lengths, after all parts of the batch. All ranks call this."""
         self.pl_mean = distributed.all_reduce_mean_(torch.stack(self._pl_means).mean())
         self._pl_means.clear()
 
@@ -143,7 +143,7 @@ class StyleGAN2Loss:
         terms = [loss_fake.mean() + self._run_tasks("D/fake_", self.fake_tasks, fake, shown)]
         if not self.paired:
             yield terms.pop()
-            fake, fake_logits, loss_fake = None, fake_logits.detach(), loss_fake.detach()   # free the graph
+            fake, fake_logits, loss_fake = None, fake_logits.detach(), loss_fake.detach()   # frees the graph
 
         shown = self._shown(batch.real_img, batch.real_c)
         real = self._judge("real", shown, self.real_tasks)
@@ -168,10 +168,10 @@ class StyleGAN2Loss:
     # Parts.
 
     def _map(self, z: Tensor, c: Tensor, units: Units | None = None) -> Tensor:
-        """ws [N, num_ws, w_dim]. With `style_mixing_prob`, a second latent takes over at a random layer of a unit."""
+        """ws [N, num_ws, w_dim]. With `style_mixing_prob`, a unit mixes in other latents from a random layer on."""
         ws = self.G.mapping(z, c)
         num_ws, prob, count = ws.shape[1], self.config.style_mixing_prob, units.num if units else 1
-        # Drawn on the host, so that nothing waits for the device.
+        # Draw on the host, so that nothing waits for the device.
         mixed = [prob > 0 and torch.rand([]).item() < prob for _ in range(count)]
         if not any(mixed):
             return ws
@@ -184,7 +184,7 @@ class StyleGAN2Loss:
 
     @torch.no_grad()
     def _generate(self, batch: Batch) -> Shown:
-        """Fake images for D, with those states of G that D's tasks need."""
+        """Make fake images for D, with the states of G that D's tasks need."""
         keep = sorted({res for task in self.fake_tasks for res in task.states})
         ws = self._map(batch.gen_z, batch.gen_c, batch.units)
         img, states = self.G.synthesis.run(ws, keep=keep) if keep else (self.G.synthesis(ws), None)
@@ -199,13 +199,20 @@ class StyleGAN2Loss:
         return Shown(out.images, img, c, states, **latents)
 
     def _judge(self, kind: str, shown: Shown, tasks: Sequence[Task | Term]) -> DiscriminatorOutput:
+        """Run D, with its decoder and heads if one of the tasks needs them, and report its scores."""
         out = self.judge(shown.img, shown.c, decode=any(task.decodes for task in tasks))
         self._report_scores(kind, out.logits)
         return out
 
+    def _report_scores(self, kind: str, logits: Tensor) -> None:
+        training_stats.report(f"Loss/scores/{kind}", logits)
+        training_stats.report(f"Loss/signs/{kind}", logits.sign())
+        if kind == "real" and self.observe_real is not None:
+            self.observe_real(logits)
+
     @staticmethod
     def _run_tasks(name: str, tasks: Sequence[Task | Term], out: DiscriminatorOutput, shown: Shown) -> Tensor | float:
-        """The sum of the means of their weighted losses."""
+        """The sum over tasks of the mean weighted loss."""
         total: Tensor | float = 0.0
         for task in tasks:
             loss = task.loss(out, shown)
@@ -213,9 +220,3 @@ class StyleGAN2Loss:
                 training_stats.report(f"Loss/{name}{task.kind}", loss * task.weight)
                 total = total + (loss * task.weight).mean()
         return total
-
-    def _report_scores(self, kind: str, logits: Tensor) -> None:
-        training_stats.report(f"Loss/scores/{kind}", logits)
-        training_stats.report(f"Loss/signs/{kind}", logits.sign())
-        if kind == "real" and self.observe_real is not None:
-            self.observe_real(logits)

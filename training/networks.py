@@ -1,8 +1,8 @@
-"""Generator and discriminator of StyleGAN2 (Karras et al., CVPR 2020), with what GGDR and GLeaD add to the latter.
+"""Generator and discriminator of StyleGAN2 (Karras et al., CVPR 2020), with GGDR's decoder and GLeaD's heads.
 
-Class, argument and parameter names are those of the StyleGAN ecosystem. Instances are pickled together with the source
-of this file and are opened by other people's checkouts, so it imports nothing of this project but `torch_utils`, and of
-that only what every StyleGAN2-ADA and StyleGAN3 checkout has.
+Class, argument and parameter names are those of the StyleGAN ecosystem. Pickles hold instances together with the source
+of this file, and other people's checkouts open them. So this file imports only those parts of `torch_utils` that every
+StyleGAN2-ADA and StyleGAN3 checkout has.
 """
 
 from typing import Any, Collection, Dict, NamedTuple, Optional, Sequence, Tuple, Union
@@ -22,16 +22,16 @@ Tensor = torch.Tensor
 
 
 class SynthesisState(NamedTuple):
-    """The result of the block of resolution `res`, from which synthesis can resume (GLeaD, Eq. 5 and 6)."""
+    """The output of the block at resolution `res`, from which synthesis can resume (GLeaD, Eq. 5 and 6)."""
 
     res: int
     x: Tensor               # Feature map [N, channels at res, res, res].
-    img: Optional[Tensor]   # Image up to here [N, img_channels, res, res]; None where the architecture keeps none.
+    img: Optional[Tensor]   # Image so far [N, img_channels, res, res]; None if the architecture has none.
 
 
 class SynthesisOutput(NamedTuple):
     img: Tensor                         # [N, img_channels, R, R] float32, about [-1, 1].
-    states: Dict[int, SynthesisState]   # Those that were asked for, by resolution.
+    states: Dict[int, SynthesisState]   # The requested ones, by resolution.
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -61,7 +61,7 @@ def _initial_weight(out_channels: int, in_channels: int, kernel_size: int, chann
 
 
 def precision(block: Any, device: torch.device, force_fp32: bool) -> Tuple[torch.dtype, torch.memory_format]:
-    """The type and memory format that a block of G or D computes in; CPUs are fastest with channels last."""
+    """The type and memory format in which a block of G or D computes. CPUs are fastest with channels last."""
     half = block.use_fp16 and not force_fp32 and (device.type == "cuda" or block.half_type == "bfloat16")
     dtype = getattr(torch, block.half_type) if half else torch.float32
     channels_last = device.type == "cpu" or (half and block.channels_last)
@@ -69,23 +69,23 @@ def precision(block: Any, device: torch.device, force_fp32: bool) -> Tuple[torch
 
 
 def _modulation(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Weights and styles to use, and factors [N, C_out] that scale the result to unit deviation (None = don't)."""
+    """Weights and styles to use, and factors [N, C_out] that demodulate the result (None = no demodulation)."""
     in_channels, kh, kw = weight.shape[1:]
     misc.assert_shape(x, [None, in_channels, None, None])
     misc.assert_shape(styles, [x.shape[0], in_channels])
     if not demodulate:
         return weight, styles, None
-    if x.dtype == torch.float16:  # demodulation cancels such factors; without them, float16 does not overflow
+    if x.dtype == torch.float16:  # normalise, so that float16 does not overflow; demodulation cancels these factors
         weight = weight / weight.abs().amax(dim=[1, 2, 3], keepdim=True) / np.sqrt(in_channels * kh * kw)
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    # Sum over (in, kh, kw) of (w s)^2 without building the weights of each image.
+    # The sum over (in, kh, kw) of (w s)^2, computed without the weights of each image.
     return weight, styles, (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()
 
 
 def _scaled_conv2d(
     x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool = True, **resample: Any
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """The convolution of scaled activations, and the factors [N, C_out] by which the caller has to scale it."""
+    """The convolution of scaled activations, and the factors [N, C_out] by which the caller must multiply it."""
     weight, styles, dcoefs = _modulation(x, weight, styles, demodulate)
     x = x * styles.to(x.dtype)[:, :, None, None]
     return conv2d_resample.conv2d_resample(x=x, w=weight.to(x.dtype), **resample), dcoefs
@@ -111,11 +111,11 @@ def modulated_conv2d(
         x:               [N, C_in, H, W].
         weight:          [C_out, C_in, k, k].
         styles:          [N, C_in].
-        noise:           Added to the result, broadcastable to it.
+        noise:           Added to the result; its shape can be broadcast.
         demodulate:      Scale each output feature map to unit expected standard deviation.
-        fused_modconv:   True = one grouped convolution with a kernel per image; False = scale the activations before
-                         and after an ordinary convolution, which is the same and faster in training.
-        Others as in `conv2d_resample`.
+        fused_modconv:   True = one grouped convolution with a kernel per image. False = scale the activations before
+                         and after an ordinary convolution; the result is the same, and training is faster.
+        The other arguments are those of `conv2d_resample`.
     """
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
     if not fused_modconv:
@@ -234,8 +234,8 @@ class MappingNetwork(torch.nn.Module):
         layer_features: Optional[int] = None,   # Width of the hidden layers; None = w_dim.
         activation: str = "lrelu",
         lr_multiplier: float = 0.01,
-        w_avg_beta: Optional[float] = 0.995,    # Decay of the running mean of w; None = it isn't tracked.
-        normalize_jointly: bool = False,        # Latent and label as one vector, as in the first StyleGAN2 program.
+        w_avg_beta: Optional[float] = 0.995,    # Decay of the running mean of w; None = no mean is tracked.
+        normalize_jointly: bool = False,        # Normalise z and label as one vector, as the first StyleGAN2 program.
     ):
         super().__init__()
         self.z_dim = z_dim
@@ -340,7 +340,7 @@ class SynthesisLayer(torch.nn.Module):
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         epilogue = dict(act=self.activation, gain=self.act_gain * gain, clamp=clamp)
         fused = modconv_epilogue is not None and self.activation in ("linear", "relu", "lrelu") and not fused_modconv
-        if fused and (noise is None or not noise.requires_grad):  # noise requires it in projectors
+        if fused and (noise is None or not noise.requires_grad):  # projectors optimise the noise
             x, scale = _scaled_conv2d(x, self.weight, styles, f=self.resample_filter, **resample)
             strength = None if noise is None else self.noise_strength
             return modconv_epilogue(x, scale, noise, strength, self.bias, **epilogue)
@@ -387,7 +387,7 @@ class ToRGBLayer(torch.nn.Module):
 class SynthesisBlock(torch.nn.Module):
     def __init__(
         self,
-        in_channels: int,                                   # 0 = first block, which starts from a learned constant.
+        in_channels: int,                                   # 0 = the first block, which has a learned constant.
         out_channels: int,
         w_dim: int,
         resolution: int,                                    # Of the output.
@@ -510,14 +510,14 @@ class SynthesisNetwork(torch.nn.Module):
             setattr(self, f"b{res}", block)
 
     def forward(self, ws: Tensor, **block_kwargs: Any) -> Tensor:
-        """Image [N, img_channels, R, R] from ws [N, num_ws, w_dim]; keywords go to the blocks and layers."""
+        """Make images [N, img_channels, R, R] from ws [N, num_ws, w_dim]. Keywords go to blocks and layers."""
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
         return self.run(ws, **block_kwargs).img
 
     def num_ws_from(self, res: int) -> int:
-        """How many ws are needed to resume from resolution `res`: 2 log2(R / res) + 1; all of them for res < 4."""
+        """Number of ws needed to resume from resolution `res`: 2 log2(R / res) + 1. For res < 4, all ws."""
         blocks = [getattr(self, f"b{r}") for r in self.block_resolutions if r > res]
-        # Above the last resolution nothing runs. One w is needed even there, as in the released program.
+        # One w is needed even if no block is left to run, as in the released program.
         return sum(block.num_conv for block in blocks) + 1
 
     def run(
@@ -527,12 +527,12 @@ class SynthesisNetwork(torch.nn.Module):
         keep: Collection[int] = (),
         **block_kwargs: Any,
     ) -> SynthesisOutput:
-        """Ordinary synthesis, from the constant; or, given `start`, only the blocks above `start.res`.
+        """Run all blocks, or, with `start`, only those above `start.res`.
 
         Args:
-            ws:    [N, num_ws_from(start.res) or more, w_dim]; the first one is for the first layer that runs.
-            start: Feature map and image to resume from.
-            keep:  Resolutions whose states are returned beside the image.
+            ws:    [N, num_ws_from(start.res) or more, w_dim]. The first one is for the first layer that runs.
+            start: Feature map and image to resume from; None = start from the learned constant.
+            keep:  Resolutions whose states are returned with the image.
         """
         x, img = (None, None) if start is None else (start.x, start.img)
         ws = ws.to(torch.float32)
@@ -572,7 +572,7 @@ class Generator(torch.nn.Module):
 
     @property
     def w_avg(self) -> Optional[Tensor]:
-        """Moving average of w, [w_dim]; None where none is kept."""
+        """Moving average of w [w_dim]; None if it is not tracked."""
         return self.mapping.w_avg if self.mapping.w_avg_beta is not None else None
 
     def forward(
@@ -596,7 +596,7 @@ class DiscriminatorBlock(torch.nn.Module):
         out_channels: int,                                  # At half of it.
         resolution: int,                                    # Of the input.
         img_channels: int,
-        first_layer_idx: int,                               # Counts layers for freeze_layers.
+        first_layer_idx: int,                               # Number of layers of D before this block.
         architecture: str = "resnet",                       # "orig", "skip" or "resnet".
         activation: str = "lrelu",
         resample_filter: Sequence[float] = (1, 3, 3, 1),
@@ -604,7 +604,7 @@ class DiscriminatorBlock(torch.nn.Module):
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         half_type: str = "float16",                         # "float16": on CUDA devices; "bfloat16": everywhere.
-        freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): layers below are not trained.
+        freeze_layers: int = 0,                             # FreezeD (Mo et al., 2020): number of frozen layers of D.
     ):
         _check_choices(architecture, half_type)
         super().__init__()
@@ -662,7 +662,7 @@ class DiscriminatorBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class MinibatchStdLayer(torch.nn.Module):
-    """Appends the standard deviation over groups of images as `num_channels` constant feature maps."""
+    """Appends the standard deviation over groups of images, as `num_channels` constant feature maps."""
 
     def __init__(self, group_size: Optional[int], num_channels: int = 1):
         super().__init__()
@@ -734,11 +734,11 @@ class DiscriminatorEpilogue(torch.nn.Module):
 
 @persistence.persistent_class
 class Discriminator(torch.nn.Module):
-    """StyleGAN2's discriminator; optionally with the decoder of GGDR and the heads of GLeaD.
+    """StyleGAN2's discriminator, optionally with the decoder of GGDR and the heads of GLeaD.
 
-    The decoder has levels r = 8, 16, ..., decoder_res. Each is a 1x1 convolution of two inputs, the previous level and
-    the backbone's features at r / 2, followed by up-sampling by 2. The heads use the last level. They give a feature
-    map, a basis image and a w for G (GLeaD, Eq. 3 and 4); for glead_res_g = 1, only w (Table 3, "1x1").
+    The decoder has levels r = 8, 16, ..., decoder_res. Each is a convolution of two inputs, the previous level and the
+    backbone's features at r / 2, with up-sampling by 2. The heads use the last level. They return a feature map, a
+    basis image and a w for G (GLeaD, Eq. 3 and 4); for glead_res_g = 1, only w (Table 3, "1x1").
     """
 
     def __init__(
@@ -755,12 +755,12 @@ class Discriminator(torch.nn.Module):
         block_kwargs: Dict[str, Any] = {},                          # noqa: B006 - For DiscriminatorBlock; read only.
         mapping_kwargs: Dict[str, Any] = {},                        # noqa: B006 - For MappingNetwork; read only.
         epilogue_kwargs: Dict[str, Any] = {},                       # noqa: B006 - For DiscriminatorEpilogue; read only.
-        decoder_res: Union[int, Sequence[int], None] = None,        # Resolution, or a list with one; None = no decoder.
-        glead_res_g: Optional[int] = None,                          # Resolution of G that f is for; 1 = w only.
+        decoder_res: Union[int, Sequence[int], None] = None,        # Resolution, or a list of it; None = no decoder.
+        glead_res_g: Optional[int] = None,                          # Resolution of f in G; 1 = w only.
         decoder_out_channel: int = 0,                               # w_dim of G; 0 = no heads.
         decoder_conv_kernel_size: int = 1,
-        decoder_act: str = "linear",                                # "lrelu": of GGDR's ablation.
-        aux_outputs: int = 0,                                       # Of a linear head on the mean of 4x4 features.
+        decoder_act: str = "linear",                                # Or "lrelu" (GGDR's ablation).
+        aux_outputs: int = 0,                                       # Of a linear head on the mean of the 4x4 features.
     ):
         super().__init__()
         self.c_dim = c_dim
@@ -803,7 +803,7 @@ class Discriminator(torch.nn.Module):
             self._add_heads(channels[last], w_dim=decoder_out_channel, g_channels=g_channels)
 
     def _add_heads(self, in_channels: int, w_dim: int, g_channels: int) -> None:
-        """Heads on the decoder's last level: for G's image, feature map and w, or for w alone."""
+        """Add heads on the decoder's last level: for an image, a feature map and w of G, or for w only."""
         if self.spatial_heads:
             self.img_proj = Conv2dLayer(in_channels, self.img_channels, 1)
             self.feat_proj1 = Conv2dLayer(in_channels, g_channels, 1)
@@ -813,7 +813,7 @@ class Discriminator(torch.nn.Module):
 
     @property
     def minibatch_group(self) -> Optional[int]:
-        """How many images share a minibatch standard deviation; None = the whole batch."""
+        """Number of images that share a minibatch standard deviation; None = the whole batch."""
         return 1 if self.b4.mbstd is None else self.b4.mbstd.group_size
 
     def forward(self, img: Tensor, c: Optional[Tensor] = None, **block_kwargs: Any) -> Tensor:
@@ -822,7 +822,7 @@ class Discriminator(torch.nn.Module):
         return self._realness(x, skip_img, c)
 
     def run(self, img: Tensor, c: Optional[Tensor] = None, **block_kwargs: Any) -> DiscriminatorOutput:
-        """Realness, decoder features, and what G needs to rebuild the image."""
+        """Run the decoder and the heads, too. Takes the arguments of `forward`."""
         x, skip_img, features = self._encode(img, **block_kwargs)
         aux = self.aux(x.mean(dim=[2, 3]).to(torch.float32)) if hasattr(self, "aux") else None
         return DiscriminatorOutput(self._realness(x, skip_img, c), *self._decode(features), aux)
@@ -849,7 +849,7 @@ class Discriminator(torch.nn.Module):
             x = fmaps[res] = getattr(self, f"b{res}_dec")(x)
         if not self.has_heads:
             return fmaps, None, None, None
-        mean = x.mean(dim=[2, 3], keepdim=True)  # the head is linear: head(mean) = mean(head), at far less cost
+        mean = x.mean(dim=[2, 3], keepdim=True)  # heads are linear, so head(mean) = mean(head), which costs far more
         if self.spatial_heads:
             return fmaps, self.feat_proj1(x), self.img_proj(x), self.feat_proj2(mean).flatten(1)
         return fmaps, None, None, self.final_proj(mean).flatten(1)
@@ -859,6 +859,7 @@ class Discriminator(torch.nn.Module):
 
 
 def _last_level(decoder_res: Union[int, Sequence[int], None], img_resolution: int) -> Optional[int]:
+    """Resolution of the decoder's last level; None = no decoder."""
     levels = [] if decoder_res is None else [decoder_res] if isinstance(decoder_res, int) else list(decoder_res)
     if not levels:
         return None

@@ -1,6 +1,6 @@
-"""Gradient penalties of D: on which images, and how the gradient of D's scores counts.
+"""Gradient penalties of D. Each chooses images, and turns the gradient of D's logits at them into a loss.
 
-An adversarial loss names those that belong to it (`adversarial.AdversarialLoss.penalties`).
+`adversarial.AdversarialLoss.penalties` names those of an adversarial loss.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .tasks import Shown
 
 Tensor = torch.Tensor
-Generate = Callable[["Batch"], "Shown"]     # Fake images, before and after augmentation.
+Generate = Callable[["Batch"], "Shown"]     # Makes the fake images of a batch.
 
 
 def input_gradient(y: Tensor, x: Tensor) -> Tensor:
-    """dy/dx, differentiable; no weight's gradient is computed on the way."""
+    """dy/dx, differentiable. Gradients of weights are not computed in this backward pass."""
     with conv2d_gradfix.no_weight_gradients():
         (grads,) = torch.autograd.grad(y, x, create_graph=True)
     return grads
@@ -32,19 +32,19 @@ class R1:
     """gamma / 2 |dD(x)/dx|^2 on real images (Mescheder et al., ICML 2018, Eq. 9)."""
 
     name = "r1"     # In statistics, "Loss/r1_penalty".
-    kind = "real"   # Of images, in statistics of scores.
-    scale = 1 / 2   # Of gamma.
+    kind = "real"   # The kind of images, in statistics of scores.
+    scale = 1 / 2   # Factor of gamma.
 
     def images(self, batch: Batch, generate: Generate) -> tuple[Tensor, Tensor]:
-        """Images [N, C, R, R] before augmentation, for which gradients are kept, and their labels."""
+        """Images [N, C, R, R] before augmentation, which require gradients, and their labels."""
         return batch.real_img.detach().requires_grad_(), batch.real_c
 
     def derivatives(self) -> ContextManager[None]:
-        """Surrounds D's pass and `of`."""
+        """A context for the forward pass of D and for `of`."""
         return conv2d_gradfix.second_order()
 
     def of(self, logits: Tensor, img: Tensor, shown: Shown, judge: Judge) -> Tensor:
-        """The penalty [N] of D's logits [N, 1] of the images, which it saw as `shown`."""
+        """The penalty [N], from D's logits [N, 1] of the images `img`, which D saw as `shown`."""
         return self.value(input_gradient(logits.sum(), img).square().sum([1, 2, 3]))
 
     def value(self, squared_norms: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class R1:
 
 
 class R2(R1):
-    """The same on fake images (Mescheder et al., ICML 2018, Eq. 10)."""
+    """R1 on fake images (Mescheder et al., ICML 2018, Eq. 10)."""
 
     name, kind = "r2", "fake"
 
@@ -74,14 +74,15 @@ class Interpolates(R1):
 
 
 class Finite(R1):
-    """The squared gradient along one random direction n ~ N(0, I), by ((D(x + eps n) - D(x)) / eps)^2.
+    """Estimates |dD(x)/dx|^2 by finite differences along one random direction: ((D(x + eps n) - D(x)) / eps)^2.
 
-    Its expectation over n is |dD(x)/dx|^2 + O(eps^2), its variance 2 |dD(x)/dx|^4 + O(eps^2) for each image. It needs
-    no second derivatives. It differs from R1 in what augmentation and minibatch deviation do: x is the augmented image,
-    and the influence of an image on the scores of others is added up as squares.
+    With n ~ N(0, I), the expectation is |dD(x)/dx|^2 + O(eps^2), and the variance 2 |dD(x)/dx|^4 + O(eps^2), for each
+    image. No second derivatives are needed. There are two differences from the exact penalty: x is the image after
+    augmentation, and the influence of an image on other images' scores, through minibatch deviation, is squared before
+    it is summed.
     """
 
-    eps = 1e-3      # At 1e-2, the curvature of trained nets adds 6 %; half precision keeps no digit of the difference.
+    eps = 1e-3      # At 1e-2, the curvature of trained nets adds 6 %. The difference is too small for half precision.
 
     def __init__(self, exact: R1):
         self.name, self.kind, self.scale, self.exact = exact.name, exact.kind, exact.scale, exact
@@ -101,5 +102,6 @@ class Finite(R1):
 PENALTIES: dict[str, type[R1]] = {"r1": R1, "r2": R2, "gp": Interpolates}
 
 
-def build_penalties(names: tuple[str, ...], *, finite: bool = False) -> list[R1]:
+def build_penalties(names: tuple[str, ...], *, finite: bool) -> list[R1]:
+    """Build the named penalties, exactly or by finite differences."""
     return [Finite(PENALTIES[name]()) if finite else PENALTIES[name]() for name in names]

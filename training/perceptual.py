@@ -1,7 +1,7 @@
 """Perceptual distances between images: LPIPS, feature nets, mean squared error.
 
-All take images in [-1, 1]. A distance first embeds both images, and then compares the results. So a target can be
-embedded once, without a graph.
+All take images in [-1, 1]. A distance embeds both images, and then compares the embeddings. So a target can be embedded
+once, without a graph.
 """
 
 import abc
@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import torch
 from torch.nn import Conv2d, MaxPool2d, ReLU, Sequential
@@ -27,7 +27,7 @@ _LPIPS_MEAN = (-0.030, -0.088, -0.188)  # Channel statistics of ImageNet, for im
 _LPIPS_STD = (0.458, 0.448, 0.450)
 _LPIPS_EPS = 1e-10
 _RANDOM_SEED = 0
-_FLOAT16_MARGIN_LOG2 = 4    # Gradients are scaled by a 16th of the number of pixels, so that sums don't overflow.
+_FLOAT16_MARGIN_LOG2 = 4    # Gradients are scaled by 1/16 of the number of pixels, so that their sums don't overflow.
 
 
 class PerceptualLoss(torch.nn.Module, abc.ABC):
@@ -35,10 +35,10 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute what `compare` compares.
+        """Compute the embeddings that `compare` takes.
 
         Args:
-            img: float [N, C, H, W] in [-1, 1], C = 1 (grey, repeated to RGB where a net wants it) or 3.
+            img: float [N, C, H, W] in [-1, 1], with C = 3, or C = 1 (grey, repeated to RGB if the net takes RGB).
 
         Returns:
             Tensors whose first dimension is N.
@@ -49,20 +49,20 @@ class PerceptualLoss(torch.nn.Module, abc.ABC):
 
     @torch.no_grad()
     def embed_target(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Do what `embed` does, without recording a graph."""
-        # TorchScript records a graph even here, once it has seen an image that requires a gradient: hence `detach`.
+        """As `embed`, without recording a graph."""
+        # After a TorchScript net has seen an image that requires a gradient, it records a graph even under no_grad.
         return tuple(part.detach() for part in self.embed(img))
 
     @abc.abstractmethod
     def compare(self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The distance, float [N], of two results of `embed`."""
+        """The distance of two results of `embed`, float [N]."""
 
     def distance(self, img: torch.Tensor, target_embedding: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """L_per of Eq. 7 (arXiv 2212.03752), image by image.
+        """The distance of each pair of images, L_per in Eq. 7 of GLeaD (arXiv 2212.03752).
 
         Args:
             img:              float [N, C, H, W] in [-1, 1]; gradients flow to it.
-            target_embedding: `embed` of the images [N, C, H, W] to compare with.
+            target_embedding: Result of `embed` for the images [N, C, H, W] to compare with.
 
         Returns:
             float [N], 0 for equal images.
@@ -81,7 +81,7 @@ class PixelMSE(PerceptualLoss):
 
 
 class FeatureDistance(PerceptualLoss):
-    """Squared L2 distance of the features of a net that has the perceptual interface."""
+    """Squared L2 distance of the features of a net with the perceptual interface (see `_probe`)."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         super().__init__()
@@ -97,14 +97,14 @@ class FeatureDistance(PerceptualLoss):
 class LPIPS(PerceptualLoss):
     """Learned Perceptual Image Patch Similarity (Zhang et al., CVPR 2018), Eq. 1.
 
-    d(x, y) is the sum over taps of the mean over positions of w . (u(x) - u(y))^2. Here u is a tap's feature map, which
-    is scaled to unit length over channels.
+    d(x, y) is the sum over taps of the mean over positions of w . (u(x) - u(y))^2. A tap is a layer whose output is
+    compared, u(x) is its output scaled to unit length over channels, and w are learned weights of channels.
 
     Args:
-        layers:  The feature net; takes RGB images normalised with ImageNet's statistics.
-        taps:    Indices into `layers` of those whose output is compared.
+        layers:  The feature net. It takes RGB images normalised with ImageNet's statistics.
+        taps:    Indices of the taps in `layers`.
         weights: For each tap, one weight per channel.
-        dtype:   What the net computes in, float32, float16 or bfloat16; lengths and distances are float32 always.
+        dtype:   Type in which the net computes: float32, float16 or bfloat16. Distances are always float32.
     """
 
     def __init__(
@@ -132,16 +132,18 @@ class LPIPS(PerceptualLoss):
     def embed(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _check_size(min(img.shape[2:]), self.min_size)
         x = (_as_rgb(img) - self.mean) / self.std
-        # A mean over a batch of images has gradients of about 1e-7, which float16 can't hold. A power of two scales
-        # them up before they enter the net, and down again when they leave it.
+        # The gradients of a mean over a batch of images are about 1e-7, which float16 can't represent. In the backward
+        # pass, a power of two scales them up before they enter the net, and down again after they leave it.
         gain = 2.0 ** int(math.log2(img.numel()) - _FLOAT16_MARGIN_LOG2) if self.half_type == torch.float16 else 1.0
         if self.half_type is not None:
-            x = _scale_gradient(x, 1 / gain).to(dtype=self.half_type, memory_format=torch.channels_last)
+            _scale_gradient(x, 1 / gain)
+            x = x.to(dtype=self.half_type, memory_format=torch.channels_last)
         embedding = []
         for i, layer in enumerate(self.layers):
             x = _apply(layer, x)
             if i in self.taps:
-                tap = x if self.half_type is None else _scale_gradient(x.to(torch.float32), gain)
+                tap = x.to(torch.float32) if self.half_type is not None else x
+                _scale_gradient(tap, gain)
                 embedding.append(_unit_length(tap))
         return tuple(embedding)
 
@@ -151,7 +153,7 @@ class LPIPS(PerceptualLoss):
     def compare_taps(
         self, embedding: tuple[torch.Tensor, ...], target_embedding: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """The part of each tap in the distance, float [taps, N]."""
+        """The contribution of each tap to the distance, float [taps, N]."""
         distances = []
         for i, (a, b) in enumerate(zip(embedding, target_embedding, strict=True)):
             per_position = torch.nn.functional.conv2d((a - b).square(), self.get_buffer(f"weight{i}"))  # [N, 1, H, W]
@@ -160,10 +162,10 @@ class LPIPS(PerceptualLoss):
 
 
 class _Backbone(NamedTuple):
-    filename: str                       # Of torchvision's weights; its last part is the start of the file's SHA-256.
-    sha256: str                         # Over the convolutions' weights and biases, in order, as float32.
-    features: Callable[[], Sequential]  # Layers up to the last tap, numbered as in the file.
-    taps: tuple[int, ...]               # The activations that LPIPS compares.
+    filename: str                       # Name of torchvision's weights file. It ends in the start of its SHA-256.
+    sha256: str                         # `digest` of the convolutions' weights and biases.
+    features: Callable[[], Sequential]  # Makes the layers up to the last tap, numbered as in the file.
+    taps: tuple[int, ...]               # Layers whose output LPIPS compares.
 
 
 def _vgg16_features() -> Sequential:
@@ -207,19 +209,19 @@ def build_perceptual(
     """Make the perceptual distance that `spec` names.
 
     Args:
-        spec:         `lpips-vgg` (the paper's), `lpips-alex` (the released program's), either with `:FILE` for its
-                      weights, `random-vgg`, `random-alex` (LPIPS on untrained nets), `mse` or `l2` (of pixels), or the
-                      path or URL of a feature net.
+        spec:         `lpips-vgg` (the paper's) or `lpips-alex` (the released program's), optionally with `:FILE` for
+                      the weights; `random-vgg` or `random-alex` (LPIPS on untrained nets); `mse` or `l2` (of pixels);
+                      or the path or URL of a feature net.
         device:       Where it will run.
         img_channels: Channels of the images to compare.
-        dtype:        What the net of an LPIPS computes in.
-        trust:        Open an unknown TorchScript file, which may do anything, now and from now on.
+        dtype:        Type in which the net of an LPIPS computes.
+        trust:        Open an unknown TorchScript file, now and in the future. Such a file can run any code.
 
     Returns:
-        The distance in eval mode; its weights get no gradients.
+        The distance in eval mode. Its weights require no gradients.
 
     Raises:
-        UserError: The spec is unknown, or weights that it needs can't be had.
+        UserError: The spec is unknown, or its weights can't be loaded.
     """
     if spec in _PIXELS:
         loss: PerceptualLoss = PixelMSE()
@@ -238,9 +240,9 @@ def build_perceptual(
 def build_stand_in(
     spec: str, *, device: str | torch.device, img_channels: int = 3, dtype: torch.dtype = torch.float32, resolution: int
 ) -> PerceptualLoss:
-    """A distance that costs about as much as that of `build_perceptual`; it needs no file, and its numbers say nothing.
+    """A distance that costs about as much as that of `build_perceptual`. It needs no file; its values mean nothing.
 
-    Feature nets are taken for as large as VGG, and for nothing where images are smaller than VGG can take.
+    VGG stands in for a feature net, or mean squared error if the images are too small for VGG.
     """
     lpips = _random_lpips("alex" if spec.partition(":")[0].endswith("-alex") else "vgg", dtype=dtype)
     return PixelMSE() if spec in _PIXELS or resolution < lpips.min_size else lpips.to(device)
@@ -249,7 +251,7 @@ def build_stand_in(
 def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) -> None:
     """Check before long work starts that `build_perceptual(spec)` will succeed for images of `resolution`.
 
-    Weights that are not on this machine yet are downloaded into the cache.
+    This downloads missing weights into the cache.
 
     Raises:
         UserError: As `build_perceptual`; or the images are too small for the net.
@@ -268,7 +270,7 @@ def check_perceptual(spec: str, *, resolution: int = 64, trust: bool = False) ->
 
 
 def _find_lpips(spec: str) -> tuple[str, str | None] | None:
-    """`lpips-vgg:FILE` as (`vgg`, FILE), `lpips-vgg` as (`vgg`, None); None for other specs."""
+    """Split `lpips-vgg:FILE` into (`vgg`, FILE), `lpips-vgg` into (`vgg`, None); None for other specs."""
     kind, _, file = spec.partition(":")
     return (_LPIPS_NAMES[kind], file or None) if kind in _LPIPS_NAMES else None
 
@@ -294,12 +296,12 @@ def _feature_distance(spec: str, device: str | torch.device, *, trust: bool) -> 
 
 
 def _probe(loss: FeatureDistance, spec: str, *, side: int) -> None:
-    """Raises UserError unless the net gives differentiable features of two images."""
+    """Raise UserError unless the net maps two images to finite, differentiable features [2, K]."""
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), None)
     probe = torch.zeros(2, 3, side, side, device=device, requires_grad=True)
     try:
         features, = loss.embed(probe)
-    except (RuntimeError, torch.jit.Error) as e:  # unknown arguments; what TorchScript makes of an exception
+    except (RuntimeError, torch.jit.Error) as e:  # unknown arguments; an exception inside TorchScript
         lines = str(e).strip().splitlines()
         reason = lines[-1 if isinstance(e, torch.jit.Error) else 0][:160]
         raise UserError(f"{spec} is no perceptual net: calling it with float [2, 3, {side}, {side}], "
@@ -331,9 +333,9 @@ def _pretrained_lpips(name: str, file: str | None, *, dtype: torch.dtype) -> LPI
 
 
 def _random_lpips(name: str, *, dtype: torch.dtype = torch.float32) -> LPIPS:
-    """An untrained LPIPS: He-initialised convolutions, all channels weighted 1. It is the same on every machine."""
+    """An untrained LPIPS: He-initialised convolutions, and weights of 1. It is the same on every machine."""
     backbone = _BACKBONES[name]
-    generator = torch.Generator().manual_seed(_RANDOM_SEED)  # leaves the global generator alone
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
     with torch.device("meta"):
         layers = backbone.features()
     layers = layers.to_empty(device="cpu")
@@ -346,7 +348,7 @@ def _random_lpips(name: str, *, dtype: torch.dtype = torch.float32) -> LPIPS:
 
 
 def _linear_weights_file(name: str) -> Path:
-    """LPIPS's learned weights of channels, version 0.1, lie inside the package `lpips`."""
+    """The file with LPIPS's learned weights of channels, version 0.1, inside the package `lpips`."""
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise UserError(f"lpips-{name} needs the weights in the package lpips: pip install lpips")
@@ -357,27 +359,28 @@ def _linear_weights_file(name: str) -> Path:
 
 
 def _load_backbone(name: str, file: str | None) -> dict[str, torch.Tensor]:
-    """torchvision's weights, from `file` or where they usually lie, recognised by the SHA-256 of their convolutions.
+    """torchvision's weights, from `file` or from a cache. The SHA-256 of the convolutions is checked.
 
     Raises:
-        UserError: They can't be had, or the file holds other weights.
+        UserError: They can't be loaded, or the file holds other weights.
     """
     if file is not None and not os.path.isfile(file):
         raise UserError(f"lpips-{name}:{file}: there is no file {file}")
     path = _backbone_file(name) if file is None else Path(file)
     state = read_backbone(name, path)
-    if _digest(state) != _BACKBONES[name].sha256:
-        advice = "delete it and try again" if file is None else f"SHA-256 over the convolutions is {_digest(state)}"
+    if digest(state) != _BACKBONES[name].sha256:
+        advice = "delete it and try again" if file is None else f"SHA-256 over the convolutions is {digest(state)}"
         raise UserError(f"{path} holds other weights than {_BACKBONES[name].filename}: {advice}")
     return state
 
 
-def _digest(state: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in state.values())).hexdigest()
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the values of all tensors, in order, as hexadecimal text."""
+    return hashlib.sha256(b"".join(value.cpu().contiguous().numpy().tobytes() for value in state.values())).hexdigest()
 
 
 def _backbone_file(name: str) -> Path:
-    """The file of torchvision's weights: in PyTorch's hub cache, or in ours, into which it is downloaded."""
+    """The file of torchvision's weights, in PyTorch's hub cache or in ours; downloaded into ours if missing."""
     filename = _BACKBONES[name].filename
     folders = [Path(torch.hub.get_dir(), "checkpoints"), cache_dir()]
     for path in (folder / filename for folder in folders):
@@ -398,10 +401,10 @@ def _backbone_file(name: str) -> Path:
 
 
 def read_backbone(name: str, path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Weights of a backbone's layers, from a file by torch.save or a safetensors file with torchvision's names.
+    """Read the weights of a backbone from a file by torch.save or a safetensors file, under torchvision's names.
 
     Raises:
-        UserError: The file is damaged, or lacks some of them.
+        UserError: The file is damaged, or lacks some weights.
     """
     with torch.device("meta"):
         expected = _BACKBONES[name].features().state_dict()
@@ -432,28 +435,19 @@ def _apply(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return layer(x)
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gain: float) -> torch.Tensor:
-        ctx.gain = gain
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return dy * ctx.gain, None
-
-
-def _scale_gradient(x: torch.Tensor, gain: float) -> torch.Tensor:
-    return x if gain == 1 else _ScaleGradient.apply(x, gain)
+def _scale_gradient(x: torch.Tensor, gain: float) -> None:
+    """Multiply the gradient of an intermediate result by `gain` in the backward pass."""
+    if gain != 1 and x.requires_grad:
+        x.register_hook(lambda grad: grad * gain)
 
 
 def _unit_length(x: torch.Tensor) -> torch.Tensor:
-    """Scale [N, C, H, W] to length 1 over C. The gradient of `vector_norm` at zero is 0, that of a root infinite."""
+    """Scale [N, C, H, W] to length 1 over C. At zero, `vector_norm` has the gradient 0, and a square root infinity."""
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _LPIPS_EPS)
 
 
 def _min_input_size(layers: Sequential) -> int:
-    """The smallest side for which every layer gives at least one pixel."""
+    """The smallest side of images for which every layer returns at least one pixel."""
     size = 1
     for layer in reversed(layers):
         if isinstance(layer, (Conv2d, MaxPool2d)):

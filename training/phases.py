@@ -1,4 +1,4 @@
-"""Training phases: which loss updates which network, how often, and what happens to the gradients on the way."""
+"""Training phases: which loss updates which network, how often, and how gradients are processed."""
 
 import dataclasses
 from typing import Any, Callable, Iterable, Iterator, Sequence
@@ -14,17 +14,17 @@ from .config.schema import OptimizerConfig, TrainingConfig
 from .loss import Batch, StyleGAN2Loss
 
 MAX_BAD_ITERATIONS = 100    # A run stops after this many iterations in a row with non-finite gradients.
-CHECK_INTERVAL = 10         # Iterations between two checks for that.
+CHECK_INTERVAL = 10         # Iterations from one check of the gradients to the next.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     name: str
-    module: torch.nn.Module                             # Whose weights it updates; shared with other phases.
+    module: torch.nn.Module                             # The network that it updates; other phases may share it.
     opt: torch.optim.Optimizer
     loss: Callable[[Batch], Iterator[torch.Tensor]]
     interval: int                                       # Iterations from one run of the phase to the next.
-    gain: float                                         # Scales its loss.
+    gain: float                                         # Factor of its loss.
     finish: Callable[[], None] = lambda: None           # Called after the loss of all parts of the batch.
 
     def backward(self, parts: Iterable[Batch], *, num: int) -> None:
@@ -38,9 +38,9 @@ class Phase:
 def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
     """Gmain, Greg, Dmain, Dreg, in the order in which they run.
 
-    Regularisation is lazy (StyleGAN2, appendix B): it runs every k-th iteration with k times its weight, and shares its
-    optimiser with the main loss, whose settings are corrected for the k + 1 instead of k steps. A regularisation whose
-    weight is 0 does nothing and has no phase.
+    Regularisation is lazy (StyleGAN2, appendix B): it runs every k-th iteration with k times its weight. It shares the
+    optimiser of the main loss, whose settings are corrected for k + 1 steps in k iterations. A regularisation with
+    weight 0 has no phase.
     """
     c = config
     G_opt = _adam(loss.G, c.G_opt, c.g_reg_interval)
@@ -58,7 +58,7 @@ def build_phases(config: TrainingConfig, loss: StyleGAN2Loss) -> list[Phase]:
 
 
 def lazy_optimizer(config: OptimizerConfig, reg_interval: int) -> OptimizerConfig:
-    """Adam's settings when regularisation adds a step to every `reg_interval` iterations."""
+    """Adam's settings, corrected because regularisation adds a step to every `reg_interval` iterations."""
     ratio = reg_interval / (reg_interval + 1)
     return dataclasses.replace(config, lr=config.lr * ratio, beta1=config.beta1**ratio, beta2=config.beta2**ratio)
 
@@ -69,9 +69,9 @@ def _adam(module: torch.nn.Module, config: OptimizerConfig, reg_interval: int) -
 
 
 class AdamMoments:
-    """What an optimiser has to remember: the step and Adam's two moments of each parameter, by its number.
+    """The state of an optimiser: the step and Adam's two moments of each parameter, by the parameter's index.
 
-    Settings, such as the learning rate, are no state: they are those of the present run and device.
+    Settings, such as the learning rate, are not part of it. They come from the configuration of the current run.
     """
 
     def __init__(self, opt: torch.optim.Optimizer):
@@ -82,8 +82,10 @@ class AdamMoments:
         return self.opt.state_dict()["state"]
 
     def load_state_dict(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
-        """Moments come into the layout in memory of their parameters, which a fused optimiser wants; with another
-        --nhwc, those of a state have another one."""
+        """Restore the moments, in the memory layout of their parameters, which a fused optimiser needs.
+
+        A state of a run with another --nhwc has another layout.
+        """
         params = self.opt.param_groups[0]["params"]
         check(state, {int: dict})
         for number, moments in state.items():
@@ -99,33 +101,33 @@ class AdamMoments:
 
 
 def optimizer_moments(phases: Sequence[Phase]) -> dict[str, AdamMoments]:
-    """Of the optimisers of G and D, which phases share."""
+    """The state of the optimisers of G and D, by "G" and "D"."""
     return {phase.name[0]: AdamMoments(phase.opt) for phase in phases}
 
 
 class GradientGuard:
     """Averages gradients over ranks in one all-reduce, counts non-finite values, and replaces them.
 
-    Counts stay on the device, so that the host never waits for it.
+    Counts stay on the device, so that the host does not wait for it.
     """
 
     def __init__(self, device: torch.device):
         self._zero = torch.zeros([], dtype=torch.int64, device=device)
         self._bad_now = self._streak = self._zero   # Non-finite values in this iteration; iterations in a row with any.
-        self._sent: HostCopies | None = None     # The streak, as of the last check.
+        self._sent: HostCopies | None = None     # The streak at the last check.
 
     @torch.no_grad()
     def process(self, module: torch.nn.Module) -> None:
-        """Make the gradients of `module` ready for the optimiser: NaN becomes 0, infinities +-1e5.
+        """Prepare the gradients of `module` for the optimiser. NaN becomes 0, and infinities become +-1e5.
 
         A parameter that the phase did not reach gets a gradient of 0, as in the published programs. Adam would skip a
-        parameter without a gradient, but lazy regularisation (`lazy_optimizer`) expects a step of every parameter in
-        every phase.
+        parameter without a gradient, but lazy regularisation (`lazy_optimizer`) assumes that every phase takes a step
+        of every parameter.
         """
         params = list(module.parameters())
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        # In the order of memory: a fused optimiser wants gradients to have the layout of their parameters.
+        # Flatten in memory order, because a fused optimiser needs gradients in the layout of their parameters.
         flat = torch.cat([p.grad.as_strided([p.numel()], [1]) for p in params])
         distributed.all_reduce_mean_(flat)
         clean = torch.nan_to_num(flat, nan=0, posinf=1e5, neginf=-1e5)
@@ -136,13 +138,13 @@ class GradientGuard:
             start += p.numel()
 
     def end_iteration(self) -> torch.Tensor:
-        """The number of non-finite gradient values of this iteration, as a tensor; starts the next one."""
+        """End an iteration. Returns the number of its non-finite gradient values, int64 [] on the device."""
         bad, self._bad_now = self._bad_now, self._zero
         self._streak = (self._streak + 1) * (bad > 0)
         return bad
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, between iterations. It is the same on all ranks."""
+        """The state between iterations. It is the same on all ranks."""
         return {"streak": self._streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,9 +153,9 @@ class GradientGuard:
         self._sent = None
 
     def check(self) -> None:
-        """Raise UserError if, at the check before this one, `MAX_BAD_ITERATIONS` in a row had non-finite gradients.
+        """Raise UserError if the streak had reached `MAX_BAD_ITERATIONS` non-finite iterations at the previous check.
 
-        That number has reached the host since then: nothing waits for it.
+        The number of the previous check has reached the host by now, so that nothing waits for the device.
         """
         before, self._sent = self._sent, host_copy(self._streak)
         bad = 0 if before is None else int(before.wait())

@@ -1,4 +1,4 @@
-"""What train.py finds out before a run: its data set, its device, its source network, and what would stop it later."""
+"""What train.py does before a run: inspect the data set and the source network, and find what would stop it later."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from .runs import resume
 
 class Inspected(NamedTuple):
     dataset: DatasetConfig
-    source: Any                     # ImageFolderDataset, open, of all images.
+    source: Any                     # An open ImageFolderDataset with all images.
 
 
 def inspect_dataset(options: Options) -> Inspected:
-    """Open the data set and say how it is to be used.
+    """Open the data set, and configure it as the options say.
 
     Raises:
-        UserError: It can't be opened, has no labels for --cond, or fewer images than --subset.
+        UserError: The data set can't be opened, has no labels for --cond, or has fewer images than --subset.
     """
     from .data.dataset import ImageFolderDataset
 
@@ -54,7 +54,7 @@ def inspect_dataset(options: Options) -> Inspected:
 
 
 def choose_device(options: Options) -> str:
-    """--device, where "auto" is CUDA if there is a GPU, or if several were asked for."""
+    """The device to train on. "auto" means "cuda" if there is a GPU, or if --gpus is above 1; else "cpu"."""
     if options.device != "auto":
         return options.device
     import torch
@@ -63,7 +63,11 @@ def choose_device(options: Options) -> str:
 
 
 def check_apart(data: str, place: str, *, new: bool) -> None:
-    """Raise UserError if a run would lie in the folder of its images: its own pictures would join them."""
+    """Raise UserError if the run at `place` would lie in the folder `data`: the run's pictures would join the data.
+
+    Args:
+        new: The run is a new one, not a resumed one.
+    """
     if place and lies_in(place, data):
         do = (f"choose an --outdir outside {os.path.realpath(data)}" if new else
               "move the images elsewhere, and give that folder with --data")
@@ -78,15 +82,15 @@ def check_apart(data: str, place: str, *, new: bool) -> None:
 def size_like_source(
     options: Options, dataset: DatasetConfig, run: resume.ResumableRun | None, problems: list[str]
 ) -> Options:
-    """The options; sizes that were left out are those of the network that the run starts from, so that it begins alike.
+    """Fill in the sizes that were left out from the network that the run starts from.
 
-    A dry run downloads nothing, so it leaves the sizes of networks from elsewhere open. What is wrong with the source
-    is added to `problems`, to be told together with what is wrong with other nets.
+    A dry run downloads nothing, so it does not look at a source that is a URL. Problems with the source are added to
+    `problems`, so that they are reported together with those of other nets.
     """
     source = source_network(options)
     if source is None or run is None and options.dry_run and is_downloaded(source):
         return options
-    if run is not None:     # the source may be gone
+    if run is not None:     # the source itself may be gone
         sizes: GeneratorConfig | Sizes | None = run.config.G
     else:
         try:
@@ -102,9 +106,15 @@ def size_like_source(
 
 
 def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> Sizes | None:
-    """The sizes of the generator in a network file; a URL is downloaded, once."""
+    """The sizes of the generator in a network file, a path or URL; None if it has no such sizes."""
     resume.check_exists(source)
-    G = _read_generator(source)
+    try:
+        networks = read_source(source)
+    except UserError as e:
+        raise UserError(f"--resume: {e}") from e
+    G = networks["G"] or networks["G_ema"]
+    if G is None:
+        raise UserError(f"--resume: {source} holds neither G nor G_ema")
     sizes = sizes_of(G)
     if sizes is None:
         return None
@@ -122,19 +132,8 @@ def _sizes_of_source(source: str, options: Options, dataset: DatasetConfig) -> S
     return sizes
 
 
-def _read_generator(source: str) -> Any:
-    try:
-        networks = read_source(source)
-    except UserError as e:
-        raise UserError(f"--resume: {e}") from e
-    G = networks["G"] or networks["G_ema"]
-    if G is None:
-        raise UserError(f"--resume: {source} holds neither G nor G_ema")
-    return G
-
-
 def read_source(source: str) -> dict[str, Any]:
-    """G and G_ema of a network file, a path or URL; None where it lacks them."""
+    """G and G_ema of a network file, a path or URL, by name; None for a missing one."""
     from torch_utils.formats import read_networks
 
     with open_url(source) as f:
@@ -148,19 +147,18 @@ def read_source(source: str) -> dict[str, Any]:
 def check_machine(
     config: TrainingConfig, options: Options, *, run: resume.ResumableRun | None, trust: bool, of_source: list[str]
 ) -> list[str]:
-    """Find out now what would otherwise stop the run later: a new run, or `run` when it resumes.
-
-    A dry run downloads nothing, so networks from elsewhere go unchecked.
-
-    Returns:
-        What this machine lacks, in a dry run; otherwise an empty list.
+    """Find problems that would stop the run later. A dry run downloads nothing, so it does not check nets by URL.
 
     Args:
+        run:       The run to resume; None = a new run.
         trust:     Open unknown TorchScript nets, and remember that they are trusted.
-        of_source: What is wrong with the network that the run starts from.
+        of_source: Problems with the network that the run starts from.
+
+    Returns:
+        The problems, in a dry run; otherwise an empty list.
 
     Raises:
-        UserError: The first thing that is wrong, or all that is wrong with the nets that the run needs.
+        UserError: The first problem, or all problems with nets together. Not in a dry run.
     """
     from torch_utils.ops.build import custom_ops
 
@@ -199,7 +197,7 @@ def _raise_all(problems: list[str]) -> None:
 
 
 def _check_outdir(outdir: str) -> None:
-    """A run directory must find its place; nothing is made yet."""
+    """Raise UserError if no run directory can be made in `outdir`. Nothing is made yet."""
     if not outdir:
         raise UserError("--outdir is empty: give the name of a folder")
     try:
@@ -224,10 +222,10 @@ def _check_detector(config: TrainingConfig, *, trust: bool) -> None:
 
 
 def detector_of(config: TrainingConfig) -> str | None:
-    """Which feature net the metrics need: a path, a URL, "standard", or none."""
+    """The feature net that the metrics need: a path, a URL, or "standard"; None without metrics."""
     return (config.detector or "standard") if config.metrics else None
 
 
 def is_downloaded(net: str) -> bool:
-    """Whether a net, as an option names it, comes from elsewhere."""
+    """Whether `net`, as an option names it, has to be downloaded."""
     return is_url(net) or net == "standard" or net in PERCEPTUAL.values()

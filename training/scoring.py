@@ -1,4 +1,4 @@
-"""Scores of a network, of all network pickles of a run, or of images."""
+"""Scoring of a network, of all network pickles of a run, or of images."""
 
 import contextlib
 import dataclasses
@@ -18,26 +18,25 @@ from torch_utils import distributed, misc
 from torch_utils.formats import read_networks
 from training import launch, lpips_features  # noqa: F401 (the latter makes lpips-vgg and lpips-alex known as detectors)
 from training.data.dataset import ImageFolderDataset
+from training.estimate import LONG_SEC
 from training.runs.best import mark_best
 from training.runs.interrupt import StopRequest
 from training.runs.run_scores import RunScorer, ScoreBook, open_training_set, read_options, recorded_fingerprint
 from training.runs.score_team import Team
 from training.runs.training_state import list_pickles
 
-_LONG_SEC = 600         # On a CPU, work that takes longer is announced.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """What is scored, and how; plain data."""
+    """What is scored, and how. Plain data, which processes can exchange."""
 
     metrics: list[str]
     network: str | None = None      # A network file or a run directory.
-    images: str | None = None       # In place of a network: a folder or zip of images that any program generated.
+    images: str | None = None       # A folder or zip of generated images, from any program, in place of a network.
     data: str | None = None         # Real images; None = those that the network was trained on.
-    mirror: bool | None = None      # Add mirrored copies of them; None = as in training.
+    mirror: bool | None = None      # Add mirrored copies of the real images; None = as in training.
     follow: bool = False            # Wait for further pickles of a run.
-    detector: str | None = None
+    detector: str | None = None     # Feature net; None = the standard one of each metric.
     device: str | None = None       # None = a GPU if there is one.
     batch: int = 64
     gpus: int = 1
@@ -50,7 +49,7 @@ class ScoringOptions:
     trust_pickle: bool = False
     trust_net: bool = False
     verbose: bool = True
-    record_dir: str | None = None   # Where scores of networks outside of runs are noted.
+    record_dir: str | None = None   # Where scores are recorded for networks that belong to no run.
 
     @property
     def is_run(self) -> bool:
@@ -59,7 +58,7 @@ class ScoringOptions:
 
     @property
     def run_dir(self) -> str | None:
-        """The run directory that the network is, or lies in."""
+        """The run directory that `network` names, or the one that holds it; None if there is none."""
         if self.network is None:
             return None
         folder = self.network if self.is_run else os.path.dirname(os.path.abspath(self.network))
@@ -69,38 +68,38 @@ class ScoringOptions:
 
 @dataclasses.dataclass(kw_only=True)
 class Scores:
-    """What was measured; plain data."""
+    """What was measured. Plain data."""
 
-    results: dict[str, float] = dataclasses.field(default_factory=dict)     # Of a network or of images, by name.
-    std: dict[str, float] = dataclasses.field(default_factory=dict)         # Of several seeds, likewise.
+    results: dict[str, float] = dataclasses.field(default_factory=dict)     # Scores of a network or images, by name.
+    std: dict[str, float] = dataclasses.field(default_factory=dict)         # Standard deviations over several seeds.
     broken: list[str] = dataclasses.field(default_factory=list)             # Pickles of a run that can't be read.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is scored: a network, images, or else a run."""
+    """What is scored: the network G, images, or, if neither is given, a run."""
 
     G: torch.nn.Module | None = None
     images: ImageFolderDataset | None = None
-    trained_on: dict[str, Any] = dataclasses.field(default_factory=dict)    # What its file says of its training set.
+    trained_on: dict[str, Any] = dataclasses.field(default_factory=dict)    # `training_set_kwargs` of its file.
     use_labels: bool = False
-    resolution: int | None = None       # Of a run's networks.
+    resolution: int | None = None       # Resolution of a run's networks.
 
     @property
     def xflip(self) -> bool:
-        """Whether it was trained with mirrored copies."""
+        """Whether the training set had mirrored copies."""
         return bool(self.trained_on.get("xflip", False))
 
 
 class Scorer:
-    """Scores one network, images, or all network pickles of a run, beside real images.
+    """Scores one network, images, or all network pickles of a run, in comparison with real images.
 
     Args:
-        opts: What the user wants.
-        warn: Called with lines about problems.
+        opts: The options of the user.
+        warn: Called with one line about each problem.
 
     Raises:
-        UserError: Something is not there, or does not fit the real images or the metrics.
+        UserError: Something is missing, or does not fit the real images or the metrics.
     """
 
     def __init__(self, opts: ScoringOptions, *, warn: Callable[[str], None]):
@@ -114,7 +113,7 @@ class Scorer:
             metric_main.check_images(opts.metrics, self.subject.images, self.dataset)
 
     def _open_dataset(self, path: str | None, *, xflip: bool) -> ImageFolderDataset:
-        """All images at `path`, or the training set, with labels if the networks take some."""
+        """Open all images at `path`, or the training set. They have labels if the networks take labels."""
         subject = self.subject
         options: dict[str, Any] = dict(use_labels=subject.use_labels, resolution=subject.resolution, xflip=xflip)
         if path is not None:
@@ -123,10 +122,10 @@ class Scorer:
 
     @functools.cached_property
     def protocol(self) -> dict[str, Any]:
-        """What is not as when training scores its snapshots, for the records: other images, another seed.
+        """How this differs from the scoring of snapshots in training, for the records: other images, another seed.
 
         Raises:
-            UserError: What lies where the images of a run were is something else.
+            UserError: The data set of a run has changed since.
         """
         opts = self.opts
         protocol: dict[str, Any] = {"seed": opts.seed} if opts.seed else {}
@@ -139,7 +138,7 @@ class Scorer:
         return protocol
 
     def _training_fingerprint(self) -> str | None:
-        """Of the training set; None if it is not recorded and not here any more."""
+        """Fingerprint of the training set; None if it is neither recorded nor available."""
         opts, xflip = self.opts, self.subject.xflip
         recorded = None if opts.run_dir is None else recorded_fingerprint(opts.run_dir)
         if opts.data is None:
@@ -155,13 +154,13 @@ class Scorer:
 
     @functools.cached_property
     def book(self) -> ScoreBook:
-        """The scores of the run, or those in `record_dir`, that were measured in this way."""
+        """The scores of the run, or those in `record_dir`, that were measured by the same protocol."""
         opts = self.opts
         folder = opts.network if opts.is_run else opts.run_dir or opts.record_dir
         return ScoreBook(folder, opts.metrics, detector=opts.detector, protocol=self.protocol)
 
     def measure(self, device: torch.device) -> Scores:
-        """Report scores, in this process or in several that call this together; rank 0 prints and notes them."""
+        """Compute scores in this process, or in several that all call this. Rank 0 prints and records them."""
         return self._measure_run(device) if self.opts.is_run else self._measure_one(device)
 
     def _measure_one(self, device: torch.device) -> Scores:
@@ -170,7 +169,7 @@ class Scorer:
         with _stop_request() as stop:
             for metric in opts.metrics:
                 with stop.at_once():
-                    result = calculate(metric, G=self.subject.G, shared=shared)    # FID and KID look at the same images
+                    result = calculate(metric, G=self.subject.G, shared=shared)    # FID and KID share images
                 if distributed.rank() == 0:
                     metric_main.report_metric(result, run_dir=opts.run_dir or opts.record_dir,
                                               snapshot_pkl=opts.network, protocol=self.protocol)
@@ -204,7 +203,7 @@ class Scorer:
         return Scores(broken=list(scorer.broken))
 
     def _calculation(self, device: torch.device) -> Callable[..., dict[str, Any]]:
-        """`calc_metric` with all that the user said, to be called with (metric, G=, shared=)."""
+        """`calc_metric` with the options of the user. It is called with (metric, G=, shared=)."""
         opts, dataset, images, on_cpu = self.opts, self.dataset, self.subject.images, device.type == "cpu"
         polarity = Polarity(opts.polarity, opts.candidates) if opts.polarity else None
         kept_real: dict = {}
@@ -230,10 +229,10 @@ class Scorer:
 
 
 def prepare(opts: ScoringOptions, *, warn: Callable[[str], None]) -> Scorer:
-    """A scorer whose feature nets and images have been checked, before processes start and long work begins.
+    """Make a scorer, and check its feature nets and images before processes start and long work begins.
 
     Raises:
-        UserError: Something is missing or does not fit; it tells of all of it.
+        UserError: Something is missing or does not fit. The error lists all such problems.
     """
     found: list[Scorer] = []
     check_all(lambda: found.append(Scorer(opts, warn=warn)),
@@ -242,9 +241,9 @@ def prepare(opts: ScoringOptions, *, warn: Callable[[str], None]) -> Scorer:
     if opts.is_run and not opts.follow and not list_pickles(opts.network):
         raise UserError(f"{opts.network} holds no network-snapshot-KKKKKK.pkl yet: say --follow to wait for them")
     path = scorer.subject.trained_on.get("path")
-    if opts.data is None and not os.path.isabs(path):   # as earlier versions and other programs tell it
+    if opts.data is None and not os.path.isabs(path):   # earlier versions and other programs wrote relative paths
         warn(f"{opts.network} names its images by a relative path: taking {os.path.abspath(path)}")
-    _ = scorer.protocol     # It raises its error now.
+    _ = scorer.protocol     # raises its error now
     return scorer
 
 
@@ -261,7 +260,7 @@ def _load_subject(opts: ScoringOptions) -> Subject:
 
 
 def _load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """G_ema of a network file and what the file says of its training set."""
+    """Read G_ema of a network file, and the `training_set_kwargs` of the file."""
     with open_url(network_pkl) as f:
         networks = read_networks(f, trust=trust, only=("G_ema", "training_set_kwargs"))
     if networks["G_ema"] is None:
@@ -271,20 +270,20 @@ def _load_generator(network_pkl: str, *, trust: bool) -> tuple[torch.nn.Module, 
 
 
 def warn_if_long(sec: float, *, warn: Callable[[str], None]) -> None:
-    if sec > _LONG_SEC:
+    if sec > LONG_SEC:
         warn(f"on the CPU this will take about {rough_time(sec)}: a GPU is much faster (--device=cuda), and metrics of "
              "fewer images, such as fid5k_full, give a first impression")
 
 
 def _stop_request() -> StopRequest:
-    """Ctrl-C comes to all processes of a terminal, and once more from the one that started them."""
+    """Several processes get Ctrl-C twice: from the terminal, and from the process that started them."""
     return StopRequest(quiet=True, once=distributed.world_size() > 1)
 
 
 def pick_device(opts: ScoringOptions) -> torch.device:
-    """Also the place for what names no device: memory of another GPU belongs to those who compute there.
+    """The device for scoring, which also becomes PyTorch's current CUDA device, so that no other GPU's memory is used.
 
-    Of several processes each one has its own; this one then keeps away from GPUs.
+    With several processes, each has its own device, and this one stays on the CPU.
     """
     if opts.gpus > 1:
         launch.check_gpus(opts.device, opts.gpus)

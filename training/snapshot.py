@@ -1,4 +1,4 @@
-"""Image grids that a run saves from time to time, and how a run starts from the networks of another one."""
+"""Image grids that a run saves with its snapshots, and transfer learning from the networks of another run."""
 
 import os
 import re
@@ -20,23 +20,23 @@ from .networks import Discriminator, Generator
 from .tasks import reconstruct
 
 _MAX_CELLS = 32                 # Columns and rows of a grid.
-# Four times as fast as Pillow's default, for files that are 0 to 3 % larger.
+# Four times as fast as Pillow's defaults, with files that are 0 to 3 % larger.
 _PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _RECON_COLUMNS = 16
 
 
 class Grid(NamedTuple):
-    """A fixed selection of images, labels and latents, of which a run draws a picture with each snapshot."""
+    """A fixed selection of real images, labels and latents. Each snapshot of a run draws images from it."""
 
     columns: int
     rows: int
-    images: np.ndarray      # uint8 [columns * rows, C, H, W], row by row.
+    images: np.ndarray      # Real images, uint8 [columns * rows, C, H, W], row by row.
     z: torch.Tensor         # [columns * rows, z_dim] on the CPU.
     c: torch.Tensor         # [columns * rows, c_dim] on the CPU.
 
 
 def choose_grid(dataset: ImageFolderDataset, *, z_dim: int, seed: int, size: int) -> Grid:
-    """A random selection of images that fills the grid. In a labelled dataset, each column shows one label.
+    """Choose random images that fill the grid. If the dataset has labels, each column shows one label.
 
     Args:
         size: Largest width and height in pixels.
@@ -57,14 +57,14 @@ def _columns_by_label(dataset: ImageFolderDataset, columns: int, rows: int, rng:
     for i in range(len(dataset)):
         groups.setdefault(tuple(dataset.get_details(i).raw_label.flatten().tolist()), []).append(i)
     names = sorted(groups)
-    if len(names) > columns:  # a random choice of labels, in order
+    if len(names) > columns:  # choose labels at random, and keep their order
         names = [names[k] for k in sorted(rng.permutation(len(names))[:columns])]
     shown = [np.resize(rng.permutation(groups[names[k % len(names)]]), rows) for k in range(columns)]
     return np.stack(shown, axis=1).flatten()
 
 
 def to_uint8(img: torch.Tensor) -> np.ndarray:
-    """Images in about [-1, 1] as uint8 on the CPU, any shape."""
+    """Convert images of any shape in about [-1, 1] to uint8 on the CPU."""
     return _quantise(img).cpu().numpy()
 
 
@@ -83,17 +83,17 @@ def save_image_grid(path: str | os.PathLike, images: np.ndarray, *, columns: int
 
 @torch.no_grad()
 def draw_fakes(G_ema: Generator, grid: Grid, *, batch_gpu: int) -> np.ndarray:
-    """Images of the averaged generator for the grid's latents, with fixed noise: uint8 [columns * rows, C, H, W]."""
+    """Images of G_ema for the grid's latents, with constant noise: uint8 [columns * rows, C, H, W]."""
     device = next(G_ema.parameters()).device
     z, c = grid.z.to(device), grid.c.to(device)
     images = [_quantise(G_ema(z, c, noise_mode="const")) for z, c in zip(z.split(batch_gpu), c.split(batch_gpu))]
-    return torch.cat(images).cpu().numpy()  # one copy: the host waits for the GPU once, not for every batch
+    return torch.cat(images).cpu().numpy()  # a single copy, so that the host waits for the GPU only once
 
 
 def save_first_pictures(
     run_dir: Path, G_ema: Generator, grid: Grid, *, batch_gpu: int, save: Callable[..., None]
 ) -> None:
-    """`reals.png` and `fakes_init.png`; `save` as in `save_pictures`."""
+    """Save `reals.png` and `fakes_init.png`. For `save`, see `save_pictures`."""
     save(run_dir / "reals.png", save_image_grid, grid.images, columns=grid.columns)
     fakes = draw_fakes(G_ema, grid, batch_gpu=batch_gpu)
     save(run_dir / "fakes_init.png", save_image_grid, fakes, columns=grid.columns)
@@ -103,12 +103,12 @@ def save_pictures(
     pkl: Path, G: Generator, D: Discriminator, G_ema: Generator, grid: Grid, *, config: TrainingConfig,
     save: Callable[..., None],
 ) -> None:
-    """`fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` where D has heads for it.
+    """Save `fakesKKKKKK.png`, and `reconstructionsKKKKKK.png` if D has heads.
 
     Args:
-        pkl:  The network pickle that is saved beside them, `network-snapshot-KKKKKK.pkl`.
-        save: Called with a path, a function that writes the file, and further arguments of that function. Packing a
-              grid as PNG takes seconds, for which GPUs need not wait.
+        pkl:  The network pickle of the same snapshot, `network-snapshot-KKKKKK.pkl`.
+        save: Called with a path, a function that writes the file, and further arguments of that function. It can write
+              in the background, because encoding a grid as PNG takes seconds.
     """
     fakes = draw_fakes(G_ema, grid, batch_gpu=config.batch_gpu)
     kimg = pkl.stem.rpartition("-")[2]
@@ -120,7 +120,7 @@ def save_pictures(
 
 @torch.no_grad()
 def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid: Grid, *, res_g: int) -> np.ndarray:
-    """Four rows: real images, their reconstructions by D and G, fake images, their reconstructions (GLeaD, Fig. 5).
+    """Four rows: real images, their reconstructions, fake images, their reconstructions (GLeaD, Fig. 5).
 
     Returns:
         uint8 [4 * columns, C, H, W].
@@ -140,7 +140,7 @@ def draw_reconstructions(G: Generator, G_ema: Generator, D: Discriminator, grid:
 
 
 def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) -> None:
-    """Transfer learning: copy all tensors that fit from a file with networks, a path or URL. It may lack networks."""
+    """Transfer learning: copy all tensors that fit from a network file, a path or URL. It may lack some networks."""
     with open_url(source) as f:
         networks = read_networks(f, only=("G", "D", "G_ema"))
     for key, spare, target in (("G", "G_ema", G), ("G_ema", "G", G_ema)):
@@ -153,7 +153,7 @@ def start_from(source: str, G: Generator, D: Discriminator, G_ema: Generator) ->
 
 
 def _sizes(G: torch.nn.Module) -> str:
-    """In words, where the generator says them."""
+    """The sizes of a generator in words; empty if they are unknown."""
     sizes = sizes_of(G)
     if sizes is None:
         return ""
@@ -162,7 +162,14 @@ def _sizes(G: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: str) -> None:
-    """Copy parameters and buffers of the same name and shape, and print which others `source` and `target` have."""
+    """Copy parameters and buffers of the same name and shape, and print which ones were not copied.
+
+    Args:
+        label: Names the source in messages.
+
+    Raises:
+        UserError: No weight fits.
+    """
     theirs = source.state_dict()
     ours = target.state_dict()
     matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
@@ -181,9 +188,14 @@ def copy_matching(source: torch.nn.Module, target: torch.nn.Module, *, label: st
 
 
 def _in_groups(names: Collection[str], of: Collection[str]) -> str:
-    """Names of tensors, by layer: `mapping.fc2 to mapping.fc7 (6 layers)`; `of` are all tensors of their network."""
+    """Summarise names of tensors by layer, such as `mapping.fc2 to mapping.fc7 (6 layers)`.
+
+    Args:
+        names: The tensors to name.
+        of:    All tensors of their network. A layer is named as a whole only if all of its tensors are in `names`.
+    """
     layers = {name: ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.partition(".")[0] for name in of}
-    groups: list[list[str]] = []    # Layers that are numbered one by one, such as mapping.fc2, mapping.fc3, ...
+    groups: list[list[str]] = []    # Each holds layers of consecutive numbers: mapping.fc2, mapping.fc3, ...
     for layer in dict.fromkeys(layers[name] for name in of if name in names):
         tensors = [name for name in of if layers[name] == layer]
         missing = [name for name in tensors if name in names]

@@ -1,7 +1,7 @@
-"""What train.py prints of a run before it starts: the options, then the run in words and numbers.
+"""The summary that train.py prints before a run starts: the options as JSON, then the run in words and numbers.
 
-Each option that has a `summary` (`config.options`) has a line. Most lines show the value of a field. Where a line says
-more than that, `_WORDS` has a function for it.
+There is a line for each option that has a `summary` (`config.options`). By default, it shows the value of the option's
+first field. `_WORDS` has functions for lines that say more.
 """
 
 import json
@@ -17,11 +17,11 @@ from .config.schema import TaskConfig, TrainingConfig
 from .estimate import count_parameters, estimate_memory
 from .prepare_run import detector_of, is_downloaded
 
-_FIRST_GROUPS = (DATA, METHOD, TRANSFER, BASIC, AUGMENTATION)   # The order of lines; the other groups come later.
+_FIRST_GROUPS = (DATA, METHOD, TRANSFER, BASIC, AUGMENTATION)   # The order of lines; other groups follow.
 
 
 def print_options(config: TrainingConfig, description: str) -> None:
-    """What the run is, on stdout: the options as in `training_options.json`, then in words and numbers."""
+    """Print the options as in `training_options.json`, then the run in words and numbers, on stdout."""
     print("Training options:")
     print(json.dumps({k: v for k, v in configs.to_legacy_kwargs(config).items() if k != "config"}, indent=2))
     print()
@@ -41,7 +41,7 @@ def print_options(config: TrainingConfig, description: str) -> None:
 
 
 def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
-    """The end of a dry run: what stands in the way of a run."""
+    """Print the result of a dry run: the problems that would stop a run, or that there are none."""
     unseen = [net for net in (config.resume, config.perceptual, detector_of(config)) if net and is_downloaded(net)]
     names = ", ".join("the metrics' standard nets" if net == "standard" else net for net in unseen)
     sys.stdout.flush()
@@ -53,7 +53,7 @@ def print_verdict(config: TrainingConfig, problems: list[str]) -> None:
 
 
 def describe_options(config: TrainingConfig) -> dict[str, str]:
-    """Names and texts of the lines of options, in the order in which they are shown."""
+    """The lines of options, as names and texts, in the order in which they are shown."""
     groups = list(dict.fromkeys([*_FIRST_GROUPS, *(option.group for option in OPTIONS.values())]))
     shown = sorted((option for option in OPTIONS.values() if option.summary), key=lambda o: groups.index(o.group))
     return {option.summary: _WORDS[option.name](config) if option.name in _WORDS else
@@ -87,7 +87,7 @@ def _describe_method(config: TrainingConfig) -> str:
 
 
 def _describe_start(config: TrainingConfig) -> str:
-    """The network to start from, and which sizes of it took the place of those of --cfg."""
+    """The network to start from, and its sizes that replace those of --cfg."""
     if config.resume is None:
         return "new networks"
     cfg = auto_preset(PRESETS[config.preset], config.dataset.resolution, config.num_gpus)
@@ -101,7 +101,7 @@ def _describe_start(config: TrainingConfig) -> str:
 
 
 def _describe_batch(config: TrainingConfig) -> str:
-    """Such as `64 images = 8 steps of 8 on 1 GPU`. A GPU may take several steps at once, as many as fit its memory."""
+    """For example `64 images = 8 steps of 8 on 1 GPU`. A GPU may compute several steps at once if they fit."""
     steps, gpus = config.batch_size // config.num_gpus // config.batch_gpu, config.num_gpus
     where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
     if config.device == "cpu":

@@ -1,7 +1,7 @@
-"""What D has to do besides telling real from fake. A task gives a loss for each image, from what D extracted of it.
+"""Tasks of D besides telling real from fake. A task computes a loss for each image, from what D extracted from it.
 
-All that concerns a single task is in its class. A new task is a class with the decorator `task`: neither the training
-loop nor the loss knows which tasks there are.
+Everything about a task is in its class. A new task is a class with the decorator `task`. The training loop and the
+losses need no change for it.
 """
 
 from typing import Any, Callable, ClassVar, Collection, Literal, Mapping, NamedTuple, Protocol, TypeVar
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from dnnlib.util import UserError
 
 from .config.presets import published_data
-from .config.schema import LEGACY_DISTANCES, TaskConfig, TrainingConfig
+from .config.rivals import NumberOption
+from .config.schema import LEGACY_DISTANCES, TaskConfig, TrainingConfig, computes_in_half
 from .networks import DiscriminatorOutput, Generator, SynthesisOutput, SynthesisState
 from .perceptual import PerceptualLoss, build_perceptual
 
@@ -20,39 +21,31 @@ Tensor = torch.Tensor
 
 
 class Shown(NamedTuple):
-    """The images that D was shown, and what is known about them."""
+    """Images that D was shown, and what is known about them."""
 
-    img: Tensor                         # After augmentation, as D saw them [N, C, R, R].
-    clean: Tensor                       # Before augmentation.
+    img: Tensor                         # As D saw them, after augmentation [N, C, R, R].
+    clean: Tensor                       # Before augmentation [N, C, R, R].
     c: Tensor                           # Labels [N, c_dim].
-    states: dict[int, SynthesisState]   # Of G, by resolution, feature maps warped like `img`; empty for real images.
-    z: Tensor | None = None             # Of fake images, [N, z_dim].
-    ws: Tensor | None = None            # Of fake images, [N, num_ws, w_dim].
-
-
-class TaskOption(NamedTuple):
-    """A number that a task can be told, and its range, both ends included; an integer if the default is one."""
-
-    default: float
-    low: float
-    high: float
+    states: dict[int, SynthesisState]   # Of G, by resolution, with maps augmented like `img`; empty for real images.
+    z: Tensor | None = None             # Latents of fake images [N, z_dim].
+    ws: Tensor | None = None            # The ws of fake images [N, num_ws, w_dim].
 
 
 class Context(NamedTuple):
-    """What a task is built from, beside `TaskConfig`."""
+    """What a task is built from, besides `TaskConfig`."""
 
     config: TrainingConfig
-    options: Mapping[str, float]                # The task's own: those of `TaskConfig.options`, else their defaults.
+    options: Mapping[str, float]                # The task's own options, complete with defaults.
     G: Generator
-    distance: Callable[[str], PerceptualLoss]   # The distance between images that `TaskConfig.distance` names.
+    distance: Callable[[str], PerceptualLoss]   # Returns the distance that `TaskConfig.distance` names.
 
 
 class Task(Protocol):
     kind: ClassVar[str]                     # `TaskConfig.kind`; in statistics, "Loss/D/<real or fake>_<kind>".
-    distances: ClassVar[tuple[str, ...]]    # What `TaskConfig.distance` may be; none = the task has no choice.
+    distances: ClassVar[tuple[str, ...]]    # Choices for `TaskConfig.distance`; empty = the task has no choice.
     compared: ClassVar[str]                 # What it compares, for messages, with the released program's name.
-    options: ClassVar[Mapping[str, TaskOption]]  # Its own, by name.
-    decodes: ClassVar[bool]                 # It looks at what D's decoder and heads give.
+    options: ClassVar[Mapping[str, NumberOption]]   # Its own options, by name.
+    decodes: ClassVar[bool]                 # Whether it needs the outputs of D's decoder and heads.
     weight: float
     states: Collection[int]                 # Resolutions at which it needs states of G.
 
@@ -61,7 +54,7 @@ class Task(Protocol):
 
     @staticmethod
     def describe(task: TaskConfig, config: TrainingConfig) -> str:
-        """What D has to do, in a few words for the summary of a run."""
+        """A few words on what D has to do, for the summary of a run."""
         ...
 
     def loss(self, out: DiscriminatorOutput, shown: Shown) -> Tensor:
@@ -83,16 +76,17 @@ def task(cls: T) -> T:
 class FeatureMatching:
     """D's decoder reproduces G's features of a fake image: cosine distance over channels (GGDR, Lee et al., ECCV 2022).
 
-    Where D has a feature head for G (GLeaD+GGDR), that head is compared; else the decoder's level of that resolution.
+    If D has a feature head for G (GLeaD+GGDR), the output of that head is compared, else the decoder's level of the
+    same resolution.
     """
 
     kind = "feature"
     distances = ("cosine",)
     compared = "feature maps (gfeat)"
-    options: Mapping[str, TaskOption] = {}
+    options: Mapping[str, NumberOption] = {}
     decodes = True
 
-    def __init__(self, *, res: int, weight: float = 10):
+    def __init__(self, *, res: int, weight: float):
         self.res = res
         self.weight = weight
         self.states: Collection[int] = (res,)
@@ -116,13 +110,13 @@ class FeatureMatching:
 class ImageReconstruction:
     """A frozen G rebuilds the image from what D extracted (GLeaD, Bai et al., CVPR 2023, Eq. 3 to 7).
 
-    Gradients pass through G to D; G's weights get none, because only D's require any while D is trained.
+    Gradients pass through G to D. G's weights get no gradient, because only D's weights require one in D's phases.
     """
 
     kind = "reconstruction"
     distances = ("perceptual", "mse")
     compared = "images (gfwimage)"
-    options: Mapping[str, TaskOption] = {}
+    options: Mapping[str, NumberOption] = {}
     decodes = True
     states: Collection[int] = ()
 
@@ -130,10 +124,10 @@ class ImageReconstruction:
         self,
         *,
         G: Generator,
-        res_g: int,                                         # Where G continues; 1 = from its constant input.
+        res_g: int,                                         # Resolution from which G resumes; 1 = its constant input.
         distance: PerceptualLoss,
         weight: float,                                      # Lambda 1 for real images, lambda 2 for fake ones.
-        target: Literal["input", "clean"] = "input",        # What D was shown, or the image before augmentation.
+        target: Literal["input", "clean"] = "input",        # The image that D was shown, or before augmentation.
     ):
         self.G = G
         self.res_g = res_g
@@ -161,7 +155,7 @@ class ImageReconstruction:
 
 
 def validate_tasks(config: TrainingConfig) -> None:
-    """Raise UserError where D has no such task, or where a task can't compare, or has no options, as it is told."""
+    """Raise UserError if a task is unknown, or has not the configured distance or options."""
     for images, task in (("real", config.loss.real_task), ("fake", config.loss.fake_task)):
         if task is None:
             continue
@@ -177,7 +171,7 @@ def validate_tasks(config: TrainingConfig) -> None:
 
 
 def _options_of(task: TaskConfig, images: str) -> dict[str, float]:
-    """The task's own options, with defaults for those that are not said."""
+    """The task's own options, with defaults for those that were left out. `images` ("real", "fake") is for messages."""
     known, where = TASKS[task.kind].options, f"D's task {task.kind!r} on {images} images"
     for name, value in task.options.items():
         if name not in known:
@@ -193,10 +187,10 @@ def _options_of(task: TaskConfig, images: str) -> dict[str, float]:
 def build_tasks(
     config: TrainingConfig, G: Generator, *, build_distance: Callable[..., PerceptualLoss] = build_perceptual
 ) -> tuple[list[Task], list[Task]]:
-    """The tasks on real and on fake images that `config` asks for; what needs a perceptual net shares one.
+    """Build the tasks of D on real and on fake images. Tasks with the same distance share one net.
 
     Args:
-        build_distance: Called as `build_perceptual` is.
+        build_distance: Called like `build_perceptual`.
 
     Raises:
         UserError: As `validate_tasks`.
@@ -207,9 +201,11 @@ def build_tasks(
     def distance(name: str) -> PerceptualLoss:
         spec = config.perceptual if name == "perceptual" else name
         if spec not in distances:
-            device = next(G.parameters()).device
-            distances[spec] = build_distance(spec, device=device, img_channels=config.dataset.num_channels,
-                                             dtype=_perceptual_type(config, device))
+            # LPIPS computes in the type of D's highest resolution, unless the user asked for float32.
+            half = computes_in_half(config) and not config.lpips_fp32
+            distances[spec] = build_distance(
+                spec, device=next(G.parameters()).device, img_channels=config.dataset.num_channels,
+                dtype=getattr(torch, config.D.half_type) if half else torch.float32)
         return distances[spec]
 
     real, fake = (
@@ -219,24 +215,18 @@ def build_tasks(
     return real, fake
 
 
-def _perceptual_type(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """The type in which D computes its highest resolution; float32 if the user asked for that."""
-    half = config.D.num_fp16_res > 0 and (device.type == "cuda" or config.D.half_type == "bfloat16")
-    return getattr(torch, config.D.half_type) if half and not config.lpips_fp32 else torch.float32
-
-
 def reconstruct(G: Generator, out: DiscriminatorOutput, *, res_g: int, noise_mode: str = "random") -> Tensor:
-    """Images [N, C, R, R] that G makes of D's (f, basis image, w), from resolution `res_g` on (Eq. 5 and 6)."""
+    """Images [N, C, R, R] that G makes from D's (f, basis image, w), resuming at resolution `res_g` (Eq. 5 and 6)."""
     return resynthesise(G, out, res_g=res_g, noise_mode=noise_mode).img
 
 
-def resynthesise(G: Generator, out: DiscriminatorOutput, *, res_g: int, **said: Any) -> SynthesisOutput:
-    """As `reconstruct`, with the states of G that are asked for; `said` is for `SynthesisNetwork.run`."""
+def resynthesise(G: Generator, out: DiscriminatorOutput, *, res_g: int, **run_kwargs: Any) -> SynthesisOutput:
+    """As `reconstruct`, but returns states of G, too. `run_kwargs` go to `SynthesisNetwork.run`."""
     start = None
     if out.f is not None:
         start = SynthesisState(res_g, _resize(out.f, res_g), _resize(out.img, res_g))
     ws = out.w.unsqueeze(1).repeat(1, G.synthesis.num_ws_from(res_g if start else 0), 1)  # one w for all layers
-    return G.synthesis.run(ws, start=start, **said)
+    return G.synthesis.run(ws, start=start, **run_kwargs)
 
 
 def _resize(x: Tensor, res: int) -> Tensor:

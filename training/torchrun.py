@@ -1,4 +1,4 @@
-"""A run in processes that torchrun started, on any number of machines."""
+"""A run in processes that torchrun started, on one or more machines."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from . import launch
 from .config.schema import TrainingConfig
 from .runs import resume
 
-PREPARING_SEC = 3600    # The others wait at most this long for the first process, which checks data and downloads nets.
+PREPARING_SEC = 3600    # The other processes wait at most this long for rank 0, which checks data and downloads nets.
 
 
 def is_used() -> bool:
-    """Whether this is one of several processes that something else started.
+    """Whether torchrun, or something like it, started this process.
 
     Raises:
-        UserError: Some of the variables that tell are missing, or are no numbers.
+        UserError: Some of its environment variables are missing or invalid.
     """
     given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     if given["RANK"] is None or given["WORLD_SIZE"] is None:
         return False
-    if given["WORLD_SIZE"] == "1" and given["MASTER_ADDR"] is None:  # of a cluster's job of one process, or a notebook
+    if given["WORLD_SIZE"] == "1" and given["MASTER_ADDR"] is None:  # a cluster job of one process, or a notebook
         return False
     numbers = [given[name] for name in given if name != "MASTER_ADDR"]
     if None in given.values() or not all(map(str.isdecimal, numbers)) or int(numbers[0]) >= int(numbers[1]):
@@ -34,7 +34,7 @@ def is_used() -> bool:
 
 
 def processes_here() -> int | None:
-    """How many of the processes are on this machine, if it is known and torchrun started them."""
+    """Number of the run's processes on this machine; None if it is unknown, or torchrun did not start this process."""
     here = os.environ.get("LOCAL_WORLD_SIZE") if is_used() else None
     return None if here is None else int(here)
 
@@ -43,12 +43,12 @@ Prepare = Callable[[dict[str, Any], dict[str, Any]], launch.Job | None]
 
 
 def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
-    """Train as one of the processes. Rank 0 prepares the run; the job is returned there, and None on the other ranks.
+    """Train as one of the processes. Rank 0 prepares the run and gets its job. Other ranks get None.
 
     Args:
-        prepare: Makes a job of the other two arguments; gives None in a dry run.
+        prepare: Makes a job from the other two arguments; returns None in a dry run.
         command: The options that were given, by name.
-        said:    The same, and the defaults of all other options.
+        said:    All options, with defaults for those that were not given.
     """
     import torch
 
@@ -58,7 +58,7 @@ def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> la
     if command.get("gpus") not in (None, size):
         raise UserError(f"--gpus is {command['gpus']}, but torchrun started {size} processes: leave out --gpus")
     device = said["device"]
-    if device == "auto":  # all processes must choose the same one, also those that don't know which run to resume
+    if device == "auto":  # all processes must choose the same one, and only rank 0 knows the run to resume
         device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {"gpus": size, "device": device}
     job = prepare({**command, **found}, {**said, **found}) if rank == 0 else None
@@ -76,13 +76,13 @@ def train(prepare: Prepare, command: dict[str, Any], said: dict[str, Any]) -> la
             print(f"Error: {e}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # what is in flight to lost processes can't be waited for
+        os._exit(1)  # an ordinary exit would wait for communication with lost processes
     distributed.leave()
     return job if rank == 0 else None
 
 
 def _trust_nets(config: TrainingConfig) -> None:
-    """What `check_machine` does for the first machine of a run, on another one: the cache may be its own."""
+    """Remember that nets are trusted. `check_machine` did so on the machine of rank 0; others have their own cache."""
     from torch_utils.formats.feature_nets import trust_net
 
     for net in (config.perceptual, config.detector):

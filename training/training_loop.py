@@ -1,4 +1,4 @@
-"""One training run: set up, then step and maintain until all images have been shown."""
+"""One training run: set up, then step and maintain until D has seen all images."""
 
 import copy
 import time
@@ -30,11 +30,11 @@ from .runs.run_log import Progress, RunLog
 from .runs.training_state import find_state, resume_from
 
 
-def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
-    """Train as `config` says, leaving logs, grids, pickles and training states in `run_dir`, which exists.
+def run_training(config: TrainingConfig, run_dir: str, **trainer_kwargs: Any) -> None:
+    """Train as `config` says. Logs, grids, pickles and training states go to `run_dir`, which must exist.
 
-    Several processes that have met by `distributed.join` share the work. Ctrl-C, SIGTERM and SIGUSR1 finish the
-    iteration, save, and return. `begins` is for the `Trainer`.
+    Processes that have met by `distributed.join` share the work. On Ctrl-C, SIGTERM or SIGUSR1, the run finishes the
+    iteration, saves, and returns. `trainer_kwargs` go to `Trainer`.
 
     Raises:
         UserError: Data became unreadable, gradients stayed non-finite, no state fits, or the last save failed.
@@ -42,7 +42,7 @@ def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
     with StopRequest(interruptible=distributed.world_size() == 1, quiet=distributed.rank() != 0) as stop:
         try:
             with stop.at_once():
-                trainer = Trainer(config, run_dir, **begins)
+                trainer = Trainer(config, run_dir, **trainer_kwargs)
         except KeyboardInterrupt:
             print(f"Stopped while setting up: nothing was trained in {run_dir} that is not saved.")
             return
@@ -53,11 +53,11 @@ def run_training(config: TrainingConfig, run_dir: str, **begins: Any) -> None:
 
 
 class Trainer:
-    """Everything that a run holds; `step` is one iteration, `maintain` what happens between ticks.
+    """Everything that a run holds. `step` is one iteration; `maintain` is what happens between ticks.
 
     Args:
-        resume: Resume from this training state, or from the "newest" good one in `run_dir`; None = from the start.
-        anyway: Resume although the images are not those of the run.
+        resume: Resume from this training state, or from the "newest" good one in `run_dir`; None = start anew.
+        anyway: Resume even if the images have changed.
         begin:  Called on all ranks with the fingerprint of the images, before anything in `run_dir` is changed.
     """
 
@@ -118,7 +118,7 @@ class Trainer:
                                        snapshot_kimg=c.kimg_per_tick * max(c.snapshot_ticks, 1), method=name_of(c))
 
     def parts(self) -> Parts:
-        """All that has state, in the order in which it is restored. A training state holds it by these names."""
+        """Everything with state, by its name in a training state, in the order in which it is restored."""
         return {
             "progress": self.progress,
             "networks": self.networks,
@@ -154,7 +154,7 @@ class Trainer:
         self.checkpoints.close()
 
     def train(self, stop: StopRequest) -> None:
-        """Train tick by tick, until all images have been shown or the run is stopped."""
+        """Train tick by tick until D has seen all images, or the run is stopped."""
         distributed.print0(f"Training for {self.config.total_kimg:g} kimg ...")
         try:
             if self.tick.pending:   # the run was ended in the middle of maintenance
@@ -165,7 +165,7 @@ class Trainer:
                     self._save_within_tick()
                 else:
                     self.maintain(stop)
-        except KeyboardInterrupt:  # in the middle of something: the last state that was saved counts
+        except KeyboardInterrupt:  # in the middle of work: the run resumes from the last saved state
             self.stopping = True
         self._end()
 
@@ -192,19 +192,19 @@ class Trainer:
         elif not problems:
             distributed.print0(f"Done in {format_time(time.monotonic() - self.log.start_time)}: {self.pickles.last}")
         if self.problem is not None:
-            distributed.any_rank(False)     # Rank 0 saves before another rank fails, which would end the run.
+            distributed.any_rank(False)     # wait until rank 0 has saved, because a failing rank ends the run
             problems.insert(0, self.problem)
         if problems:
             raise UserError("; ".join(problems))
 
     def next_batch(self) -> ImageBatch:
-        """The images for `step`. Raises UserError: one is unreadable, or training has diverged."""
+        """The images for `step`. Raises UserError if one is unreadable, or if training has diverged."""
         if self.progress.iteration % CHECK_INTERVAL == 0:
             self.guard.check()
         return next(self.loader)
 
     def step(self, batch: ImageBatch) -> None:
-        """One iteration: the phases that are due in it, then the moving average of G."""
+        """One iteration: the phases that are due, then the moving average of G."""
         c = self.config
         real_img = misc.upload(batch.images, self.device).to(torch.float32) / 127.5 - 1
         real_c = misc.upload(batch.labels, self.device)
@@ -226,14 +226,14 @@ class Trainer:
         """Accumulate the gradients of the batch, and update the phase's network."""
         phase.module.requires_grad_(True)
         while not self._accumulate(index, phase, real_img, real_c):
-            self.loss.forget_parts()    # they are computed again, in smaller ones
+            self.loss.forget_parts()    # the batch is computed again in smaller parts
         phase.module.requires_grad_(False)
         phase.finish()
         self.guard.process(phase.module)
         phase.opt.step()
 
     def _accumulate(self, index: int, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> bool:
-        """Compute the gradients of the batch part by part; False if the memory of the GPU does not suffice."""
+        """Compute the gradients of the batch part by part. Returns False if the GPU ran out of memory."""
         key = (self.config.random_seed, self.progress.nimg + distributed.rank() * len(real_img), index)
         batches = self.division.draw(real_img, real_c, key=key, z_dim=self.G.z_dim, dataset=self.dataset)
         try:
@@ -260,7 +260,7 @@ class Trainer:
         self._finish_tick(stop)
 
     def _resume_tick(self, stop: StopRequest) -> None:
-        """Finish the tick after which the state was saved; its network pickle may have found no room on the disk."""
+        """Finish the tick after which the state was saved. Its network pickle may be missing if the disk was full."""
         if self.tick.snapshot_pkl is not None and not self.tick.snapshot_pkl.exists():
             self._write_snapshot()
         self._finish_tick(stop)
@@ -277,7 +277,7 @@ class Trainer:
         self.tick.end()
 
     def _save_within_tick(self) -> None:
-        """Before the run stops: the state first, which resuming needs, then a network pickle beside the schedule."""
+        """Save before the run stops: first the state, which resuming needs, then an extra network pickle."""
         self.pickles.choose(self.progress.nimg, self.log.next_due_nimg())
         self._save_state()
         self._write_snapshot()

@@ -1,4 +1,4 @@
-"""One process of several that work together, started by `training.launch`."""
+"""One of several processes that `training.launch` starts."""
 
 import json
 import os
@@ -17,28 +17,28 @@ from .launch import LAUNCHER_PID, LOST, TOLD, Job, run_rank
 
 
 def main(path: str) -> int:
-    """Train as the environment and the file at `path` say; returns the exit status."""
+    """Run the `Job` in the JSON file at `path`; returns the exit status."""
     job = Job.from_json(json.loads(Path(path).read_text()))
     return take_part(lambda: run_rank(job, log_errors=False), device=job.config.device,
                      timeout_sec=job.config.timeout_sec)
 
 
-def take_part(work: Callable[[], None], **meeting: Any) -> int:
-    """Meet the other processes, work, and leave; returns the exit status.
+def take_part(work: Callable[[], None], **join_kwargs: Any) -> int:
+    """Join the other processes, work, and leave; returns the exit status.
 
-    A UserError is handed to the launcher, which says it once for all processes.
+    A UserError is reported to the launcher, which prints it once for all processes.
 
     Args:
-        work:    What all processes do together.
-        meeting: How they meet, for `distributed.join`.
+        work:        What all processes do together.
+        join_kwargs: Arguments of `distributed.join`.
     """
     threading.Thread(target=_end_with_launcher, daemon=True, name="launcher watch").start()
     try:
-        distributed.join(**meeting)
+        distributed.join(**join_kwargs)
         work()
         distributed.leave()
         return 0
-    except KeyboardInterrupt:  # the launcher was asked, too, and says so
+    except KeyboardInterrupt:  # the launcher got the request, too, and prints a message
         status = 128 + signal.SIGINT
     except Exception as e:
         problem = e if isinstance(e, UserError) else distributed.lost_rank(e)
@@ -50,11 +50,11 @@ def take_part(work: Callable[[], None], **meeting: Any) -> int:
             status = LOST if isinstance(problem, distributed.LostRank) else TOLD
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # what is in flight to other processes can't be waited for
+    os._exit(status)  # an ordinary exit would wait for communication with lost processes
 
 
 def _end_with_launcher() -> None:
-    """End this process when the launcher is gone, which would otherwise end it together with the others."""
+    """End this process when the launcher is gone, because nobody else would."""
     launcher = int(os.environ[LAUNCHER_PID])
     while os.getppid() == launcher:
         time.sleep(1)

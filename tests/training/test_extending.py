@@ -16,10 +16,11 @@ from toy_networks import ToyDiscriminator, ToyGenerator
 from training import snapshot
 from training.adversarial import ADVERSARIAL, adversarial_loss
 from training.build import build_networks
+from training.config.rivals import NumberOption
 from training.config.schema import TaskConfig, from_json, to_json
 from training.networks import Discriminator
 from training.runs.training_state import list_states, read_state
-from training.tasks import TASKS, TaskOption, build_tasks, task, validate_tasks
+from training.tasks import TASKS, build_tasks, task, validate_tasks
 from training.training_loop import Trainer, run_training
 
 
@@ -29,7 +30,7 @@ class LatentRegression:
     kind = "latent"
     distances = ()
     compared = "latents"
-    options = {"margin": TaskOption(default=0.0, low=0, high=1)}
+    options = {"margin": NumberOption(default=0.0, low=0, high=1)}
     decodes = True
     states = ()
 

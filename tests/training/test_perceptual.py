@@ -345,7 +345,7 @@ def test_weights_are_found_and_their_digest_is_checked(empty_caches, folder, mon
     torch.save(state | {"classifier.1.bias": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="holds other weights than alexnet-owt-7be5be79.pth"):
         check_perceptual("lpips-alex")
-    known = perceptual._BACKBONES["alex"]._replace(sha256=perceptual._digest(layers.state_dict()))
+    known = perceptual._BACKBONES["alex"]._replace(sha256=perceptual.digest(layers.state_dict()))
     monkeypatch.setitem(perceptual._BACKBONES, "alex", known)
     check_perceptual("lpips-alex")
     loss = build_perceptual("lpips-alex", device="cpu")

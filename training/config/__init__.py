@@ -1,1 +1,1 @@
-"""What a training run is: its options as dataclasses, and published settings."""
+"""The options and the configuration of a training run, and published settings."""

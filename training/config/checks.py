@@ -1,4 +1,4 @@
-"""Checks of a whole configuration: the ranges of options, and fields against one another."""
+"""Checks of a configuration: ranges of options, and whether fields fit together."""
 
 import math
 
@@ -6,14 +6,14 @@ from dnnlib.util import UserError
 
 from .options import check_ranges, expect
 from .rivals import RIVALS, names_in
-from .schema import TrainingConfig
+from .schema import TrainingConfig, computes_in_half
 
 
 def validate(config: TrainingConfig) -> None:
-    """Check what can be checked without touching the machine: ranges, and fields against one another.
+    """Check ranges, and whether fields fit together. This looks at the configuration only, not at the machine.
 
     Raises:
-        UserError: Names the option, what came and what was expected.
+        UserError: An option has a bad value. The error names the option, its value and what was expected.
     """
     check_ranges(config)
     _validate_batch(config)
@@ -25,10 +25,10 @@ def validate(config: TrainingConfig) -> None:
 
 
 def count_freezable_layers(architecture: str, resolution: int) -> int:
-    """How many of D's layers, counted from the image on, FreezeD can leave as they are: all but those of 4x4.
+    """The number of D's layers that FreezeD can freeze: all but those at 4x4.
 
-    Each block has two convolutions; "resnet" adds one beside them, "skip" a layer that reads the image. The others
-    read it in the first block alone.
+    Each block has two convolutions. "resnet" adds a convolution beside them, and "skip" a layer that reads the image.
+    "orig" and "resnet" read the image in the first block only.
     """
     blocks = resolution.bit_length() - 3  # From the image's resolution down to 8x8.
     if blocks == 0:
@@ -102,13 +102,13 @@ def _validate_rivals(config: TrainingConfig) -> None:
 
 
 def _validate_finite_differences(config: TrainingConfig) -> None:
-    D, loss = config.D, config.loss
+    loss = config.loss
     if loss.r1 == "exact":
         return
     if loss.adversarial in RIVALS and RIVALS[loss.adversarial].r1_gamma is not None:
         raise UserError(f"--r1=finite estimates the squared gradient, and {loss.adversarial} needs its norm: leave out "
                         "one of them")
-    if D.num_fp16_res > 0 and (config.device == "cuda" or D.half_type == "bfloat16"):
+    if computes_in_half(config):
         raise UserError("--r1=finite needs float32, because half precision loses the small difference of two scores: "
                         "say --fp32=true")
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from metrics.published import DATASETS
 
@@ -11,15 +11,15 @@ from .presets import PUBLISHED_RUNS, PublishedRun, published_data
 from .resolve import resolve
 from .schema import LEGACY_DISTANCES, DatasetConfig, TaskConfig, TrainingConfig
 
-DATASET_NAME_LENGTH = 24    # Of the part of a run directory's name that names the data set.
+DATASET_NAME_LENGTH = 24    # Longest name of a data set in the name of a run directory.
 
 
 class Setting(NamedTuple):
-    """Something that a run has in common with a published one, or not."""
+    """Something in which a run is compared with a published one."""
 
     label: str
     value: Callable[[TrainingConfig], str]
-    by_cfg: bool = False            # Compared with what --cfg gives: another --cfg is one departure, not many.
+    by_cfg: bool = False    # Compare with the defaults of the run's --cfg, so that another --cfg is a single departure.
 
 
 def _augmentation(c: TrainingConfig) -> str:
@@ -50,7 +50,7 @@ def _of_decoder(field: str) -> Callable[[TrainingConfig], str]:
 
 
 def _rebuilt(c: TrainingConfig) -> str:
-    """Without augmentation, both targets are the same image."""
+    # Without augmentation, both targets are the same image.
     return "what D sees" if c.augment is None or c.loss.recon_target == "input" else "the clean image"
 
 
@@ -87,7 +87,7 @@ SETTINGS = (
 
 
 def departures_line(config: TrainingConfig) -> str:
-    """`As published (...)`, or what the run does otherwise than the published run that is nearest to it."""
+    """`As published (...)`, or the differences from the most similar published run."""
     run, differences = _nearest(config)
     if not differences:
         return f"As published ({run.source}, {run.data.name})"
@@ -95,7 +95,10 @@ def departures_line(config: TrainingConfig) -> str:
 
 
 def _nearest(config: TrainingConfig) -> tuple[PublishedRun, list[str]]:
-    """Of the runs by the same method, on the same data set if there are any: the one with the fewest differences."""
+    """The published run with the fewest differences, and these differences.
+
+    Only runs of the same method are candidates, and of these only runs on the same data set, if there are any.
+    """
     data = published_data(config.dataset)
     runs = [run for run in PUBLISHED_RUNS if run.options["method"] == config.method]
     on_it = [run for run in runs if run.data is data]
@@ -115,24 +118,20 @@ def _configuration(run: PublishedRun, *, device: str) -> TrainingConfig:
     return resolve(Options(**{**data.options, **run.options}), dataset, device=device)
 
 
-def _defaults(config: TrainingConfig, **said: Any) -> TrainingConfig:
-    """The same method on the same data with the settings of --cfg; `said` are fields of `Options`."""
-    return resolve(Options(cfg=config.preset, method=config.method, **said), config.dataset, device=config.device)
-
-
 def _as_cfg_says(config: TrainingConfig) -> TrainingConfig:
-    """As `_defaults`, in the batches of `config`."""
-    return _defaults(config, gpus=config.num_gpus, batch=config.batch_size, batch_gpu=config.batch_gpu,
-                     mbstd_group=config.D.mbstd_group_size)
+    """The same method, data and batches with the settings of --cfg."""
+    options = Options(cfg=config.preset, method=config.method, gpus=config.num_gpus, batch=config.batch_size,
+                      batch_gpu=config.batch_gpu, mbstd_group=config.D.mbstd_group_size)
+    return resolve(options, config.dataset, device=config.device)
 
 
 def run_name(dataset_name: str, method: str) -> str:
-    """What the run directory is called behind its number: `church256-glead`. Its options tell the rest."""
+    """The name of a run directory after its number, such as `church256-glead`."""
     return re.sub(r"[^\w.,=+-]", "_", f"{dataset_name[:DATASET_NAME_LENGTH]}-{method}")
 
 
-def _stem(value: Any) -> Any:
-    """Of a path, its last part without suffix; lpips-vgg:FILE is lpips-vgg, as it has the standard weights."""
-    if isinstance(value, str) and value.startswith("lpips-"):
+def _stem(value: str) -> str:
+    """The file name of a path or URL, without suffix. `lpips-vgg:FILE` becomes `lpips-vgg`: same weights."""
+    if value.startswith("lpips-"):
         return value.partition(":")[0]
-    return os.path.splitext(os.path.basename(value))[0] if isinstance(value, str) else value
+    return os.path.splitext(os.path.basename(value))[0]

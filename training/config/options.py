@@ -1,7 +1,8 @@
 """The options of train.py, each written once.
 
-A field of `Options` is what the user said; None = left out. Beside it stands all else that is known of the option: the
-command line and its help, checks of ranges, what may differ in a resumed run, and names in messages follow from that.
+A field of `Options` is what the user gave for an option; None = left out. The metadata of the field describe the option
+(`Option`). From them follow the command line and its help, checks of ranges, the differences that a resumed run may
+have, and the names in messages.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ RELEASED = "Names that the released GLeaD and GGDR programs use"
 WITH_TASKS: tuple[Method, ...] = ("ggdr", "glead", "glead+ggdr")
 GLEAD: tuple[Method, ...] = ("glead", "glead+ggdr")
 
-LIMITS = {  # By keyword of `option`: what a number must be to the limit, and that in words.
+LIMITS = {  # By keyword of `option`: the comparison of a number with the limit, and the limit in words.
     "at_least":  (operator.ge, "at least {}"),
     "more_than": (operator.gt, "more than {}"),
     "at_most":   (operator.le, "at most {}"),
@@ -38,7 +39,7 @@ LIMITS = {  # By keyword of `option`: what a number must be to the limit, and th
     "between":   (lambda value, limits: limits[0] <= value <= limits[1], "{0[0]} to {0[1]}"),
 }
 
-# What the images themselves decide, in words for messages, and the field of the configuration.
+# Properties of the images that no option sets: words for messages, and the field of the configuration.
 OF_IMAGES = {
     "the resolution of the images":         "dataset.resolution",
     "the number of channels of the images": "dataset.num_channels",
@@ -46,32 +47,32 @@ OF_IMAGES = {
 
 
 class Option(NamedTuple):
-    """What is known of an option."""
+    """Describes an option."""
 
     group: str                          # Heading in --help.
     help: str
-    name: str = ""                      # Of the field; with `-` for `_`, on the command line.
-    type: Any = str                     # Without None.
+    name: str = ""                      # Name of the field; on the command line, `-` replaces `_`.
+    type: Any = str                     # Type of its value, apart from None.
     default: Any = None                 # None = it is left out.
     metavar: str | None = None          # None = the name of the type.
-    shown: str | None = None            # The default in --help, where it is another one in each run.
+    shown: str | None = None            # The default in --help, if it differs between runs.
     choices: tuple[str, ...] | None = None
-    read: Callable[[str], str] | None = None    # Gives the text in its usual form; raises UserError.
-    path: bool = False                  # A file or folder, or what may stand for one.
+    read: Callable[[str], str] | None = None    # Normalises the text; raises UserError.
+    path: bool = False                  # A file or folder, or a name in place of one.
     flag: bool = False                  # Takes no value.
     or_auto: bool = False               # A whole number, or "auto".
-    short: str | None = None            # Another spelling, such as "-n".
-    early: bool = False                 # Limits are checked as the command line is read, not in the configuration.
-    limits: Mapping[str, Any] = {}      # Of the number, by key of LIMITS.
+    short: str | None = None            # Short spelling, such as "-n".
+    early: bool = False                 # Limits are checked while the command line is parsed.
+    limits: Mapping[str, Any] = {}      # Limits of the number, by key of LIMITS.
     sets: tuple[str, ...] = ()          # Fields of `TrainingConfig` that get its value, unless it was left out.
-    implies: tuple[str, ...] = ()       # Fields that `resolve` fills from it; the first is the one for messages.
-    shape: tuple[str, ...] = ()         # Those of its fields that say what a training state consists of.
-    free: bool = False                  # May differ in a resumed run: it changes neither what is learnt nor from what.
-    once: bool = False                  # Counts for one command: a file of options can't give it.
-    methods: tuple[Method, ...] = ()    # Those on which it has an effect; none = all.
+    implies: tuple[str, ...] = ()       # Fields that `resolve` fills from it. Messages show the first one.
+    shape: tuple[str, ...] = ()         # Those of its fields on which the content of a training state depends.
+    free: bool = False                  # A resumed run may have another value: it does not change what is learnt.
+    once: bool = False                  # Holds for one command only: an options file can't contain it.
+    methods: tuple[Method, ...] = ()    # Methods on which it has an effect; empty = all.
     also: str | None = None             # Its name in the released programs.
-    summary: str = ""                   # Of its line in the summary of a run; none = it has no line.
-    note: str = ""                      # For messages on what differs.
+    summary: str = ""                   # Name of its line in the summary of a run; empty = no line.
+    note: str = ""                      # Addition to messages about differences.
 
     @property
     def flag_name(self) -> str:
@@ -87,7 +88,7 @@ class Option(NamedTuple):
         return self.sets + self.implies
 
     def check(self, value: float) -> None:
-        """Raise UserError where a number is beyond the limits of the option."""
+        """Raise UserError if a number is outside the limits of the option."""
         if "between" not in self.limits:
             expect(math.isfinite(value), self.flag_name, value, "a finite number")
         for name, limit in self.limits.items():
@@ -96,19 +97,17 @@ class Option(NamedTuple):
 
 
 def expect(ok: bool, name: str, value: Any, expected: str) -> None:
+    """Raise UserError unless `ok`: the option `name` has this value, and `expected` says what it should be."""
     if not ok:
         raise UserError(f"{name} is {value}, expected {expected}")
 
 
 def option(group: str, help: str, *, default: Any = None, shape: bool | tuple[str, ...] = False, **known: Any) -> Any:
-    """A field of `Options`.
+    """Make a field of `Options`. The arguments are those of `Option`, with these differences:
 
     Args:
-        group:   Heading in --help.
-        help:    What the option does.
-        default: None = it is left out.
-        shape:   True = all of its fields.
-        known:   Other fields of `Option`, and keys of `LIMITS`. A single field may stand for a tuple.
+        shape: True = all fields in `sets` and `implies`.
+        known: Other fields of `Option`, and keys of `LIMITS`. A string stands for a tuple of one field.
     """
     limits = {name: known.pop(name) for name in LIMITS if name in known}
     for name in ("sets", "implies"):
@@ -121,7 +120,7 @@ def option(group: str, help: str, *, default: Any = None, shape: bool | tuple[st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user said, by name on the command line; None = left out."""
+    """What the user gave on the command line; None = left out."""
 
     outdir: str | None = option(
         GENERAL, "Where to make the run directory.  [required, except to resume a run by its directory]",
@@ -139,7 +138,7 @@ class Options:
         GENERAL, "Length of a tick in thousands of images.", metavar="KIMG", shown="4",
         sets="kimg_per_tick", more_than=0, free=True)
     grid_size: int = option(
-        GENERAL, "How wide and high grids of images are at most.", metavar="PIXELS",
+        GENERAL, "Largest width and height of grids of images.", metavar="PIXELS",
         default=TrainingConfig.grid_size, sets="grid_size", at_most=1 << 15, free=True)
     metrics: tuple[str, ...] | None = option(
         GENERAL, "Metrics of every snapshot, comma-separated, or none.", metavar="NAMES", shown="fid50k_full",
@@ -148,24 +147,24 @@ class Options:
         GENERAL, "Feature net of the metrics.  [default: each metric's standard one]", path=True, metavar="PATH|URL",
         sets="detector", free=True)
     trust_net: bool = option(
-        GENERAL, "Open --detector and --perceptual even if they are TorchScript files from elsewhere, which are "
-        "programs; remembered for each file.", flag=True, default=False, free=True, once=True)
+        GENERAL, "Trust TorchScript files given by --detector and --perceptual, which can run any code; remembered for "
+        "each file.", flag=True, default=False, free=True, once=True)
     seed: int = option(
         GENERAL, "Random seed.", default=TrainingConfig.random_seed, sets="random_seed", implies="dataset.random_seed",
         at_least=0, below=2**31)
     device: Literal["auto", "cpu", "cuda"] = option(
         GENERAL, "Where to train.", default="auto", implies="device", free=True)
     keep: str = option(
-        GENERAL, "Network pickles that stay: all, or those that a list names, such as last:3,best,every:10. The best "
-        "is that by the first of --metrics.", metavar="RULES", default=TrainingConfig.keep, sets="keep", free=True)
+        GENERAL, "Network pickles to keep: all, or a list such as last:3,best,every:10. The first of --metrics tells "
+        "which is best.", metavar="RULES", default=TrainingConfig.keep, sets="keep", free=True)
     timeout: float = option(
         GENERAL, "How long processes wait for one that hangs.", metavar="SEC", default=TrainingConfig.timeout_sec,
         sets="timeout_sec", more_than=0, at_most=1e6, early=True, free=True)
     log: tuple[str, ...] | None = option(
-        GENERAL, "What shows statistics and pictures of the run, comma-separated: tensorboard, wandb, trackio; or "
-        "none.", metavar="NAMES", shown="tensorboard", sets="log", free=True)
+        GENERAL, "Trackers that show statistics and pictures of the run, comma-separated: tensorboard, wandb, trackio; "
+        "or none.", metavar="NAMES", shown="tensorboard", sets="log", free=True)
     outcome: str | None = option(
-        GENERAL, "In the end, write the word finished or stopped to this file; what fails leaves none.", path=True,
+        GENERAL, "In the end, write finished or stopped to this file; a run that fails writes none.", path=True,
         metavar="FILE", free=True)
     dry_run: bool = option(
         GENERAL, "Print the options, parameter counts and memory, and stop; nothing is downloaded.", flag=True,
@@ -199,7 +198,7 @@ class Options:
         BASIC, "Images per iteration, over all GPUs.", shown="by --cfg", sets="batch_size", at_most=1 << 20,
         summary="Batch")
     batch_gpu: int | str | None = option(
-        BASIC, "Images that a GPU computes at once; auto: parts as by --cfg, as many at once as fit its memory.",
+        BASIC, "Images that a GPU computes at once; auto: the parts of --cfg, as many at once as fit its memory.",
         metavar="INT|auto", shown="auto", or_auto=True, implies=("batch_gpu", "fill_gpu"))
     adversarial: str | None = option(
         BASIC, "How D's scores become the losses of G and D.", shown="logistic; by --method",
@@ -209,14 +208,14 @@ class Options:
         default=LossConfig.r1, sets="loss.r1")
 
     aug: Literal["noaug", "ada", "fixed"] | None = option(
-        AUGMENTATION, "Augment what D sees: never, as strongly as overfitting asks for, or with probability --p.",
+        AUGMENTATION, "Augment what D sees: never, adapted to overfitting (ADA), or with probability --p.",
         shown="ada", implies=("augment.mode", "augment", "augment.ada_kimg", "augment.interval"),
         shape=("augment.mode",), summary="Augmentation")
     p: float | None = option(
         AUGMENTATION, "Probability of each transform; needed for --aug=fixed.", implies="augment.p", between=(0, 1),
         shape=True)
     target: float | None = option(
-        AUGMENTATION, "What ADA brings the mean sign of D's real scores to.", shown=f"{ADA_TARGET:g}",
+        AUGMENTATION, "ADA's target of the mean sign of D's scores of real images.", shown=f"{ADA_TARGET:g}",
         implies="augment.target", between=(0, 1))
     augpipe: str | None = option(
         AUGMENTATION, "Transforms.", choices=tuple(PIPES), shown="bgc", implies=("augment.pipe", "augment.transforms"))
@@ -225,14 +224,14 @@ class Options:
         shown="input; clean for --recipe=released", sets="loss.recon_target", methods=GLEAD)
 
     method: str | None = option(
-        METHOD, f"Which tasks D has: {', '.join(METHOD_NAMES)}. More is joined by +, in any order: "
+        METHOD, f"Which tasks D has: {', '.join(METHOD_NAMES)}. Add others by +, in any order: "
         f"{', '.join(RIVALS)}.", shown="glead", metavar="NAME[+NAME...]", read=normalise,
         implies=("method", "D.heads", "D.extra_channels", "D.aux_outputs", "loss.real_task.kind",
                  "loss.fake_task.kind"),
         shape=("D.heads", "D.extra_channels", "D.aux_outputs"), summary="Method")
     rival_options: str | None = option(
-        METHOD, "Settings of what is joined by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
-        metavar="NAME.OPTION=NUMBER,...")     # the fields depend on the rivals: see `resume.changed`
+        METHOD, "Settings of what --method adds by +, such as centring.weight=0.1,zcr.gen=0.2.", shown="as published",
+        metavar="NAME.OPTION=NUMBER,...")     # its fields depend on the rivals: see `resume.changed`
     recipe: Recipe | None = option(
         METHOD, "Follow GLeaD's paper, or what its released program does.",
         shown="paper; released for --reg_type=glead", implies=("recipe", "loss.real_task_in_dreg"))
@@ -244,7 +243,7 @@ class Options:
         methods=WITH_TASKS, implies=("loss.fake_task.weight", "loss.fake_task"), at_least=0,
         summary="Generated images")
     res_g: int | None = option(
-        METHOD, "Resolution at which G takes over from D; 1 = D gives w alone.", metavar="RES",
+        METHOD, "Resolution of D's feature map, from which G resumes; 1 = D gives w alone.", metavar="RES",
         shown="as published for the data sets of the paper; else 32, 64 for glead+ggdr, at most a quarter of the image",
         also="glead_res_g", methods=GLEAD, implies="D.res_g", shape=True)
     res_decoder: int | None = option(
@@ -291,7 +290,7 @@ class Options:
         SPEED, "No half precision.", default=False, note="resolutions in half precision",
         implies=("G.num_fp16_res", "D.num_fp16_res", "G.conv_clamp", "D.conv_clamp"))
     half: HalfType | None = option(
-        SPEED, "Type of half precision; float16 is for GPUs alone, a CPU takes float32 in its place.", shown="float16",
+        SPEED, "Type of half precision; float16 is for GPUs only, and a CPU uses float32 instead.", shown="float16",
         implies=("G.half_type", "D.half_type"))
     lpips_fp32: bool = option(SPEED, "No half precision in the perceptual net.", default=False, sets="lpips_fp32")
     nhwc: bool = option(
@@ -300,7 +299,7 @@ class Options:
     nobench: bool = option(SPEED, "No cuDNN benchmarking.", default=False, implies="cudnn_benchmark", free=True)
     allow_tf32: bool = option(SPEED, "Let PyTorch use TF32.", default=False, sets="allow_tf32")
     workers: int = option(
-        SPEED, "Processes that load images; 0 = none of their own.", default=TrainingConfig.workers,
+        SPEED, "Processes that load images; 0 = the training process does.", default=TrainingConfig.workers,
         sets="workers", at_least=0, at_most=1024, free=True)
 
     reg_type: Literal["none", "ggdr", "glead"] | None = option(
@@ -315,7 +314,7 @@ class Options:
 
 
 def _described(field: dataclasses.Field, hint: Any) -> Option:
-    """With the name and type of the field."""
+    """The option of a field, completed by the name and type of the field."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     kind = kinds[0] if type(None) in typing.get_args(hint) else hint
     described: Option = field.metadata["option"]
@@ -327,16 +326,14 @@ def _described(field: dataclasses.Field, hint: Any) -> Option:
 _HINTS = typing.get_type_hints(Options)
 OPTIONS = {field.name: _described(field, _HINTS[field.name]) for field in dataclasses.fields(Options)}
 SECOND_NAMES = {known.also: name for name, known in OPTIONS.items() if known.also}
-
-
 ONCE = {name for name, known in OPTIONS.items() if known.once}
 
 
 def on_command_line(**choices: Iterable[str]) -> list[Option]:
-    """All options, in the order of --help; second names are options of their own.
+    """All options, in the order of --help. Second names are options of their own.
 
     Args:
-        choices: What options may be whose choices other rooms know.
+        choices: By option, choices that this package can't know.
     """
     seconds = [
         OPTIONS[name]._replace(name=second, group=RELEASED, help=OPTIONS[name].flag_name, shown=None, also=None)
@@ -347,12 +344,12 @@ def on_command_line(**choices: Iterable[str]) -> list[Option]:
 
 
 def get(config: TrainingConfig, path: str) -> Any:
-    """A field of the configuration, such as `loss.r1_gamma`; None where what holds it is None."""
+    """A field of the configuration, such as `loss.r1_gamma`; None if the object that should hold it is None."""
     return functools.reduce(lambda value, name: getattr(value, name, None), path.split("."), config)
 
 
 def shown_value(value: Any) -> str:
-    """A value of the configuration, for messages: `none`, `0.0025`, `true`, `fid50k_full, is50k`."""
+    """Format a value of the configuration for messages: `none`, `0.0025`, `true`, `fid50k_full, is50k`."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(shown_value, value)) or "none"
     if isinstance(value, bool):
@@ -361,7 +358,7 @@ def shown_value(value: Any) -> str:
 
 
 def apply(options: Options, config: TrainingConfig) -> TrainingConfig:
-    """The configuration with what was said of the fields that options set."""
+    """Set the fields that options set (`Option.sets`), unless an option was left out."""
     for name, known in OPTIONS.items():
         value = getattr(options, name)
         for path in known.sets if value is not None else ():
@@ -370,13 +367,13 @@ def apply(options: Options, config: TrainingConfig) -> TrainingConfig:
 
 
 def replaced(config: Any, path: str, value: Any) -> Any:
-    """The configuration with another value of a field, such as `loss.r1_gamma`."""
+    """A copy of the configuration with another value of one field, such as `loss.r1_gamma`."""
     first, _, rest = path.partition(".")
     return dataclasses.replace(config, **{first: replaced(getattr(config, first), rest, value) if rest else value})
 
 
 def check_ranges(config: TrainingConfig) -> None:
-    """Raise UserError where a number of the configuration is beyond the limits of the option that gives it."""
+    """Raise UserError if a number of the configuration is outside the limits of its option."""
     for known in OPTIONS.values():
         for value in (get(config, path) for path in known.fields if known.limits):
             if isinstance(value, (int, float)):

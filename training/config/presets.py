@@ -1,4 +1,4 @@
-"""Published settings as tables: of --cfg, of augmentation, of methods, and of the papers' experiments."""
+"""Tables of published settings: those of --cfg, augmentation, methods, and the papers' experiments."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from .schema import DatasetConfig, TaskConfig, Transform
 
 
 class Preset(NamedTuple):
-    """One row of the table; a cell that is "auto" follows from the resolution and the number of GPUs."""
+    """One row of the table. A value of "auto" follows from the resolution and the number of GPUs."""
 
     map_depth: int
     cbase: int | Literal["auto"]        # Channel base of G and D.
-    cbase_task: int | Literal["auto"]   # "task": the same, where D has a task (every method but stylegan2).
+    cbase_task: int | Literal["auto"]   # "task": the same if D has a task (every method but stylegan2).
     cmax: int
     D_arch: Literal["orig", "skip", "resnet"]
     lr: float | Literal["auto"]         # Of G and D.
@@ -22,7 +22,7 @@ class Preset(NamedTuple):
     pl_weight: float
     mixing: float                       # Probability of style mixing.
     batch_size: int | Literal["auto"]
-    batch_gpu: int | Literal["auto"]    # "gpu": the most images at once on one GPU, on however few GPUs.
+    batch_gpu: int | Literal["auto"]    # "gpu": the most images at once on one GPU, for any number of GPUs.
     mbstd: int | Literal["auto"]
     ema_kimg: float | Literal["auto"]
     rampup: float | None                # EMA ramp-up.
@@ -40,12 +40,11 @@ A = "auto"
 #   paper256       ADA paper: FFHQ and LSUN Cat at 256x256. The setting of GGDR and GLeaD.
 #   paper512       ADA paper: BreCaHAD and AFHQ at 512x512.
 #   paper1024      ADA paper: MetFaces at 1024x1024.
-#   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs have a channel base of 16384 in place of
-#                  32768; at 32x32 the two give the same networks, because both reach the limit of 512 channels.
+#   cifar          ADA paper: tuned for CIFAR-10. GGDR's and GLeaD's programs have a channel base of 16384 instead of
+#                  32768. At 32x32, both give the same networks, because both reach the limit of 512 channels.
 #   cifarbaseline  GGDR's program: cifar with StyleGAN2's D, mapping depth and regularisers.
 #   quickstart     Ours: images of 16x16 or 32x32 on two CPU cores. Small networks, the shortcuts of cifar, strong R1, a
-#                  short EMA. Behind its kimg stand tick, snap and metrics, which the published settings leave at the
-#                  defaults above.
+#                  short EMA. The values after kimg are tick, snap and metrics; the other rows use the defaults above.
 _ROWS: dict[str, tuple[Any, ...]] = {
     #                 map cbase  task   cmax D_arch    lr      gamma pl mix  batch gpu mbstd ema  ramp  kimg
     "auto":          (2,  A,     A,     512, "resnet", A,      A,    2, 0.9, A,    A,  A,    A,   0.05, 25000),
@@ -59,7 +58,7 @@ _ROWS: dict[str, tuple[Any, ...]] = {
 }
 PRESETS = {name: Preset(*row) for name, row in _ROWS.items()}
 
-# Sets of transforms: ADA paper, Sections 2.3 and 2.4, which settle on bgc.
+# Sets of transforms: ADA paper, Sections 2.3 and 2.4. The paper chooses bgc.
 _BLIT: tuple[Transform, ...] = ("xflip", "rotate90", "xint")
 _GEOM: tuple[Transform, ...] = ("scale", "rotate", "aniso", "xfrac")
 _COLOR: tuple[Transform, ...] = ("brightness", "contrast", "lumaflip", "hue", "saturation")
@@ -80,7 +79,7 @@ PIPES = {
     "bgcfnc": _BLIT + _GEOM + _COLOR + _FILTER + _NOISE + _CUTOUT,
 }
 ADA_TARGET = 0.6            # Of the sign statistic: ADA paper, Section 3.
-ADA_KIMG_TRANSFER = 100     # ADA's program adapts faster when it starts from a trained network; 500 otherwise.
+ADA_KIMG_TRANSFER = 100     # As in ADA's program, for runs that start from a trained network; 500 otherwise.
 
 # StyleGAN2-ADA's source networks for transfer learning, by the names that its --resume takes.
 _SOURCE_NETS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
@@ -94,11 +93,11 @@ RESUME_SOURCES = {
 
 
 class PublishedData(NamedTuple):
-    """A data set of the papers, and what all published runs on it share."""
+    """A data set of the papers, with the settings that all published runs on it share."""
 
-    name: str                   # In `metrics.published.DATASETS`.
-    mirror: bool
-    options: dict[str, Any]     # Of `options.Options`.
+    name: str                   # Key in `metrics.published.DATASETS`.
+    mirror: bool                # Add mirrored copies.
+    options: dict[str, Any]     # Fields of `options.Options`.
     res_g: int | None = None    # Resolution of f.
 
     @property
@@ -106,8 +105,8 @@ class PublishedData(NamedTuple):
         return DATASETS[self.name].resolution
 
 
-# GLeaD, Section 4.1 ("Other settings") and Table 3; GGDR's runs have the presets of its program. Of AFHQ, 25 million
-# images and mirroring are assumed.
+# GLeaD, Section 4.1 ("Other settings") and Table 3. GGDR's runs have the presets of its program. For AFHQ, a length of
+# 25 million images and mirroring are assumptions.
 _256 = {"cfg": "paper256", "gpus": 8, "aug": "noaug"}
 _512 = {"cfg": "paper512", "gpus": 8, "aug": "ada", "kimg": 25000}
 PUBLISHED_DATA = {
@@ -125,11 +124,11 @@ PUBLISHED_DATA = {
 
 
 class PublishedRun(NamedTuple):
-    """A row of a paper's table, as far as this program can repeat it."""
+    """A row of a paper's table that this program can reproduce."""
 
-    source: str
+    source: str                 # Paper and table.
     data: PublishedData
-    options: dict[str, Any]     # Of `options.Options`, beside those of the data set.
+    options: dict[str, Any]     # Fields of `options.Options`, in addition to those of the data set.
 
 
 _ADA_TABLES = {"CIFAR-10": "GGDR, Table 2", "AFHQ Cat": "GGDR, Table 4", "AFHQ Dog": "GGDR, Table 4",
@@ -151,13 +150,13 @@ PUBLISHED_RUNS = tuple(
 
 
 def published_data(dataset: DatasetConfig) -> PublishedData | None:
-    """The data set of the papers that `dataset` is, by the whole name of its file or folder and its resolution."""
+    """The entry of `PUBLISHED_DATA` that fits the resolution and the whole name of the file or folder, or None."""
     stem = re.sub(r"\.zip$", "", os.path.basename(os.path.normpath(dataset.path)), flags=re.IGNORECASE)
     return PUBLISHED_DATA.get(find_dataset(stem, dataset.resolution) or "")
 
 
 class MethodTasks(NamedTuple):
-    """A method is what D has to do with real and with fake images; the kinds are those of `training.tasks`."""
+    """The tasks of D in a method, on real and on fake images; for their kinds, see `training.tasks`."""
 
     real: TaskConfig | None
     fake: TaskConfig | None
@@ -177,11 +176,11 @@ PERCEPTUAL = {"paper": "lpips-vgg", "released": "lpips-alex"}
 
 
 def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
-    """Replace the "auto" cells by the rules of the ADA program, which never looks at the data but for its resolution.
+    """Replace values of "auto" by the rules of ADA's program. They depend on the resolution and the number of GPUs.
 
-    The rules use the batch size that they give themselves: `--batch` changes neither gamma nor the EMA.
+    gamma and the EMA follow from the batch size of these rules, so `--batch` does not change them.
     """
-    batch_size = max(min(num_gpus * min(4096 // resolution, 32), 64), num_gpus)  # keeps the activations' memory even
+    batch_size = max(min(num_gpus * min(4096 // resolution, 32), 64), num_gpus)  # bounds the memory of activations
     rules: dict[str, Any] = {
         "cbase":      32768 if resolution >= 512 else 16384,
         "cbase_task": 32768 if resolution >= 512 else 16384,
@@ -189,16 +188,17 @@ def auto_preset(preset: Preset, resolution: int, num_gpus: int) -> Preset:
         "r1_gamma":   0.0002 * resolution**2 / batch_size,
         "batch_size": batch_size,
         "batch_gpu":  batch_size // num_gpus,
-        "mbstd":      min(batch_size // num_gpus, 4),  # keeps every GPU's share at one group, if it can
+        "mbstd":      min(batch_size // num_gpus, 4),  # makes the share of a GPU one group, if possible
         "ema_kimg":   batch_size * 10 / 32,
     }
     return preset._replace(**{name: rules[name] for name, value in preset._asdict().items() if value == A})
 
 
 def default_res_g(dataset: DatasetConfig, method: str) -> int:
-    """Resolution of f: the published one for the data sets of the paper.
+    """Resolution of f: the published one for the paper's data sets, else 32 for "glead" and 64 for "glead+ggdr".
 
-    Else 32 (GLeaD, LSUN) or 64 ("Ours*") at 256x256, at most a quarter of the image: 8 at 32x32.
+    These are GLeaD's values for LSUN and for "Ours*" at 256x256. The result is at most a quarter of the image, which is
+    8 at 32x32.
     """
     data = published_data(dataset)
     if data is not None and data.res_g is not None:
@@ -207,13 +207,10 @@ def default_res_g(dataset: DatasetConfig, method: str) -> int:
 
 
 def default_decoder_res(resolution: int) -> int:
-    """Resolution of GLeaD's decoder: 64 (its default at 256x256), at most half of the image: 16 at 32x32."""
+    """Resolution of GLeaD's decoder: 64 (its default at 256x256), but at most half of the image (16 at 32x32)."""
     return max(8, min(64, resolution // 2))
 
 
 def default_ggdr_res(resolution: int) -> int:
-    """Resolution of GGDR's features: 64, its program's default, where images have it; a quarter of smaller ones.
-
-    That is 8 for CIFAR-10.
-    """
+    """Resolution of GGDR's features: 64 (its program's default), or a quarter of images below 64 (8 for CIFAR-10)."""
     return 64 if resolution >= 64 else max(8, resolution // 4)

@@ -1,4 +1,4 @@
-"""The command line as the released GLeaD and GGDR programs have it, in our options."""
+"""Translates command lines of the released GLeaD and GGDR programs into our options."""
 
 import dataclasses
 from typing import Any, Mapping, NamedTuple, cast
@@ -12,14 +12,14 @@ from .schema import Method
 
 class Parsed(NamedTuple):
     options: Options
-    notes: list[str]        # What was said without effect.
+    notes: list[str]        # Warnings about options without effect.
 
 
 def parse(said: Mapping[str, Any]) -> Parsed:
-    """Translate a command line; `method` and `recipe` are never None then.
+    """Translate a command line. In the result, `method` and `recipe` are never None.
 
     Args:
-        said: By option, also by the second names of options.
+        said: Values by name of the option. Second names are allowed.
 
     Raises:
         UserError: Two options contradict each other.
@@ -51,9 +51,9 @@ def _merge_names(said: Mapping[str, Any]) -> Options:
 
 
 def _choose_method(options: Options, notes: list[str]) -> Method:
-    """The method that --method, --reg_type and --reg_target_fake agree on; GLeaD where none of them says anything.
+    """The method that --method, --reg_type and --reg_target_fake agree on; "glead" if none of them is given.
 
-    Where --reg_type=glead says nothing of generated images, they get the task that the released program gives them.
+    If --reg_type=glead comes without a task for generated images, they get that of the released program.
     """
     given, reg_type = cast(Method | None, options.method), options.reg_type
     said = {name: getattr(options, name) for name in ("reg_target_real", "reg_target_fake")}
@@ -77,7 +77,7 @@ def _choose_method(options: Options, notes: list[str]) -> Method:
 
 
 def _translate_target(options: Options, images: str, notes: list[str]) -> Options:
-    """What the released programs compare, as a weight: a target of None is a weight of 0."""
+    """Translate --reg_target_real or --reg_target_fake: the target None becomes a weight of 0."""
     target = getattr(options, f"reg_target_{images}")
     if images == "real" and target == "gfeat":
         raise UserError("--reg_target_real is gfeat, but real images have no feature map of G: say gfwimage or None")

@@ -1,4 +1,4 @@
-"""From options to a whole configuration: what was left out follows from --cfg, the method and the data."""
+"""Makes a configuration from options. Options that were left out follow from --cfg, the method and the data."""
 
 import dataclasses
 from typing import Any, Iterable, cast
@@ -21,13 +21,14 @@ from .schema import (
     OptimizerConfig,
     TaskConfig,
     TrainingConfig,
+    computes_in_half,
 )
 
 _DISTANCES = {theirs: ours for ours, theirs in LEGACY_DISTANCES.items()}
 
 
 def source_network(options: Options) -> str | None:
-    """Path or URL of the network to start from."""
+    """Path or URL of the network to start from; None if --resume names none."""
     if options.resume in ("auto", "noresume"):
         return None
     return presets.RESUME_SOURCES.get(options.resume or "", options.resume)
@@ -36,12 +37,12 @@ def source_network(options: Options) -> str | None:
 def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
     """Fill in what was left out, from the preset, the method, the recipe and the resolution.
 
-    `presets` has the rules for the resolutions of f, of the decoder and of GGDR's features. Weights of 0 drop a task
-    (the zeros of GLeaD's Table 2).
+    `presets` has the rules for the resolutions of f, of the decoder and of GGDR's features. A weight of 0 removes a
+    task (as in GLeaD's Table 2).
 
     Args:
         options: What the user said.
-        dataset: The data, with `label_dim` 0 for unconditional training.
+        dataset: The data set; its `label_dim` is 0 for unconditional training.
         device:  "cpu" or "cuda".
 
     Returns:
@@ -65,7 +66,7 @@ def resolve(options: Options, dataset: DatasetConfig, *, device: str) -> Trainin
 
 
 def _with_adversarial(options: Options) -> str:
-    """The composition; `--adversarial` is a part of it, where that is a rival."""
+    """The method with its rivals, such as `glead+relativistic`. --adversarial is one of these, if it is a rival."""
     method, names = read_method(options.method or "glead")
     said = options.adversarial
     of_names = {RIVALS[name].adversarial for name in names} - {"logistic"}
@@ -78,7 +79,7 @@ def _with_adversarial(options: Options) -> str:
 def _with_rivals(
     config: TrainingConfig, names: Iterable[str], options: dict[str, dict[str, float]]
 ) -> TrainingConfig:
-    """What the rows of `rivals.RIVALS` change."""
+    """Apply the changes of the rows of `rivals.RIVALS`."""
     D, loss, fill_gpu = config.D, dataclasses.replace(config.loss, rivals=options), config.fill_gpu
     for name in names:
         row = RIVALS[name]
@@ -92,7 +93,7 @@ def _with_rivals(
 
 
 def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, device: str) -> TrainingConfig:
-    """The configuration before options change single fields of it."""
+    """The configuration before `apply` sets single fields of it."""
     resume = source_network(options)
     loss = _loss(options, preset, dataset)
     tasks = (loss.real_task, loss.fake_task)
@@ -114,7 +115,7 @@ def _by_preset(options: Options, preset: Preset, dataset: DatasetConfig, *, devi
         batch_gpu=_batch_gpu(options, preset),
         fill_gpu=options.batch_gpu in (None, "auto") and device == "cuda",
         ema_kimg=cast(float, preset.ema_kimg),
-        ema_rampup=None if resume else preset.rampup,  # the weights to average are good ones from the start
+        ema_rampup=None if resume else preset.rampup,  # the first weights in the average are good already
         kimg_per_tick=preset.tick,
         snapshot_ticks=preset.snap,
         metrics=preset.metrics,
@@ -130,7 +131,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _batch_gpu(options: Options, preset: Preset) -> int:
-    """A published batch is seen in its published parts on fewer GPUs too, which minibatch deviation depends on."""
+    """Images per part. Published parts hold on fewer GPUs, too, because minibatch deviation depends on them."""
     if isinstance(options.batch_gpu, int):
         return options.batch_gpu
     share = _given(options.batch, preset.batch_size) // options.gpus
@@ -138,7 +139,7 @@ def _batch_gpu(options: Options, preset: Preset) -> int:
 
 
 def _network(options: Options, preset: Preset) -> dict:
-    """What G and D have in common. Half precision for the four highest resolutions, and its clamp: ADA paper."""
+    """The settings that G and D share. As in the ADA paper, four resolutions use half precision, with a clamp."""
     return {
         "channel_base": preset.cbase if options.method == "stylegan2" else preset.cbase_task,
         "channel_max": preset.cmax,
@@ -151,7 +152,7 @@ def _network(options: Options, preset: Preset) -> dict:
 def _discriminator(
     options: Options, preset: Preset, dataset: DatasetConfig, loss: LossConfig
 ) -> DiscriminatorConfig:
-    """D has a decoder where a task reads its features, and heads where G rebuilds images from them."""
+    """D has a decoder if a task needs one, and heads if a task rebuilds images."""
     heads = any(task is not None and task.kind == "reconstruction" for task in (loss.real_task, loss.fake_task))
     decoder_res = None
     if heads:
@@ -179,7 +180,7 @@ def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfi
         if method == "ggdr":
             feature_res = _given(options.ggdr_res, presets.default_ggdr_res(dataset.resolution))
         else:
-            lowest = 4 if real_task is not None else 8  # a level of the decoder, where D has no head for f
+            lowest = 4 if real_task is not None else 8  # without a head for f, a level of the decoder is compared
             feature_res = _given(options.res_g, max(presets.default_res_g(dataset, method), lowest))
     return LossConfig(
         r1_gamma=cast(float, preset.r1_gamma),
@@ -195,7 +196,7 @@ def _loss(options: Options, preset: Preset, dataset: DatasetConfig) -> LossConfi
 
 
 def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
-    """What --aug, --p, --target and --augpipe mean together."""
+    """The augmentation by --aug, --p, --target and --augpipe."""
     aug = _given(options.aug, "ada")
     if options.p is not None and aug != "fixed":
         raise UserError(f"--p is {options.p:g}, but --aug={aug} takes no strength: say --aug=fixed, or leave out --p")
@@ -222,7 +223,7 @@ def _augment(options: Options, *, transfer: bool) -> AugmentConfig | None:
 
 
 def _task(task: TaskConfig | None, weight: float | None, distance: str | None) -> TaskConfig | None:
-    """A task of the method with what was said of it; a weight of 0 drops it."""
+    """A task of the method with the given weight and distance; a weight of 0 removes it."""
     if task is None or weight == 0:
         return None
     return dataclasses.replace(task, weight=_given(weight, task.weight),
@@ -230,7 +231,7 @@ def _task(task: TaskConfig | None, weight: float | None, distance: str | None) -
 
 
 def warnings(options: Options, config: TrainingConfig) -> list[str]:
-    """One line for each option that was given and has no effect on this run, or none that was meant."""
+    """One line for each option that was given, and has no effect on this run, or probably not the intended one."""
     method = config.method
     lines = [
         f"{known.both_names} has no effect with --method={method}"
@@ -248,8 +249,8 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
     if options.freezed > 0 and config.resume is None:
         lines.append(f"--freezed={options.freezed} leaves layers of D as they are initialised, because there is "
                      "no network to start from (--resume)")
-    on_half = config.D.num_fp16_res > 0 and (config.device == "cuda" or config.D.half_type == "bfloat16")
-    if options.lpips_fp32 and not (on_half and (config.perceptual or "").startswith(("lpips-", "random-"))):
+    is_lpips = (config.perceptual or "").startswith(("lpips-", "random-"))
+    if options.lpips_fp32 and not (computes_in_half(config) and is_lpips):
         lines.append("--lpips-fp32 has no effect: no LPIPS computes in half precision here")
     if options.detector is not None and not config.metrics:
         lines.append("--detector has no effect without --metrics")
@@ -257,7 +258,7 @@ def warnings(options: Options, config: TrainingConfig) -> list[str]:
 
 
 def _warnings_of_tasks(options: Options, config: TrainingConfig) -> list[str]:
-    """Of options that concern what G rebuilds, where the method could do so."""
+    """Warnings about options of the tasks of GLeaD."""
     lines = []
     tasks = {"real": config.loss.real_task, "fake": config.loss.fake_task}
     for images, task in tasks.items():

@@ -1,7 +1,7 @@
-"""Methods that --method adds to another one by `+`, and how a composition is read.
+"""Rivals: what --method can add to a method by `+`, such as `zcr` in `stylegan2+zcr`.
 
-A row says what a rival is set to, and what it goes with; its class in `training.rivals` or `training.adversarial` says
-what it does.
+The row of a rival has its options, and the methods that it can be added to. Its class in `training.rivals` or
+`training.adversarial` implements it.
 """
 
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
@@ -11,8 +11,8 @@ from dnnlib.util import UserError
 from .schema import METHOD_NAMES, Method, TrainingConfig
 
 
-class Number(NamedTuple):
-    """What an option is unless said otherwise, and its range, both ends included."""
+class NumberOption(NamedTuple):
+    """A numeric option: its default, and its range, both ends included. It is an integer if the default is one."""
 
     default: float
     low: float
@@ -21,22 +21,25 @@ class Number(NamedTuple):
 
 class RivalRow(NamedTuple):
     source: str                                     # Paper, and where the numbers come from.
-    options: Mapping[str, Number] = {}
-    adversarial: str = "logistic"                   # In `training.adversarial`.
-    r1_gamma: float | None = None                   # Weight of the gradient penalty, where it is not R1.
-    methods: tuple[Method, ...] = METHOD_NAMES      # To which it can be added.
-    changes: str = ""                               # What no second rival can change, too.
-    compares: bool = False                          # Images computed at once: these are then `batch_gpu`, no more and
-                                                    # no fewer, whatever the memory of the GPU.
-    row: str = ""                                   # In the papers' tables.
-    # Fields of `DiscriminatorConfig` that differ, by the rival's options and the configuration without it.
+    options: Mapping[str, NumberOption] = {}
+    adversarial: str = "logistic"                   # Name in `training.adversarial`.
+    r1_gamma: float | None = None                   # Weight of the gradient penalty, if it is not R1.
+    methods: tuple[Method, ...] = METHOD_NAMES      # Methods that it can be added to.
+    changes: str = ""                               # Two rivals that change the same can't go together.
+    compares: bool = False                          # It compares the images of a pass. Their number is then always
+                                                    # `batch_gpu`, even if the GPU has memory for more.
+    row: str = ""                                   # Name of its row in the papers' tables.
+    # From the rival's options and the configuration without it, the fields of `DiscriminatorConfig` that it changes.
     D: Callable[[Mapping[str, float], TrainingConfig], dict[str, Any]] = lambda options, config: {}
-    problem: Callable[[TrainingConfig], str] = lambda config: ""    # Why a configuration can't have it, or "".
+    problem: Callable[[TrainingConfig], str] = lambda config: ""    # Why it does not fit a configuration; "" = it fits.
 
 
-_WEIGHT = Number(1.0, 0, 1000)
 _ADVERSARIAL, _LAMBDA, _HEAD = "the adversarial loss", "the weight of D's tasks", "D's auxiliary head"
 _TASKS: tuple[Method, ...] = ("ggdr", "glead", "glead+ggdr")
+
+
+def _weight(default: float) -> NumberOption:
+    return NumberOption(default, 0, 1000)
 
 
 def _needs_gradient(config: TrainingConfig) -> str:
@@ -53,7 +56,7 @@ def _lacks_fake_task(config: TrainingConfig) -> str:
 
 def _lacks_heads(config: TrainingConfig) -> str:
     rebuilt = any(task and task.kind == "reconstruction" for task in (config.loss.real_task, config.loss.fake_task))
-    if rebuilt or config.method == "stylegan2":     # where `latent` has heads of its own
+    if rebuilt or config.method == "stylegan2":     # there, `latent` adds its own heads
         return ""
     return "needs D's heads for G, and no image is rebuilt: say --lambda-real above 0"
 
@@ -67,62 +70,63 @@ RIVALS: dict[str, RivalRow] = {
         "Gulrajani et al., NIPS 2017: lambda 10", adversarial="wgan-gp", r1_gamma=10, changes=_ADVERSARIAL,
         row="WGAN-GP"),
     "centring": RivalRow(
-        "no paper: the weight is ours", {"weight": _WEIGHT._replace(default=0.01)}),
+        "no paper: the weight is ours", {"weight": _weight(0.01)}),
     "zcr": RivalRow(
         "Zhao et al., AAAI 2021 (ICR)",
-        {"real": _WEIGHT._replace(default=10.0), "fake": _WEIGHT._replace(default=10.0),
-         "dis": _WEIGHT._replace(default=5.0), "gen": _WEIGHT._replace(default=0.5), "sigma": Number(0.03, 0, 10)},
-        row="zCR"),
+        {"real": _weight(10.0), "fake": _weight(10.0),
+         "dis": _weight(5.0), "gen": _weight(0.5), "sigma": NumberOption(0.03, 0, 10)}, row="zCR"),
     "ar": RivalRow(
         "Chen et al., CVPR 2019 (SS-GAN): 1 for D, 0.2 for G",
-        {"dis": _WEIGHT, "gen": _WEIGHT._replace(default=0.2)}, changes=_HEAD, row="AR",
+        {"dis": _weight(1.0), "gen": _weight(0.2)}, changes=_HEAD, row="AR",
         D=lambda options, config: {"aux_outputs": 4}),
     "contrad": RivalRow(
-        "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _WEIGHT, "temperature": Number(0.1, 0.001, 1000)},
+        "Jeong and Shin, ICLR 2021 (ContraD)", {"weight": _weight(1.0), "temperature": NumberOption(0.1, 0.001, 1000)},
         changes=_HEAD, compares=True, row="ContraD", D=lambda options, config: {"aux_outputs": 256},
         problem=_needs_gradient),
     "cross-scale": RivalRow(
-        "no paper that could be compared: the weight is ours", {"weight": _WEIGHT}),
+        "no paper to compare with: the weight is ours", {"weight": _weight(1.0)}),
     "fsmr": RivalRow(
-        "Kim et al., CVPR 2022; the weight is ours", {"weight": _WEIGHT}, compares=True, row="FSMR"),
+        "Kim et al., CVPR 2022; the weight is ours", {"weight": _weight(1.0)}, compares=True, row="FSMR"),
     "pa": RivalRow(
         "Zhang and Khoreva, NeurIPS 2019 (PA-GAN); the schedule is ours",
-        {"levels": Number(2, 1, 16), "kimg": Number(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
+        {"levels": NumberOption(2, 1, 16), "kimg": NumberOption(1000.0, 0.001, 1e6)}, methods=("stylegan2", "ggdr"),
         row="PA-GAN", D=lambda options, config: {"extra_channels": options["levels"]}),
     "unet": RivalRow(
-        "Schoenfeld et al., CVPR 2020: 1 for each", {"weight": _WEIGHT, "cutmix": _WEIGHT}, methods=("stylegan2",),
-        D=lambda options, config: {"decoder_res": config.dataset.resolution}),
+        "Schoenfeld et al., CVPR 2020: 1 for each", {"weight": _weight(1.0), "cutmix": _weight(1.0)},
+        methods=("stylegan2",), D=lambda options, config: {"decoder_res": config.dataset.resolution}),
     "latent": RivalRow(
-        "of the kin of Donahue et al., ICLR 2017 (BiGAN); the weight is ours", {"weight": _WEIGHT},
+        "similar to Donahue et al., ICLR 2017 (BiGAN); the weight is ours", {"weight": _weight(1.0)},
         methods=("stylegan2", "glead", "glead+ggdr"),
         D=lambda options, config: {} if config.D.heads else {"heads": True, "decoder_res": 8, "res_g": 1},
         problem=_lacks_heads),
     "masked": RivalRow(
-        "no paper: the share is ours", {"share": Number(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
+        "no paper: the share is ours", {"share": NumberOption(0.25, 0, 1)}, methods=("glead", "glead+ggdr")),
     "through-g": RivalRow(
-        "an ablation of GLeaD, Section 3.2", {"share": Number(1.0, 0, 1000)}, methods=("glead",),
+        "an ablation of GLeaD, Section 3.2", {"share": _weight(1.0)}, methods=("glead",),
         problem=_lacks_fake_task),
     "edited": RivalRow(
-        "no paper: both numbers are ours", {"share": Number(1.0, 0, 1000), "strength": Number(0.5, -10, 10)},
+        "no paper: both numbers are ours", {"share": _weight(1.0), "strength": NumberOption(0.5, -10, 10)},
         methods=("glead",), problem=_lacks_fake_task),
     "g-features": RivalRow(
-        "no paper: the weight is ours", {"weight": _WEIGHT}, methods=("glead", "glead+ggdr"), problem=_lacks_heads),
+        "no paper: the weight is ours", {"weight": _weight(1.0)}, methods=("glead", "glead+ggdr"),
+        problem=_lacks_heads),
     "ada-lambda": RivalRow(
         "no paper: steered as by Karras et al., NeurIPS 2020 (ADA)",
-        {"target": Number(0.6, -1, 1), "gap": Number(0.0, 0, 1000), "kimg": Number(500.0, 0.001, 1e6),
-         "most": Number(4.0, 0, 1000)}, methods=_TASKS, changes=_LAMBDA),
+        {"target": NumberOption(0.6, -1, 1), "gap": NumberOption(0.0, 0, 1000),
+         "kimg": NumberOption(500.0, 0.001, 1e6), "most": NumberOption(4.0, 0, 1000)},
+        methods=_TASKS, changes=_LAMBDA),
     "lambda-schedule": RivalRow(
         "no paper: the schedule is ours",
-        {"start": Number(0.0, 0, 1000), "end": Number(1.0, 0, 1000), "kimg": Number(1000.0, 0.001, 1e6)},
+        {"start": _weight(0.0), "end": _weight(1.0), "kimg": NumberOption(1000.0, 0.001, 1e6)},
         methods=_TASKS, changes=_LAMBDA),
 }
 
 
 def read_method(text: str) -> tuple[Method, tuple[str, ...]]:
-    """The method and its rivals, of a composition such as `centring+glead+ggdr`; the order does not matter.
+    """Split a composition such as `centring+glead+ggdr` into the method and its rivals. The order does not matter.
 
     Raises:
-        UserError: A name is unknown or comes twice, or some of them can't go together.
+        UserError: A name is unknown or occurs twice, or some of the names can't go together.
     """
     names = text.split("+")
     rivals = tuple(sorted(name for name in names if name in RIVALS))
@@ -153,35 +157,40 @@ def _check_together(method: str, rivals: Iterable[str]) -> None:
 
 
 def method_name(method: str, rivals: Iterable[str]) -> str:
-    """The name of a composition, whatever the order in which it was said."""
+    """The name of a composition, with the rivals in alphabetical order."""
     return "+".join([method, *sorted(rivals)])
 
 
 def name_of(config: TrainingConfig) -> str:
-    """The composition that a configuration is of."""
+    """The name of a configuration's method with its rivals."""
     return method_name(config.method, names_in(vars(config.loss)))
 
 
 def full_name(config: Mapping[str, Any]) -> str:
-    """The same of a configuration as JSON has it.
+    """As `name_of`, for a configuration in its JSON form.
 
     Raises:
-        KeyError: It names no method.
+        KeyError: It has no method.
     """
     return method_name(config["method"], names_in(config.get("loss", {})))
 
 
 def names_in(loss: Mapping[str, Any]) -> list[str]:
-    """What is added to the method, of the losses of a configuration, as JSON has them. Old ones have no rivals."""
+    """The names of the rivals in a `LossConfig`, given as a mapping. Those of old runs have no "rivals"."""
     return sorted({*loss.get("rivals", ()), loss.get("adversarial", "logistic")} - {"logistic"})
 
 
 def normalise(text: str) -> str:
+    """The usual form of a composition, such as `glead+ggdr+centring`. Raises UserError as `read_method`."""
     return method_name(*read_method(text))
 
 
 def read_options(text: str | None, rivals: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Options of the rivals that have any, by rival; `text` is such as `zcr.gen=0.2,centring.weight=1`.
+    """The options of those rivals that have any, by rival. Defaults complete them.
+
+    Args:
+        text:   Options that differ from the defaults, such as `zcr.gen=0.2,centring.weight=1`.
+        rivals: Names of the rivals.
 
     Raises:
         UserError: There is no such option, or its value is no number or out of range.
@@ -202,7 +211,7 @@ def read_options(text: str | None, rivals: Iterable[str]) -> dict[str, dict[str,
     return {name: values for name, values in options.items() if values}
 
 
-def _number(name: str, text: str, expected: Number) -> float:
+def _number(name: str, text: str, expected: NumberOption) -> float:
     kind = type(expected.default)
     try:
         value = kind(text)

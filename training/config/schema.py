@@ -1,7 +1,7 @@
-"""What one training run is: frozen dataclasses, and their JSON form.
+"""The configuration of a training run: frozen dataclasses, and their JSON form.
 
-Defaults that users may leave out are filled in by `resolve.resolve`; here every field has been decided. A field with a
-default is one that few published settings vary.
+Here every field is decided; `resolve.resolve` fills in what users leave out. A field has a default if few published
+settings change it.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 Recipe = Literal["paper", "released"]
 Distance = Literal["perceptual", "mse", "cosine"]
 DecoderAct = Literal["linear", "lrelu"]     # Activation of D's decoder (GGDR's ablation compares the two).
-HalfType = Literal["float16", "bfloat16"]   # Of half precision: float16 on CUDA devices alone, bfloat16 everywhere.
+HalfType = Literal["float16", "bfloat16"]   # Type of half precision: float16 on CUDA devices only, bfloat16 everywhere.
 
-Transform = Literal[  # Of the augmentation pipe.
+Transform = Literal[  # A transform of the augmentation pipe.
     "xflip", "rotate90", "xint",                                            # Pixel blitting.
     "scale", "rotate", "aniso", "xfrac",                                    # General geometry.
     "brightness", "contrast", "lumaflip", "hue", "saturation",              # Colour.
     "imgfilter", "noise", "cutout",
 ]
 
-# As the released GLeaD program calls what D's tasks compare, and how.
+# Names of the released GLeaD program for what D's tasks compare, and how.
 LEGACY_DISTANCES = {"perceptual": "lpips", "mse": "mse", "cosine": "cos"}
 LEGACY_TARGETS = {"reconstruction": "gfwimage", "feature": "gfeat"}
 
 
 class _Strict:
-    """How pydantic reads the dataclasses below from JSON: no unknown fields, and no value made to fit its type."""
+    """Pydantic reads the dataclasses below from JSON without unknown fields and without conversion of types."""
 
     __pydantic_config__ = {"extra": "forbid", "strict": True}
 
@@ -79,19 +79,19 @@ class DiscriminatorConfig(_Strict):
     decoder_kernel: int = 1         # Side of the decoder's convolutions.
     decoder_act: DecoderAct = "linear"
     heads: bool = False             # Heads that give (f, basis image, w) for G; only reconstruction needs them.
-    res_g: int | None = None        # Resolution of f; 1 = w only (Table 3, "1x1").
-    extra_channels: int = 0         # Of its input, beside those of the images.
-    aux_outputs: int = 0            # Of a linear head beside realness; 0 = no such head.
+    res_g: int | None = None        # Resolution of f; 1 = w only (GLeaD, Table 3, "1x1").
+    extra_channels: int = 0         # Channels of the input in addition to those of the images.
+    aux_outputs: int = 0            # Outputs of an auxiliary linear head; 0 = no such head.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig(_Strict):
-    """What D has to do with one kind of image besides telling real from fake."""
+    """A task of D on real or fake images, besides telling them apart."""
 
-    kind: str                           # One of `tasks.TASKS`: let G rebuild the image, reproduce G's features, ...
-    distance: Distance | None = None    # How the task compares; None where it has no choice.
+    kind: str                           # One of `tasks.TASKS`.
+    distance: Distance | None = None    # How the task compares; None if it has no choice.
     weight: float                       # Lambda 1 (real), lambda 2 (fake); GGDR's 10.
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)   # The task's own; see `Task.options`.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)   # The task's own options; see `Task.options`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,20 +106,20 @@ class LossConfig(_Strict):
     feature_res: int | None = None      # Resolution of the features that a "feature" task compares.
     adversarial: str = "logistic"       # One of `adversarial.ADVERSARIAL`.
     r1: Literal["exact", "finite"] = "exact"    # R1 and R2 by the gradient, or by finite differences.
-    rivals: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)   # Their options; `rivals.RIVALS`.
+    rivals: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)   # Options by rival; `rivals.RIVALS`.
     real_task_in_dreg: bool = False     # The released program repeats the real task in the lazy R1 phase.
     recon_target: Literal["input", "clean"] = "input"   # G rebuilds what D was shown, or the image before augmentation.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(_Strict):
-    """What happens to the images before D sees them (Karras et al., NeurIPS 2020)."""
+    """Augmentation of the images that D sees (ADA: Karras et al., NeurIPS 2020)."""
 
     pipe: str                                       # Name of the set of transforms, such as "bgc".
-    transforms: tuple[Transform, ...]               # Each at strength 1.
+    transforms: tuple[Transform, ...]               # Each has the probability multiplier 1.
     mode: Literal["ada", "fixed"]                   # Adapt p so that the sign statistic reaches its target, or keep p.
     p: float                                        # Probability of each transform; with "ada", the initial one.
-    target: float | None                            # Of the sign statistic, mean sign(D(real)); None with "fixed".
+    target: float | None                            # Target of the mean sign(D(real)); None with "fixed".
     ada_kimg: float = 500                           # Thousands of images that take p from 0 to 1.
     interval: int = 4                               # Iterations between adjustments of p.
 
@@ -134,7 +134,7 @@ class OptimizerConfig(_Strict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig(_Strict):
-    method: Method                              # Without its rivals; `rivals.full_name` has the whole composition.
+    method: Method                              # Without its rivals; `rivals.name_of` gives the whole composition.
     preset: str
     recipe: Recipe
     dataset: DatasetConfig
@@ -149,7 +149,7 @@ class TrainingConfig(_Strict):
     total_kimg: float
     batch_size: int                             # Images per iteration, over all GPUs.
     batch_gpu: int                              # Images in one forward pass on one GPU; see `training.draws`.
-    fill_gpu: bool = False                      # Compute as many such parts at once as fit the memory of a GPU.
+    fill_gpu: bool = False                      # Compute as many parts of `batch_gpu` at once as fit a GPU's memory.
     ema_kimg: float                             # Half-life of the weights of G_ema.
     ema_rampup: float | None                    # The half-life is at most this share of the images seen so far.
     g_reg_interval: int = 4                     # Iterations from one path length regularisation to the next.
@@ -164,15 +164,20 @@ class TrainingConfig(_Strict):
     device: str                                 # "cpu" or "cuda".
     timeout_sec: float = 600                    # The longest wait of processes for one another.
     keep: str = "all"                           # Network pickles that stay; see `checkpoints.Keep`.
-    log: tuple[str, ...] = ("tensorboard",)     # Trackers that show the run.
-    workers: int = 3                            # Processes that decode images; 0 = none beside the main one.
+    log: tuple[str, ...] = ("tensorboard",)     # Trackers, see `runs.trackers`.
+    workers: int = 3                            # Processes that decode images; 0 = the main process does so.
     resume: str | None = None                   # Network pickle to start from.
     allow_tf32: bool = False
     cudnn_benchmark: bool = True
 
 
+def computes_in_half(config: TrainingConfig) -> bool:
+    """Whether D computes its highest resolutions in half precision on the device of the run."""
+    return config.D.num_fp16_res > 0 and (config.device == "cuda" or config.D.half_type == "bfloat16")
+
+
 def to_json(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration as plain data, for `training_options.json`; tasks without options of their own have none."""
+    """The configuration as plain data, for `training_options.json`. Empty options of tasks and rivals are left out."""
     data = dataclasses.asdict(config)
     for task in (data["loss"]["real_task"], data["loss"]["fake_task"]):
         if task is not None and not task["options"]:
@@ -183,12 +188,12 @@ def to_json(config: TrainingConfig) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> TrainingConfig:
-    """The configuration that `to_json` wrote, also when it stands under the key "config" of `training_options.json`.
+    """Read a configuration from the result of `to_json`, or from the content of `training_options.json`.
 
-    A field that has a default may be missing: earlier versions had fewer of them.
+    Fields with a default may be missing, because earlier versions did not write all of them.
 
     Raises:
-        UserError: Fields are missing, unknown, or not of their type; it names all of them.
+        UserError: Fields are missing, unknown, or of the wrong type. The error names all of them.
     """
     import pydantic  # not needed for --help
 
@@ -208,7 +213,7 @@ def _adapter() -> Any:
 
 
 def _describe_mistake(error: Mapping[str, Any]) -> str:
-    """What pydantic found, such as `config.loss.r1_gamma is None, expected a valid number`."""
+    """One of pydantic's errors in words, such as `config.loss.r1_gamma is None, expected a valid number`."""
     where = ".".join(["config", *map(str, error["loc"])])
     if error["type"] == "missing":
         return f"{where} is missing"
@@ -220,7 +225,7 @@ def _describe_mistake(error: Mapping[str, Any]) -> str:
 
 
 def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments of `training.networks.Generator`, plain data under the ecosystem's names."""
+    """Arguments of `training.networks.Generator`, as plain data under the ecosystem's names."""
     return {
         "z_dim": config.G.z_dim,
         "c_dim": config.dataset.label_dim,
@@ -233,16 +238,16 @@ def generator_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
 
 class Sizes(NamedTuple):
-    """What a run takes over from the generator that it starts from."""
+    """The sizes that a run takes from the generator that it starts from."""
 
     map_depth: int                  # Layers of the mapping network.
-    map_widths: tuple[int, ...]     # Numbers in z, in w and in the mapping layers, each once: usually (512,).
+    map_widths: tuple[int, ...]     # Distinct widths of z, w and the mapping layers, usually (512,).
     channel_base: int
     channel_max: int
 
 
 def sizes_of(G: Any) -> Sizes | None:
-    """The sizes in the arguments that `G` was built with; None if these are not those of `generator_kwargs`."""
+    """The sizes in the arguments that `G` was built with; None if it lacks those of `generator_kwargs`."""
     kwargs = G.init_kwargs
     if not kwargs.keys() >= {"mapping_kwargs", "synthesis_kwargs"}:
         return None
@@ -255,7 +260,7 @@ def sizes_of(G: Any) -> Sizes | None:
 
 
 def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments of `training.networks.Discriminator`, plain data under the ecosystem's names."""
+    """Arguments of `training.networks.Discriminator`, as plain data under the ecosystem's names."""
     D = config.D
     freeze = {"freeze_layers": D.freeze_layers} if D.freeze_layers else {}
     kwargs = {
@@ -285,7 +290,7 @@ def discriminator_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
 
 def augment_kwargs(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments of `training.augment.AugmentPipe`: the strength of each transform; empty without augmentation."""
+    """Arguments of `training.augment.AugmentPipe`: the probability multipliers; empty without augmentation."""
     return {} if config.augment is None else dict.fromkeys(config.augment.transforms, 1)
 
 
@@ -294,15 +299,15 @@ def _channels(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
 
 
 def _half_precision(net: GeneratorConfig | DiscriminatorConfig) -> dict[str, Any]:
-    """Without what is at its default: other programs don't know all of it."""
+    """Arguments for half precision. Defaults are left out, because other programs don't know all arguments."""
     half_type = {"half_type": net.half_type} if net.half_type != "float16" else {}
     return half_type | ({"fp16_channels_last": True} if net.channels_last else {})
 
 
 def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
-    """The content of `training_options.json`: the keys that tools of the ecosystem look for, and ours under "config".
+    """The content of `training_options.json`: the keys of the ecosystem, for its tools, and ours under "config".
 
-    The ecosystem's keys are written for its tools; only "config" is ever read back.
+    Resuming reads "config" only.
     """
     names: tuple[str, ...] = ("path", "use_labels", "max_size", "xflip", "resolution")
     names += () if config.dataset.max_size is None else ("random_seed",)
@@ -342,7 +347,7 @@ def to_legacy_kwargs(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _augment_options(config: TrainingConfig) -> dict[str, Any]:
-    """As StyleGAN2-ADA's program, which leaves out what is at its default of 0 or 500."""
+    """As in StyleGAN2-ADA's program, which leaves out `augment_p` 0 and `ada_kimg` 500."""
     augment = config.augment
     if augment is None:
         return {}
@@ -365,7 +370,7 @@ def _optimizer_kwargs(opt: OptimizerConfig) -> dict[str, Any]:
 
 
 def _loss_kwargs(config: TrainingConfig) -> dict[str, Any]:
-    """R1's weight, what departs from StyleGAN2's loss, and the tasks in the words of the GGDR and GLeaD programs."""
+    """R1's weight, settings that differ from StyleGAN2's, and the tasks under names of GGDR's and GLeaD's programs."""
     loss = config.loss
     kwargs: dict[str, Any] = {"r1_gamma": loss.r1_gamma}
     for field in dataclasses.fields(LossConfig):

@@ -1,4 +1,4 @@
-"""What a rival can do, and which there are."""
+"""The base classes of rivals, and how a run uses them."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ Tensor = torch.Tensor
 
 
 class Rival:
-    """What a rival changes; nothing, unless a class overrides it. Terms are weighted losses [N], or None.
+    """A rival that changes nothing. Subclasses override methods. The terms are weighted losses [N], or None.
 
     Args:
-        options: As in its row of `config.rivals.RIVALS`.
-        tasks:   Of D, on real and on fake images.
+        options: Values of the options in its row of `config.rivals.RIVALS`.
+        tasks:   The tasks of D on real and on fake images.
     """
 
     kind: ClassVar[str]                     # Its name in --method; in statistics, "Loss/D/<real or fake>_<kind>".
-    decodes: ClassVar[tuple[str, ...]] = () # Of "real", "fake" and "G": where it needs D's decoder or heads.
-    paired: ClassVar[bool] = False          # The graph of fake images has to live until its term of real ones.
-    states: Collection[int] = ()            # Resolutions at which it needs states of G of fake images.
+    decodes: ClassVar[tuple[str, ...]] = () # Which of its terms ("real", "fake", "G") need D's decoder or heads.
+    paired: ClassVar[bool] = False          # Its term of real images needs the graph of fake ones.
+    states: Collection[int] = ()            # Resolutions at which it needs states of G, for fake images.
 
     def __init__(
         self, options: Mapping[str, Any], *, config: TrainingConfig, G: Generator, D: Discriminator,
-        tasks: tuple[Sequence[Task], Sequence[Task]] = ((), ()),
+        tasks: tuple[Sequence[Task], Sequence[Task]],
     ):
         self.options, self.config, self.G, self.D, self.tasks = options, config, G, D, tasks
 
     def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
-        """What D says of images by `judge(img, c)`, where the rival changes what it sees, or how it is understood."""
+        """D's output for images, by `judge(img, c)`. A rival can change the images, or the output."""
         return judge(img, c)
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
-        """D's term on "fake" images, then on "real" ones, from its output on those `shown`."""
+        """A term of D's loss, from D's output for the images `shown`. Called for `kind` "fake", then for "real"."""
         return None
 
     def g(self, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> Tensor | None:
-        """G's term, from D's output on fake images."""
+        """A term of G's loss, from D's output for the fake images `shown`."""
         return None
 
 
 class WithClock(Rival):
-    """A rival that changes while D is trained, and has to remember."""
+    """A rival that changes in the course of training, and has state."""
 
-    nimg = 0    # Images that D was trained on.
+    nimg = 0    # Number of images that D was trained on.
 
     def forget(self) -> None:
-        """Before the parts of a batch are computed again from the first one on."""
+        """Discard what the parts of a batch left so far. The batch is then computed again from its first part."""
 
     def step(self) -> None:
-        """After D's loss of a batch. All ranks call this."""
+        """Called after D's loss of all parts of a batch, on all ranks."""
         self.nimg += self.config.batch_size
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class WithClock(Rival):
 
 
 class Term:
-    """A rival's term of "real" or "fake" images in D's loss, or of "G"; the losses take it for a task."""
+    """A rival's term in D's loss (`kind` "real" or "fake") or in G's loss ("G"), with the interface of a task."""
 
     weight = 1.0
 
@@ -84,18 +84,18 @@ class Term:
 
 
 class Judge:
-    """D's output for images [N, C, R, R] that it is shown and their labels, as rivals let it see the images."""
+    """Computes D's output for images [N, C, R, R] and labels, with the changes of all rivals (`Rival.look`)."""
 
-    def __init__(self, D: Discriminator, rivals: Sequence[Rival] = ()):
+    def __init__(self, D: Discriminator, rivals: Sequence[Rival]):
         self.D, self.rivals = D, rivals
         self.augment: Callable[..., AugmentOutput] | None = None    # `StyleGAN2Loss` sets it.
 
     def show(self, img: Tensor, c: Tensor) -> Shown:
-        """Other images than those of the batch, augmented as these are."""
+        """Augment images that are not those of the batch."""
         return Shown(img if self.augment is None else self.augment(img, {}).images, img, c, {})
 
     def __call__(self, img: Tensor, c: Tensor, *, decode: bool = False) -> DiscriminatorOutput:
-        """D's decoder and heads run only if asked for."""
+        """D's output; its decoder and heads run only with `decode`."""
         ask = self.D.run if decode else self._score
         for rival in self.rivals:
             ask = functools.partial(rival.look, ask)
@@ -113,16 +113,16 @@ class Rivals:
         self.judge = Judge(D, rivals)
         self.terms = {kind: [Term(rival, kind, self.judge) for rival in rivals] for kind in ("real", "fake", "G")}
         self.paired = any(rival.paired for rival in rivals)
-        self.parts: Parts = {"rivals": clocks} if clocks else {}    # What has state.
+        self.parts: Parts = {"rivals": clocks} if clocks else {}    # Rivals with state.
         self._clocks = list(clocks.values())
 
     def forget(self) -> None:
-        """Before the parts of a batch are computed again from the first one on."""
+        """See `WithClock.forget`."""
         for clock in self._clocks:
             clock.forget()
 
     def step(self) -> None:
-        """After D's loss of all parts of the batch. All ranks call this."""
+        """See `WithClock.step`."""
         for clock in self._clocks:
             clock.step()
 
@@ -137,13 +137,9 @@ def rival(cls: T) -> T:
     return cls
 
 
-def build_extras(config: TrainingConfig, G: Generator, D: Discriminator, **said: Any) -> dict[str, Any]:
-    """What a method adds to StyleGAN2's losses: tasks and rivals, as arguments of `StyleGAN2Loss`.
-
-    Args:
-        said: For `build_tasks`.
-    """
-    real, fake = build_tasks(config, G, **said)
+def build_extras(config: TrainingConfig, G: Generator, D: Discriminator, **task_kwargs: Any) -> dict[str, Any]:
+    """Build the tasks and rivals of a run, as arguments of `StyleGAN2Loss`. `task_kwargs` go to `build_tasks`."""
+    real, fake = build_tasks(config, G, **task_kwargs)
     rivals = [RIVAL_CLASSES[name](options, config=config, G=G, D=D, tasks=(real, fake))
               for name, options in config.loss.rivals.items()]
     return {"real_tasks": real, "fake_tasks": fake, "rivals": Rivals(D, rivals)}

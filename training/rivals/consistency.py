@@ -1,4 +1,4 @@
-"""Rivals that ask D for the same score of an image that was changed a little."""
+"""Rivals that make D give similar images the same score."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Tensor = torch.Tensor
 
 
 def shift_and_flip(img: Tensor) -> Tensor:
-    """Each image [C, R, R] of a batch mirrored or not, and moved by up to R / 8 pixels; its border is reflected."""
+    """Mirror each image of [N, C, R, R] at random, and shift it by up to R / 8 pixels with reflected borders."""
     n, _, res, _ = img.shape
     most = res // 8
     padded = F.pad(img, [most] * 4, mode="reflect")
-    moves = torch.randint(0, 2 * most + 1, [n, 2]).tolist()     # On the host, so that nothing waits for the device.
+    moves = torch.randint(0, 2 * most + 1, [n, 2]).tolist()     # on the host, so that nothing waits for the device
     flips = (torch.rand([n]) < 0.5).tolist()
     moved = [image[:, y:y + res, x:x + res] for image, (y, x) in zip(padded, moves)]
     return torch.stack([image.flip(2) if flip else image for image, flip in zip(moved, flips)])
@@ -28,13 +28,13 @@ def shift_and_flip(img: Tensor) -> Tensor:
 
 @rival
 class ZCR(Rival):
-    """Improved consistency regularisation (Zhao et al., AAAI 2021): of images (bCR) and latents (zCR).
+    """Improved consistency regularisation (ICR: Zhao et al., AAAI 2021), for images (bCR) and latents (zCR).
 
         L_D += real |D(x) - D(T(x))|^2 + fake |D(G(z)) - D(T(G(z)))|^2 + dis |D(G(z)) - D(G(z + n))|^2
         L_G -= gen |G(z) - G(z + n)|^2                                    n ~ N(0, sigma^2)
 
-    T mirrors and moves an image. The pair G(z), G(z + n) is drawn without style mixing and with the same layer noise,
-    so that it differs in z alone. The squared distance of images is a mean over pixels.
+    T is `shift_and_flip`. The pair G(z), G(z + n) has no style mixing and the same layer noise, so that it differs in z
+    only. The squared distance of images is a mean over pixels.
     """
 
     kind = "zcr"
@@ -54,7 +54,7 @@ class ZCR(Rival):
         return -self.options["gen"] * (first - second).square().mean([1, 2, 3])
 
     def _neighbours(self, shown: Shown) -> tuple[Tensor, Tensor]:
-        """G(z) and G(z + n), of the latents of the images `shown`."""
+        """G(z) and G(z + n), for the latents z of the fake images `shown`."""
         z = shown.z
         first, second = (
             self.G.synthesis(self.G.mapping(latents, shown.c, skip_w_avg_update=True), noise_mode="const")
@@ -66,8 +66,8 @@ class ZCR(Rival):
 class CrossScale(Rival):
     """The same score at two scales: L_D += weight (D(x) - D(x'))^2, for real and fake x.
 
-    Of a fake image, x' is what the skip connections of G add up to at half the resolution, of a real one the mean of
-    2 x 2 pixels. Both are enlarged bilinearly, and augmented as all that D is shown.
+    For a fake image, x' is the image that G's skip connections have summed up at half the resolution. For a real image,
+    x' is the mean of 2 x 2 pixels. Both are enlarged bilinearly and augmented.
     """
 
     kind = "cross-scale"
@@ -88,9 +88,9 @@ class CrossScale(Rival):
 class FSMR(Rival):
     """Feature statistics mixing (FSMR: Kim et al., CVPR 2022): L_D += weight (D(x) - D_FSM(x))^2, for real and fake x.
 
-    In D_FSM, the feature maps h of each block get statistics between their own and those of another image of the batch:
-    a h + (1 - a) (sigma' (h - mu) / sigma + mu'), a ~ U(0, 1) for each image. The authors mix after each convolution
-    and take the other image's statistics from a pass without mixing.
+    D_FSM interpolates the statistics of the feature maps h of each block with those of another image of the batch:
+    a h + (1 - a) (sigma' (h - mu) / sigma + mu'), with a ~ U(0, 1) for each image. The authors mix after each
+    convolution, and take the other image's statistics from a pass without mixing.
     """
 
     kind = "fsmr"
@@ -116,7 +116,13 @@ class FSMR(Rival):
 
 
 def mix_statistics(h: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Feature maps [N, C, H, W] with mean and deviation between their own, of `share`, and those of images `other`."""
+    """Interpolate feature maps with copies that have the statistics of other images.
+
+    Args:
+        h:     [N, C, H, W].
+        other: int64 [N], the other image of each image.
+        share: [N, 1, 1, 1], weight of the unchanged feature maps, 0 to 1.
+    """
     x = h.to(torch.float32)
     mean = x.mean([2, 3], keepdim=True)
     deviation = (x.var([2, 3], keepdim=True, unbiased=False) + 1e-5).sqrt()

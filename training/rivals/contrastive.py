@@ -1,4 +1,4 @@
-"""Rivals that ask D to tell every image from every other one."""
+"""Rivals that train D by contrastive learning."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Tensor = torch.Tensor
 
 
 def random_view(img: Tensor) -> Tensor:
-    """A square part of each image [N, C, R, R], enlarged to all of it, mirrored or not, in other colours.
+    """Crop a random square of each image [N, C, R, R], resize it to R x R, mirror it at random, and change its colours.
 
-    Its side is from half to all of that of the image; brightness, contrast and saturation change.
+    The side of the square is R / 2 to R. The colours change in brightness, contrast and saturation.
     """
     n, device = len(img), img.device
     side = torch.rand([n], device=device) / 2 + 0.5
@@ -35,20 +35,20 @@ def random_view(img: Tensor) -> Tensor:
 
 @rival
 class ContraD(Rival):
-    """D learns by contrast, and its realness trains the last block alone (ContraD: Jeong and Shin, ICLR 2021).
+    """Contrastive losses train D; its adversarial loss trains the last block only (ContraD: Jeong and Shin, ICLR 2021).
 
         L_D += weight (L+ + L-)
         L+ = -log s(h(x), h(x_2)) / (sum of s over all other views of real images)              SimCLR, on real images
         L- = -mean over other fakes y_2 of log s(k(y), k(y_2)) / (sum of s over all others)     on fake images
         s(a, b) = exp(cos(a, b) / temperature)
 
-    x and x_2 are two random views of a real image, y a view of a fake one; "all others" of L- are fake and real. h and
-    k are the two halves of a linear head on the mean of D's 4x4 features, where the authors have two perceptrons. D's
-    own scores are of images without a view. R1, and what G is told, pass through all of D.
+    x and x_2 are two random views of a real image, and y is a view of a fake one. "All others" in L- are fake and real.
+    h and k are the two halves of a linear head on the mean of D's 4x4 features; the authors have two MLPs. D's scores
+    are those of the images themselves, not of views. The gradients of R1 and of G's loss pass through all of D.
     """
 
     kind = "contrad"
-    outputs = 128   # Of h, and of k.
+    outputs = 128   # Width of h and of k.
 
     def look(self, judge: Any, img: Tensor, c: Tensor) -> DiscriminatorOutput:
         if img.requires_grad:
@@ -67,13 +67,13 @@ class ContraD(Rival):
         return self.options["weight"] * (self._contrast(h1, h2) + self._gather(k, torch.cat([k1, k2])))
 
     def _heads(self, images: Shown, judge: Judge) -> tuple[Tensor, Tensor]:
-        """h and k [N, outputs] of a view of each image, of length 1."""
+        """h and k [N, outputs] of a random view of each image, scaled to length 1."""
         aux = judge(random_view(images.img), images.c, decode=True).aux
         h, k = (F.normalize(half, dim=1) for half in aux.chunk(2, dim=1))
         return h, k
 
     def _contrast(self, h1: Tensor, h2: Tensor) -> Tensor:
-        """L+ [N], the mean of both directions."""
+        """L+ [N], the mean over the two views of each image."""
         h, n = torch.cat([h1, h2]), len(h1)
         scores = (h @ h.T / self.options["temperature"]).fill_diagonal_(-torch.inf)
         partners = torch.arange(2 * n, device=h.device).roll(n)

@@ -16,12 +16,12 @@ Tensor = torch.Tensor
 
 @rival
 class AuxiliaryRotation(Rival):
-    """D tells by how many quarters an image was turned (SS-GAN: Chen et al., CVPR 2019).
+    """D predicts by how many quarter turns r an image was rotated (SS-GAN: Chen et al., CVPR 2019).
 
-        L_D += dis E[-log Q_D(r | x^r)]         of real images
-        L_G += gen E[-log Q_D(r | G(z)^r)]      of fake ones
+        L_D += dis E[-log Q_D(r | x^r)]         for real images
+        L_G += gen E[-log Q_D(r | G(z)^r)]      for fake images
 
-    Q_D is a linear head on the mean of D's 4x4 features. Each image is turned once, by a number that is drawn for it.
+    Q_D is a linear head on the mean of D's 4x4 features. Each image is rotated once, by a random r.
     """
 
     kind = "ar"
@@ -34,7 +34,7 @@ class AuxiliaryRotation(Rival):
 
     @staticmethod
     def _error(shown: Shown, judge: Judge) -> Tensor:
-        turns = torch.randint(0, 4, [len(shown.img)])   # On the host, so that nothing waits for the device.
+        turns = torch.randint(0, 4, [len(shown.img)])   # on the host, so that nothing waits for the device
         turned = torch.stack([torch.rot90(img, k, [1, 2]) for img, k in zip(shown.img, turns.tolist())])
         aux = judge(turned, shown.c, decode=True).aux
         return F.cross_entropy(aux, turns.to(aux.device), reduction="none")
@@ -42,12 +42,12 @@ class AuxiliaryRotation(Rival):
 
 @rival
 class ProgressiveAugmentation(WithClock):
-    """D gets random bits beside the image, and each changes what counts as real (PA-GAN: Zhang, NeurIPS 2019).
+    """D gets random bits s with each image, and each 1 swaps real and fake (PA-GAN: Zhang and Khoreva, NeurIPS 2019).
 
-    With bits s, D's score is (-1)^(sum of s) D(x, s): to be real means an even number of ones with a real image, or an
-    odd one with a fake image. Each bit is a constant channel of D's input. The authors also put them into D's features,
-    and add one whenever KID stops falling; here bit l fades in, as theirs do, over `kimg` from l `kimg` on: its
-    probability of a one grows from 0 to 1/2.
+    D's score is (-1)^(sum of s) D(x, s). So D(x, s) must be high for a real image with an even number of ones, and for
+    a fake image with an odd number. Each bit is a constant channel of D's input. Bit l starts at l `kimg`: in the
+    following `kimg`, its probability of a 1 grows from 0 to 1/2. The authors also put the bits into D's features, and
+    add a bit when KID stops falling.
     """
 
     kind = "pa"
@@ -66,7 +66,7 @@ class ProgressiveAugmentation(WithClock):
 class Masked(Rival):
     """D sees a part of each image, and G rebuilds all of it: `share` of the 8 x 8 squares of an image are grey.
 
-    No paper trained it with GLeaD; masked autoencoders (He et al., CVPR 2022) hide 0.75 from a network without a game.
+    There is no paper on it. Masked autoencoders (He et al., CVPR 2022), which are not adversarial, hide 75 %.
     """
 
     kind = "masked"

@@ -1,4 +1,4 @@
-"""Rivals that rebuild images in another way than GLeaD."""
+"""Rivals that change the reconstruction of GLeaD, or add to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 class ThroughG(Rival):
     """Reconstruction trains G, too: L_G += share lambda 2 L_per(G(z), G(f, w)). GLeaD freezes G there (Eq. 5 and 6).
 
-    Gradients reach G by what it rebuilds, by its own image in D's eyes, and by the image to be rebuilt.
+    Gradients reach G by three ways: its reconstruction, the fake image as input of D, and the fake image as the target.
     """
 
     kind = "through-g"
@@ -31,10 +31,10 @@ class ThroughG(Rival):
 
 @rival
 class EditedReconstruction(Rival):
-    """After an edit of w, too: L_D += share lambda 2 L_per(x', G(f', w')), with f' and w' of D for the edited image x'.
+    """D also extracts edited images: L_D += share lambda 2 L_per(x', G(f', w')), where D extracts f' and w' from x'.
 
-    x' = G(f, w + strength (w_2 - w)), of D's f and w for a fake image, and G's w_2 for another latent. No gradient
-    passes through x'. No paper has it.
+    x' = G(f, w + strength (w_2 - w)) is a fake image, rebuilt from D's f and w, with w moved towards the w_2 of another
+    latent. No gradient passes through x'. There is no paper on it.
     """
 
     kind = "edited"
@@ -56,8 +56,8 @@ class EditedReconstruction(Rival):
 class FeatureReconstruction(Rival):
     """G's features are rebuilt, too: L_D += weight mean over r of (1 - cos(x_r, x'_r)), for fake images.
 
-    x_r are G's feature maps of the image, x'_r those of what G makes of D's (f, w), at each resolution r above that of
-    f. No paper has it: it is GGDR's distance (Lee et al., ECCV 2022) behind GLeaD's reconstruction (Eq. 5 and 6).
+    x_r are G's feature maps of a fake image, and x'_r those of its reconstruction, at each resolution r above that of
+    f. There is no paper on it. It applies GGDR's distance (Lee et al., ECCV 2022) to GLeaD's reconstruction.
     """
 
     kind = "g-features"

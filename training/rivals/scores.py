@@ -1,4 +1,4 @@
-"""Rivals that add a term of D's scores, of whole images or of pixels."""
+"""Rivals that add a term of D's scores, or another output of D."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Tensor = torch.Tensor
 
 @rival
 class Centring(Rival):
-    """weight (D(x) + D(G(z)))^2: scores of real and fake images lie around 0, so that neither drifts away.
+    """L_D += weight (D(x) + D(G(z)))^2: the scores of real and fake images stay symmetric around 0.
 
-    The simplest rival to fairer scores; nobody published it. Each fake image is paired with the real one of its number.
+    There is no paper on it. Each fake image is paired with the real image at the same position in the batch.
     """
 
     kind = "centring"
@@ -31,15 +31,15 @@ class Centring(Rival):
 
 @rival
 class UNet(Rival):
-    """D's decoder tells for each pixel whether it is real (U-Net GAN: Schoenfeld et al., CVPR 2020).
+    """D's decoder scores each pixel as real or fake (U-Net GAN: Schoenfeld et al., CVPR 2020).
 
         L_D += weight mean softplus(-+ p) + cutmix mean (p(mix(x, G(z))) - mix(p(x), p(G(z))))^2
         L_G += weight mean softplus(-p(G(z)))
 
-    p [N, 1, R, R] is the first channel of the decoder's last level, a linear map of D's features. The decoder is GGDR's
-    pyramid, where the authors' is as deep as the encoder. In the term of mixed images, which holds a rectangle of the
-    real image in the fake one, the maps of whole images are constants; the authors also train D's score of mixtures as
-    fake, and mix more often as training goes on.
+    p [N, 1, R, R] is the first channel of the decoder's last level, a linear map of D's features. mix puts a rectangle
+    of a real image into a fake one, and no gradient passes through mix(p(x), p(G(z))). There are three differences from
+    the paper: the decoder is that of GGDR and not as deep as the encoder, D's score of a mixed image is not trained as
+    fake, and the share of mixed images does not grow.
     """
 
     kind = "unet"
@@ -66,7 +66,7 @@ class UNet(Rival):
 
     @staticmethod
     def _rectangles(img: Tensor) -> Tensor:
-        """bool [N, 1, R, R]: the inside of a random rectangle in each image, a quarter of it on average."""
+        """bool [N, 1, R, R]: the inside of a random rectangle in each image, on average a quarter of the image."""
         n, res = len(img), img.shape[-1]
         ends = torch.rand([n, 2, 2], device=img.device).mul(1.5).sub(0.25).sort(dim=2).values * res  # of y and of x
         at = torch.arange(res, device=img.device) + 0.5
@@ -76,10 +76,10 @@ class UNet(Rival):
 
 @rival
 class Latent(Rival):
-    """D tells the w of fake images: weight mean (w - w_D)^2, as in BiGAN's kin (Donahue et al., ICLR 2017).
+    """D predicts the w of fake images: L_D += weight mean (w - w_D)^2, similar to BiGAN (Donahue et al., ICLR 2017).
 
-    BiGAN plays a game over pairs of image and latent; here, as in InfoGAN (Chen et al., NIPS 2016), D's head regresses
-    it. GLeaD's head for w is taken where D has one. With style mixing, w is the mean over the layers of G.
+    BiGAN's D judges pairs of an image and a latent. Here a head of D predicts w, as in InfoGAN (Chen et al., NIPS
+    2016). It is GLeaD's head for w if D has one. With style mixing, w is the mean over the layers of G.
     """
 
     kind = "latent"

@@ -1,4 +1,4 @@
-"""Rivals that change how much D's tasks count."""
+"""Rivals that change the weights of D's tasks during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 
 class Strength(WithClock):
-    """Multiplies the weights of all tasks of D, lambda 1 and 2, by a strength; in statistics, "Progress/lambda"."""
+    """Multiplies the weights of all tasks of D, lambda 1 and 2, by a strength, "Progress/lambda" in statistics."""
 
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
@@ -35,7 +35,7 @@ class Strength(WithClock):
 
 @rival
 class LambdaSchedule(Strength):
-    """The strength moves from `start` to `end` over `kimg` thousand images. No paper has it."""
+    """The strength moves linearly from `start` to `end` over `kimg` thousand images. There is no paper on it."""
 
     kind = "lambda-schedule"
 
@@ -58,11 +58,11 @@ class LambdaSchedule(Strength):
 
 @rival
 class AdaLambda(Strength):
-    """The surer D is, the more it has to do besides: the strength is steered as ADA steers augmentation.
+    """Controls the strength as ADA controls augmentation (Karras et al., NeurIPS 2020).
 
-    Every 4 iterations it moves by a constant step: up if E[sign D(x)] over real images is above `target`, else down,
-    within 0 and `most`; `kimg` thousand images take it from 0 to 1. With a `gap` above 0, E[D(x)] - E[D(G(z))] and the
-    gap take the place of sign and target. It starts at 1. No paper has it; ADA is Karras et al., NeurIPS 2020.
+    The strength starts at 1. Every 4 iterations it moves by a constant step, up if E[sign D(x)] over real images is
+    above `target`, and down if it is below. It stays between 0 and `most`, and takes `kimg` thousand images from 0 to
+    1. With a `gap` above 0, E[D(x)] - E[D(G(z))] is compared with the gap instead. There is no paper on it.
     """
 
     kind = "ada-lambda"
@@ -71,11 +71,12 @@ class AdaLambda(Strength):
     def __init__(self, *args: Any, **known: Any):
         super().__init__(*args, **known)
         self.use(1.0)
-        self._seen = torch.zeros([2], device=next(self.D.parameters()).device)     # Number of real images; sum.
+        # Number of real images, and sum of their signs or of gaps.
+        self._seen = torch.zeros([2], device=next(self.D.parameters()).device)
         self.forget()
 
     def forget(self) -> None:
-        self._of_batch = torch.zeros_like(self._seen)   # The same, in this batch.
+        self._of_batch = torch.zeros_like(self._seen)   # As `_seen`, for the current batch.
 
     def d(self, kind: str, out: DiscriminatorOutput, shown: Shown, judge: Judge) -> None:
         logits = out.logits.detach()
@@ -108,6 +109,6 @@ class AdaLambda(Strength):
         check(state, {"nimg": int, "strength": float, "seen": torch.zeros([2])})
         self.nimg = state["nimg"]
         self._seen = torch.zeros_like(self._seen)
-        if distributed.rank() == 0:     # takes the sum of all ranks
+        if distributed.rank() == 0:     # the state holds the sum of all ranks
             self._seen.copy_(state["seen"])
         self.use(state["strength"])
