@@ -13,30 +13,30 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, atomic_write, check_writable, is_url, made_folder, sha256_of
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
 SUFFIXES = {".pkl": "pkl", ".safetensors": "safetensors", ".pt": "pt", ".onnx": "onnx"}
 KEYS = ("G", "D", "G_ema", "augment_pipe", "training_set_kwargs")
-PROBE_SEEDS = (0, 1, 2)     # The latents whose images are compared.
-PROBE_PSI = 0.7
+PROBE_SEEDS = (0, 1, 2)     # Images of these latents are compared, without truncation ...
+PROBE_PSI = 0.7             # ... and the first one also with this truncation.
 
 
 class Discrepancy(NamedTuple):
-    """Of the images before and after."""
+    """How far images of the converted generator are from those of the source."""
 
-    difference: float       # The largest.
-    largest: float          # Value of an image before.
+    difference: float       # Largest absolute difference of two pixels.
+    largest: float          # Largest absolute value of a pixel of the source.
 
     @property
     def relative(self) -> float:
-        """Generators whose images go beyond [-1, 1] are allowed more, as float32 is."""
+        """The difference relative to `largest`, or to 1 if that is more: large values have large rounding errors."""
         return self.difference / max(self.largest, 1)
 
 
 @click.command(cls=cli.Command)
 @click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
-              help="File with networks, of any format: path or URL")
+              help="Networks to convert, in any format")
 @click.option("--out", type=cli.Path(dir_okay=False), help="File to write", required=True)
 @click.option("--format", "format_name", type=click.Choice([*SUFFIXES.values(), "safetensors-float16"]),
               help="Format of --out; safetensors-float16 has half the size  [default: by its suffix]")
@@ -44,8 +44,8 @@ class Discrepancy(NamedTuple):
 @click.option("--noise-mode", type=click.Choice(["const", "none"]), default="const", show_default=True,
               help="Noise of an ONNX graph: the generator's constant one, or none")
 @click.option("--card/--no-card", default=True, show_default=True, help="Write a model card beside --out, as NAME.md")
-@click.option("--overwrite", is_flag=True, help="Replace --out, and what is written beside it")
-@click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")
+@click.option("--overwrite", is_flag=True, help="Replace --out and the files beside it")
+@cli.trust_option
 def main(
     network: str,
     out: str,
@@ -59,13 +59,13 @@ def main(
     """Convert networks between formats.
 
     \b
-    .pkl          everything, with the code that StyleGAN2-ADA's and StyleGAN3's checkouts run
-    .safetensors  everything, without code; a description of the networks is in the file and beside it (NAME.json)
+    .pkl          all networks, with code that checkouts of StyleGAN2-ADA and StyleGAN3 can run
+    .safetensors  all networks, without code; a description of them is in the file and beside it (NAME.json)
     .pt           unconditional RGB generators of the skip architecture, as rosinality's stylegan2-pytorch names them
-    .onnx         G_ema as a graph: z, c if conditional, and optionally truncation_psi give img
+    .onnx         G_ema as a graph, from z, c (if conditional) and optionally truncation_psi to img
 
-    The result is read again and compared with the source before it appears at --out: images always, and tensors where
-    the format keeps them exactly.
+    Before the result appears at --out, it is read again and compared with the source. Images are always compared, and
+    tensors if the format keeps them exactly.
 
     \b
     Examples:
@@ -92,7 +92,7 @@ def main(
 
 
 def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
-    """Check that the files can be written and that no file is lost, before anything is read."""
+    """Check that the files can be written, and that none is overwritten by accident."""
     check_writable(target)
     if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
         raise UserError(f"--out={target} is --network itself: give another name")
@@ -115,7 +115,7 @@ def convert(
     noise_mode: str,
     trust: bool,
 ) -> None:
-    """Read, write beside the target, check, describe; then give all files their names."""
+    """Read the networks, and write, check and describe the result in a temporary folder. Then move it to the target."""
     progress.set_description("reading")
     import legacy
 
@@ -135,7 +135,7 @@ def convert(
             with atomic_write(written[-1]) as f:
                 f.write(text.encode())
         digest, num_bytes = sha256_of(written[0]), written[0].stat().st_size
-        for path in reversed(written):  # the networks last: when they are there, all is
+        for path in reversed(written):  # the networks last: if they are there, all files are
             os.replace(path, target.parent / path.name)
         progress.update()
     progress.close()
@@ -148,7 +148,11 @@ def convert(
 
 
 def select(networks: dict[str, Any], source: str, format_name: str, *, only: list[str] | None) -> dict[str, Any]:
-    """What of the networks goes into the format; says what doesn't."""
+    """The entries of `networks` that the format can hold, as far as --only wants them. A warning names those left out.
+
+    Raises:
+        UserError: An entry of --only is missing or doesn't fit in the format, or no network is left.
+    """
     from torch_utils import misc
     from torch_utils.formats import FORMATS
 
@@ -177,7 +181,7 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
 
 
 def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode: str) -> list[Path]:
-    """Write the networks; returns their file, and others that belong to it."""
+    """Write the networks. Returns their file, and others that belong to it."""
     from torch_utils.formats import onnx_file, safetensors_file, state_dict_file
     from torch_utils.formats.network_pickle import save_network_pkl
 
@@ -192,11 +196,14 @@ def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode:
 
 
 def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Discrepancy | None:
-    """Read the file again and compare images; None if it holds no generator.
+    """Read the file again and compare it with the networks.
+
+    Returns:
+        The discrepancy of images; None if the file holds no generator.
 
     Raises:
-        UserError: Images differ by more than the format's tolerance.
-        RuntimeError: Tensors or arguments differ although the format keeps them.
+        UserError:    Images differ by more than the format's tolerance.
+        RuntimeError: Tensors or arguments differ although the format keeps them exactly.
     """
     import legacy
     from torch_utils.formats import FORMATS, onnx_file
@@ -243,7 +250,7 @@ def sampler(G: torch.nn.Module, *, noise_mode: str) -> Any:
 
 
 def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Discrepancy:
-    """What `make` draws with what `G` does, in batches of 1 and more, truncated and not."""
+    """Compare images of `make` with those of `G`: a batch of several, and one image with truncation."""
     import torch
 
     reference = sampler(G, noise_mode=noise_mode)
@@ -261,6 +268,7 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Discrepancy:
 def describe(
     source: str, networks: dict[str, Any], written: list[Path], compared: Discrepancy | None, *, noise_mode: str
 ) -> str:
+    """The model card of the networks, in Markdown."""
     from training.runs import model_card
 
     files = [model_card.ModelFile(path.name, path.stat().st_size, sha256_of(path)) for path in written]

@@ -1,7 +1,6 @@
-"""Train a small feature net on labelled images, for machines and data that the published nets don't suit.
+"""Train a small feature net on labelled images, for small computers and for data that published nets don't suit.
 
-The result is one safetensors file, data without code. It serves as detector for metrics, and as perceptual net for
-losses.
+The result is one safetensors file, which holds no code. It serves as detector for metrics, and as perceptual net.
 """
 
 import dataclasses
@@ -18,16 +17,16 @@ from dnnlib.util import UserError, check_writable
 @click.option("--data", type=cli.Path(), required=True, metavar="ZIP|DIR",
               help="Labelled images: classes in dataset.json.")
 @click.option("--out", type=cli.Path(), required=True, metavar="FILE",
-              help="Where the net goes, a safetensors file whatever its name.")
+              help="File to write, in the safetensors format.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Passes over the images.")
 @click.option("--width", default=24, show_default=True, type=click.IntRange(1, 1024),
               help="Channels of the first stage; there are 8 times as many features.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1),
               help="Draws weights, held-out images and order.")
-@click.option("--batch", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
+@click.option("--batch", default=128, show_default=True, type=click.IntRange(min=2), help="Images per step.")
 @click.option("--lr", default=3e-3, show_default=True, type=cli.FiniteFloat(min=0, min_open=True),
               help="Highest learning rate.")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there, else cpu]")
+@cli.device_option
 @click.option("--holdout", default=0.1, show_default=True, help="Share of the images to measure the accuracy on.",
               type=cli.FiniteFloat(min=0, max=0.5, min_open=True))
 def main(
@@ -41,16 +40,17 @@ def main(
     device: str | None,
     holdout: float,
 ) -> None:
-    """Train a small feature net on labelled images and write it as one safetensors file.
+    """Train a small feature net on labelled images.
 
-    The file serves as --detector of calc_metrics.py and as --perceptual of train.py. Images of more than 64x64 pixels
-    are scaled down to that. Scores made with such a net compare models on one data set; they are no published FID.
+    The result is one file. It serves as --detector of calc_metrics.py and as --perceptual of train.py. Images of more
+    than 64x64 pixels are scaled down to 64x64. Scores with such a net compare models on one data set. They can't be
+    compared with published FIDs.
 
     \b
     Example:
       python feature_net.py --data=cifar10.zip --out=cifar10-net.safetensors
     """
-    import torch  # takes seconds, for which --help and wrong usage don't wait
+    import torch  # takes seconds: --help and usage errors don't wait for it
 
     from torch_utils import misc
     from torch_utils.formats.feature_nets import save_classifier

@@ -12,16 +12,16 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, check_writable, made_folder
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
 
 @click.command(cls=cli.Command)
 @cli.network_option
-@click.option("--rows", type=cli.IntRanges(), required=True, help="Seeds of the images that give the other layers")
-@click.option("--cols", type=cli.IntRanges(), required=True, help="Seeds of the images that give those in --styles")
+@click.option("--rows", type=cli.IntRanges(), required=True, help="Seeds of the rows, which give all other layers")
+@click.option("--cols", type=cli.IntRanges(), required=True, help="Seeds of the columns, which give --styles")
 @click.option("--styles", type=cli.IntRanges(),
-              help="Layers that are taken from the column, 0 = the coarsest  [default: 0-6, but not the last one]")
+              help="Layers to take from the column, 0 = the coarsest  [default: 0-6, but not the last one]")
 @cli.trunc_option
 @cli.class_option
 @cli.label_option
@@ -46,8 +46,9 @@ def main(
 ) -> None:
     """Mix the styles of seeds.
 
-    For each row and column: ROW-COL.png has the w's of the row's seed, but those of the column's in --styles.
-    SEED-SEED.png is the image of a seed itself. grid.png shows all, with rows' and columns' own images at its margins.
+    For each row and column, ROW-COL.png is made of the row's w, but of the column's w in the layers --styles.
+    SEED-SEED.png is the image of a seed itself. grid.png shows all images. Those of the seeds themselves are in its
+    first row and column.
 
     \b
     Example:
@@ -74,7 +75,7 @@ def main(
     with made_folder(outdir), tqdm(total=len(pairs), unit="img", file=sys.stderr) as progress:
         for begin in range(0, len(pairs), batch):
             part = pairs[begin:begin + batch]
-            # Random noise belongs to the row: so do fine details, which it makes.
+            # Random noise makes fine details, which come from the row: its seed is the row's.
             images = synthesize(G, mix(w, part, layers), noise_mode=noise_mode, noise_seeds=[row for row, _ in part],
                                 batch=batch)
             for (row, col), image in zip(part, images, strict=True):
@@ -97,7 +98,7 @@ def pick_layers(G: torch.nn.Module, styles: list[int] | None) -> list[int]:
 
 
 def mix(w: dict[int, torch.Tensor], pairs: list[tuple[int, int]], layers: list[int]) -> torch.Tensor:
-    """The rows' ws with the columns' in some layers, [N, num_ws, w_dim]."""
+    """Ws of (row, column) pairs: the row's, with the column's in `layers`; [N, num_ws, w_dim]."""
     import torch
 
     from sampling.images import mix_styles
@@ -107,7 +108,7 @@ def mix(w: dict[int, torch.Tensor], pairs: list[tuple[int, int]], layers: list[i
 
 
 def places(row: int, col: int, rows: list[int], cols: list[int]) -> list[tuple[int, int]]:
-    """Where the grid shows the image of a pair; a seed given twice has two places."""
+    """The (row, column) places in the grid that show the image of a pair. A seed that is given twice has several."""
     inside = [(y, x) for y, r in enumerate(rows, 1) for x, c in enumerate(cols, 1) if (r, c) == (row, col)]
     if row != col:
         return inside
