@@ -46,16 +46,7 @@ class Discrepancy(NamedTuple):
 @click.option("--card/--no-card", default=True, show_default=True, help="Write a model card beside --out, as NAME.md")
 @click.option("--overwrite", is_flag=True, help="Replace --out and the files beside it")
 @cli.trust_option
-def main(
-    network: str,
-    out: str,
-    format_name: str | None,
-    only: list[str] | None,
-    noise_mode: str,
-    card: bool,
-    overwrite: bool,
-    trust_pickle: bool,
-) -> None:
+def main(**options: Any) -> None:
     """Convert networks between formats.
 
     \b
@@ -73,22 +64,23 @@ def main(
       python convert.py --network=church.safetensors --out=church.onnx --noise-mode=none
       python convert.py --network=rosinality.pt --out=network.pkl --no-card
     """
-    target = Path(out)
-    format_name = format_name or SUFFIXES.get(target.suffix.lower())
-    if format_name is None:
-        raise UserError(f"--out={out} has none of the suffixes {', '.join(SUFFIXES)}: give --format")
-    unknown = sorted(set(only or ()) - set(KEYS))
-    if unknown or only == []:
+    opts = cli.Arguments(**options)
+    target = Path(opts.out)
+    opts.format_name = opts.format_name or SUFFIXES.get(target.suffix.lower())
+    if opts.format_name is None:
+        raise UserError(f"--out={opts.out} has none of the suffixes {', '.join(SUFFIXES)}: give --format")
+    unknown = sorted(set(opts.only or ()) - set(KEYS))
+    if unknown or opts.only == []:
         raise UserError(f"--only={','.join(unknown)}: choose from {', '.join(KEYS)}")
-    if noise_mode != "const" and format_name != "onnx":
+    if opts.noise_mode != "const" and opts.format_name != "onnx":
         cli.warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
-    card_path = target.with_suffix(".md") if card else None
-    check_target(target, network, format_name, overwrite=overwrite)
-    if card_path is not None and card_path.exists() and not overwrite:
+    card_path = target.with_suffix(".md") if opts.card else None
+    check_target(target, opts.network, opts.format_name, overwrite=opts.overwrite)
+    if card_path is not None and card_path.exists() and not opts.overwrite:
         cli.warn(f"{card_path} is kept as it is: --overwrite writes a new card")
         card_path = None
     with cli.shown_warnings(), tqdm(total=4, unit="step", disable=None, leave=False) as progress:
-        convert(network, target, format_name, card_path, progress, only=only, noise_mode=noise_mode, trust=trust_pickle)
+        convert(opts, target, card_path, progress)
 
 
 def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
@@ -104,34 +96,25 @@ def check_target(target: Path, network: str, format_name: str, *, overwrite: boo
         raise UserError(f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: --overwrite replaces it")
 
 
-def convert(
-    network: str,
-    target: Path,
-    format_name: str,
-    card_path: Path | None,
-    progress: tqdm,
-    *,
-    only: list[str] | None,
-    noise_mode: str,
-    trust: bool,
-) -> None:
+def convert(opts: cli.Arguments, target: Path, card_path: Path | None, progress: tqdm) -> None:
     """Read the networks, and write, check and describe the result in a temporary folder. Then move it to the target."""
     progress.set_description("reading")
     import legacy
 
-    networks = select(legacy.load_network_pkl(network, trust=trust, only=only), network, format_name, only=only)
+    networks = legacy.load_network_pkl(opts.network, trust=opts.trust_pickle, only=opts.only)
+    networks = select(networks, opts.network, opts.format_name, only=opts.only)
     progress.update()
     folder_name = dict(dir=target.parent, prefix=f".{target.name}.")
     with made_folder(target.parent), tempfile.TemporaryDirectory(**folder_name) as folder:
         progress.set_description("writing")
-        written = write(Path(folder, target.name), networks, format_name, noise_mode=noise_mode)
+        written = write(Path(folder, target.name), networks, opts.format_name, noise_mode=opts.noise_mode)
         progress.update()
         progress.set_description("checking")
-        compared = check(networks, written[0], format_name, noise_mode=noise_mode)
+        compared = check(networks, written[0], opts.format_name, noise_mode=opts.noise_mode)
         progress.update()
         if card_path is not None:
             written.append(Path(folder, card_path.name))
-            text = describe(network, networks, written[:-1], compared, noise_mode=noise_mode)
+            text = describe(opts.network, networks, written[:-1], compared, noise_mode=opts.noise_mode)
             with atomic_write(written[-1]) as f:
                 f.write(text.encode())
         digest, num_bytes = sha256_of(written[0]), written[0].stat().st_size

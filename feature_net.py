@@ -6,6 +6,7 @@ The result is one safetensors file, which holds no code. It serves as detector f
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,17 +30,7 @@ from dnnlib.util import UserError, check_writable
 @cli.device_option
 @click.option("--holdout", default=0.1, show_default=True, help="Share of the images to measure the accuracy on.",
               type=cli.FiniteFloat(min=0, max=0.5, min_open=True))
-def main(
-    data: str,
-    out: str,
-    epochs: int,
-    width: int,
-    seed: int,
-    batch: int,
-    lr: float,
-    device: str | None,
-    holdout: float,
-) -> None:
+def main(**options: Any) -> None:
     """Train a small feature net on labelled images.
 
     The result is one file. It serves as --detector of calc_metrics.py and as --perceptual of train.py. Images of more
@@ -50,27 +41,30 @@ def main(
     Example:
       python feature_net.py --data=cifar10.zip --out=cifar10-net.safetensors
     """
+    opts = cli.Arguments(**options)
     import torch  # takes seconds: --help and usage errors don't wait for it
 
     from torch_utils import misc
     from torch_utils.formats.feature_nets import save_classifier
     from training.classifier_training import TrainingOptions, accuracy, read_images, split, train
 
-    target = Path(out)
-    if not out or target.is_dir():
-        raise UserError(f"--out={out} is no file: give the name of one, such as {os.path.join(out, 'net.safetensors')}")
-    torch_device = misc.pick_device(device)
-    check_writable(target)
-    labelled = read_images(data)
-    options = TrainingOptions(epochs=epochs, width=width, batch_size=batch, lr=lr, seed=seed, holdout=holdout)
-    train_indices, test_indices = split(len(labelled.images), holdout, seed)
-    net = train(labelled, train_indices, options, torch_device)
-    score = accuracy(net, labelled, test_indices, torch_device)
-    metadata = dict(name=target.stem, dataset=labelled.name, images=len(train_indices), accuracy=round(score, 4),
-                    resolution=net.resolution, **dataclasses.asdict(options))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_classifier(net.cpu().to(memory_format=torch.contiguous_format), target, metadata=metadata)
-    print(f"{out}: held-out accuracy {100 * score:.1f} % on {len(test_indices)} images of {labelled.name} "
+    out = Path(opts.out)
+    if not opts.out or out.is_dir():
+        raise UserError(f"--out={opts.out} is no file: give the name of one, such as "
+                        f"{os.path.join(opts.out, 'net.safetensors')}")
+    device = misc.pick_device(opts.device)
+    check_writable(out)
+    labelled = read_images(opts.data)
+    settings = TrainingOptions(epochs=opts.epochs, width=opts.width, batch_size=opts.batch, lr=opts.lr, seed=opts.seed,
+                               holdout=opts.holdout)
+    train_indices, test_indices = split(len(labelled.images), opts.holdout, opts.seed)
+    net = train(labelled, train_indices, settings, device)
+    score = accuracy(net, labelled, test_indices, device)
+    metadata = dict(name=out.stem, dataset=labelled.name, images=len(train_indices), accuracy=round(score, 4),
+                    resolution=net.resolution, **dataclasses.asdict(settings))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(net.cpu().to(memory_format=torch.contiguous_format), out, metadata=metadata)
+    print(f"{opts.out}: held-out accuracy {100 * score:.1f} % on {len(test_indices)} images of {labelled.name} "
           f"({labelled.num_classes} classes)")
 
 
