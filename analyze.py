@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors do
     import numpy as np
     import torch
 
+    from analysis.drawing import Row
     from analysis.fairness import Judgements
     from analysis.reconstructions import Quality
     from training.data.dataset import ImageFolderDataset
@@ -241,6 +242,19 @@ def labels_for(opts: cli.Arguments, model: Pair, count: int) -> torch.Tensor:
     return torch.zeros(count, 0) if label is None else torch.from_numpy(label).expand(count, -1)
 
 
+def write_figure(
+    opts: cli.Arguments, name: str, rows: Sequence[Row], columns: Sequence[str] = (), table: Sequence[list[Any]] = ()
+) -> None:
+    """Write NAME.png with rows of images, and NAME.csv with the table if there is one."""
+    from analysis.drawing import draw_rows, save_figure, save_table
+
+    with made_folder(opts.outdir):
+        save_figure(draw_rows(rows), Path(opts.outdir, f"{name}.png"))
+        if columns:
+            save_table(Path(opts.outdir, f"{name}.csv"), columns, table)
+    click.echo(f"{name}.png{' and .csv' if columns else ''} in {opts.outdir}")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Reconstructions: Figure 5.
 
@@ -258,7 +272,7 @@ def reconstruct(opts: cli.Arguments) -> None:
     python analyze.py reconstruct --network=glead.pkl --data=unseen.zip --outdir=figures
     """
     from analysis import reconstructions
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure, save_table
+    from analysis.drawing import SHOWN, Row
     from sampling.reconstruction import find_res_g
     from training.perceptual import build_perceptual
 
@@ -290,11 +304,7 @@ def reconstruct(opts: cli.Arguments) -> None:
             distance = "LPIPS" if net_name == "LPIPS" else "perceptual"
             label = f"rebuilt\n{model.label}\n{distance} | PSNR | SSIM\nmean {format_quality(mean)}"
             rows.append(Row(label, rebuilt[:SHOWN], list(map(format_quality, found[:SHOWN]))))
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "reconstructions.png"))
-        columns = ["label", "kind", "image", net_name, "psnr", "ssim"]
-        save_table(Path(opts.outdir, "reconstructions.csv"), columns, table)
-    click.echo(f"reconstructions.png and .csv in {opts.outdir}")
+    write_figure(opts, "reconstructions", rows, ["label", "kind", "image", net_name, "psnr", "ssim"], table)
 
 
 def format_quality(quality: Quality) -> str:
@@ -339,7 +349,7 @@ def attention(opts: cli.Arguments) -> None:
     import torch
 
     from analysis.attention import Attention, attend, attended_area, overlay, pick_resolution
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure, save_table
+    from analysis.drawing import SHOWN, Row
 
     models = load_models(opts)
     res = pick_resolution(models[0].D, opts.res)
@@ -358,10 +368,7 @@ def attention(opts: cli.Arguments) -> None:
         rows.append(Row(label, list(map(overlay, images, found.maps))[:SHOWN],
                         [f"{score:.2f} | {area:.1%}" if area == area else f"{score:.2f} | none"
                          for score, area in zip(found.scores, areas)][:SHOWN]))
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "attention.png"))
-        save_table(Path(opts.outdir, "attention.csv"), ["label", "image", "score", "area_of_80_percent"], table)
-    click.echo(f"attention.png and .csv in {opts.outdir}")
+    write_figure(opts, "attention", rows, ["label", "image", "score", "area_of_80_percent"], table)
 
 
 def worst_fakes(opts: cli.Arguments, judge: Pair) -> tuple[list[str], np.ndarray]:
@@ -373,10 +380,7 @@ def worst_fakes(opts: cli.Arguments, judge: Pair) -> tuple[list[str], np.ndarray
     G = judge.G
     if opts.fakes_of is not None:
         G = cli.load_generator(opts.fakes_of, trust=opts.trust_pickle).to(next(judge.D.parameters()).device)
-        if (G.img_channels, G.img_resolution) != (judge.D.img_channels, judge.D.img_resolution):
-            raise UserError(f"--fakes-of={opts.fakes_of} makes images of {G.img_channels}x{G.img_resolution}x"
-                            f"{G.img_resolution}, and D of {judge.path} takes {judge.D.img_channels}x"
-                            f"{judge.D.img_resolution}x{judge.D.img_resolution}")
+        cli.check_one_size([(judge.path, judge.D), (opts.fakes_of, G)])
     images = fake_images(opts, G, opts.seeds)
     found = np.concatenate([realness(judge.D, img, labels_for(opts, judge, len(img)))
                             for img in in_batches(opts, images)])
@@ -402,7 +406,7 @@ def features(opts: cli.Arguments) -> None:
     python analyze.py features --network=ggdr.pkl --seeds=0-7 --data=photos --outdir=figures
     """
     from analysis import feature_maps
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure
+    from analysis.drawing import SHOWN, Row
     from sampling.images import to_pixels, to_tensor
 
     models = load_models(opts)
@@ -422,9 +426,7 @@ def features(opts: cli.Arguments) -> None:
                  Row(f"G at {res}x{res}", colours[0]), Row("D's decoder", colours[1])]
         if real is not None:
             rows += [Row("real", real), Row("D's decoder", colours[2])]
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "features.png"))
-    click.echo(f"features.png in {opts.outdir}")
+    write_figure(opts, "features", rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ def neighbours(opts: cli.Arguments) -> None:
     """
     import torch
 
-    from analysis.drawing import Row, draw_rows, save_figure, save_table
+    from analysis.drawing import Row
     from analysis.neighbours import find_neighbours, typical_distance
     from metrics import detectors
     from torch_utils import misc
@@ -478,13 +480,10 @@ def neighbours(opts: cli.Arguments) -> None:
         rows.append(Row(f"seed {seed}", [image, *near], ["generated", *(f"{x:.2f}" for x in relative)]))
         table += [[f"seed{seed:04d}", rank, train.get_name(index), distance, ratio] for rank, (index, distance, ratio)
                   in enumerate(zip(indices, distances, relative), 1)]
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows[:16]), Path(opts.outdir, "neighbours.png"))
-        save_table(Path(opts.outdir, "neighbours.csv"), ["image", "rank", "neighbour", "distance", "relative"], table)
     nearest = float(found.distances[:, 0].median())
     click.echo(f"median distance by {net.name} from the nearest training image: generated {nearest:.4g}, training "
                f"images from one another {usual:.4g}")
-    click.echo(f"neighbours.png and .csv in {opts.outdir}")
+    write_figure(opts, "neighbours", rows[:16], ["image", "rank", "neighbour", "distance", "relative"], table)
 
 
 def training_images(opts: cli.Arguments, *, resolution: int) -> ImageFolderDataset:

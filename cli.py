@@ -455,7 +455,7 @@ def check_one_size(networks: Sequence[tuple[str, Any]]) -> None:
     """Raise a UserError if networks, given as (path, network), are for images of different sizes."""
     sizes = {f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}": path for path, net in networks}
     if len(sizes) > 1:
-        raise UserError("networks for images of different sizes don't stand side by side: "
+        raise UserError("all networks must be for images of one size: "
                         + ", ".join(f"{path} is for {size}" for size, path in sizes.items()))
 
 

@@ -174,12 +174,9 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
     reference = plan.reference or next(iter(plan.arms))
     with atomic_write(outdir / "RESULTS.md") as f:
         f.write(comparison.describe(results, reference).encode())
-    click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(total_seconds(results))} of "
-               f"training: RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
-
-
-def total_seconds(results: list[Result]) -> float:
-    return sum(result.kimg * result.sec_per_kimg for result in results)
+    seconds = sum(result.kimg * result.sec_per_kimg for result in results)
+    click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(seconds)} of training: "
+               f"RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
 
 
 def judge(cell: Cell, device: str | None) -> Judgement | None:

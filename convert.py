@@ -74,6 +74,7 @@ def main(**options: Any) -> None:
         raise UserError(f"--only={','.join(unknown)}: choose from {', '.join(KEYS)}")
     if opts.noise_mode != "const" and opts.format_name != "onnx":
         cli.warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
+        opts.noise_mode = "const"
     card_path = target.with_suffix(".md") if opts.card else None
     check_target(target, opts.network, opts.format_name, overwrite=opts.overwrite)
     if card_path is not None and card_path.exists() and not opts.overwrite:
@@ -194,16 +195,15 @@ def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode:
     kind = FORMATS[format_name]
     again = {key: value for key, value in legacy.load_network_pkl(path).items() if value is not None}
     expected = dict(networks)
-    if format_name == "onnx" and noise_mode == "none":
+    if noise_mode == "none":
         expected["G_ema"] = onnx_file.without_noise(networks["G_ema"])
     if kind.lossless:
         check_same(expected, again)
-    fixed_noise = noise_mode if format_name == "onnx" else "const"
     comparisons = []
     for key in ("G_ema", "G"):
         if key in networks:
             make = onnx_file.Session(path) if format_name == "onnx" else sampler(again[key], noise_mode="const")
-            comparisons.append(compare(networks[key], make, noise_mode=fixed_noise))
+            comparisons.append(compare(networks[key], make, noise_mode=noise_mode))
     if not comparisons:
         return None
     worst = max(comparisons, key=lambda comparison: comparison.relative)

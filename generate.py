@@ -129,11 +129,10 @@ def check_usage(opts: cli.Arguments) -> None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
     if rebuilds(opts):
         cli.warn_unused([*video_options, "image_format", "grid", "video"], because="on reconstructions")
+    elif opts.video is None:
+        cli.warn_unused(video_options, because="without --video")
     else:
-        if opts.video is None:
-            cli.warn_unused(video_options, because="without --video")
-        else:
-            cli.warn_unused(["image_format"], because="on --video")
+        cli.warn_unused(["image_format"], because="on --video")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

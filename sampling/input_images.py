@@ -106,9 +106,6 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     Raises:
         UserError: The file can't be read or decoded, or the image is too large.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path or repr(path)}: {'not a file' if os.path.exists(path) else 'there is no such file'}; "
-                        "expected an image")
     what = shown(str(path))
     return decode(read_regular(path, what), what)
 
