@@ -183,7 +183,7 @@ def pick_labels(said: list[str] | None, default: list[str], what: str) -> list[s
 
 
 def load_pair(opts: cli.Arguments, path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    return cli.load_pair(path, trust=opts.trust_pickle, to="this figure", of="a run of train.py")
+    return cli.load_pair(path, trust=opts.trust_pickle, purpose="this figure")
 
 
 def load_models(opts: cli.Arguments) -> list[Pair]:

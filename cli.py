@@ -382,7 +382,6 @@ def check_seeds(option: str, seeds: Sequence[int]) -> None:
 
 
 PAIR = ("G", "D", "G_ema")
-GLEAD_RUN = "a GLeaD run (train.py --method=glead or glead+ggdr)"
 
 
 def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_ema",)) -> dict[str, Any]:
@@ -427,23 +426,24 @@ def need_generator(networks: dict[str, Any], network_pkl: str) -> Any:
     return networks["G_ema"]
 
 
-def load_pair(network_pkl: str, *, trust: bool, to: str, of: str) -> tuple[Any, Any]:
+def load_pair(network_pkl: str, *, trust: bool, purpose: str) -> tuple[Any, Any]:
     """Load G and D by `load_networks`; see `need_pair`."""
-    return need_pair(load_networks(network_pkl, trust=trust, only=PAIR), network_pkl, to=to, of=of)
+    return need_pair(load_networks(network_pkl, trust=trust, only=PAIR), network_pkl, purpose=purpose)
 
 
-def need_pair(networks: dict[str, Any], network_pkl: str, *, to: str, of: str) -> tuple[Any, Any]:
+def need_pair(networks: dict[str, Any], network_pkl: str, *, purpose: str) -> tuple[Any, Any]:
     """G and D of the result of `load_networks(only=PAIR)`. G_ema takes the place of a missing G, with a warning.
 
     Args:
-        to: For messages: what the networks are needed for, such as "rebuilding images".
-        of: For messages: which runs have such a D, such as `GLEAD_RUN`.
+        networks:    The networks.
+        network_pkl: Their file, for messages.
+        purpose:     What needs them, for messages, such as "rebuilding images".
 
     Raises:
         UserError: There is no D, or neither G nor G_ema.
     """
     if networks["D"] is None:
-        raise UserError(f"{network_pkl}: holds no D; {to} needs a network pickle with the D of {of}")
+        raise UserError(f"{network_pkl}: holds no D; {purpose} needs a network pickle of train.py, which has one")
     if networks["G"] is None and networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds neither G nor G_ema")
     if networks["G"] is None:

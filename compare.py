@@ -192,7 +192,7 @@ def judge(cell: Cell, device: str | None) -> Judgement | None:
     if trained_on.get("max_size") is None or find_options(cell.run_dir)["config"]["D"]["extra_channels"]:
         return None
     path = str(list_pickles(cell.run_dir)[-1].path)
-    G, D = cli.load_pair(path, trust=False, to="a comparison", of="a run of train.py")
+    G, D = cli.load_pair(path, trust=False, purpose="a comparison")
     where = misc.pick_device(device)
     train = open_training_set(path, trained_on, use_labels=bool(trained_on.get("use_labels")))
     seen = draw_sample(train, count=_JUDGED_IMAGES, seed=0)

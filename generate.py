@@ -314,8 +314,7 @@ def write_reconstructions(opts: cli.Arguments) -> None:
     from torch_utils import misc
 
     device = misc.pick_device(opts.device)
-    G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, to="rebuilding images",
-                         of=cli.GLEAD_RUN)
+    G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, purpose="rebuilding images")
     res_g = find_res_g(G, D, name=opts.network_pkl)
     G, D = G.to(device), D.to(device)
     if opts.reconstruct:

@@ -97,7 +97,7 @@ def find_rebuilder(
     from sampling.viewer import Rebuilder
 
     try:
-        G, D = cli.need_pair(modules, path, to="rebuilding images", of=cli.GLEAD_RUN)
+        G, D = cli.need_pair(modules, path, purpose="rebuilding images")
         return Rebuilder(G.to(device), D.to(device), find_res_g(G, D, name=path)), ""
     except UserError as e:
         return None, str(e)

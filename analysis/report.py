@@ -35,8 +35,8 @@ _MAX_TEXT = 300             # Characters of a value or a line of the log.
 _MAX_WARNINGS = 20
 _PICTURES = {   # Prefix of the file name -> caption.
     "fakes": "Generated images",
-    "reconstructions": "Reconstructions. Rows: real images, what D and G rebuild of them, generated images, likewise",
-    "attention": "Attention of D (Grad-CAM of its score). Rows: real images, where D looks, generated images, likewise",
+    "reconstructions": "Reconstructions. Rows: real images, reconstructions, generated images, reconstructions",
+    "attention": "D's attention (Grad-CAM of its score). Rows: real images, attention, generated images, attention",
 }
 _PANELS = {     # Title of a chart -> its statistics. Every other statistic has its own chart.
     "D's realness scores": ("Loss/scores/real", "Loss/scores/fake"),
