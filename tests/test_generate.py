@@ -438,7 +438,7 @@ def make_bad_inputs(folder):
         (["--network={plain}", "--outdir=out", "--seeds="], 2, "is no list of numbers"),
         (["--network={plain}", "--outdir=out", "--seeds=1", "--reconstruct=a.png"], 2, "give either --seeds or"),
         (["--network={plain}", "--video=out/a.mp4", "--seeds=1"], 1, "two or more seeds or w's; there are 1"),
-        (["--network={plain}", "--video=out/a.gif", "--seeds=1-6", "--grid=2x2"], 1, "places of --grid=2x2, equally many"),
+        (["--network={plain}", "--video=out/a.gif", "--seeds=1-6", "--grid=2x2"], 1, "--grid=2x2, equally many"),
         (["--network={plain}", "--video=out/a.gif", "--seeds=1-4", "--grid=auto"], 1, "such as 2x4"),
         (["--network={plain}", "--video=out/a.avi", "--seeds=1-4"], 1, "ends in .mp4, .webp, .gif"),
         (["--network={plain}", "--video=", "--seeds=1-4"], 1, "ends in .mp4, .webp, .gif"),
