@@ -1,7 +1,8 @@
-"""Draw the paper's figures of your own runs and networks, with the numbers behind them."""
+"""Draw the figures of GLeaD's paper for your own runs and networks, and write the numbers behind them."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, check_writable, made_folder
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import numpy as np
     import torch
 
+    from analysis.drawing import Row
     from analysis.fairness import Judgements
     from analysis.reconstructions import Quality
     from training.data.dataset import ImageFolderDataset
@@ -38,9 +40,10 @@ batch_option = click.option("--batch", type=click.IntRange(min=1), default=16, s
                             help="Images at a time")
 
 
-def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose function is given all options as one object."""
+def command(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that makes a command with these options and the common ones. The function gets them as one object."""
     def decorate(function: Callable[[cli.Arguments], None]) -> Any:
+        @functools.wraps(function)
         def run(**values: Any) -> None:
             data = values.get("data") or ()
             cli.check_outdir(values["outdir"], images=[data] if isinstance(data, str) else data)
@@ -48,7 +51,6 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
             with cli.shown_warnings():
                 function(cli.Arguments(**values))
 
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
         for decorator in reversed([*decorators, outdir_option, batch_option, cli.device_option, cli.trust_option]):
             run = decorator(run)
         return click.command(cls=cli.Command, context_settings={"max_content_width": 120})(run)
@@ -60,23 +62,24 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 # Scores over training: Figure 4.
 
 
-@options(
+@command(
     runs_argument,
     click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
-                 help="Real images that D was not trained on: each snapshot's D scores them as well"),
-    click.option("--left-out", is_flag=True, help="The same with the images that train.py --subset left out"),
+                 help="Real images that D was not trained on: the D of each snapshot scores them"),
+    click.option("--left-out", is_flag=True,
+                 help="Like --data, with the images that train.py --subset left out"),
     click.option("--num-images", type=click.IntRange(min=2), default=1000, show_default=True,
                  help="Images of each kind that D scores with --data and --left-out"),
     labels_option,
     click.option("--smooth", "weight", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True),
-                 help="Weight of the past in the smoothed curves; 0 = as they are"),
+                 help="Weight of past values in the smoothed curves; 0 = no smoothing"),
 )
 def scores(opts: cli.Arguments) -> None:
     """Realness scores of real and fake images over training (GLeaD, Fig. 4).
 
-    Runs whose options differ in the seed alone are drawn as one curve with a band. With --data or --left-out, every
-    snapshot's D also scores unseen real images and fresh fake ones: shares that it takes for what they are, and how
-    much higher it scores the images that it was trained on.
+    Runs whose options differ only in the seed are drawn as one curve with a band. With --data or --left-out, the D of
+    every snapshot also scores unseen real images and newly generated ones. The figure then shows the share that D
+    classifies correctly, and how much higher it scores the images that it was trained on.
 
     \b
     python analyze.py scores runs/00000-church256-glead runs/00001-church256-stylegan2 --outdir=figures
@@ -114,7 +117,7 @@ def scores(opts: cli.Arguments) -> None:
 
 
 def judge_runs(opts: cli.Arguments, runs: Sequence[Path]) -> Judgements:
-    """What D of each snapshot makes of training images, unseen ones and fake ones."""
+    """Let the D of each snapshot score training images, unseen images and generated images."""
     from analysis.fairness import judge
     from torch_utils import misc
     from training.runs.training_state import list_pickles
@@ -141,7 +144,7 @@ def judge_runs(opts: cli.Arguments, runs: Sequence[Path]) -> Judgements:
 
 
 def real_samples(opts: cli.Arguments, run: Path) -> tuple[Any, Any]:
-    """Samples of the training images of a run, and of images that its D has not seen."""
+    """Samples of the training images of a run, and of real images that its D has not seen."""
     from analysis.fairness import draw_sample, left_out
     from training.data.dataset import ImageFolderDataset
     from training.runs.run_scores import open_training_set, read_options
@@ -155,9 +158,8 @@ def real_samples(opts: cli.Arguments, run: Path) -> tuple[Any, Any]:
         if os.path.exists(opts.data) and os.path.samefile(opts.data, train.path):
             raise UserError(f"--data={opts.data} is what {run} was trained on: give images that D has not seen, or say "
                             "--left-out")
-        unseen = ImageFolderDataset(opts.data, resolution=train.resolution, **with_labels)
-        indices = list(range(len(unseen)))
-    return (draw_sample(train, list(range(len(train))), count=opts.num_images, seed=0),
+        unseen, indices = ImageFolderDataset(opts.data, resolution=train.resolution, **with_labels), None
+    return (draw_sample(train, count=opts.num_images, seed=0),
             draw_sample(unseen, indices, count=opts.num_images, seed=1))
 
 
@@ -165,8 +167,10 @@ def real_samples(opts: cli.Arguments, run: Path) -> tuple[Any, Any]:
 # Networks and images that the other commands share.
 
 
-class JudgedModel(NamedTuple):
-    label: str
+class Pair(NamedTuple):
+    """G and D of a --network, on their device."""
+
+    label: str              # In figures and tables.
     path: str
     G: torch.nn.Module
     D: torch.nn.Module
@@ -179,11 +183,11 @@ def pick_labels(said: list[str] | None, default: list[str], what: str) -> list[s
 
 
 def load_pair(opts: cli.Arguments, path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    return cli.load_pair(path, trust=opts.trust_pickle, to="this figure", of="a run of train.py")
+    return cli.load_pair(path, trust=opts.trust_pickle, purpose="this figure")
 
 
-def load_models(opts: cli.Arguments) -> list[JudgedModel]:
-    """The networks of --network on their device."""
+def load_models(opts: cli.Arguments) -> list[Pair]:
+    """Load the networks of --network. They must be for images of one size."""
     from analysis.curves import unique_labels
     from torch_utils import misc
 
@@ -192,28 +196,28 @@ def load_models(opts: cli.Arguments) -> list[JudgedModel]:
     models = []
     for label, path in zip(labels, opts.networks):
         G, D = load_pair(opts, path)
-        models.append(JudgedModel(label, path, G.to(device), D.to(device)))
+        models.append(Pair(label, path, G.to(device), D.to(device)))
     cli.check_one_size([(model.path, net) for model in models for net in (model.G, model.D)])
     return models
 
 
-def generated(opts: cli.Arguments, G: torch.nn.Module, seeds: Sequence[int]) -> torch.Tensor:
-    """ws [N, num_ws, w_dim] of seeds."""
+def seeds_to_ws(opts: cli.Arguments, G: torch.nn.Module, seeds: Sequence[int]) -> torch.Tensor:
+    """The ws of seeds, float32 [N, num_ws, w_dim]."""
     from sampling.images import map_latents, seed_latents
 
     return map_latents(G, seed_latents(seeds, G.z_dim), label=cli.pick_label(G, opts.class_idx, opts.label))
 
 
 def fake_images(opts: cli.Arguments, G: torch.nn.Module, seeds: Sequence[int]) -> np.ndarray:
-    """uint8 [N, R, R, C]."""
+    """The images that G makes of seeds, uint8 [N, R, R, C]."""
     from sampling.images import synthesize
 
     cli.check_seeds("--seeds", seeds)
-    return synthesize(G, generated(opts, G, seeds), batch=opts.batch)
+    return synthesize(G, seeds_to_ws(opts, G, seeds), batch=opts.batch)
 
 
 def real_images(opts: cli.Arguments, G: torch.nn.Module) -> tuple[list[str], np.ndarray]:
-    """Names and pixels, uint8 [N, R, R, C], of the images of --data, cropped and scaled for the networks."""
+    """Names and pixels, uint8 [N, R, R, C], of the images of --data, cropped and scaled to fit the networks."""
     import numpy as np
 
     from sampling.input_images import InputImages
@@ -224,38 +228,51 @@ def real_images(opts: cli.Arguments, G: torch.nn.Module) -> tuple[list[str], np.
 
 
 def in_batches(opts: cli.Arguments, pixels: np.ndarray) -> list[torch.Tensor]:
-    """Images uint8 [N, R, R, C] as D sees them."""
+    """Batches of images uint8 [N, R, R, C], as D sees them: float32 [n, C, R, R] in [-1, 1]."""
     from sampling.images import to_tensor
 
     return list(to_tensor(pixels).split(opts.batch))
 
 
-def labels_for(opts: cli.Arguments, model: JudgedModel, count: int) -> torch.Tensor:
-    """The label of --class or --label, [count, c_dim]."""
+def labels_for(opts: cli.Arguments, model: Pair, count: int) -> torch.Tensor:
+    """The label of --class or --label, repeated for each image: float32 [count, c_dim]."""
     import torch
 
     label = cli.pick_label(model.D, opts.class_idx, opts.label)
     return torch.zeros(count, 0) if label is None else torch.from_numpy(label).expand(count, -1)
 
 
+def write_figure(
+    opts: cli.Arguments, name: str, rows: Sequence[Row], columns: Sequence[str] = (), table: Sequence[list[Any]] = ()
+) -> None:
+    """Write NAME.png with rows of images, and NAME.csv with the table if there is one."""
+    from analysis.drawing import draw_rows, save_figure, save_table
+
+    with made_folder(opts.outdir):
+        save_figure(draw_rows(rows), Path(opts.outdir, f"{name}.png"))
+        if columns:
+            save_table(Path(opts.outdir, f"{name}.csv"), columns, table)
+    click.echo(f"{name}.png{' and .csv' if columns else ''} in {opts.outdir}")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Reconstructions: Figure 5.
 
 
-@options(
+@command(
     networks_option, images_option, max_images_option, seeds_option, labels_option,
     click.option("--perceptual", type=cli.Path(), default="lpips-vgg", show_default=True, metavar="NAME|PATH|URL",
-                 help="Perceptual distance, as for train.py --perceptual"),
+                 help="Perceptual distance, as train.py --perceptual"),
     cli.class_option, cli.label_option, cli.trust_net_option,
 )
 def reconstruct(opts: cli.Arguments) -> None:
-    """What D and G rebuild of unseen real images and of generated ones (GLeaD, Fig. 5), with LPIPS, PSNR and SSIM.
+    """Reconstructions, by D and G, of unseen real images and of generated ones (GLeaD, Fig. 5): LPIPS, PSNR and SSIM.
 
     \b
     python analyze.py reconstruct --network=glead.pkl --data=unseen.zip --outdir=figures
     """
     from analysis import reconstructions
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure, save_table
+    from analysis.drawing import SHOWN, Row
     from sampling.reconstruction import find_res_g
     from training.perceptual import build_perceptual
 
@@ -285,21 +302,17 @@ def reconstruct(opts: cli.Arguments) -> None:
                 label = "unseen real" if kind == "real" else f"generated\n{model.label}"
                 rows.append(Row(label, images[:SHOWN], gap=bool(rows)))
             distance = "LPIPS" if net_name == "LPIPS" else "perceptual"
-            label = f"rebuilt\n{model.label}\n{distance} | PSNR | SSIM\nmean {in_short(mean)}"
-            rows.append(Row(label, rebuilt[:SHOWN], list(map(in_short, found[:SHOWN]))))
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "reconstructions.png"))
-        columns = ["label", "kind", "image", net_name, "psnr", "ssim"]
-        save_table(Path(opts.outdir, "reconstructions.csv"), columns, table)
-    click.echo(f"reconstructions.png and .csv in {opts.outdir}")
+            label = f"rebuilt\n{model.label}\n{distance} | PSNR | SSIM\nmean {format_quality(mean)}"
+            rows.append(Row(label, rebuilt[:SHOWN], list(map(format_quality, found[:SHOWN]))))
+    write_figure(opts, "reconstructions", rows, ["label", "kind", "image", net_name, "psnr", "ssim"], table)
 
 
-def in_short(quality: Quality) -> str:
+def format_quality(quality: Quality) -> str:
     return f"{quality.perceptual:.2f} | {quality.psnr:.1f} | {quality.ssim:.2f}"
 
 
-def rebuild_all(opts: cli.Arguments, model: JudgedModel, images: np.ndarray) -> np.ndarray:
-    """uint8 [N, R, R, C]."""
+def rebuild_all(opts: cli.Arguments, model: Pair, images: np.ndarray) -> np.ndarray:
+    """The reconstructions of images uint8 [N, R, R, C], of the same shape and type."""
     import numpy as np
 
     from sampling.reconstruction import find_res_g, rebuild
@@ -312,21 +325,22 @@ def rebuild_all(opts: cli.Arguments, model: JudgedModel, images: np.ndarray) -> 
 # Attention: Figure 6.
 
 
-@options(
+@command(
     networks_option, images_option, max_images_option,
     click.option("--worst", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
-                 help="Without --data: the N images of G that the first network's D scores lowest ..."),
-    click.option("--seeds", type=cli.IntRanges(), default="0-255", show_default=True, help="... of these seeds"),
+                 help="Without --data: take the N generated images with the lowest scores by the first network's D"),
+    click.option("--seeds", type=cli.IntRanges(), default="0-255", show_default=True,
+                 help="Seeds of the generated images that --worst chooses from"),
     click.option("--fakes-of", type=cli.Path(), metavar="PATH|URL",
                  help="Network whose G makes the images  [default: the first --network]"),
-    click.option("--res", type=click.IntRange(min=4), help="Resolution of the attended features  [default: 64, or the "
-                                                           "highest below]"),
+    click.option("--res", type=click.IntRange(min=4),
+                 help="Resolution of D's features to look at  [default: 64, or the highest below]"),
     labels_option, cli.class_option, cli.label_option,
 )
 def attention(opts: cli.Arguments) -> None:
-    """Where D looks: Grad-CAM of its realness score (GLeaD, Fig. 6), on given images or on G's worst ones.
+    """Where D looks: Grad-CAM of its realness score (GLeaD, Fig. 6), for given images or the worst generated ones.
 
-    Below each map: D's score, and the share of the image area that holds 80 % of the attention.
+    Below each map are D's score, and the share of the image area that holds 80 % of the attention.
 
     \b
     python analyze.py attention --network=glead.pkl --network=stylegan2.pkl --fakes-of=ggdr.pkl --outdir=figures
@@ -335,7 +349,7 @@ def attention(opts: cli.Arguments) -> None:
     import torch
 
     from analysis.attention import Attention, attend, attended_area, overlay, pick_resolution
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure, save_table
+    from analysis.drawing import SHOWN, Row
 
     models = load_models(opts)
     res = pick_resolution(models[0].D, opts.res)
@@ -354,14 +368,11 @@ def attention(opts: cli.Arguments) -> None:
         rows.append(Row(label, list(map(overlay, images, found.maps))[:SHOWN],
                         [f"{score:.2f} | {area:.1%}" if area == area else f"{score:.2f} | none"
                          for score, area in zip(found.scores, areas)][:SHOWN]))
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "attention.png"))
-        save_table(Path(opts.outdir, "attention.csv"), ["label", "image", "score", "area_of_80_percent"], table)
-    click.echo(f"attention.png and .csv in {opts.outdir}")
+    write_figure(opts, "attention", rows, ["label", "image", "score", "area_of_80_percent"], table)
 
 
-def worst_fakes(opts: cli.Arguments, judge: JudgedModel) -> tuple[list[str], np.ndarray]:
-    """Names and pixels of generated images with the lowest scores by `judge`."""
+def worst_fakes(opts: cli.Arguments, judge: Pair) -> tuple[list[str], np.ndarray]:
+    """Names and pixels, uint8 [N, R, R, C], of the generated images with the lowest scores by the D of `judge`."""
     import numpy as np
 
     from analysis.fairness import realness
@@ -369,10 +380,7 @@ def worst_fakes(opts: cli.Arguments, judge: JudgedModel) -> tuple[list[str], np.
     G = judge.G
     if opts.fakes_of is not None:
         G = cli.load_generator(opts.fakes_of, trust=opts.trust_pickle).to(next(judge.D.parameters()).device)
-        if (G.img_channels, G.img_resolution) != (judge.D.img_channels, judge.D.img_resolution):
-            raise UserError(f"--fakes-of={opts.fakes_of} makes images of {G.img_channels}x{G.img_resolution}x"
-                            f"{G.img_resolution}, and D of {judge.path} takes {judge.D.img_channels}x"
-                            f"{judge.D.img_resolution}x{judge.D.img_resolution}")
+        cli.check_one_size([(judge.path, judge.D), (opts.fakes_of, G)])
     images = fake_images(opts, G, opts.seeds)
     found = np.concatenate([realness(judge.D, img, labels_for(opts, judge, len(img)))
                             for img in in_batches(opts, images)])
@@ -384,21 +392,21 @@ def worst_fakes(opts: cli.Arguments, judge: JudgedModel) -> tuple[list[str], np.
 # Feature maps.
 
 
-@options(
+@command(
     networks_option, images_option, max_images_option, seeds_option, labels_option, cli.class_option,
     cli.label_option,
 )
 def features(opts: cli.Arguments) -> None:
-    """Feature maps of G and of D's decoder, side by side, as colours (as GGDR shows them).
+    """Feature maps of G and of D's decoder side by side, drawn as colours, as in GGDR's paper.
 
-    Colours are the first three principal components. All maps of a network have one basis, so that equal features have
-    equal colours.
+    Red, green and blue are the first three principal components. All maps of a network share one basis, so equal
+    features have equal colours.
 
     \b
     python analyze.py features --network=ggdr.pkl --seeds=0-7 --data=photos --outdir=figures
     """
     from analysis import feature_maps
-    from analysis.drawing import SHOWN, Row, draw_rows, save_figure
+    from analysis.drawing import SHOWN, Row
     from sampling.images import to_pixels, to_tensor
 
     models = load_models(opts)
@@ -407,7 +415,7 @@ def features(opts: cli.Arguments) -> None:
     seeds = opts.seeds[:SHOWN]
     rows = []
     for model, res in zip(models, resolutions):
-        fakes, of_g = feature_maps.generator_features(model.G, generated(opts, model.G, seeds), res=res)
+        fakes, of_g = feature_maps.generator_features(model.G, seeds_to_ws(opts, model.G, seeds), res=res)
         maps = [of_g, feature_maps.decoder_features(model.D, fakes, res=res)]
         feature_maps.check_channels(*maps, name=model.path)
         real = real_images(opts, model.G)[1][:SHOWN] if opts.data else None
@@ -418,19 +426,17 @@ def features(opts: cli.Arguments) -> None:
                  Row(f"G at {res}x{res}", colours[0]), Row("D's decoder", colours[1])]
         if real is not None:
             rows += [Row("real", real), Row("D's decoder", colours[2])]
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows), Path(opts.outdir, "features.png"))
-    click.echo(f"features.png in {opts.outdir}")
+    write_figure(opts, "features", rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Nearest neighbours.
 
 
-@options(
+@command(
     cli.network_option,
     click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
-                 help="Training images  [default: those that the network was trained on]"),
+                 help="Training images  [default: those of the network's run]"),
     click.option("--detector", type=cli.Path(), metavar="PATH|URL",
                  help="Feature net, as for calc_metrics.py  [default: Inception]"),
     seeds_option,
@@ -439,17 +445,17 @@ def features(opts: cli.Arguments) -> None:
     cli.class_option, cli.label_option, cli.trust_net_option,
 )
 def neighbours(opts: cli.Arguments) -> None:
-    """The training images nearest to generated ones, by a detector's features: does G memorise?
+    """The training images nearest to generated images, by the features of a detector: does G memorise?
 
-    The number to look at is the distance of generated images from the nearest training image, relative to that of
-    training images from one another: near 1 for new images, near 0 for copies.
+    The relative distance below each neighbour is the distance from the generated image, divided by the typical distance
+    of a training image from the nearest other one. It is near 1 for new images, and near 0 for copies.
 
     \b
     python analyze.py neighbours --network=net.pkl --detector=net.pt --seeds=0-7 --outdir=figures
     """
     import torch
 
-    from analysis.drawing import Row, draw_rows, save_figure, save_table
+    from analysis.drawing import Row
     from analysis.neighbours import find_neighbours, typical_distance
     from metrics import detectors
     from torch_utils import misc
@@ -474,17 +480,14 @@ def neighbours(opts: cli.Arguments) -> None:
         rows.append(Row(f"seed {seed}", [image, *near], ["generated", *(f"{x:.2f}" for x in relative)]))
         table += [[f"seed{seed:04d}", rank, train.get_name(index), distance, ratio] for rank, (index, distance, ratio)
                   in enumerate(zip(indices, distances, relative), 1)]
-    with made_folder(opts.outdir):
-        save_figure(draw_rows(rows[:16]), Path(opts.outdir, "neighbours.png"))
-        save_table(Path(opts.outdir, "neighbours.csv"), ["image", "rank", "neighbour", "distance", "relative"], table)
     nearest = float(found.distances[:, 0].median())
     click.echo(f"median distance by {net.name} from the nearest training image: generated {nearest:.4g}, training "
                f"images from one another {usual:.4g}")
-    click.echo(f"neighbours.png and .csv in {opts.outdir}")
+    write_figure(opts, "neighbours", rows[:16], ["image", "rank", "neighbour", "distance", "relative"], table)
 
 
 def training_images(opts: cli.Arguments, *, resolution: int) -> ImageFolderDataset:
-    """Those of --data; else those that the network was trained on, without mirrored copies."""
+    """The images of --data, or those that the network was trained on, without mirrored copies."""
     import legacy
     from training.data.dataset import ImageFolderDataset
     from training.runs.run_scores import open_training_set
@@ -499,7 +502,7 @@ def training_images(opts: cli.Arguments, *, resolution: int) -> ImageFolderDatas
 def training_features(
     opts: cli.Arguments, net: Any, G: torch.nn.Module, train: ImageFolderDataset, device: torch.device
 ) -> torch.Tensor:
-    """Features [N, F] of the training images, in their order, from the cache if they are there."""
+    """Features [N, F] of the training images, in their order. They are kept in the cache."""
     from metrics.features import real_stats
     from metrics.options import ImageSet, MetricOptions
 

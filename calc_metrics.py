@@ -1,4 +1,4 @@
-"""Calculate quality metrics of a network pickle, or of all pickles of a run."""
+"""Calculate quality metrics of a network, of all network pickles of a run, or of a folder of images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dnnlib.util import UserError, atomic_write, cache_dir, check_writable, is_u
 from metrics.registry import check_metrics
 from training.runs import paper_tables
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     from training.scoring import Scorer, Scores, ScoringOptions
 
-_TIMEOUT_SEC = 7200     # Others wait for what one process does alone: distances of many features on a CPU, say.
+_TIMEOUT_SEC = 7200     # The first process works alone at times, such as on distances of many features; others wait.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
 
 
@@ -34,7 +34,6 @@ detector_option = click.option(
     "--detector", type=cli.Path(), metavar="PATH|URL",
     help="Feature net: TorchScript, ONNX, DINOv2, or by feature_net.py; for path lengths also lpips-vgg:FILE. Results "
          "are named after it.  [default: the standard net of each metric]")
-device_option = click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 batch_option = click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
                             help="Images per forward pass.")
 workers_option = click.option("--workers", type=click.IntRange(min=0), default=3, show_default=True,
@@ -56,13 +55,13 @@ cache_dir_option = click.option("--cache-dir", type=cli.Path(), metavar="DIR",
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add mirrored copies of the real images, in metrics that are not *_full.  [default: as in training]")
 @detector_option
-@device_option
+@cli.device_option
 @batch_option
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="GPUs that share the work, or processes with --device=cpu.")
 @workers_option
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
-              help="Of latents, labels, noise and subsets.")
+              help="Draws latents, labels, noise and subsets.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="Score with this many seeds, from --seed on: mean and standard deviation.")
 @cli.polarity_option
@@ -70,16 +69,16 @@ cache_dir_option = click.option("--cache-dir", type=cli.Path(), metavar="DIR",
 @click.option("--cache", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Keep the statistics of real images on disk.")
 @cache_dir_option
-@click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickle carries.")
+@cli.trust_option
 @cli.trust_net_option
 @click.option("--table", is_flag=True,
-              help="Print the results, of a run the best ones, above published ones on the same data set.")
+              help="Print the results (of a run, those of its best pickle) above published ones on the same data set.")
 @click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress on stderr.")
 def main(**options: Any) -> None:
-    """Calculate quality metrics of a network pickle, or of all pickles of a run.
+    """Calculate quality metrics of a network, of all network pickles of a run, or of a folder of images.
 
     One JSON line per metric goes to stdout, and to metric-NAME.jsonl beside the pickle if that lies in a run directory.
-    Of a run directory, those pickles are scored whose scores aren't there yet, and a table of all scores follows.
+    Given a run directory, the command scores those pickles that have no scores yet, then prints a table of all scores.
 
     \b
     python calc_metrics.py --network=runs/00000-church/network-snapshot-025000.pkl --metrics=fid50k_full,pr50k3_full
@@ -95,7 +94,7 @@ def main(**options: Any) -> None:
 
     table = options.pop("table")
     if not score(ScoringOptions(**options), table=table):
-        raise click.exceptions.Exit(1)  # which pickles are broken was said
+        raise click.exceptions.Exit(1)  # the damaged pickles were named before
 
 
 def check_names(metrics: list[str]) -> None:
@@ -105,7 +104,7 @@ def check_names(metrics: list[str]) -> None:
 
 
 def kind_of_device(device: str | None, gpus: int) -> str | None:
-    """Of several GPUs, no single one can be named."""
+    """The device of the processes. With several, it is a kind, cpu or cuda: naming one GPU is an error."""
     if gpus == 1:
         return device
     if device not in ("cpu", "cuda", None):
@@ -115,34 +114,34 @@ def kind_of_device(device: str | None, gpus: int) -> str | None:
 
 
 def use_cache(folder: str | None) -> None:
-    """Other processes that are started use it, too."""
+    """Keep downloads and statistics in this folder, in this process and in those that it starts."""
     if folder is not None:
         os.environ["GLEAD_CACHE_DIR"] = os.path.abspath(folder)
 
 
 def check_subject(options: dict[str, Any]) -> None:
-    """One thing is scored, and it can be scored in this way."""
+    """Check that either a network or images are given, and that the other options suit them."""
     network, images = options["network"], options["images"]
     if network is None and images is None:
         raise click.UsageError("Missing option '--network', or '--images'.")
     if network is not None and images is not None:
-        raise click.UsageError("--network and --images are two things to score: give one of them.")
+        raise click.UsageError("give --network or --images, not both")
     if images is not None and options["data"] is None:
         raise UserError(f"--images={images} must be compared with real images: give them with --data")
     if options["polarity"] and (images is not None or any(name.startswith("ppl") for name in options["metrics"])):
         raise UserError("--polarity resamples the latents of images that a network makes: it has no meaning for "
                         "--images, nor for path lengths")
     if images is not None and options["repeats"] > 1:
-        raise UserError("--repeats draws other latents each time, and --images are always the same: leave it out")
+        raise UserError("--repeats draws new latents each time, but --images are always the same: leave it out")
     if options["follow"] and (images is not None or is_url(network) or not os.path.isdir(network)):
         raise UserError(f"--follow needs a run directory as --network, and {images or network} is none")
 
 
 def score(opts: ScoringOptions, *, table: bool = False) -> bool:
-    """Score a network, images, or those pickles of a run that were not scored yet; with --follow those to come, too.
+    """Score a network, images, or those pickles of a run that have no scores yet. --follow waits for new pickles.
 
     Returns:
-        Whether all pickles can be read.
+        True if all pickles could be read.
     """
     from metrics.published import format_table
     from training import scoring
@@ -151,7 +150,7 @@ def score(opts: ScoringOptions, *, table: bool = False) -> bool:
     scorer = scoring.prepare(opts, warn=cli.warn)
     before = scorer.book.complete() if opts.is_run else set()
     try:
-        scores = share_out(opts) if opts.gpus > 1 else scorer.measure(device)
+        scores = measure_in_processes(opts) if opts.gpus > 1 else scorer.measure(device)
     except KeyboardInterrupt:
         if not opts.is_run:
             raise
@@ -166,7 +165,7 @@ def score(opts: ScoringOptions, *, table: bool = False) -> bool:
 
 
 def print_run(scorer: Scorer, *, table: bool) -> None:
-    """All scores of a run; with --table those of its best pickle beside published ones."""
+    """Print all scores of a run, and with `table` those of its best pickle above published ones."""
     from metrics.published import format_table
     from training.runs.run_scores import ScoreTable
 
@@ -181,39 +180,38 @@ def print_run(scorer: Scorer, *, table: bool) -> None:
 @click.command(cls=cli.Command)
 @metrics_option
 @click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP",
-              help="Real images, whose statistics are computed, too; without, only feature nets are fetched.")
+              help="Real images: compute their statistics, too.  [default: only fetch feature nets]")
 @click.option("--mirror", type=bool, default=False, metavar="BOOL",
               help="Add mirrored copies of the real images, in metrics that are not *_full.")
 @detector_option
-@device_option
+@cli.device_option
 @batch_option
 @workers_option
 @cache_dir_option
 @cli.trust_net_option
-def prefetch(
-    metrics: list[str], data: str | None, mirror: bool, detector: str | None, device: str | None, batch: int,
-    workers: int, trust_net: bool, **place: str | None,
-) -> None:
+def prefetch(**options: Any) -> None:
     """Fetch what metrics need into the cache: feature nets, and statistics of real images.
 
-    The folder can then be copied to a machine without network, and be named there by --cache-dir.
+    The folder can then be copied to a machine without network. There, --cache-dir names it.
 
     \b
     python calc_metrics.py prefetch --metrics=fid50k_full,pr50k3_full --data=church256.zip --cache-dir=cache
     """
-    check_names(metrics)
-    use_cache(place["cache_dir"])
+    opts = cli.Arguments(**options)
+    check_names(opts.metrics)
+    use_cache(opts.cache_dir)
     from metrics import metric_main
     from torch_utils import misc
     from training import lpips_features  # noqa: F401 (makes lpips-vgg and lpips-alex known as detectors)
     from training.data.dataset import ImageFolderDataset
 
-    metric_main.check_detector(metrics, detector, trust=trust_net)
-    click.echo(f"The feature nets of {', '.join(metrics)} are in {cache_dir()}")
-    if data is not None:
-        dataset = ImageFolderDataset(data, xflip=mirror)
-        for metric, count in metric_main.prefetch(metrics, dataset=dataset, detector=detector, batch_size=batch,
-                                                  device=misc.pick_device(device), workers=workers):
+    metric_main.check_detector(opts.metrics, opts.detector, trust=opts.trust_net)
+    click.echo(f"The feature nets of {', '.join(opts.metrics)} are in {cache_dir()}")
+    if opts.data is not None:
+        dataset = ImageFolderDataset(opts.data, xflip=opts.mirror)
+        counts = metric_main.prefetch(opts.metrics, dataset=dataset, detector=opts.detector, batch_size=opts.batch,
+                                      device=misc.pick_device(opts.device), workers=opts.workers)
+        for metric, count in counts:
             click.echo(f"{metric}: statistics of {count} images of {dataset.path} are there")
 
 
@@ -221,30 +219,30 @@ def prefetch(
 @click.argument("name", type=click.Choice(paper_tables.NAMES))
 @click.option("--models", type=cli.Path(), metavar="FILE|DIR", required=True,
               help="A folder of run directories; or a manifest in YAML or JSON: a list of entries with row, dataset, "
-                   "network and perhaps data.")
+                   "network and optionally data.")
 @click.option("--stand-in", metavar="DATASET",
-              help="Take runs on other images for runs on this data set of the table, such as FFHQ; rows say so.")
+              help="Treat runs on other images as runs on this data set of the table, such as FFHQ; rows say so.")
 @click.option("--metrics", type=cli.CommaList(), metavar="LIST",
               help="The first one chooses the best pickle of each run.  [default: the papers']")
 @click.option("--format", "form", type=click.Choice(get_args(paper_tables.TableFormat)), default="text",
               show_default=True)
 @click.option("--out", type=cli.Path(), metavar="FILE", help="Write the table there, too.")
 @detector_option
-@device_option
+@cli.device_option
 @batch_option
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that share the work.")
 @workers_option
 @cache_dir_option
-@click.option("--trust-pickle", is_flag=True, help="Run the source code that the pickles carry.")
+@cli.trust_option
 @cli.trust_net_option
 def table(
     name: str, models: str, stand_in: str | None, form: paper_tables.TableFormat, out: str | None, **options: Any
 ) -> None:
-    """Fill a table of the papers with networks that were trained here, beside the published figures.
+    """Fill a table of the papers with scores of your own networks, beside the published ones.
 
-    What is not scored yet is scored first: all pickles of a run by the first metric, and the best one by the others.
-    Scores are noted in the run directories, or beside the manifest. So the same command resumes where it was stopped.
-    Runs that differ in --seed alone share a cell: mean and standard deviation. All that is calculated goes to stderr.
+    Networks without scores are scored first: all pickles of a run by the first metric, and the best one by the others.
+    Scores are kept in the run directories, or beside the manifest, so the same command resumes after an interruption.
+    Runs that differ only in --seed share a cell: mean and standard deviation. The table alone goes to stdout.
 
     \b
     python calc_metrics.py table glead-1 --models=runs
@@ -271,16 +269,17 @@ def table(
 
 
 @click.command(cls=cli.Command)
-@click.option("--methods", type=cli.CommaList(), metavar="NAME,...", help="As train.py --method. The first one is what "
-              "the others are compared with.  [default: the four without rivals]")
+@click.option("--methods", type=cli.CommaList(), metavar="NAME,...",
+              help="Methods, as train.py --method. The others are compared with the first one.  [default: the four "
+                   "without rivals]")
 @click.option("--cfg", default="paper256", show_default=True, help="Settings, as train.py --cfg.")
 @click.option("--resolution", type=click.IntRange(8, 1024), default=256, show_default=True, help="Side of the images.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images in a step.")
-@device_option
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per training step.")
+@cli.device_option
 def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, device: str | None) -> None:
-    """Measure what each method costs on this device, and how much more than StyleGAN2.
+    """Measure the cost of each method on this device, and compare it with that of the first method.
 
-    Parameters, multiply-accumulates, times of forward passes and of a training step, and the memory that it takes.
+    The columns are parameters, multiply-accumulates, times of forward passes and of a training step, and its memory.
     """
     if resolution & (resolution - 1):
         raise UserError(f"--resolution is {resolution}, expected a power of two")
@@ -301,7 +300,7 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
 
 
 def score_model(opts: ScoringOptions, model: paper_tables.TrainedModel) -> dict[str, float]:
-    """Results of a network by name; of a run, those of its best pickle by the first metric."""
+    """Scores of a network by name, or of the best pickle of a run by the first metric. Missing scores are measured."""
     from metrics.published import DATASETS
     from training import scoring
     from training.runs.run_scores import ScoreTable
@@ -330,12 +329,12 @@ def score_model(opts: ScoringOptions, model: paper_tables.TrainedModel) -> dict[
 # Several processes.
 
 
-def share_out(opts: ScoringOptions) -> Scores:
-    """Have `opts.gpus` processes do the work; what the first of them returns.
+def measure_in_processes(opts: ScoringOptions) -> Scores:
+    """Measure in `opts.gpus` processes, and return the result of the first one.
 
     Raises:
-        UserError:         One failed.
-        KeyboardInterrupt: Requested to stop.
+        UserError:         A process failed.
+        KeyboardInterrupt: The user asked to stop.
     """
     from training import launch, scoring
 
@@ -351,7 +350,14 @@ def share_out(opts: ScoringOptions) -> Scores:
 
 
 def work(job: str) -> int:
-    """As one of the processes that `share_out` starts, do what the file `job` says; returns the exit status."""
+    """The work of one of the processes that `measure_in_processes` starts.
+
+    Args:
+        job: Path of the JSON file with the options and the path for the result.
+
+    Returns:
+        The exit status.
+    """
     from torch_utils import distributed
     from training import launch, scoring
     from training.worker import take_part

@@ -1,4 +1,4 @@
-"""What the command lines share: the error boundary, option types, options of those that make images, warnings."""
+"""What the command lines share: error messages, types of options, common options, warnings, loading of networks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import click
 
 from dnnlib.util import UserError, lies_in, open_url, read_yaml
 
-if TYPE_CHECKING:  # PyTorch and NumPy take long to import: --help and wrong usage don't wait for them
+if TYPE_CHECKING:  # NumPy and PyTorch take long to import: --help and usage errors don't wait for them
     import numpy as np
 
 
 class Arguments(types.SimpleNamespace):
-    """What was asked for: an attribute for each option of a command."""
+    """The values of a command's options, as attributes."""
 
 
 class GroupedOption(click.Option):
@@ -35,7 +35,7 @@ class GroupedOption(click.Option):
 
 
 class Command(click.Command):
-    """A click command that turns users' mistakes into one line on stderr and exit status 1.
+    """A click command that reports a UserError as one line on stderr, with exit status 1.
 
     Options may be spelled with `_` in place of `-`.
     """
@@ -55,7 +55,7 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that stdout can't encode
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with plain_errors():
@@ -70,7 +70,7 @@ class Command(click.Command):
 
 
 def add_options(options: Sequence[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of a command: gives it options as `training.config.options` describes them."""
+    """A decorator that gives a command the options that `training.config.options` describes."""
     return lambda command: functools.reduce(lambda f, option: _declare(option)(f), reversed(options), command)
 
 
@@ -97,23 +97,24 @@ def _declare(option: Any) -> Callable[..., Any]:
     return click.option(*names, cls=GroupedOption, **values)
 
 
-def said_explicitly(context: click.Context) -> dict[str, Any]:
-    """The options that stand on the command line, without those at their defaults."""
+def given_options(context: click.Context) -> dict[str, Any]:
+    """The options that the user gave on the command line, without those at their defaults."""
     source = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == source}
 
 
 def read_option_file(path: str, context: click.Context, *, without: Collection[str]) -> dict[str, Any]:
-    """Options of the current command, from a JSON or YAML file.
+    """Read options of the current command from a JSON or YAML file.
 
-    The file is a mapping: names, with `-` or `_`, to values as on the command line. A run's `training_options.json`
-    holds such a mapping under "command".
+    The file maps names of options, with `-` or `_`, to values as on the command line. In a run's
+    `training_options.json`, this mapping is the entry "command".
 
     Args:
-        without: Options that a file can't give; those of a run are left out.
+        without: Options that a file can't give. They are ignored in a run's `training_options.json`, and an error
+                 elsewhere.
 
     Raises:
-        UserError: The file can't be read, is no mapping, has an unknown name, or a value of another type.
+        UserError: The file can't be read or holds no mapping, a name is unknown, or a value has the wrong type.
     """
     content = _read_mapping(path)
     if isinstance(content.get("command"), dict):
@@ -142,17 +143,17 @@ def _read_mapping(path: str) -> dict[Any, Any]:
 
 
 def silence_stdout() -> None:
-    """Discard what is left to write after a BrokenPipeError: it would raise the error again at exit."""
+    """Discard further output. After a BrokenPipeError, flushing stdout at exit would raise the error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn errors of the file system into UserErrors: missing or locked files, full disks, odd names."""
+    """Turn errors of the file system into UserErrors: missing or locked files, full disks, names that aren't UTF-8."""
     try:
         yield
     except UnicodeEncodeError as e:
-        if e.reason != "surrogates not allowed":  # which stand for bytes in the names of files
+        if e.reason != "surrogates not allowed":  # Python decodes other bytes in file names as surrogates
             raise
         name = e.object[max(e.start - 40, 0):e.end + 40]
         raise UserError(f"{name!a} holds the name of a file that is not UTF-8: rename the file") from e
@@ -164,9 +165,9 @@ def plain_errors() -> Iterator[None]:
 
 
 class DefaultGroup(click.Group):
-    """Sub-commands, and a default command, which runs if the first argument is not the name of a sub-command.
+    """A default command with sub-commands. The default runs if the first argument doesn't name a sub-command.
 
-    `--help` shows the help of the default command, and lists the others at its end.
+    `--help` shows the help of the default command, with a list of the sub-commands at its end.
     """
 
     def __init__(self, default: click.Command, *commands: click.Command) -> None:
@@ -186,15 +187,15 @@ class DefaultGroup(click.Group):
 
 
 def _one_line(message: str) -> str:
-    """Show line breaks and control characters, which names of files may hold, as escapes."""
+    """Escape line breaks and control characters, which file names may hold."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 class Path(click.Path):
-    """The name of a file or folder, a URL or another name; a leading `~` is the home folder."""
+    """A path, a URL, or a name that may stand in its place. A leading `~` is replaced by the home folder."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(readable=False, **kwargs)  # the code that opens the file reports what is wrong
+        super().__init__(readable=False, **kwargs)  # whether it can be read shows when it is opened
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = os.path.expanduser(os.fspath(value))
@@ -206,7 +207,7 @@ class Path(click.Path):
 
 
 class FiniteFloat(click.FloatRange):
-    """A finite number that float32 can hold, optionally within a range."""
+    """A number that is finite in float32, optionally within a range."""
 
     name = "float"
 
@@ -221,7 +222,7 @@ class FiniteFloat(click.FloatRange):
 
 
 class Read(click.ParamType):
-    """A text that a function reads, and gives in its usual form."""
+    """A text that the function `read` checks and brings into its usual form."""
 
     name = "text"
 
@@ -236,7 +237,7 @@ class Read(click.ParamType):
 
 
 class IntOrAuto(click.ParamType):
-    """A whole number from 1 on, or the word auto."""
+    """A whole number of at least 1, or the word `auto`."""
 
     name = "integer"
 
@@ -252,7 +253,7 @@ MAX_NUMBERS = 1_000_000
 
 
 class IntRanges(click.ParamType):
-    """`1,5,10-12` as [1, 5, 10, 11, 12], at most `MAX_NUMBERS` of them."""
+    """`1,5,10-12` as [1, 5, 10, 11, 12], at most `MAX_NUMBERS` numbers."""
 
     name = "ranges"
 
@@ -285,7 +286,7 @@ class CommaList(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """`0.1,0.2` as [0.1, 0.2], finite."""
+    """`0.1,0.2` as [0.1, 0.2]. All numbers are finite."""
 
     name = "numbers"
 
@@ -296,32 +297,32 @@ class Numbers(click.ParamType):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Options of the command lines that make images.
+# Options that several command lines have.
 
 network_option = click.option("--network", "network_pkl", type=Path(), metavar="PATH|URL", required=True,
                               help="Network, path or URL: a pickle (TensorFlow's too), safetensors, .pt or .onnx file")
 trunc_option = click.option("--trunc", "truncation_psi", type=FiniteFloat(), default=1.0, show_default=True,
-                            help="Truncation psi")
+                            help="Truncation psi: 1 = no truncation, 0 = the image of the mean w")
 class_option = click.option("--class", "class_idx", type=click.IntRange(min=0),
-                            help="Class label, for conditional networks")
+                            help="Index of the class, for conditional networks")
 label_option = click.option("--label", type=Numbers(), metavar="X,Y,...",
-                            help="Label as a vector, for networks that were trained with such")
+                            help="Label as a vector, for networks that were trained with vectors as labels")
 noise_mode_option = click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
                                  show_default=True)
-device_option = click.option("--device", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
+device_option = click.option("--device", metavar="NAME", help="cpu, cuda or cuda:N  [default: cuda if there is one]")
 trust_option = click.option("--trust-pickle", is_flag=True,
                             help="Run the code in the pickle; only for files you trust")
 trust_net_option = click.option("--trust-net", is_flag=True,
                                 help="Open TorchScript feature nets, which are programs; remembered for each file")
 
 polarity_option = click.option("--polarity", type=FiniteFloat(), default=0.0, show_default=True, metavar="RHO",
-                               help="Polarity sampling: below 0 favours modes, above 0 what lies beside them")
+                               help="Polarity sampling: below 0 favours modes, above 0 rare images")
 candidates_option = click.option("--candidates", type=click.IntRange(2, MAX_NUMBERS), default=10_000, show_default=True,
-                                 help="Latents that --polarity chooses from")
+                                 help="Number of latents that --polarity chooses from")
 
 
 def warn(message: str) -> None:
-    """Write a line to stderr, above the progress bar if there is one."""
+    """Write a warning to stderr, above the progress bar if there is one."""
     from tqdm import tqdm
 
     tqdm.write(f"Warning: {_one_line(message)}", file=sys.stderr)
@@ -329,7 +330,7 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show each UserWarning that is raised inside as a line for users; other warnings are for programmers."""
+    """Print each UserWarning in the block by `warn`. Other warnings are for programmers, and are not shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -338,11 +339,11 @@ def shown_warnings() -> Iterator[None]:
 
 
 def warn_unused(names: Sequence[str], *, because: str) -> None:
-    """Warn of options that were given although they have no effect.
+    """Warn of given options that have no effect.
 
     Args:
-        names:   Options of the current command, by the names of their parameters.
-        because: Ends the sentence "no effect ...".
+        names:   Parameter names of options of the current command.
+        because: The end of the sentence "no effect ...", such as "without --polarity".
     """
     ctx = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
@@ -353,7 +354,7 @@ def warn_unused(names: Sequence[str], *, because: str) -> None:
 
 
 def check_outdir(outdir: str | None, *, images: Sequence[str] = ()) -> None:
-    """Raises UserError where --outdir is empty, or lies in one of the folders of `images`, whose results would join."""
+    """Raise a UserError if --outdir is empty, or lies in one of the folders `images`: results would mix with inputs."""
     if not outdir:
         raise UserError("--outdir is empty: give the name of a folder")
     for path in images:
@@ -363,22 +364,27 @@ def check_outdir(outdir: str | None, *, images: Sequence[str] = ()) -> None:
 
 
 def check_seeds(option: str, seeds: Sequence[int]) -> None:
-    """Raises UserError where a seed is larger than NumPy takes."""
+    """Raise a UserError if a seed is too large for NumPy."""
     if max(seeds) >= 1 << 32:
         raise UserError(f"{option} holds {max(seeds)}; seeds go up to {(1 << 32) - 1}")
 
 
 PAIR = ("G", "D", "G_ema")
-GLEAD_RUN = "a GLeaD run (train.py --method=glead or glead+ggdr)"
 
 
 def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_ema",)) -> dict[str, Any]:
-    """Networks of a pickle for making images: finite, in eval mode, without gradients, on the CPU.
+    """Load networks in eval mode, without gradients, on the CPU.
 
     Args:
-        network_pkl: Path or URL.
-        trust:       Run the code that it carries.
-        only:        Which of `G`, `D`, `G_ema`; those that the file lacks are None.
+        network_pkl: Path or URL of a network file.
+        trust:       Run the code in the pickle.
+        only:        The networks to load, of `G`, `D` and `G_ema`.
+
+    Returns:
+        The networks by name; None for those that the file lacks.
+
+    Raises:
+        UserError: The file can't be read, weights are not finite, or images have neither 1 nor 3 channels.
     """
     from torch_utils import misc
     from torch_utils.formats import read_networks
@@ -397,31 +403,35 @@ def load_networks(network_pkl: str, *, trust: bool, only: Sequence[str] = ("G_em
 
 
 def load_generator(network_pkl: str, *, trust: bool) -> Any:
-    """G_ema of a network pickle; as `load_networks`."""
+    """Load G_ema by `load_networks`. A UserError says if there is none."""
     return need_generator(load_networks(network_pkl, trust=trust), network_pkl)
 
 
 def need_generator(networks: dict[str, Any], network_pkl: str) -> Any:
-    """G_ema of what `load_networks` gave."""
+    """G_ema of the result of `load_networks`. A UserError says if there is none."""
     if networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds no G_ema")
     return networks["G_ema"]
 
 
-def load_pair(network_pkl: str, *, trust: bool, to: str, of: str) -> tuple[Any, Any]:
-    """G and D of a network pickle; as `load_networks` and `need_pair`."""
-    return need_pair(load_networks(network_pkl, trust=trust, only=PAIR), network_pkl, to=to, of=of)
+def load_pair(network_pkl: str, *, trust: bool, purpose: str) -> tuple[Any, Any]:
+    """Load G and D by `load_networks`; see `need_pair`."""
+    return need_pair(load_networks(network_pkl, trust=trust, only=PAIR), network_pkl, purpose=purpose)
 
 
-def need_pair(networks: dict[str, Any], network_pkl: str, *, to: str, of: str) -> tuple[Any, Any]:
-    """G and D of what `load_networks` gave for `PAIR`. G is the one that D was trained with, or else G_ema.
+def need_pair(networks: dict[str, Any], network_pkl: str, *, purpose: str) -> tuple[Any, Any]:
+    """G and D of the result of `load_networks(only=PAIR)`. G_ema takes the place of a missing G, with a warning.
 
     Args:
-        to: What they are for, for messages: "rebuilding images".
-        of: Which runs have a D for that.
+        networks:    The networks.
+        network_pkl: Their file, for messages.
+        purpose:     What needs them, for messages, such as "rebuilding images".
+
+    Raises:
+        UserError: There is no D, or neither G nor G_ema.
     """
     if networks["D"] is None:
-        raise UserError(f"{network_pkl}: holds no D; {to} needs a network pickle with the D of {of}")
+        raise UserError(f"{network_pkl}: holds no D; {purpose} needs a network pickle of train.py, which has one")
     if networks["G"] is None and networks["G_ema"] is None:
         raise UserError(f"{network_pkl}: holds neither G nor G_ema")
     if networks["G"] is None:
@@ -430,15 +440,19 @@ def need_pair(networks: dict[str, Any], network_pkl: str, *, to: str, of: str) -
 
 
 def check_one_size(networks: Sequence[tuple[str, Any]]) -> None:
-    """Raises UserError where networks, each with its file, are for images of different sizes."""
+    """Raise a UserError if networks, given as (path, network), are for images of different sizes."""
     sizes = {f"{net.img_channels}x{net.img_resolution}x{net.img_resolution}": path for path, net in networks}
     if len(sizes) > 1:
-        raise UserError("networks for images of different sizes don't stand side by side: "
+        raise UserError("all networks must be for images of one size: "
                         + ", ".join(f"{path} is for {size}" for size, path in sizes.items()))
 
 
 def pick_label(G: Any, class_idx: int | None, vector: list[float] | None) -> np.ndarray | None:
-    """The label that --class or --label gives, float32 [c_dim]; None for an unconditional network."""
+    """The label that --class or --label gives, float32 [c_dim]; None for an unconditional network.
+
+    Raises:
+        UserError: Both are given, a conditional network gets none, or the label doesn't fit the network.
+    """
     import numpy as np
 
     if class_idx is not None and vector is not None:

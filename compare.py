@@ -1,4 +1,4 @@
-"""Compare methods and settings over paired seeds: train all, score them by several judges, draw what came out."""
+"""Compare methods or settings over paired seeds: train, score by several feature nets, write tables and figures."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, atomic_write, check_writable, format_time
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     from analysis.comparison import Result
     from analysis.fairness import Judgement
     from training.runs.sweep import Cell, Plan
 
-_JUDGED_IMAGES = 1000   # Of each kind, that the D of each run scores.
+_JUDGED_IMAGES = 1000   # Images of each kind (training, unseen, generated) that the D of each run scores.
 
 
 @click.command(cls=cli.Command, context_settings={"max_content_width": 120, "ignore_unknown_options": True,
                                                   "allow_extra_args": True})
 @click.option("--outdir", type=cli.Path(file_okay=False), metavar="DIR", help="Where runs and results go")
 @click.option("--plan", "plan_file", type=cli.Path(), metavar="FILE",
-              help="What is compared, as YAML or JSON  [default: --methods]")
+              help="What to compare, as YAML or JSON  [default: --methods]")
 @click.option("--methods", type=cli.CommaList(), metavar="LIST",
-              help="Methods, comma-separated, as --method of train.py")
+              help="Methods to compare, separated by commas, as train.py --method")
 @click.option("--seeds", type=click.IntRange(min=1), help="Runs of each arm, with seeds from 0 on  [default: 3]")
 @click.option("--data", type=cli.Path(), metavar="FOLDER|ZIP", help="Images, instead of those of the plan")
 @click.option("--minutes", type=cli.FiniteFloat(min=0, min_open=True),
-              help="Train each run on as many images as its arm manages in this time, measured beforehand; --kimg "
-              "gives all the same number")
+              help="Train each run on as many images as its arm manages in this time, which is measured beforehand; "
+              "--kimg instead gives all runs the same number")
 @click.option("--detector", "judges", type=cli.CommaList(), metavar="LIST",
-              help="Feature nets that score the last network of each run  [default: those of the plan]")
-@click.option("--metrics", metavar="LIST", help="How they do  [default: kid10k,fid10k,pr10k3,dc10k5]")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time  [default: a core each, or 1 on a GPU]")
-@click.option("--trust-net", "trust", is_flag=True,
-              help="Open feature nets that are TorchScript files, which are programs; remembered for each file")
-@click.option("--results-only", is_flag=True, help="Train nothing: write the results of what is there")
+              help="Feature nets in which the last network of each run is scored  [default: those of the plan]")
+@click.option("--metrics", metavar="LIST", help="Metrics to score by  [default: kid10k,fid10k,pr10k3,dc10k5]")
+@click.option("--jobs", type=click.IntRange(min=1),
+              help="Runs to train at the same time  [default: one for each core, or 1 on a GPU]")
+@cli.trust_net_option
+@click.option("--results-only", is_flag=True, help="Train nothing: write the results of the runs that are finished")
 @click.option("--tables", type=cli.Path(exists=True, dir_okay=False), multiple=True, metavar="FILE.md",
-              help="Only make the tables in this Markdown file anew; may be given several times")
+              help="Only update the tables in this Markdown file; may be given several times")
 @click.pass_context
-def main(context: click.Context, plan_file: str | None, methods: list[str] | None, tables: tuple[str, ...],
-         outdir: str | None, jobs: int | None, trust: bool, results_only: bool, **said: Any) -> None:
+def main(
+    context: click.Context, plan_file: str | None, methods: list[str] | None, tables: tuple[str, ...],
+    outdir: str | None, jobs: int | None, trust_net: bool, results_only: bool, **changes: Any,
+) -> None:
     """Train several methods or settings with several seeds on the same data, and compare them.
 
-    Other options are those of train.py, for all runs. The same command resumes. With the same seed, runs see the same
-    images in the same order, and have the same latents and initial weights.
+    All other options are passed to train.py for every run. The same command resumes. Runs with the same seed see the
+    same images in the same order, and have the same latents and initial weights.
 
     \b
     bash train_scripts/compare.sh --methods=stylegan2,glead --seeds=5 --kimg=60 --data=cifar10.zip --cfg=cifar \\
@@ -66,17 +68,19 @@ def main(context: click.Context, plan_file: str | None, methods: list[str] | Non
         raise click.UsageError("Missing option '--outdir'.")
     cli.check_outdir(outdir)
     check_writable(Path(outdir, "results.json"))
-    plan = make_plan(plan_file, methods, read_train_options(context.args), **said)
+    plan = make_plan(plan_file, methods, read_train_options(context.args), **changes)
     device = plan.train.get("device")
     if not results_only:
-        train(plan, outdir, jobs, device, trust)
+        train(plan, outdir, jobs, device, trust_net)
     with cli.shown_warnings():
         write_results(plan, Path(outdir), device)
 
 
-def make_plan(plan_file: str | None, methods: list[str] | None, train_options: dict[str, str], *, seeds: int | None,
-              data: str | None, minutes: float | None, judges: list[str] | None, metrics: str | None) -> Plan:
-    """The plan of a file, or of options; those that are given count for all arms."""
+def make_plan(
+    plan_file: str | None, methods: list[str] | None, train_options: dict[str, str], *, seeds: int | None,
+    data: str | None, minutes: float | None, judges: list[str] | None, metrics: str | None,
+) -> Plan:
+    """The plan from --plan, changed by the other options, or a plan of --methods."""
     from training.runs.sweep import make_plan, read_plan
 
     if (plan_file is None) == (methods is None):
@@ -84,11 +88,13 @@ def make_plan(plan_file: str | None, methods: list[str] | None, train_options: d
     if methods is not None:
         if data is None:
             raise click.UsageError("Missing option '--data'.")
-        return make_plan({
+        content = {
             "data": data, "arms": {method: {"method": method} for method in methods}, "seeds": seeds or 3,
-            "train": train_options, "minutes": minutes, "reference": methods[0], "metrics": metrics or "kid10k,fid10k,"
-            "pr10k3,dc10k5", "judges": {Path(net).stem: net for net in judges or ()}}, source="--methods")
-    assert plan_file is not None
+            "train": train_options, "minutes": minutes, "reference": methods[0],
+            "metrics": metrics or "kid10k,fid10k,pr10k3,dc10k5",
+            "judges": {Path(net).stem: net for net in judges or ()},
+        }
+        return make_plan(content, source="--methods")
     plan = read_plan(plan_file)
     changes = {"data": data, "seeds": seeds, "minutes": minutes, "metrics": metrics,
                "judges": judges and {Path(net).stem: net for net in judges}}
@@ -97,7 +103,7 @@ def make_plan(plan_file: str | None, methods: list[str] | None, train_options: d
 
 
 def read_train_options(arguments: list[str]) -> dict[str, str]:
-    """`--name=value` and `--name value` by name; of a flag, the value is true."""
+    """Values of `--name=value` and `--name value` by name. A flag, which has no value, is "true"."""
     options: dict[str, str] = {}
     name = None
     for argument in arguments:
@@ -112,7 +118,7 @@ def read_train_options(arguments: list[str]) -> dict[str, str]:
 
 
 def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: bool) -> None:
-    """Train and score what is missing, with a bar of images."""
+    """Train and score the runs that are not finished. A progress bar counts images."""
     import torch
 
     from dnnlib.util import num_cores
@@ -123,10 +129,10 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: 
                   say=lambda line: tqdm.write(line, file=sys.stderr))
     with tqdm(unit="kimg", file=sys.stderr, desc="Training", dynamic_ncols=True) as bar:
         def show(done: float, total: float) -> None:
-            if bar.total is None:   # checks and probes are over: the clock starts here
+            if bar.total is None:   # the first images: time for checks and probes doesn't count
                 bar.reset(total=round(total, 1))
-                bar.initial = round(done, 1)    # of earlier commands: not for the rate
-            bar.n = min(round(done, 1), bar.total)  # runs end with a whole batch
+                bar.initial = round(done, 1)    # images of earlier commands don't count for the rate
+            bar.n = min(round(done, 1), bar.total)  # the last batch may exceed the total
             bar.refresh()
 
         try:
@@ -138,7 +144,7 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: 
 
 
 def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
-    """results.json, RESULTS.md, curves.png, scores.png and report.html of the runs that are finished."""
+    """Write results.json, RESULTS.md, curves.png, scores.png and report.html about the runs that are finished."""
     from analysis import comparison, report
     from analysis.curves import Group, read_curves
     from analysis.drawing import save_figure
@@ -159,7 +165,7 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
         runs.setdefault(cell.arm, []).append(cell.run_dir)
     curves = {path: read_curves(path) for paths in runs.values() for path in paths}
     metrics = {name: curve for name, curve in next(iter(curves.values())).items() if name.startswith("Metrics/")}
-    if metrics:     # the one that training took most often, not those of the judges at the end
+    if metrics:     # draw the metric that training measured most often; judges score only the last network
         name = max(metrics, key=lambda name: (len(metrics[name].kimg), name.startswith("Metrics/kid")))
         save_figure(comparison.draw_curves(runs, name), outdir / "curves.png")
     groups = [Group(arm, paths) for arm, paths in runs.items()]
@@ -168,16 +174,13 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
     reference = plan.reference or next(iter(plan.arms))
     with atomic_write(outdir / "RESULTS.md") as f:
         f.write(comparison.describe(results, reference).encode())
-    click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(total_seconds(results))} of "
-               f"training: RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
-
-
-def total_seconds(results: list[Result]) -> float:
-    return sum(result.kimg * result.sec_per_kimg for result in results)
+    seconds = sum(result.kimg * result.sec_per_kimg for result in results)
+    click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(seconds)} of training: "
+               f"RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
 
 
 def judge(cell: Cell, device: str | None) -> Judgement | None:
-    """What D makes of images that it was not trained on; None if it was trained on all, or on more than images."""
+    """D's scores of training, unseen and generated images. None if no images are unseen, or D takes extra channels."""
     from analysis.fairness import draw_sample, judge, left_out
     from torch_utils import misc
     from training.runs.run_dir import find_options
@@ -189,11 +192,11 @@ def judge(cell: Cell, device: str | None) -> Judgement | None:
     if trained_on.get("max_size") is None or find_options(cell.run_dir)["config"]["D"]["extra_channels"]:
         return None
     path = str(list_pickles(cell.run_dir)[-1].path)
-    G, D = cli.load_pair(path, trust=False, to="a comparison", of="a run of train.py")
+    G, D = cli.load_pair(path, trust=False, purpose="a comparison")
     where = misc.pick_device(device)
-    data = open_training_set(path, trained_on, use_labels=bool(trained_on.get("use_labels")))
-    seen, unseen = (draw_sample(source, indices, count=_JUDGED_IMAGES, seed=0) for source, indices in (
-        (data, list(range(len(data)))), (data.replace(max_size=None), left_out(data))))
+    train = open_training_set(path, trained_on, use_labels=bool(trained_on.get("use_labels")))
+    seen = draw_sample(train, count=_JUDGED_IMAGES, seed=0)
+    unseen = draw_sample(train.replace(max_size=None), left_out(train), count=_JUDGED_IMAGES, seed=0)
     return judge(G.to(where), D.to(where), seen, unseen)
 
 

@@ -13,30 +13,30 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, atomic_write, check_writable, is_url, made_folder, sha256_of
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
 SUFFIXES = {".pkl": "pkl", ".safetensors": "safetensors", ".pt": "pt", ".onnx": "onnx"}
 KEYS = ("G", "D", "G_ema", "augment_pipe", "training_set_kwargs")
-PROBE_SEEDS = (0, 1, 2)     # The latents whose images are compared.
-PROBE_PSI = 0.7
+PROBE_SEEDS = (0, 1, 2)     # Images of these latents are compared, without truncation ...
+PROBE_PSI = 0.7             # ... and the first one also with this truncation.
 
 
 class Discrepancy(NamedTuple):
-    """Of the images before and after."""
+    """How far images of the converted generator are from those of the source."""
 
-    difference: float       # The largest.
-    largest: float          # Value of an image before.
+    difference: float       # Largest absolute difference of two pixels.
+    largest: float          # Largest absolute value of a pixel of the source.
 
     @property
     def relative(self) -> float:
-        """Generators whose images go beyond [-1, 1] are allowed more, as float32 is."""
+        """The difference relative to `largest`, or to 1 if that is more: large values have large rounding errors."""
         return self.difference / max(self.largest, 1)
 
 
 @click.command(cls=cli.Command)
 @click.option("--network", type=cli.Path(), metavar="PATH|URL", required=True,
-              help="File with networks, of any format: path or URL")
+              help="Networks to convert, in any format")
 @click.option("--out", type=cli.Path(dir_okay=False), help="File to write", required=True)
 @click.option("--format", "format_name", type=click.Choice([*SUFFIXES.values(), "safetensors-float16"]),
               help="Format of --out; safetensors-float16 has half the size  [default: by its suffix]")
@@ -44,28 +44,19 @@ class Discrepancy(NamedTuple):
 @click.option("--noise-mode", type=click.Choice(["const", "none"]), default="const", show_default=True,
               help="Noise of an ONNX graph: the generator's constant one, or none")
 @click.option("--card/--no-card", default=True, show_default=True, help="Write a model card beside --out, as NAME.md")
-@click.option("--overwrite", is_flag=True, help="Replace --out, and what is written beside it")
-@click.option("--trust-pickle", is_flag=True, help="Run the code in the pickle; only for files you trust")
-def main(
-    network: str,
-    out: str,
-    format_name: str | None,
-    only: list[str] | None,
-    noise_mode: str,
-    card: bool,
-    overwrite: bool,
-    trust_pickle: bool,
-) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace --out and the files beside it")
+@cli.trust_option
+def main(**options: Any) -> None:
     """Convert networks between formats.
 
     \b
-    .pkl          everything, with the code that StyleGAN2-ADA's and StyleGAN3's checkouts run
-    .safetensors  everything, without code; a description of the networks is in the file and beside it (NAME.json)
+    .pkl          all networks, with code that checkouts of StyleGAN2-ADA and StyleGAN3 can run
+    .safetensors  all networks, without code; a description of them is in the file and beside it (NAME.json)
     .pt           unconditional RGB generators of the skip architecture, as rosinality's stylegan2-pytorch names them
-    .onnx         G_ema as a graph: z, c if conditional, and optionally truncation_psi give img
+    .onnx         G_ema as a graph, from z, c (if conditional) and optionally truncation_psi to img
 
-    The result is read again and compared with the source before it appears at --out: images always, and tensors where
-    the format keeps them exactly.
+    Before the result appears at --out, it is read again and compared with the source. Images are always compared, and
+    tensors if the format keeps them exactly.
 
     \b
     Examples:
@@ -73,26 +64,28 @@ def main(
       python convert.py --network=church.safetensors --out=church.onnx --noise-mode=none
       python convert.py --network=rosinality.pt --out=network.pkl --no-card
     """
-    target = Path(out)
-    format_name = format_name or SUFFIXES.get(target.suffix.lower())
-    if format_name is None:
-        raise UserError(f"--out={out} has none of the suffixes {', '.join(SUFFIXES)}: give --format")
-    unknown = sorted(set(only or ()) - set(KEYS))
-    if unknown or only == []:
+    opts = cli.Arguments(**options)
+    target = Path(opts.out)
+    opts.format_name = opts.format_name or SUFFIXES.get(target.suffix.lower())
+    if opts.format_name is None:
+        raise UserError(f"--out={opts.out} has none of the suffixes {', '.join(SUFFIXES)}: give --format")
+    unknown = sorted(set(opts.only or ()) - set(KEYS))
+    if unknown or opts.only == []:
         raise UserError(f"--only={','.join(unknown)}: choose from {', '.join(KEYS)}")
-    if noise_mode != "const" and format_name != "onnx":
+    if opts.noise_mode != "const" and opts.format_name != "onnx":
         cli.warn("--noise-mode has no effect: only ONNX files hold a fixed kind of noise")
-    card_path = target.with_suffix(".md") if card else None
-    check_target(target, network, format_name, overwrite=overwrite)
-    if card_path is not None and card_path.exists() and not overwrite:
+        opts.noise_mode = "const"
+    card_path = target.with_suffix(".md") if opts.card else None
+    check_target(target, opts.network, opts.format_name, overwrite=opts.overwrite)
+    if card_path is not None and card_path.exists() and not opts.overwrite:
         cli.warn(f"{card_path} is kept as it is: --overwrite writes a new card")
         card_path = None
     with cli.shown_warnings(), tqdm(total=4, unit="step", disable=None, leave=False) as progress:
-        convert(network, target, format_name, card_path, progress, only=only, noise_mode=noise_mode, trust=trust_pickle)
+        convert(opts, target, card_path, progress)
 
 
 def check_target(target: Path, network: str, format_name: str, *, overwrite: bool) -> None:
-    """Check that the files can be written and that no file is lost, before anything is read."""
+    """Check that the files can be written, and that none is overwritten by accident."""
     check_writable(target)
     if not is_url(network) and target.exists() and os.path.exists(network) and target.samefile(network):
         raise UserError(f"--out={target} is --network itself: give another name")
@@ -104,38 +97,29 @@ def check_target(target: Path, network: str, format_name: str, *, overwrite: boo
         raise UserError(f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: --overwrite replaces it")
 
 
-def convert(
-    network: str,
-    target: Path,
-    format_name: str,
-    card_path: Path | None,
-    progress: tqdm,
-    *,
-    only: list[str] | None,
-    noise_mode: str,
-    trust: bool,
-) -> None:
-    """Read, write beside the target, check, describe; then give all files their names."""
+def convert(opts: cli.Arguments, target: Path, card_path: Path | None, progress: tqdm) -> None:
+    """Read the networks, and write, check and describe the result in a temporary folder. Then move it to the target."""
     progress.set_description("reading")
     import legacy
 
-    networks = select(legacy.load_network_pkl(network, trust=trust, only=only), network, format_name, only=only)
+    networks = legacy.load_network_pkl(opts.network, trust=opts.trust_pickle, only=opts.only)
+    networks = select(networks, opts.network, opts.format_name, only=opts.only)
     progress.update()
     folder_name = dict(dir=target.parent, prefix=f".{target.name}.")
     with made_folder(target.parent), tempfile.TemporaryDirectory(**folder_name) as folder:
         progress.set_description("writing")
-        written = write(Path(folder, target.name), networks, format_name, noise_mode=noise_mode)
+        written = write(Path(folder, target.name), networks, opts.format_name, noise_mode=opts.noise_mode)
         progress.update()
         progress.set_description("checking")
-        compared = check(networks, written[0], format_name, noise_mode=noise_mode)
+        compared = check(networks, written[0], opts.format_name, noise_mode=opts.noise_mode)
         progress.update()
         if card_path is not None:
             written.append(Path(folder, card_path.name))
-            text = describe(network, networks, written[:-1], compared, noise_mode=noise_mode)
+            text = describe(opts.network, networks, written[:-1], compared, noise_mode=opts.noise_mode)
             with atomic_write(written[-1]) as f:
                 f.write(text.encode())
         digest, num_bytes = sha256_of(written[0]), written[0].stat().st_size
-        for path in reversed(written):  # the networks last: when they are there, all is
+        for path in reversed(written):  # the networks last: if they are there, all files are
             os.replace(path, target.parent / path.name)
         progress.update()
     progress.close()
@@ -148,7 +132,11 @@ def convert(
 
 
 def select(networks: dict[str, Any], source: str, format_name: str, *, only: list[str] | None) -> dict[str, Any]:
-    """What of the networks goes into the format; says what doesn't."""
+    """The entries of `networks` that the format can hold, as far as --only wants them. A warning names those left out.
+
+    Raises:
+        UserError: An entry of --only is missing or doesn't fit in the format, or no network is left.
+    """
     from torch_utils import misc
     from torch_utils.formats import FORMATS
 
@@ -177,7 +165,7 @@ def select(networks: dict[str, Any], source: str, format_name: str, *, only: lis
 
 
 def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode: str) -> list[Path]:
-    """Write the networks; returns their file, and others that belong to it."""
+    """Write the networks. Returns their file, and others that belong to it."""
     from torch_utils.formats import onnx_file, safetensors_file, state_dict_file
     from torch_utils.formats.network_pickle import save_network_pkl
 
@@ -192,11 +180,14 @@ def write(path: Path, networks: dict[str, Any], format_name: str, *, noise_mode:
 
 
 def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode: str) -> Discrepancy | None:
-    """Read the file again and compare images; None if it holds no generator.
+    """Read the file again and compare it with the networks.
+
+    Returns:
+        The discrepancy of images; None if the file holds no generator.
 
     Raises:
-        UserError: Images differ by more than the format's tolerance.
-        RuntimeError: Tensors or arguments differ although the format keeps them.
+        UserError:    Images differ by more than the format's tolerance.
+        RuntimeError: Tensors or arguments differ although the format keeps them exactly.
     """
     import legacy
     from torch_utils.formats import FORMATS, onnx_file
@@ -204,16 +195,15 @@ def check(networks: dict[str, Any], path: Path, format_name: str, *, noise_mode:
     kind = FORMATS[format_name]
     again = {key: value for key, value in legacy.load_network_pkl(path).items() if value is not None}
     expected = dict(networks)
-    if format_name == "onnx" and noise_mode == "none":
+    if noise_mode == "none":
         expected["G_ema"] = onnx_file.without_noise(networks["G_ema"])
     if kind.lossless:
         check_same(expected, again)
-    fixed_noise = noise_mode if format_name == "onnx" else "const"
     comparisons = []
     for key in ("G_ema", "G"):
         if key in networks:
             make = onnx_file.Session(path) if format_name == "onnx" else sampler(again[key], noise_mode="const")
-            comparisons.append(compare(networks[key], make, noise_mode=fixed_noise))
+            comparisons.append(compare(networks[key], make, noise_mode=noise_mode))
     if not comparisons:
         return None
     worst = max(comparisons, key=lambda comparison: comparison.relative)
@@ -243,7 +233,7 @@ def sampler(G: torch.nn.Module, *, noise_mode: str) -> Any:
 
 
 def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Discrepancy:
-    """What `make` draws with what `G` does, in batches of 1 and more, truncated and not."""
+    """Compare images of `make` with those of `G`: a batch of several, and one image with truncation."""
     import torch
 
     reference = sampler(G, noise_mode=noise_mode)
@@ -261,6 +251,7 @@ def compare(G: torch.nn.Module, make: Any, *, noise_mode: str) -> Discrepancy:
 def describe(
     source: str, networks: dict[str, Any], written: list[Path], compared: Discrepancy | None, *, noise_mode: str
 ) -> str:
+    """The model card of the networks, in Markdown."""
     from training.runs import model_card
 
     files = [model_card.ModelFile(path.name, path.stat().st_size, sha256_of(path)) for path in written]

@@ -1,4 +1,4 @@
-"""Make a dataset for training: square images of one size in a folder or zip, with labels in dataset.json."""
+"""Make a dataset for training: a folder or zip of square images of one size, with labels in dataset.json."""
 
 import sys
 from pathlib import Path
@@ -24,11 +24,11 @@ from training.data.prepare.sources import SOURCES, open_source
 
     Sources: {", ".join(kind.accepts for kind in SOURCES)}.
 
-    Images are turned upright as EXIF says, made RGB or grayscale, scaled, and stored as PNG. Transparency is laid on
-    white, palettes and CMYK become RGB, 16-bit pixels keep their upper byte, of animations the first frame is taken.
-    Images that can't be decoded, or announce more than {MAX_PIXELS} pixels, stop the conversion, or are skipped and
-    counted with --skip-bad. In folders and zips, files are known by their content, and hidden ones are left out. Names
-    in a zip are never used as paths.
+    Images are turned upright as EXIF says, converted to RGB or grayscale, scaled, and stored as PNG. Transparent images
+    are laid on white. Palettes and CMYK become RGB. 16-bit pixels keep their upper byte. The first frame of an
+    animation is taken. An image that can't be decoded, or has more than {MAX_PIXELS} pixels, stops the conversion;
+    with --skip-bad, it is skipped and counted. In folders and zips, files are recognised by their content, and hidden
+    files are left out. Names in a zip are never used as paths.
 
     \b
         python dataset_tool.py --source=images1024x1024 --dest=ffhq256.zip --preset=ffhq256
@@ -42,32 +42,32 @@ from training.data.prepare.sources import SOURCES, open_source
 @click.option("--preset", type=click.Choice(list(DATA_PRESETS)),
               help="Settings of published datasets; the options below override them.")
 @click.option("--resolution", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
-              help="Side of the images, a power of two: width and height at once. Default: that of the source, all of "
-                   "whose images must share it.")
+              help="Width and height of the images, a power of two.  [default: that of the source, whose images must "
+                   "have the same size]")
 @click.option("--width", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT", help="Width to scale to.")
 @click.option("--height", type=click.IntRange(1, MAX_RESOLUTION), metavar="INT",
-              help="Height to scale to; less than the width only with the transforms that give a black margin.")
+              help="Height to scale to; smaller than the width only with a transform that adds a black margin.")
 @click.option("--transform", type=click.Choice(get_args(CropTransform)),
-              help="center-crop: cut to the short side; center-crop-letterbox: cut to the shape WIDTH:HEIGHT, scale, "
-                   "and lay on a black square, leaving smaller images out; center-crop-wide: as StyleGAN2-ADA does "
-                   "that, which squeezes images that are wider than WIDTH. Without it, images that are not "
-                   "square are squeezed (and counted) where a size is given, and refused where none is.")
+              help="center-crop: crop to a square; center-crop-letterbox: leave out smaller images, crop to the aspect "
+                   "ratio WIDTH:HEIGHT, scale, and lay on a black square; center-crop-wide: as StyleGAN2-ADA does "
+                   "that, which squeezes images that are wider than WIDTH. Without this option, images that are not "
+                   "square are squeezed and counted if a size is given, and refused otherwise.")
 @click.option("--resize-filter", type=click.Choice(list(RESIZE_FILTERS)),
-              help="How images are scaled; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 sets.  "
-                   "[default: lanczos]")
+              help="Filter to scale images by; published FID of FFHQ at 256x256 needs box, which --preset=ffhq256 "
+                   "sets.  [default: lanczos]")
 @click.option("--max-images", type=click.IntRange(min=1), metavar="INT",
               help="Take only the first INT images of the source.")
 @click.option("--labels", type=click.Choice(["auto", "folders", "none"]), default="auto", show_default=True,
-              help="auto: those of the source: dataset.json, else sub-folders as classes; folders: always the latter; "
-                   "none: no labels.")
+              help="auto: labels of the source's dataset.json, or else its sub-folders as classes; folders: always "
+                   "sub-folders as classes; none: no labels.")
 @click.option("--color", type=click.Choice(["auto", "rgb", "gray"]), default="auto", show_default=True,
-              help="Convert to RGB or grayscale; auto: as the first image.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and make grayscale images RGB, or "
-              "RGB ones grayscale, like the first image; name and count both.")
+              help="Convert images to RGB or grayscale; auto: like the first image, and refuse images that differ.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and with --color=auto convert "
+              "images that differ from the first one; name and count both.")
 @click.option("--shard-size", type=click.IntRange(min=1), metavar="INT",
               help="Write zips of INT images each into the folder --dest.")
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="INT",
-              help="Processes that convert; the result does not depend on it.  [default: number of cores]")
+              help="Processes that convert images; the result doesn't depend on it.  [default: number of cores]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="INT",
               help="Draws the synthetic images.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset at --dest once the new one is complete.")
@@ -118,18 +118,19 @@ def _check_not_inside(source: str, dest: str) -> None:
     if Path(dest).resolve() in Path(source).resolve().parents:
         raise UserError(f"--dest={dest} has --source={source} inside: choose another --dest")
     if Path(source).resolve() in Path(dest).resolve().parents and Path(source).is_dir():
-        raise UserError(f"--dest={dest} is inside --source={source}, so that its images would be among those of the "
-                        "source from then on: choose another --dest")
+        raise UserError(f"--dest={dest} is inside --source={source}, and would add its images to those of the source: "
+                        "choose another --dest")
 
 
 @click.command(cls=cli.Command)
 @click.argument("path", type=cli.Path(), metavar="PATH")
-@click.option("--workers", type=click.IntRange(min=1), metavar="INT", help="Processes that read; default: as cores.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="INT",
+              help="Processes that read images.  [default: number of cores]")
 def check(path: str, workers: int | None) -> None:
-    """Read all of a dataset and name everything that is wrong with it.
+    """Check a dataset: read every image and label, and report all problems.
 
-    PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image, and a summary follows.
-    The exit status is 1 if there are problems.
+    PATH is a folder, a zip or a folder of zips. Each problem is a line that names the image. A summary follows. The
+    exit status is 1 if there are problems.
     """
     def report(problem: dataset_check.Problem) -> None:
         tqdm.write(f"{problem.kind}: {problem.message}", file=sys.stdout)

@@ -1,7 +1,8 @@
-"""Generate images and videos from a network pickle, and let D and G of a GLeaD network rebuild images."""
+"""Generate images and videos by a trained network, and reconstruct images by the D and G of a GLeaD network."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -14,15 +15,14 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, check_writable, made_folder
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
     from sampling.images import ImageGrid, LatentPath
     from sampling.input_images import InputImages
 
-MAX_SHOWN = 64      # Images in reconstructions.png ...
-SHOWN_COLUMNS = 16  # ... and in each of its rows.
-
+MAX_SHOWN = 64      # Images in reconstructions.png.
+SHOWN_COLUMNS = 16  # Images in each of its rows.
 
 
 class GridSize(click.ParamType):
@@ -65,12 +65,12 @@ def rebuilds(opts: cli.Arguments) -> bool:
               help="Where to write the images  [required, except for a --video with a path]")
 @click.option("--format", "image_format", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
 @click.option("--grid", type=GridSize(), metavar="RxC|auto",
-              help="Write all images into one grid.png too; of a video: places that show different keys")
+              help="Write all images into one grid.png too; with --video: show several walks side by side")
 @click.option("--video", type=cli.Path(dir_okay=False), metavar="FILE", group="Video", cls=cli.GroupedOption,
-              help="Write a looped video that passes the seeds, or w's, in place of images: .mp4, .webp or .gif; a "
-                   "bare name lands in --outdir")
+              help="Instead of images, write a looped video that interpolates between the seeds or w's: .mp4, .webp or "
+                   ".gif; a name without a folder is written to --outdir")
 @click.option("--interpolate", type=click.Choice(["w", "z"]), default="w", show_default=True, group="Video",
-              cls=cli.GroupedOption, help="w: smooth spline through the keys' w's; z: great circles from z to z")
+              cls=cli.GroupedOption, help="w: a smooth spline through the w's; z: great circles from z to z")
 @click.option("--frames-per-key", type=click.IntRange(1, 100_000), default=60, show_default=True, group="Video",
               cls=cli.GroupedOption, help="Frames from one key to the next")
 @click.option("--fps", type=cli.FiniteFloat(min=0.1, max=240), default=30.0, show_default=True, group="Video",
@@ -82,7 +82,7 @@ def rebuilds(opts: cli.Arguments) -> bool:
 @cli.device_option
 @cli.trust_option
 def main(**options: Any) -> None:
-    """Generate images from a network pickle.
+    """Generate images and videos by a trained network.
 
     A seed gives the same image as in other StyleGAN2-style projects.
 
@@ -106,7 +106,7 @@ def main(**options: Any) -> None:
 
 
 def check_usage(opts: cli.Arguments) -> None:
-    """Refuse contradictory options before PyTorch is imported, and warn of options without effect."""
+    """Refuse contradictory options, and warn of options without effect. This doesn't wait for PyTorch."""
     if sum(map(bool, (opts.seeds, opts.projected_w, opts.reconstruct, opts.fakes))) != 1:
         raise click.UsageError("give either --seeds or --projected-w or --reconstruct or --fakes")
     if opts.outdir is None and (opts.video is None or rebuilds(opts)):
@@ -129,11 +129,10 @@ def check_usage(opts: cli.Arguments) -> None:
         cli.warn_unused([*latent_options, "interpolate"], because="on --projected-w")
     if rebuilds(opts):
         cli.warn_unused([*video_options, "image_format", "grid", "video"], because="on reconstructions")
+    elif opts.video is None:
+        cli.warn_unused(video_options, because="without --video")
     else:
-        if opts.video is None:
-            cli.warn_unused(video_options, because="without --video")
-        else:
-            cli.warn_unused(["image_format"], because="on --video")
+        cli.warn_unused(["image_format"], because="on --video")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -166,18 +165,18 @@ def write_images(opts: cli.Arguments) -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents that were asked for. Their ws are computed when they are needed."""
+    """The latents of all images. Their ws are computed when they are needed."""
 
-    names: list[str]                            # Of the images.
-    noise_seeds: list[int]                      # Of the images, for random noise.
-    ws: Callable[[slice], torch.Tensor]         # [N, num_ws, w_dim] of some of them.
+    names: list[str]                            # File names of the images, without suffix.
+    noise_seeds: list[int]                      # For --noise-mode=random, one for each image.
+    ws: Callable[[slice], torch.Tensor]         # The ws of the images in a slice, [N, num_ws, w_dim].
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def load_latents(opts: cli.Arguments) -> tuple[torch.nn.Module, Latents]:
-    """The generator on its device, and the latents for it."""
+    """The generator on its device, and the latents of --seeds or --projected-w."""
     import torch
 
     from sampling.images import seed_latents
@@ -197,7 +196,7 @@ def load_latents(opts: cli.Arguments) -> tuple[torch.nn.Module, Latents]:
 
 
 def latent_seeds(opts: cli.Arguments, G: torch.nn.Module) -> list[int]:
-    """The seeds of the latents: --seeds, or what --polarity puts in their place."""
+    """The seeds of the latents: --seeds, or those that --polarity replaces them by."""
     if not opts.polarity:
         return opts.seeds
     from sampling.polarity import resample_seeds
@@ -207,23 +206,25 @@ def latent_seeds(opts: cli.Arguments, G: torch.nn.Module) -> list[int]:
 
 
 def mapping(opts: cli.Arguments, G: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """z's to ws, with the class and the truncation that were asked for."""
+    """A function that maps z's [N, z_dim] to ws [N, num_ws, w_dim], with the class and truncation of the options."""
     from sampling.images import Truncation, map_latents
 
     label = cli.pick_label(G, opts.class_idx, opts.label)
     truncation = Truncation(opts.truncation_psi, opts.trunc_cutoff)
-    batch = 1 if opts.noise_mode == "random" else opts.batch  # alone, each image depends on its seed only
+    batch = 1 if opts.noise_mode == "random" else opts.batch  # 1: an image then doesn't depend on the size of batches
     return lambda z: map_latents(G, z, label=label, truncation=truncation, batch=batch)
 
 
 def grid_size(grid: tuple[int, int] | str, num_images: int, *, side: int) -> tuple[int, int]:
-    """Rows and columns of images with `side` pixels; `auto` is about square."""
+    """Rows and columns of a grid of images with `side` pixels a side. `auto` is about square.
+
+    Raises:
+        UserError: The grid is too small for the images, or too large for a file.
+    """
     from sampling.images import check_grid
 
     if grid == "auto":
-        cols = 1
-        while cols**2 < num_images:
-            cols += 1
+        cols = math.isqrt(num_images - 1) + 1
         rows = -(-num_images // cols)
     else:
         rows, cols = grid
@@ -248,11 +249,13 @@ def write_video(opts: cli.Arguments) -> None:
         path = video.resolve_path(path)
     if opts.noise_mode == "random":
         raise UserError("--noise-mode=random would flicker in a video: choose const or none")
-    rows, cols = video_grid(opts.grid)
+    if opts.grid == "auto":
+        raise UserError("--grid=auto: of a video, give rows and columns, such as 2x4")
+    rows, cols = opts.grid or (1, 1)
     if opts.seeds is not None:
-        check_keys(len(opts.seeds), rows, cols)
+        keys_per_place(len(opts.seeds), rows, cols)
     G, latents = load_latents(opts)
-    num_keys = check_keys(len(latents), rows, cols)
+    num_keys = keys_per_place(len(latents), rows, cols)
     num_frames = num_keys * opts.frames_per_key
     side = G.img_resolution
     sampling.check_grid(rows, cols, side=side, what=f"--grid={rows}x{cols}")
@@ -268,24 +271,22 @@ def write_video(opts: cli.Arguments) -> None:
     click.echo(f"{num_frames} frames in {path}")
 
 
-def video_grid(grid: tuple[int, int] | str | None) -> tuple[int, int]:
-    if grid == "auto":
-        raise UserError("--grid=auto: of a video, give rows and columns, such as 2x4")
-    return grid or (1, 1)
+def keys_per_place(num_latents: int, rows: int, cols: int) -> int:
+    """How many key latents the walk at each place of the grid has.
 
-
-def check_keys(num_latents: int, rows: int, cols: int) -> int:
-    """How many keys each place of the grid shows."""
+    Raises:
+        UserError: There are fewer than two for each place, or the places can't have equally many.
+    """
     num_keys, rest = divmod(num_latents, rows * cols)
     if rest or num_keys < 2:
-        each = f"for each of the {rows * cols} places of --grid={rows}x{cols}, as many for one as for another"
-        raise UserError(f"--video needs two or more seeds or w's {each if rows * cols > 1 else 'as keys'}; there are "
+        each = f" for each of the {rows * cols} places of --grid={rows}x{cols}, equally many for all"
+        raise UserError(f"--video needs two or more seeds or w's{each if rows * cols > 1 else ''}; there are "
                         f"{num_latents}")
     return num_keys
 
 
 def latent_paths(opts: cli.Arguments, G: torch.nn.Module, latents: Latents, num_keys: int) -> list[LatentPath]:
-    """One closed path for each place: the first `num_keys` seeds belong to the first place, and so on."""
+    """One closed path for each place of the grid. The first `num_keys` latents belong to the first place, and so on."""
     from sampling.images import seed_latents, w_path, z_path
 
     if opts.seeds is None or opts.interpolate == "w":
@@ -299,7 +300,7 @@ def latent_paths(opts: cli.Arguments, G: torch.nn.Module, latents: Latents, num_
 
 
 class Originals(NamedTuple):
-    """Some of the images that D reads."""
+    """A batch of images to reconstruct."""
 
     names: list[str]
     img: torch.Tensor       # [N, C, R, R] in about [-1, 1].
@@ -313,8 +314,7 @@ def write_reconstructions(opts: cli.Arguments) -> None:
     from torch_utils import misc
 
     device = misc.pick_device(opts.device)
-    G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, to="rebuilding images",
-                         of=cli.GLEAD_RUN)
+    G, D = cli.load_pair(opts.network_pkl, trust=opts.trust_pickle, purpose="rebuilding images")
     res_g = find_res_g(G, D, name=opts.network_pkl)
     G, D = G.to(device), D.to(device)
     if opts.reconstruct:
@@ -323,7 +323,7 @@ def write_reconstructions(opts: cli.Arguments) -> None:
         num_images, originals = opts.fakes, make_originals(opts, G, mapping(opts, G))
     check_writable(Path(opts.outdir, "image"))
     pairs, errors = [], []
-    torch.manual_seed(0)  # of --noise-mode=random
+    torch.manual_seed(0)  # for --noise-mode=random
     with made_folder(opts.outdir), tqdm(total=num_images, unit="img", file=sys.stderr) as progress:
         for names, img in originals:
             rebuilt = rebuild(G, D, img, res_g=res_g, noise_mode=opts.noise_mode)
@@ -340,7 +340,7 @@ def write_reconstructions(opts: cli.Arguments) -> None:
 
 
 def find_originals(opts: cli.Arguments, G: torch.nn.Module) -> tuple[int, Iterator[Originals]]:
-    """The images of --reconstruct, and their number. All of them have been decoded once when this returns."""
+    """The number of images of --reconstruct, and their batches. All are decoded once before this returns."""
     from sampling.input_images import InputImages
 
     images = InputImages(opts.reconstruct, resolution=G.img_resolution, channels=G.img_channels,
@@ -353,7 +353,7 @@ def find_originals(opts: cli.Arguments, G: torch.nn.Module) -> tuple[int, Iterat
 
 
 def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
-    """Read images in batches. At the end, say how images were changed to fit."""
+    """Read images in batches. At the end, print how many images were cropped, scaled or converted."""
     import numpy as np
 
     from sampling.images import to_tensor
@@ -373,7 +373,7 @@ def read_originals(images: InputImages, batch: int) -> Iterator[Originals]:
 def make_originals(
     opts: cli.Arguments, G: torch.nn.Module, to_ws: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[Originals]:
-    """Images that G makes of the seeds 0 to N - 1, not rounded to 8 bits, as D sees them in training."""
+    """Batches of images that G makes of the seeds 0 to N - 1. As in training, they are not rounded to 8 bits."""
     import torch
 
     from sampling.images import seed_latents

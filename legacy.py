@@ -1,9 +1,9 @@
-"""Loading networks of this and of other StyleGAN2-style projects, under the name that their scripts import.
+"""Load networks of this and other StyleGAN2-style projects. Their scripts import this module by this name:
 
     with dnnlib.util.open_url(network_pkl) as f:
         G = legacy.load_network_pkl(f)["G_ema"].to(device)
 
-As a command, `legacy.py --source --dest` rewrites an old network pickle as StyleGAN2-ADA's does.
+The command `legacy.py --source --dest` converts an old network pickle, as in StyleGAN2-ADA.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 import cli
 from dnnlib.util import EasyDict, UserError, check_writable, made_folder, open_url
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
 __all__ = ["load_network_pkl"]
@@ -32,23 +32,23 @@ def load_network_pkl(
 ) -> dict[str, Any]:
     """Load the networks of a file, without running any code that it carries.
 
-    Network pickles, safetensors files, state dicts under rosinality's names and ONNX files (the latter if convert.py
-    wrote them) are told apart by their content.
+    The format is recognised by the content: network pickles, safetensors files, state dicts with rosinality's names,
+    and ONNX files that convert.py wrote.
 
     Args:
         f:          File open in binary mode, path, or http(s) URL (downloaded once).
         force_fp16: Let the four highest resolutions run in float16 on CUDA devices, whatever the networks were trained
                     with.
-        trust:      Use the ordinary unpickler and run the source in a pickle: only for files whose origin you trust.
+        trust:      Use the ordinary unpickler and run the code in a pickle: only for files whose origin you trust.
         only:       Build only these of the keys below; the others are None.
 
     Returns:
-        A dict with `G`, `D`, `G_ema` and `augment_pipe` (modules on the CPU) and `training_set_kwargs` (EasyDict). What
-        the file lacks is None.
+        A dict with `G`, `D`, `G_ema` and `augment_pipe` (modules on the CPU) and `training_set_kwargs` (EasyDict).
+        Entries that the file lacks are None.
 
     Raises:
-        UserError: The file can't be read, holds no networks, asks for globals that are refused (`trust` is the way
-            to accept them), or holds networks of another architecture.
+        UserError: The file can't be read, holds no networks or networks of another architecture, or is a pickle with
+                   globals that are refused unless `trust` is set.
     """
     from torch_utils.formats import read_networks
 
@@ -64,7 +64,7 @@ def load_network_pkl(
 
 
 def _with_fp16(network: torch.nn.Module) -> torch.nn.Module:
-    """The same network, built anew with four float16 resolutions and the clamp that float16 needs."""
+    """Rebuild a network with four resolutions in float16, and with the clamp that float16 needs."""
     import torch
 
     kwargs = network.init_kwargs
@@ -87,7 +87,7 @@ def _with_fp16(network: torch.nn.Module) -> torch.nn.Module:
 @click.option("--overwrite", is_flag=True, help="Replace --dest")
 @cli.trust_option
 def main(source: str, dest: str, force_fp16: bool, overwrite: bool, trust_pickle: bool) -> None:
-    """Rewrite an old network pickle, TensorFlow's too, as this project, StyleGAN2-ADA and StyleGAN3 read them.
+    """Convert an old network pickle, also of TensorFlow, to one that StyleGAN2-ADA and StyleGAN3 can read.
 
     convert.py does the same, compares images before and after, and knows other formats.
 

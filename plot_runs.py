@@ -18,14 +18,14 @@ TASKS = {"Loss/D/real_reconstruction": "-", "Loss/D/fake_reconstruction": "--", 
 @click.option("--out", required=True, metavar="FILE", type=cli.Path(dir_okay=False), help="PNG file to write.")
 @click.option("--labels", type=cli.CommaList(), metavar="LIST", help="Names of the runs.  [default: method]")
 @click.option("--smooth", "weight", default=0.7, show_default=True, type=click.FloatRange(0, 1, max_open=True),
-              help="Weight of the past in the curves of losses; 0 = as they are.")
-@click.option("--pictures", is_flag=True, help="Draw images of one run in place of curves: real, rebuilt by D and G, "
-              "and generated at several moments of training.")
+              help="Weight of past values when curves of losses are smoothed; 0 = no smoothing.")
+@click.option("--pictures", is_flag=True, help="Draw images of one run instead of curves: real images, their "
+              "reconstructions, and images generated at several moments of training.")
 def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: float, pictures: bool) -> None:
     """Plot training runs side by side.
 
-    Scores come from training and from calc_metrics.py. Those with another seed, other images or another feature net
-    than in training have a panel of their own.
+    Scores come from training and from calc_metrics.py. Scores that were measured with another seed, other images or
+    another feature net than in training have a panel of their own.
 
     \b
     python plot_runs.py runs/00000-cifar10-cifar runs/00001-cifar10-cifar-glead --out=curves.png
@@ -49,12 +49,11 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
     if any(name in c for c in curves for name in TASKS):
         title = "weighted tasks: real (solid), fake (dashed; features dotted)"
         panels.append((title, TASKS, weight))
-    import matplotlib  # takes a second, for which --help does not wait
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # takes a second to import: --help doesn't wait for it
 
-    matplotlib.use("Agg")  # works without a display
     rows, columns = -(-len(panels) // PANELS_A_ROW), min(len(panels), PANELS_A_ROW)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels):]:
         axis.set_axis_off()
     for axis, (title, names, past) in zip(axes.flat, panels):
@@ -76,7 +75,7 @@ def main(runs: tuple[str, ...], out: str, labels: list[str] | None, weight: floa
 
 
 def draw_pictures(run_dir: Path, out: str) -> None:
-    """Write the picture of `sampling.story`, with the scores of the run beside the generated images."""
+    """Draw the rows of `sampling.story`, with the scores of the run beside the generated images."""
     from sampling.story import read_story
 
     rows = read_story(run_dir)
@@ -84,11 +83,10 @@ def draw_pictures(run_dir: Path, out: str) -> None:
                if name.startswith("Metrics/")}
     metric = min(metrics, default=None)
     scores = dict(zip(map(int, metrics[metric].kimg), metrics[metric].values)) if metric else {}
-    import matplotlib
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(11, 0.62 * len(rows) + 0.4), squeeze=False)
+    figure = Figure(figsize=(11, 0.62 * len(rows) + 0.4))
+    axes = figure.subplots(len(rows), 1, squeeze=False)
     for axis, row in zip(axes.flat, rows):
         generated = row.what == "generated" and row.kimg is not None
         score = scores.get(int(row.kimg)) if generated else None

@@ -1,4 +1,4 @@
-"""Project images to the latent space of a network pickle."""
+"""Project images to the latent space w of a generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 import cli
 from dnnlib.util import UserError, check_all, check_writable, made_folder
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import numpy as np
     import torch
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don
     from training.perceptual import PerceptualLoss
 
 VIDEO_FPS = 30
-SELF_TEST_GAIN = 2  # By which the distance must shrink at least.
-
-
+SELF_TEST_GAIN = 2  # The self-test passes if the distance shrinks by at least this factor.
 
 
 class Target(NamedTuple):
+    """An image to project."""
+
     name: str
     pixels: np.ndarray      # uint8 [R, R, C].
-    folder: Path | None     # None = nothing is written.
+    folder: Path | None     # For the results; None = write nothing.
 
 
 @click.command(cls=cli.Command)
@@ -37,29 +37,29 @@ class Target(NamedTuple):
 @click.option("--target", type=cli.Path(), multiple=True, metavar="IMAGES",
               help="Image to project: file, folder, zip or pattern like 'a/*.png'; may be given several times")
 @click.option("--self-test", is_flag=True,
-              help="Project the image that the network makes of --seed, and tell how well it is found again; --outdir "
-                   "may be left out")
+              help="Project the image that the network makes of --seed, and check that its w is found; --outdir may be "
+                   "left out")
 @click.option("--outdir", type=cli.Path(file_okay=False),
-              help="Where to write the results; of several images, each in a folder of its own  [required, except "
+              help="Where to write the results; with several images, each has a folder of its own  [required, except "
                    "with --self-test]")
 @click.option("--num-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
               help="Steps of the optimisation")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=303, show_default=True,
-              help="Of all that is random; the same seed gives the same result")
+              help="Seed of all random numbers; the same seed gives the same result")
 @click.option("--save-video", type=bool, default=True, show_default=True, metavar="BOOL",
               help="Write a video of the optimisation, beside the target")
 @click.option("--perceptual", type=cli.Path(), default="lpips-vgg", show_default=True, metavar="NAME|PATH|URL",
-              help="What images are compared by: as train.py --perceptual, or mse")
+              help="Distance to minimise, as train.py --perceptual")
 @cli.class_option
 @cli.label_option
 @cli.device_option
 @cli.trust_option
 @cli.trust_net_option
 def main(**options: Any) -> None:
-    """Project images to the latent space of a network pickle.
+    """Project images to the latent space w of a generator.
 
-    Finds the w whose image looks most like a given one (StyleGAN2, appendix D). Writes target.png, proj.png,
-    projected_w.npz (for generate.py --projected-w; it holds the noise maps too) and proj.mp4.
+    Finds the w whose image looks most like the given one (StyleGAN2, appendix D). Writes target.png, proj.png,
+    projected_w.npz with w and noise maps (for generate.py --projected-w), and proj.mp4.
 
     \b
     Examples:
@@ -90,26 +90,25 @@ def main(**options: Any) -> None:
 
 
 def load_nets(opts: cli.Arguments) -> torch.nn.Module:
-    """Load the generator and check the perceptual net. The UserError tells what is wrong with both of them."""
+    """Load the generator, and check the perceptual net. A UserError names the faults of both."""
     from sampling.projection import COMPARED_RES
     from training.perceptual import check_perceptual
 
-    G: torch.nn.Module | None = None
+    found: list[torch.nn.Module] = []
 
     def load() -> None:
-        nonlocal G
-        G = cli.load_generator(opts.network_pkl, trust=opts.trust_pickle)
+        found.append(cli.load_generator(opts.network_pkl, trust=opts.trust_pickle))
 
     def check() -> None:
-        resolution = COMPARED_RES if G is None else min(G.img_resolution, COMPARED_RES)
+        resolution = min([COMPARED_RES, *(G.img_resolution for G in found)])
         check_perceptual(opts.perceptual, resolution=resolution, trust=opts.trust_net)
 
     check_all(load, check)
-    return G
+    return found[0]
 
 
 def self_test_target(opts: cli.Arguments, G: torch.nn.Module, label: np.ndarray | None) -> Iterator[Target]:
-    """The image that the network makes of the seed. Truncation makes it a typical one."""
+    """The image that the network makes of the seed, truncated so that it is a typical one."""
     from sampling.images import Truncation, map_latents, seed_latents, synthesize
 
     z = seed_latents([opts.seed], G.z_dim)
@@ -118,7 +117,7 @@ def self_test_target(opts: cli.Arguments, G: torch.nn.Module, label: np.ndarray 
 
 
 def find_targets(opts: cli.Arguments, G: torch.nn.Module) -> Iterator[Target]:
-    """The images of --target, one at a time. All of them have been decoded once when this returns."""
+    """The images of --target, one at a time. All are decoded once before this returns."""
     from sampling.input_images import InputImages
 
     images = InputImages(opts.target, resolution=G.img_resolution, channels=G.img_channels)
@@ -135,19 +134,19 @@ def _targets(images: InputImages, outdir: Path) -> Iterator[Target]:
 
 
 def judge(found: Projection) -> None:
-    """Tell whether the self-test was passed; raises UserError if not."""
+    """Print the result of the self-test, and raise a UserError if it failed."""
     gain = found.start_distance / max(found.distance, 1e-12)
     passed = gain >= SELF_TEST_GAIN
     click.echo(f"self-test {'passed' if passed else 'failed'}: the distance is {gain:.1f} times smaller")
     if not passed:
-        raise UserError(f"the image was not found again: the distance should be {SELF_TEST_GAIN} times smaller, which "
-                        "takes some hundred steps")
+        raise UserError(f"the image was not found again: the distance should be at least {SELF_TEST_GAIN} times "
+                        "smaller, which takes some hundred steps")
 
 
 def project_one(
     opts: cli.Arguments, G: torch.nn.Module, target: Target, distance: PerceptualLoss, label: np.ndarray | None
 ) -> Projection:
-    """Project an image, tell how well it went, write the results if they are wanted."""
+    """Project an image, print how like it the result is, and write the results if the target has a folder."""
     import torch
 
     from sampling.images import psnr, to_pixels, to_tensor
@@ -197,7 +196,7 @@ def write_results(
 
 
 def video_frames(G: torch.nn.Module, target: Target, found: Projection) -> Iterator[np.ndarray]:
-    """For each step the target, and the image of the w of that step with the final noise maps, side by side."""
+    """For each step, the target beside the image of that step's w with the final noise maps; uint8 [R, 2 * R, C]."""
     import numpy as np
     import torch
 

@@ -1,8 +1,7 @@
-"""Train StyleGAN2 with a discriminator that has a task of its own: GLeaD, GGDR, both, or none."""
+"""Train StyleGAN2, alone or with GLeaD, GGDR or both."""
 
 import dataclasses
 import os
-import sys
 from typing import Any
 
 import click
@@ -21,7 +20,7 @@ from training.runs import resume, run_dir
 
 @click.command(cls=cli.Command, context_settings={"show_default": True, "max_content_width": 120})
 @cli.add_options(on_command_line(adversarial=ADVERSARIAL))
-def main(**said: Any) -> None:
+def main(**values: Any) -> None:
     """Train a GAN on a folder or zip of images; make one with dataset_tool.py.
 
     \b
@@ -39,14 +38,14 @@ def main(**said: Any) -> None:
       python train.py --outdir=runs --data=images.zip --dry-run
     """
     context = click.get_current_context()
-    command = cli.said_explicitly(context)
-    if said["config"] is not None:
-        command = with_file(command, cli.read_option_file(said["config"], context, without=ONCE))
-        said |= command
+    command = cli.given_options(context)
+    if values["config"] is not None:
+        command = with_file(command, cli.read_option_file(values["config"], context, without=ONCE))
+        values |= command
     if torchrun.is_used():
-        job = torchrun.train(prepare, command, said)
+        job = torchrun.train(prepare, command, values)
     else:
-        job = prepare(command, said)
+        job = prepare(command, values)
         if job is not None:
             with resume.locked(job.run_dir):
                 launch.run(job)
@@ -55,44 +54,48 @@ def main(**said: Any) -> None:
 
 
 def write_report(path: str) -> None:
-    """The page of a run that is finished. Whatever goes wrong, the run counts."""
+    """Write report.html of a finished run. An error is only a warning: training has succeeded."""
     try:
         from analysis import report
 
         report.write_report([path], os.path.join(path, report.NAME), attention=True)
     except (Exception, KeyboardInterrupt) as e:
-        _warn(f"no {path}/report.html: {' '.join(str(e).split()) or type(e).__name__}; report.py {path} writes it")
+        cli.warn(f"no {path}/report.html: {' '.join(str(e).split()) or type(e).__name__}; report.py {path} writes it")
 
 
 def with_file(command: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any]:
-    """The options of a file as if they stood on the command line, unless that has them, by either name."""
-    said = {SECOND_NAMES.get(name, name) for name in command}
-    return {**{name: value for name, value in of_file.items() if SECOND_NAMES.get(name, name) not in said},
+    """The options of a file and of the command line. The command line wins, whichever name it gives an option by."""
+    given = {SECOND_NAMES.get(name, name) for name in command}
+    return {**{name: value for name, value in of_file.items() if SECOND_NAMES.get(name, name) not in given},
             **{name: value for name, value in command.items() if name != "config"}}
 
 
-def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
-    """Check everything that a run needs, and make its directory or find the one to resume in; None after a dry run.
+def prepare(command: dict[str, Any], values: dict[str, Any]) -> launch.Job | None:
+    """Check everything that a run needs. Then make its directory, or find the run to resume.
 
     Args:
         command: The options that were given, by name.
-        said:    The same, and the defaults of all other options.
+        values:  The same options, and the defaults of all others.
+
+    Returns:
+        What to train; None after a dry run.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: Something is missing or wrong.
     """
     run, busy = resume.find(command)
-    if run is not None:  # with the number of GPUs at its start, from which the batch size may follow
-        said = {**said, **run.command, **command, "gpus": run.command.get("gpus"), "resume": run.command.get("resume")}
+    if run is not None:  # keep the number of GPUs at its start: the batch size may depend on it
+        values = {**values, **run.command, **command,
+                  "gpus": run.command.get("gpus"), "resume": run.command.get("resume")}
     for name in ("outdir", "data"):
-        if said[name] is None and not (name == "outdir" and run is not None):
+        if values[name] is None and not (name == "outdir" and run is not None):
             raise click.MissingParameter(param_type="option", param_hint=f"'--{name}'")
-    options, notes = released.parse(resume.absolute_paths(said))
+    options, notes = released.parse(resume.absolute_paths(values))
     check_metrics(options.metrics or ())
     prepare_run.check_apart(options.data, options.outdir if run is None else run.path, new=run is None)
     if run is not None:
         for option in sorted(set(run.relative) - {"resume", *command}):
-            _warn(f"{run.path} names its --{option} by a relative path: taking {run.command[option]}")
+            cli.warn(f"{run.path} names its --{option} by a relative path: taking {run.command[option]}")
     dataset, source = prepare_run.inspect_dataset(options)
     problems: list[str] = []
     sized = prepare_run.size_like_source(options, dataset, run, problems)
@@ -102,10 +105,10 @@ def prepare(command: dict[str, Any], said: dict[str, Any]) -> launch.Job | None:
         config = resume.changed(run, config, num_gpus=num_gpus, anyway="resume_anyway" in command)
         checks.validate(config)
     if busy is not None:
-        _warn(f"{busy}, which the same command started, is being trained by another program: this is a second run")
+        cli.warn(f"{busy}, which the same command started, is being trained by another program: this is a second run")
     for line in notes + warnings(options, config):
-        _warn(line)
-    # Trust is of this command alone: what a run's options say may come from a stranger.
+        cli.warn(line)
+    # Only this command can grant trust: the options of a run may come from a stranger.
     problems = prepare_run.check_machine(config, options, run=run, trust=command.get("trust_net", False),
                                          of_source=problems)
     description = comparison.run_name(source.name, name_of(config))
@@ -126,16 +129,16 @@ def show(
     config: TrainingConfig, command: dict[str, Any], description: str, run: resume.ResumableRun | None, source: Any,
     problems: list[str],
 ) -> None:
-    """The output of a dry run."""
+    """Print the options and the verdict of a dry run."""
     if run is not None:
-        print(f"Would resume in {run.path}{_how_not_to(command)}\n")
+        print(f"Would resume in {run.path}{_new_run_hint(command)}\n")
     summary.print_options(config, description)
     warn_of_long_work(config, source, run)
     summary.print_verdict(config if run is None else dataclasses.replace(config, resume=None), problems)
 
 
 def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, description: str) -> launch.Job:
-    """Make the run directory, and keep the options and a log in it."""
+    """Make the run directory, and write the options and a log to it."""
     path = run_dir.create_run_dir(outdir, description)
     job = launch.Job(config, path, resume=None, command=resume.absolute_paths(command))
     launch.write_options(job)
@@ -146,31 +149,27 @@ def start_run(config: TrainingConfig, command: dict[str, Any], outdir: str, desc
 
 
 def resume_run(run: resume.ResumableRun, config: TrainingConfig, command: dict[str, Any]) -> launch.Job:
-    """Nothing in the run directory changes here: the present options are written once the state is restored."""
+    """Prepare to resume a run. The run directory stays unchanged until the training state is restored."""
     passing = ("resume", "resume_anyway", "gpus", "trust_net")
     kept = {**run.command, **{name: value for name, value in command.items() if name not in passing}}
     with resume.locked(run.path):
-        print(f"Resuming in {run.path}{_how_not_to(command)}")
+        print(f"Resuming in {run.path}{_new_run_hint(command)}")
         print(comparison.departures_line(config), flush=True)
     return launch.Job(config, run.path, resume=run.state, command=resume.absolute_paths(kept),
                       anyway="resume_anyway" in command)
 
 
 def warn_of_long_work(config: TrainingConfig, source: Any, run: resume.ResumableRun | None) -> None:
-    """Say how long a run will take, where that is long."""
+    """Warn if a run will take long."""
     from training.runs.training_state import list_states
 
     states = list_states(run.path) if run is not None else []
     line = estimate.describe_long_work(config, source, done_kimg=states[0].nimg / 1000 if states else 0)
     if line is not None:
-        _warn(line)
+        cli.warn(line)
 
 
-def _warn(line: str) -> None:
-    print(f"Warning: {line}", file=sys.stderr, flush=True)
-
-
-def _how_not_to(command: dict[str, Any]) -> str:
+def _new_run_hint(command: dict[str, Any]) -> str:
     return "; --resume=noresume starts a new run" if command.get("resume", "auto") == "auto" else ""
 
 

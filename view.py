@@ -1,4 +1,4 @@
-"""Look at networks in a browser: seeds, truncation, mixing, interpolation, and images that D reads and G rebuilds."""
+"""View networks in a browser: seeds, truncation, style mixing, interpolation, and reconstructions by D and G."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import click
 import cli
 from dnnlib.util import UserError
 
-if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and wrong usage don't wait for it
+if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
     import torch
 
-    from sampling.viewer import Model
+    from sampling.viewer import Model, Rebuilder
 
 LOOPBACK = "127.0.0.1"
 INSTALL = "pip install 'gradio>=6'"
@@ -24,14 +24,15 @@ INSTALL = "pip install 'gradio>=6'"
 
 @click.command(cls=cli.Command)
 @click.option("--network", "networks", type=cli.Path(), multiple=True, required=True, metavar="PATH|URL",
-              help="Network, as for generate.py; given several times, they are shown side by side")
+              help="Network, as for generate.py; may be given several times, to see networks side by side")
 @cli.label_option
 @click.option("--host", default=LOOPBACK, show_default=True, metavar="ADDRESS",
-              help="Where to listen; 0.0.0.0 lets all who can reach this machine use the page")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 = a free one")
+              help="Address to listen on; 0.0.0.0 lets all who can reach this machine use the page")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True,
+              help="Port to listen on; 0 = any free port")
 @cli.device_option
 def main(networks: tuple[str, ...], label: list[float] | None, host: str, port: int, device: str | None) -> None:
-    """Look at networks in a browser. The page needs no network access, and pickles are read as data alone.
+    """View networks in a browser. The page needs no network access, and code in pickles is not run.
 
     \b
     Examples:
@@ -61,7 +62,7 @@ def check_gradio() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve the page on. Until that begins, connections wait."""
+    """A socket to serve the page on. Browsers that connect early wait until the page is served."""
     try:
         return socket.create_server((host, port))
     except OSError as e:
@@ -70,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def load_models(networks: tuple[str, ...], vector: list[float] | None, device_name: str | None) -> list[Model]:
-    """The networks on their device, all for images of one size."""
+    """Load the networks on their device. They must make images of one size."""
     from analysis.curves import unique_labels
     from sampling.viewer import Model, count_classes
     from torch_utils import misc
@@ -81,19 +82,23 @@ def load_models(networks: tuple[str, ...], vector: list[float] | None, device_na
         modules = cli.load_networks(path, trust=False, only=cli.PAIR)
         G = cli.need_generator(modules, path).to(device)
         label = cli.pick_label(G, None, vector) if vector is not None else None
-        models.append(Model(name, G, *find_rebuilder(modules, path, device), label=label))
+        rebuilder, no_rebuilder = find_rebuilder(modules, path, device)
+        models.append(Model(name, G, rebuilder, no_rebuilder, label=label))
     cli.check_one_size(list(zip(networks, (model.G for model in models), strict=True)))
     count_classes(models)
     return models
 
 
-def find_rebuilder(modules: dict[str, torch.nn.Module], path: str, device: torch.device) -> tuple[object, str]:
-    """What rebuilds images, or None and why there is nothing that does."""
-    from sampling.viewer import find_rebuilder
+def find_rebuilder(
+    modules: dict[str, torch.nn.Module], path: str, device: torch.device
+) -> tuple[Rebuilder | None, str]:
+    """The networks that reconstruct images, and ""; or None, and why the file has none."""
+    from sampling.reconstruction import find_res_g
+    from sampling.viewer import Rebuilder
 
     try:
-        G, D = cli.need_pair(modules, path, to="rebuilding images", of=cli.GLEAD_RUN)
-        return find_rebuilder(G.to(device), D.to(device), name=path), ""
+        G, D = cli.need_pair(modules, path, purpose="rebuilding images")
+        return Rebuilder(G.to(device), D.to(device), find_res_g(G, D, name=path)), ""
     except UserError as e:
         return None, str(e)
 

@@ -1,1 +1,1 @@
-"""What happened in training, as figures and numbers: D's scores, reconstructions, attention, features, neighbours."""
+"""Figures and numbers about training runs: D's scores, reconstructions, attention, features, neighbours, reports."""

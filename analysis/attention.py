@@ -18,18 +18,20 @@ from training.runs.training_state import list_pickles
 
 from .fairness import draw_sample
 
-PREFERRED_RES = 64  # The paper's.
-_SHARE = 0.8
-_COLUMNS = 8        # Of the picture of a run.
+PREFERRED_RES = 64  # As in the paper.
+_SHARE = 0.8        # The share of the attention whose area is measured.
+_COLUMNS = 8        # Images in each row of a run's picture.
 
 
 class Attention(NamedTuple):
-    scores: np.ndarray  # float64 [N]: D's realness scores.
-    maps: np.ndarray    # float64 [N, r, r], 0 and up.
+    """D's realness scores of images, and where they come from."""
+
+    scores: np.ndarray  # float64 [N].
+    maps: np.ndarray    # float64 [N, r, r], non-negative.
 
 
 def pick_resolution(D: torch.nn.Module, wanted: int | None) -> int:
-    """The resolution of D's features to look at: the wanted one; else 64, or the highest below.
+    """The resolution of D's features to look at. The default is 64, or the highest one below.
 
     Raises:
         UserError: D has no features of the wanted resolution.
@@ -43,21 +45,21 @@ def pick_resolution(D: torch.nn.Module, wanted: int | None) -> int:
 
 
 def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int) -> Attention:
-    """Grad-CAM of the realness score: ReLU of the sum of D's features, weighted by their mean gradients.
+    """Grad-CAM of the realness score: the ReLU of the sum of D's features, weighted by their mean gradients.
 
-    The score of an image depends on the others in its group by the minibatch standard deviation. Only the gradient of
-    its own score by its own features counts.
+    Because of the minibatch standard deviation, the score of an image also depends on the other images of its group.
+    Only the gradient with respect to its own features counts.
 
     Args:
         D:   Discriminator in eval mode.
         img: float32 [N, C, R, R] in about [-1, 1], on any device.
-        c:   Labels [N, c_dim].
-        res: Resolution of the backbone's features.
+        c:   Labels, float32 [N, c_dim].
+        res: Resolution r of the backbone's features.
     """
     device = next(D.parameters()).device
     order = whole_groups(D, len(img))
     features: list[torch.Tensor] = []
-    block = getattr(D, f"b{2 * res}")   # its output has half its resolution
+    block = getattr(D, f"b{2 * res}")   # a block halves the resolution
     handle = block.register_forward_hook(lambda module, inputs, outputs: features.append(outputs[0]))
     try:
         with torch.enable_grad():
@@ -74,7 +76,7 @@ def attend(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, res: int) 
 
 
 def attended_area(attention: np.ndarray, share: float = _SHARE) -> float:
-    """The smallest share of a map [r, r] that holds `share` of its sum; NaN if that is 0."""
+    """The smallest part of the area of a map [r, r] that holds the part `share` of its sum; NaN if the sum is 0."""
     values = np.sort(attention.ravel())[::-1].cumsum()
     if not values[-1] > 0:
         return float("nan")
@@ -82,10 +84,10 @@ def attended_area(attention: np.ndarray, share: float = _SHARE) -> float:
 
 
 def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """The map [r, r], scaled up and laid on a gray image uint8 [R, R, C]: gray = none, violet to yellow = the most.
+    """Scale a map [r, r] up, and lay it on an image uint8 [R, R, C], which is made gray.
 
     Returns:
-        uint8 [R, R, 3].
+        uint8 [R, R, 3]: gray where there is no attention, violet to yellow where there is more.
     """
     scaled = attention / attention.max() if attention.max() > 0 else attention
     side = image.shape[0]
@@ -98,14 +100,14 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 
 def write_picture(run_dir: Path) -> None:
-    """Write `attentionKKKKKK.png` of a run's newest network pickle, unless it is there.
+    """Write `attentionKKKKKK.png` for the newest network pickle of a run, unless the file exists.
 
     It has four rows: training images, the attention of D to them, images that G_ema makes with the same labels, and the
     attention of D to those.
 
     Raises:
-        UserError: The run holds no pickle with D and G_ema, its D takes more than images, or what it was trained on
-            can't be read.
+        UserError: There is no pickle with D and G_ema, D takes more channels than images have, or the training images
+                   can't be read.
     """
     pickles = list_pickles(run_dir)
     if not pickles:
@@ -125,7 +127,7 @@ def write_picture(run_dir: Path) -> None:
         raise UserError(f"{newest}: D takes {D.img_channels} channels, and images have {G.img_channels}")
     trained_on = read_options(run_dir).training_set_kwargs
     data = open_training_set(str(run_dir), trained_on, use_labels=G.c_dim > 0)
-    real = draw_sample(data, list(range(len(data))), count=_COLUMNS, seed=0)
+    real = draw_sample(data, count=_COLUMNS, seed=0)
     with torch.no_grad():
         fakes = G(seed_latents(range(len(real.labels)), G.z_dim), real.labels, noise_mode="const").float()
     rows = []

@@ -1,6 +1,6 @@
-"""What a sweep found: scores of its arms with their spread, paired differences with intervals, curves.
+"""Results of a comparison: scores of its arms with their spread, paired differences with intervals, curves.
 
-Results are kept as a small JSON file, from which all tables follow, so that they can be made without the runs.
+Results are kept in a small JSON file. All tables follow from it, so they can be made without the runs.
 """
 
 import dataclasses
@@ -20,30 +20,30 @@ from tabulate import tabulate
 from dnnlib.util import UserError, atomic_write
 from training.runs.sweep import Cell
 
-from .curves import Band, Curve, band, read_curves
-from .drawing import COLOURS
+from .curves import Curve, read_curves
+from .drawing import plot_band
 from .fairness import FAKE, REAL, Judgement
 
 CONFIDENCE = 0.95
-LAST_KIMG = 10          # D's scores are averaged over as many thousands of images at the end.
+LAST_KIMG = 10          # D's scores are averaged over the last 10 kimg.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """Of a run that is trained and scored."""
+    """The result of one run. An arm is a method or setting that is compared; a judge is a feature net."""
 
     arm: str
     seed: int
     kimg: float
     sec_per_kimg: float                     # Median over ticks.
-    real_score: float                       # D's mean score of real images at the end of training.
-    fake_score: float
-    scores: dict[str, dict[str, float]]     # By judge, then by name of the result.
-    judgement: dict[str, float] | None      # Fields of `Judgement`: D on images that it was not trained on.
+    real_score: float                       # D's mean score of real images at the end of training ...
+    fake_score: float                       # ... and of generated ones.
+    scores: dict[str, dict[str, float]]     # Judge -> name of the score -> value.
+    judgement: dict[str, float] | None      # A `Judgement` and its gap, by name; None = D saw all images.
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences, with its t-interval."""
+    """The mean of paired differences, with its t-interval."""
 
     mean: float
     low: float
@@ -52,12 +52,12 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """-1 or 1 if the interval leaves out zero, else 0."""
+        """-1 or 1 if the interval excludes zero, else 0."""
         return -1 if self.high < 0 else 1 if self.low > 0 else 0
 
 
 def read_cell(cell: Cell, judges: Sequence[str], judgement: Judgement | None) -> Result:
-    """What is known of a run that is trained and scored by these judges."""
+    """The result of a run that is trained, and scored by these judges."""
     assert cell.run_dir is not None
     curves = read_curves(cell.run_dir)
     last = max(curves[REAL].kimg)
@@ -74,7 +74,7 @@ def read_cell(cell: Cell, judges: Sequence[str], judgement: Judgement | None) ->
 
 
 def save_results(path: str | os.PathLike, results: Sequence[Result]) -> None:
-    """A JSON list with a line for each run."""
+    """Write a JSON list with a line for each run. Numbers have six significant digits."""
     lines = [json.dumps(_rounded(dataclasses.asdict(result))) for result in results]
     with atomic_write(path) as f:
         f.write(("[\n" + ",\n".join(lines) + "\n]\n").encode())
@@ -87,10 +87,10 @@ def _rounded(value: Any) -> Any:
 
 
 def load_results(path: str | os.PathLike) -> list[Result]:
-    """What `save_results` wrote.
+    """Read what `save_results` wrote.
 
     Raises:
-        UserError: It can't be read, or is something else.
+        UserError: The file can't be read, or holds something else.
     """
     try:
         return [Result(**entry) for entry in json.loads(Path(path).read_text())]
@@ -102,20 +102,26 @@ def load_results(path: str | os.PathLike) -> list[Result]:
 # Statistics.
 
 
-Value = Callable[[Result], float | None]
+Value = Callable[[Result], float | None]    # Takes a number from a result; None where it has none.
 
 
 def values_of(results: Sequence[Result], arm: str, value: Value) -> dict[int, float]:
-    """By seed; runs without such a value are left out."""
+    """The finite values of an arm's runs, by seed."""
     found = {result.seed: value(result) for result in results if result.arm == arm}
     return {seed: number for seed, number in found.items() if number is not None and math.isfinite(number)}
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """Of values less those of the reference with the same seed; None if fewer than two seeds have both.
+    """The mean difference, value minus reference, of runs with the same seed.
 
     Source: Student (1908). The interval covers the mean with a probability of `CONFIDENCE` if the differences are
     normal and independent.
+
+    Args:
+        values, reference: Values by seed.
+
+    Returns:
+        None if fewer than two seeds have both values.
     """
     found = [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
     if len(found) < 2:
@@ -126,11 +132,12 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
 
 
 def score(judge: str, name: str) -> Value:
-    """A score by its name, such as `kid10k`, whatever follows: `kid10k`, but not `kid10k_se`."""
+    """A score by a judge, such as `kid10k`."""
     return lambda result: result.scores.get(judge, {}).get(name)
 
 
 def judged(name: str) -> Value:
+    """A field of the judgement, such as `gap`."""
     return lambda result: None if result.judgement is None else result.judgement.get(name)
 
 
@@ -143,21 +150,19 @@ def arms_of(results: Sequence[Result]) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tables, in Markdown.
+# Tables, in Markdown. Numbers are multiplied by `factor` and rounded to `digits` decimal places.
 
 
 def score_table(results: Sequence[Result], name: str, *, factor: float = 1, digits: int = 2) -> str:
-    """Mean ± standard deviation over seeds of a score, by arm and judge."""
+    """Mean ± standard deviation of a score over seeds, by arm and judge."""
     judges = judges_of(results)
     rows = [[arm, *_size(results, arm), *(_spread(values_of(results, arm, score(judge, name)), factor, digits)
                                           for judge in judges)] for arm in arms_of(results)]
     return tabulate(rows, ["arm", "seeds", "kimg", *judges], tablefmt="github", disable_numparse=True)
 
 
-def difference_table(
-    results: Sequence[Result], name: str, reference: str, *, factor: float = 1, digits: int = 2
-) -> str:
-    """Paired differences of a score to those of the reference, and what all judges agree on. Lower is better."""
+def difference_table(results: Sequence[Result], name: str, reference: str, *, factor: float = 1) -> str:
+    """Paired differences between the scores of each arm and the reference, and a verdict. Lower scores are better."""
     judges = judges_of(results)
     rows = []
     for arm in arms_of(results):
@@ -166,18 +171,20 @@ def difference_table(
         found = [paired_difference(values_of(results, arm, score(judge, name)),
                                    values_of(results, reference, score(judge, name))) for judge in judges]
         pairs = max((difference.pairs for difference in found if difference is not None), default=0)
-        rows.append([arm, pairs, *(_interval(difference, factor, digits) for difference in found), _verdict(found)])
+        rows.append([arm, pairs, *(_interval(difference, factor) for difference in found), _verdict(found)])
     return tabulate(rows, ["arm", "pairs", *judges, f"against {reference}"], tablefmt="github", disable_numparse=True)
 
 
 def _verdict(found: Sequence[Difference | None]) -> str:
+    """A verdict that all judges agree on."""
     signs = {0 if difference is None else difference.sign for difference in found}
-    return {frozenset({-1}): "**nearer to the data**", frozenset({1}): "**farther from the data**"}.get(
-        frozenset(signs), "too small to tell")
+    if signs == {-1}:
+        return "**nearer to the data**"
+    return "**farther from the data**" if signs == {1} else "too small to tell"
 
 
 def fairness_table(results: Sequence[Result], reference: str) -> str:
-    """D's scores at the end of training, and what it makes of images that it was not trained on."""
+    """D's scores at the end of training, and its judgement of images that it was not trained on."""
     columns: dict[str, Value] = {
         "score of real": lambda result: result.real_score,
         "score of fake": lambda result: result.fake_score,
@@ -191,19 +198,20 @@ def fairness_table(results: Sequence[Result], reference: str) -> str:
         cells = []
         for value in columns.values():
             values = values_of(results, arm, value)
-            text = _spread(values, 1, 2)
+            text = _spread(values)
             difference = paired_difference(values, values_of(results, reference, value)) if arm != reference else None
-            cells.append(text if difference is None else f"{text}; {_interval(difference, 1, 2)}")
+            cells.append(text if difference is None else f"{text}; {_interval(difference)}")
         rows.append([arm, *cells])
     return tabulate(rows, ["arm", *columns], tablefmt="github", disable_numparse=True)
 
 
 def _size(results: Sequence[Result], arm: str) -> tuple[int, str]:
+    """The number of an arm's runs, and their mean length in kimg."""
     runs = [result for result in results if result.arm == arm]
     return len(runs), f"{statistics.fmean(run.kimg for run in runs):.0f}"
 
 
-def _spread(values: Mapping[int, float], factor: float, digits: int) -> str:
+def _spread(values: Mapping[int, float], factor: float = 1, digits: int = 2) -> str:
     found = [factor * value for value in values.values()]
     if not found:
         return "-"
@@ -211,14 +219,14 @@ def _spread(values: Mapping[int, float], factor: float, digits: int) -> str:
     return f"{text} ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else text
 
 
-def _interval(difference: Difference | None, factor: float, digits: int) -> str:
+def _interval(difference: Difference | None, factor: float = 1) -> str:
     if difference is None:
         return "-"
-    mean, low, high = (f"{factor * number:+.{digits}f}" for number in difference[:3])
+    mean, low, high = (f"{factor * number:+.2f}" for number in difference[:3])
     return f"{mean} [{low}, {high}]"
 
 
-_TABLES: dict[str, Callable[[Sequence[Result], str], str]] = {  # By name in a file: of results and a reference.
+_TABLES: dict[str, Callable[[Sequence[Result], str], str]] = {  # Name -> function of results and the reference arm.
     "kid": lambda results, _: score_table(results, "kid10k", factor=1000),
     "kid-differences": lambda results, reference: difference_table(results, "kid10k", reference, factor=1000),
     "fid": lambda results, _: score_table(results, "fid10k"),
@@ -239,14 +247,14 @@ _MARK = re.compile(r"(<!-- comparison: (\S+) of (\S+)(?: against (\S+))?(?: arms
 
 
 def fill_tables(path: str | os.PathLike) -> str:
-    """The text of a Markdown file with its tables made anew.
+    """The text of a Markdown file with its tables updated.
 
     A table stands between `<!-- comparison: NAME of FILE.json against ARM arms ARM,ARM -->` and `<!-- end -->`. NAME is
-    one of `kid`, `kid-differences`, `fid`, `recall`, `coverage` and `fairness`; FILE is relative to the Markdown file;
+    one of `kid`, `kid-differences`, `fid`, `recall`, `coverage` and `fairness`. FILE is relative to the Markdown file.
     `against` and `arms` may be left out.
 
     Raises:
-        UserError: A mark names no table, or results that are not there.
+        UserError: There is no table of that name, or the results can't be read.
     """
     def fill(match: re.Match[str]) -> str:
         begin, name, source, reference, arms, end = match.groups()
@@ -261,7 +269,7 @@ def fill_tables(path: str | os.PathLike) -> str:
 
 
 def describe(results: Sequence[Result], reference: str) -> str:
-    """All tables, as Markdown; the marks let `fill_tables` make them anew beside `results.json`."""
+    """All tables as Markdown, for a file beside `results.json`. Marks let `fill_tables` update them."""
     tables = [f"## {_TITLES[name]}\n\n<!-- comparison: {name} of results.json against {reference} -->\n"
               f"{table(results, reference)}\n<!-- end -->\n" for name, table in _TABLES.items()]
     return "\n".join(["# Comparison\n", *tables])
@@ -272,11 +280,11 @@ def describe(results: Sequence[Result], reference: str) -> str:
 
 
 def draw_curves(runs: Mapping[str, Sequence[Path]], name: str) -> Figure:
-    """A statistic over images and over seconds of training, by arm: mean over seeds, and the range as a band.
+    """Draw a statistic over kimg and over minutes of training: for each arm, the mean over seeds and the range.
 
     Args:
         runs: Run directories by arm.
-        name: Of the statistic, such as `Metrics/kid2k@net`.
+        name: Name of the statistic, such as `Metrics/kid2k@net`.
     """
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -287,11 +295,8 @@ def draw_curves(runs: Mapping[str, Sequence[Path]], name: str) -> Figure:
             continue
         speed = statistics.median(value for curve in curves for value in curve["Timing/sec_per_kimg"].values)
         for axis, scale in (axes[0], 1.0), (axes[1], speed / 60):
-            drawn: Band = band([Curve([kimg * scale for kimg in curve.kimg], curve.values) for curve in found])
-            colour = COLOURS[number % len(COLOURS)]
-            axis.plot(drawn.kimg, drawn.mean, "-o", color=colour, markersize=3, label=f"{arm} ({len(found)})")
-            if len(found) > 1:
-                axis.fill_between(drawn.kimg, drawn.low, drawn.high, color=colour, alpha=0.15, linewidth=0)
+            scaled = [Curve([kimg * scale for kimg in curve.kimg], curve.values) for curve in found]
+            plot_band(axis, scaled, number, label=f"{arm} ({len(found)})", style="-o")
     top = np.nanmax([line.get_ydata()[1:].max() for line in axes[0].lines if len(line.get_ydata()) > 1] or [1])
     for axis, label in zip(axes, ("kimg", "minutes of training, by the median speed of the arm")):
         axis.set_xlabel(label)

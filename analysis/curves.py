@@ -1,25 +1,28 @@
-"""Statistics of training runs over time: read, smoothed, and brought together where runs differ in the seed alone."""
+"""Curves of training runs: reading them, smoothing them, and grouping runs that differ only in the seed."""
 
 import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from dnnlib.util import UserError, check_regular
 from training.config.rivals import full_name
-from training.runs.resume import FREE_OPTIONS, OPTIONS_NAME
+from training.runs.resume import FREE_OPTIONS
+from training.runs.run_dir import find_options
 
 
 class Curve(NamedTuple):
+    """A statistic over the number of training images."""
+
     kimg: list[float]
     values: list[float]
 
 
 class Band(NamedTuple):
-    """Several curves over the range that they have in common; float64 arrays [N]."""
+    """Mean, minimum and maximum of several curves, over the range that all of them cover; float64 arrays [N]."""
 
     kimg: np.ndarray
     mean: np.ndarray
@@ -28,17 +31,19 @@ class Band(NamedTuple):
 
 
 class Group(NamedTuple):
+    """Runs whose options are the same, except for the seed and options that don't change training."""
+
     label: str
-    runs: list[Path]    # Their options are the same, except for the seed and what does not change training.
+    runs: list[Path]
 
 
 def read_curves(run_dir: Path) -> dict[str, Curve]:
-    """Every statistic of a run over kimg, from `stats.jsonl`, and the scores in `metric-*.jsonl`.
+    """Read every statistic of a run from `stats.jsonl`, and its scores from `metric-*.jsonl`.
 
-    Where a score is in both, `metric-*.jsonl` counts. Damaged lines are left out; a UserWarning says how many.
+    If both files hold a score, that of `metric-*.jsonl` is taken. Damaged lines are left out, with a UserWarning.
 
     Raises:
-        UserError: `stats.jsonl` is missing or holds no tick.
+        UserError: `stats.jsonl` is missing, or has no readable line.
     """
     path = run_dir / "stats.jsonl"
     if not path.is_file():
@@ -62,7 +67,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
 
 def _read_tick(line: str) -> dict[str, float] | None:
-    """The means of a line of `stats.jsonl`; None where the line is damaged."""
+    """The means in a line of `stats.jsonl`; None if the line is damaged."""
     try:
         means = {name: value["mean"] for name, value in json.loads(line).items() if isinstance(value, dict)}
     except (ValueError, KeyError, AttributeError, RecursionError):
@@ -72,13 +77,13 @@ def _read_tick(line: str) -> dict[str, float] | None:
 
 
 def _read_scores(run_dir: Path, curves: dict[str, Curve]) -> dict[str, Curve]:
-    """The scores in `metric-*.jsonl`, together with those in `curves`."""
-    from training.runs.run_scores import read_all_scores  # PyTorch takes seconds to import
+    """The scores in `metric-*.jsonl`, merged with those in `curves`."""
+    from training.runs.run_scores import read_all_scores  # imports PyTorch, which takes seconds
 
     result = {}
     for name, scores in read_all_scores(run_dir).items():
         before = curves.get(f"Metrics/{name}", Curve([], []))
-        # Most pickles are named by whole kimg. Their scores belong to the first tick with a score in that kimg.
+        # Names of most pickles have whole kimg: their scores belong to the first score of that kimg in `curves`.
         places = {kimg: next((x for x in before.kimg if int(x) == kimg), kimg) for kimg in scores}
         points = dict(zip(before.kimg, before.values)) | {places[kimg]: value for kimg, value in scores.items()}
         result[f"Metrics/{name}"] = Curve(*map(list, zip(*sorted(points.items()))))
@@ -89,7 +94,8 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
     """Exponentially weighted moving average (Hunter, 1986), corrected for its bias at the start.
 
     Args:
-        weight: Of the past, from 0 (the values stay as they are) to below 1.
+        values: The values to smooth.
+        weight: Weight of past values, in [0, 1). 0 = no smoothing.
     """
     result, total, norm = [], 0.0, 0.0
     for value in values:
@@ -99,7 +105,7 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean, minimum and maximum of curves. Between their points, they are interpolated linearly."""
+    """The band of some curves, which are interpolated linearly between their points."""
     points = np.unique(np.concatenate([curve.kimg for curve in curves]))
     start, end = max(min(curve.kimg) for curve in curves), min(max(curve.kimg) for curve in curves)
     points = points[(points >= start) & (points <= end)]
@@ -107,28 +113,19 @@ def band(curves: Sequence[Curve]) -> Band:
     return Band(points, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
-def read_run_options(run_dir: str | Path) -> dict[str, Any]:
-    """`training_options.json`; empty where there is none or it is damaged."""
-    try:
-        content = json.loads(Path(run_dir, OPTIONS_NAME).read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def method_of(run_dir: str | Path) -> str | None:
-    """The method that a run trained with, such as `glead+zcr`; None where its options don't tell."""
+    """The method of a run, such as `glead+zcr`; None if its options don't tell it."""
     try:
-        return full_name(read_run_options(run_dir)["config"])
+        return full_name(find_options(run_dir)["config"])
     except (KeyError, TypeError, AttributeError):
         return None
 
 
 def group_runs(runs: Sequence[Path]) -> list[Group]:
-    """Runs whose options differ in the seed alone belong together. A group is called by its method, or by its run."""
+    """Group runs whose options differ only in the seed. Labels are as in `unique_labels`, for the first run of each."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
-        command = read_run_options(run).get("command")
+        command = find_options(run).get("command")
         key = str(run)
         if isinstance(command, dict):
             key = json.dumps({k: v for k, v in command.items() if k not in {"seed", *FREE_OPTIONS}}, sort_keys=True)
@@ -138,14 +135,14 @@ def group_runs(runs: Sequence[Path]) -> list[Group]:
 
 
 def unique_labels(paths: Sequence[str | Path]) -> list[str]:
-    """Names for run directories, or for networks in them: the method, or else the shortest end of the path."""
+    """Labels for run directories, or for networks in them: the method if no other has it, or as in `unique_ends`."""
     methods = [method_of(path if path.is_dir() else path.parent) for path in map(Path, paths)]
     return [method if method is not None and methods.count(method) == 1 else name
             for method, name in zip(methods, unique_ends(paths))]
 
 
 def unique_ends(paths: Sequence[str | Path]) -> list[str]:
-    """The shortest end of each path that no other path has, of at most three parts; else the whole path."""
+    """The shortest unique end of each path, of at most three parts; or else the whole path."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     ends = [["/".join(p[-length:]).removesuffix(".pkl") for p in parts] for length in (1, 2, 3)]
     return [next((names[index] for names in ends if names.count(names[index]) == 1), str(path))

@@ -1,4 +1,4 @@
-"""Figures: colours that most colour-blind people tell apart, rows of images, and files written whole or not at all."""
+"""Drawing: colours that most colour-blind people can tell apart, bands of curves, rows of images, and their files."""
 
 import csv
 import io
@@ -7,13 +7,29 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dnnlib.util import atomic_write
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008.
+from .curves import Curve, band
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008.
 SHOWN = 8                           # Images in a row.
 _CELL, _LINE, _GAP, _LETTER = 1.05, 0.13, 0.05, 0.06     # Inches: an image, a line of text, space, a letter.
+
+
+def colour(number: int) -> str:
+    """The colour of the curve with this number. Colours repeat after seven."""
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def plot_band(axis: Axes, curves: Sequence[Curve], number: int, *, label: str | None = None, style: str = "-") -> None:
+    """Plot the mean of some curves in the colour `number`. Of several curves, the range is drawn as a band."""
+    found = band(curves)
+    axis.plot(found.kimg, found.mean, style, color=colour(number), label=label, linewidth=1.6, markersize=3)
+    if len(curves) > 1:
+        axis.fill_between(found.kimg, found.low, found.high, color=colour(number), alpha=0.15, linewidth=0)
 
 
 class Row(NamedTuple):
@@ -21,12 +37,12 @@ class Row(NamedTuple):
 
     label: str
     images: Sequence[np.ndarray]        # uint8 [H, W, C].
-    captions: Sequence[str] = ()        # As many as images, or none.
-    gap: bool = False                   # Space above.
+    captions: Sequence[str] = ()        # One for each image, or none.
+    gap: bool = False                   # Leave space above the row.
 
 
 def draw_rows(rows: Sequence[Row]) -> Figure:
-    """A figure of rows of images; rows may differ in length."""
+    """Draw rows of images, which may differ in length."""
     lines = [max((caption.count("\n") + 1 for caption in row.captions), default=0) for row in rows]
     heights = [_CELL + n * _LINE + _GAP + row.gap * 2 * _LINE for row, n in zip(rows, lines)]
     labels = [row.label.replace("/", "/\n") for row in rows]
@@ -51,16 +67,16 @@ def draw_rows(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> None:
-    """Write a figure in the format that the ending of the path names: .png, .pdf or .svg."""
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure. The suffix of the path is the format: .png, .pdf or .svg."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix[1:], dpi=dpi)
+    figure.savefig(buffer, format=Path(path).suffix[1:], dpi=150)
     with atomic_write(path) as f:
         f.write(buffer.getvalue())
 
 
 def save_table(path: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file; None and NaN are empty cells."""
+    """Write a CSV file. None and NaN become empty cells."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

@@ -1,5 +1,4 @@
-"""How fair the game is between G and D: D's scores over training (GLeaD, arXiv 2212.03752, Fig. 4), and on images that
-D was not trained on."""
+"""How fair the game between G and D is, by D's scores over training (GLeaD, arXiv 2212.03752, Fig. 4)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -14,47 +13,53 @@ from sampling.images import to_tensor
 from sampling.reconstruction import whole_groups
 from training.data.dataset import ImageFolderDataset
 
-from .curves import Band, Curve, Group, band, smooth, unique_ends
-from .drawing import COLOURS
+from .curves import Curve, Group, smooth, unique_ends
+from .drawing import colour, plot_band
 
 REAL, FAKE = "Loss/scores/real", "Loss/scores/fake"
 
 
 class Judgement(NamedTuple):
-    """What D of one snapshot makes of images: mean scores, and the shares that it takes for what they are."""
+    """Mean scores by the D of one snapshot, and the share of images that it classifies correctly."""
 
     train_score: float
     held_out_score: float
     fake_score: float
     train_accuracy: float       # Share of training images with a score above 0.
-    held_out_accuracy: float
-    fake_accuracy: float        # Share of fake images with a score below 0.
+    held_out_accuracy: float    # Share of held-out images with a score above 0.
+    fake_accuracy: float        # Share of generated images with a score below 0.
 
     @property
     def gap(self) -> float:
-        """How much higher D scores images that it was trained on."""
+        """How much higher D scores training images than held-out ones."""
         return self.train_score - self.held_out_score
 
 
 class Sample(NamedTuple):
     """Some images of a data set, with their labels."""
 
-    pixels: np.ndarray      # uint8 [N, C, R, R]
-    labels: torch.Tensor    # float32 [N, c_dim]
+    pixels: np.ndarray      # uint8 [N, C, R, R].
+    labels: torch.Tensor    # float32 [N, c_dim].
 
 
-def draw_sample(dataset: ImageFolderDataset, indices: Sequence[int], *, count: int, seed: int) -> Sample:
-    """At most `count` of the items with these indices, in random order."""
+def draw_sample(
+    dataset: ImageFolderDataset, indices: Sequence[int] | None = None, *, count: int, seed: int
+) -> Sample:
+    """At most `count` random items of a data set, without repetition; if `indices` are given, only of those."""
+    indices = range(len(dataset)) if indices is None else indices
     chosen = np.random.RandomState(seed).permutation(indices)[:count].tolist()
     images, labels = zip(*[dataset[index] for index in chosen])
     return Sample(np.stack(images), torch.from_numpy(np.stack(labels)))
 
 
 def left_out(train: ImageFolderDataset) -> list[int]:
-    """Indices, in `train.replace(max_size=None)`, of the images that are not in the subset `train` (no mirroring).
+    """Indices, in `train.replace(max_size=None)`, of the images that are not in a subset.
+
+    Args:
+        train: The subset, without mirrored copies.
 
     Raises:
-        UserError: It holds all images.
+        UserError: `train` holds all images.
     """
     taken = {train.get_details(index).raw_idx for index in range(len(train))}
     rest = [index for index in range(len(train.replace(max_size=None))) if index not in taken]
@@ -66,7 +71,7 @@ def left_out(train: ImageFolderDataset) -> list[int]:
 
 @torch.no_grad()
 def realness(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, batch: int = 64) -> np.ndarray:
-    """D's scores of images float32 [N, C, R, R] with labels [N, c_dim], on any device: float64 [N]."""
+    """D's scores, float64 [N], of images float32 [N, C, R, R] with labels [N, c_dim], both on any device."""
     device = next(D.parameters()).device
     group = D.minibatch_group or batch
     batch = -(-batch // group) * group
@@ -81,11 +86,13 @@ def realness(D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor, *, batch: i
 def judge(
     G: torch.nn.Module, D: torch.nn.Module, train: Sample, held_out: Sample, *, seed: int = 0, batch: int = 64
 ) -> Judgement:
-    """Let D score training images, held-out ones, and as many fresh images of G, with the labels of the former.
+    """Let D score training images, held-out images, and new images that G makes with the labels of the training images.
 
     Args:
-        G, D: Of one snapshot, in eval mode, on one device.
-        seed: Draws the latents and the noise.
+        G, D:            Networks of one snapshot, in eval mode, on one device.
+        train, held_out: The real images.
+        seed:            Draws the latents and the noise.
+        batch:           Images at a time.
     """
     device = next(G.parameters()).device
     z = torch.from_numpy(np.random.RandomState(seed).randn(len(train.labels), G.z_dim)).float()
@@ -102,29 +109,31 @@ def judge(
 # ----------------------------------------------------------------------------------------------------------------------
 # Figure and table.
 
-Judgements = dict[Path, dict[float, Judgement]]     # By run, then by kimg of the snapshot.
+Judgements = dict[Path, dict[float, Judgement]]     # Run directory -> kimg of the snapshot -> judgement.
 
 
 def draw_scores(
     groups: Sequence[Group], curves: dict[Path, dict[str, Curve]], judgements: Judgements, *, weight: float
 ) -> Figure:
-    """Scores of real images above those of fake ones; beside them, what D makes of unseen images, if that is known.
+    """Draw the scores of real images above those of fake ones, and judgements, if there are any, beside them.
 
     Args:
-        groups: Runs of one colour; several ones have a mean and a band from the lowest to the highest.
-        curves: Of each run, with `REAL` and `FAKE`.
-        weight: Of the past in the smoothed curves; the curves as they are stand behind them, faintly.
+        groups:     Each is drawn in one colour. Several runs are drawn as their mean and the range between them.
+        curves:     The curves of each run, with `REAL` and `FAKE`.
+        judgements: Judgements of each run; may be empty.
+        weight:     Weight of past values in the smoothed curves. The original curves are drawn faintly behind them.
     """
     columns = 2 if judgements else 1
     figure = Figure(figsize=(4.6 * columns + 0.4, 5.6), layout="constrained")
     axes = figure.subplots(2, columns, sharex=True, squeeze=False)
     for axis, name, title in (axes[0, 0], REAL, "scores of real images"), (axes[1, 0], FAKE, "scores of fake images"):
         axis.set_title(title, fontsize=10)
-        for colour, group in zip(_colours(len(groups)), groups):
+        for number, group in enumerate(groups):
             found = [curves[run][name] for run in group.runs]
             for curve in found:
-                axis.plot(curve.kimg, curve.values, color=colour, alpha=0.25, linewidth=0.8)
-            _plot(axis, [Curve(c.kimg, smooth(c.values, weight)) for c in found], colour, _label(group))
+                axis.plot(curve.kimg, curve.values, color=colour(number), alpha=0.25, linewidth=0.8)
+            smoothed = [Curve(curve.kimg, smooth(curve.values, weight)) for curve in found]
+            plot_band(axis, smoothed, number, label=_label(group))
     if judgements:
         _draw_judgements(axes[:, 1], groups, judgements)
     for axis in axes.flat:
@@ -137,41 +146,28 @@ def draw_scores(
 
 
 def _draw_judgements(axes: Sequence[Axes], groups: Sequence[Group], judgements: Judgements) -> None:
-    styles = {"held_out_accuracy": ("-", "unseen real images"), "fake_accuracy": ("--", "fresh fake images")}
     axes[0].set_title("share that D takes for what it is", fontsize=10)
     axes[0].set_ylim(-0.03, 1.03)
-    axes[1].set_title("score of training images less that of unseen ones", fontsize=10)
-    for style, label in styles.values():
-        axes[0].plot([], [], style, color="black", label=label)
+    axes[0].plot([], [], "-", color="black", label="unseen real images")
+    axes[0].plot([], [], "--", color="black", label="fresh fake images")
     axes[0].legend(fontsize=8)
-    for colour, group in zip(_colours(len(groups)), groups):
-        for axis, name, style in (axes[0], "held_out_accuracy", "-"), (axes[0], "fake_accuracy", "--"), (
-                axes[1], "gap", "-"):
+    axes[1].set_title("score of training images less that of unseen ones", fontsize=10)
+    lines = [(axes[0], "held_out_accuracy", "-o"), (axes[0], "fake_accuracy", "--o"), (axes[1], "gap", "-o")]
+    for number, group in enumerate(groups):
+        for axis, name, style in lines:
             found = [Curve(list(judgements[run]), [getattr(judgement, name) for judgement in judgements[run].values()])
                      for run in group.runs]
-            _plot(axis, found, colour, None, style=f"{style}o")
-
-
-def _plot(axis: Axes, curves: Sequence[Curve], colour: str, label: str | None, *, style: str = "-") -> None:
-    """The mean of some curves, and a band if there are several."""
-    found: Band = band(curves)
-    axis.plot(found.kimg, found.mean, style, color=colour, label=label, linewidth=1.6, markersize=3)
-    if len(curves) > 1:
-        axis.fill_between(found.kimg, found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+            plot_band(axis, found, number, style=style)
 
 
 def _label(group: Group) -> str:
     return group.label if len(group.runs) == 1 else f"{group.label} ({len(group.runs)} seeds)"
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
-
-
 def score_rows(
     groups: Sequence[Group], curves: dict[Path, dict[str, Curve]], judgements: Judgements, *, weight: float
 ) -> list[list[Any]]:
-    """Rows of label, run, kimg, statistic, value and smoothed value, for a table of all that `draw_scores` draws."""
+    """Everything that `draw_scores` draws, as rows of label, run, kimg, statistic, value and smoothed value."""
     rows: list[list[Any]] = []
     names = dict(zip(curves, unique_ends(list(curves))))
     for group in groups:

@@ -1,4 +1,4 @@
-"""How well D and G rebuild images (GLeaD, arXiv 2212.03752, Fig. 5), as numbers."""
+"""The quality of reconstructions by D and G (GLeaD, arXiv 2212.03752, Fig. 5)."""
 
 from typing import NamedTuple
 
@@ -9,27 +9,29 @@ from dnnlib.util import UserError
 from sampling.images import psnr, to_tensor
 from training.perceptual import PerceptualLoss
 
-_MIN_SIDE = 11  # Of SSIM's window.
+_MIN_SIDE = 11  # Side of SSIM's window.
 
 
 class Quality(NamedTuple):
-    """How like an image its reconstruction is."""
+    """How similar a reconstruction is to its image."""
 
-    perceptual: float   # Distance, such as LPIPS; 0 = equal.
-    psnr: float         # In dB; infinite = equal.
-    ssim: float         # Structural similarity, at most 1 = equal.
+    perceptual: float   # Distance, such as LPIPS. 0 = equal.
+    psnr: float         # Peak signal-to-noise ratio in dB. Infinite = equal.
+    ssim: float         # Structural similarity, at most 1. 1 = equal.
 
 
 def check_size(side: int) -> None:
+    """Raise a UserError if images of `side` pixels a side are too small for SSIM."""
     if side < _MIN_SIDE:
         raise UserError(f"images of {side}x{side} pixels are too small for SSIM, which needs {_MIN_SIDE}x{_MIN_SIDE}")
 
 
 @torch.no_grad()
 def compare(images: np.ndarray, rebuilt: np.ndarray, perceptual: PerceptualLoss) -> list[Quality]:
-    """Compare images uint8 [N, R, R, C] with their reconstructions, as 8-bit images.
+    """Compare images with their reconstructions, both uint8 [N, R, R, C].
 
-    SSIM is that of Wang et al. (2004): a Gaussian window with a deviation of 1.5 pixels, and no sample covariance.
+    SSIM has the settings of Wang et al. (2004): a Gaussian window with a standard deviation of 1.5 pixels, and no
+    sample covariance.
     """
     from skimage.metrics import structural_similarity
 

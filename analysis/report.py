@@ -1,4 +1,4 @@
-"""Run reports: one HTML page about one or more training runs, which needs no other file and no network."""
+"""Run reports: an HTML page about one or more training runs. It needs no other file and no network."""
 
 import base64
 import functools
@@ -17,26 +17,28 @@ import PIL.Image
 
 from dnnlib.util import UserError, atomic_write, format_time
 from metrics import published, registry
+from sampling.story import kimg_of
 from training.config import comparison
 from training.config.schema import from_json
 from training.runs.previews import preview
 from training.runs.resume import flat, is_busy, is_finished
-from training.runs.training_state import list_states, pickle_kimg
+from training.runs.run_dir import find_options
+from training.runs.training_state import list_states
 
-from .curves import Curve, method_of, read_curves, read_run_options, unique_labels
+from .curves import Curve, method_of, read_curves, unique_labels
 
 NAME = "report.html"
-_MAX_SNAPSHOTS = 100        # Of all runs together, evenly spaced: with the limit below, pictures take 8 MB at most.
+_MAX_SNAPSHOTS = 100        # For all runs together. With the next limit, fakes and reconstructions take 8 MB at most.
 _MAX_PICTURE_BYTES = 30_000
-_MAX_POINTS = 1000          # Of a curve.
+_MAX_POINTS = 1000          # Points of a curve.
 _MAX_TEXT = 300             # Characters of a value or a line of the log.
 _MAX_WARNINGS = 20
-_PICTURES = {
+_PICTURES = {   # Prefix of the file name -> caption.
     "fakes": "Generated images",
-    "reconstructions": "Reconstructions. Rows: real images, what D and G rebuild of them, generated images, likewise",
-    "attention": "Attention of D (Grad-CAM of its score). Rows: real images, where D looks, generated images, likewise",
+    "reconstructions": "Reconstructions. Rows: real images, reconstructions, generated images, reconstructions",
+    "attention": "D's attention (Grad-CAM of its score). Rows: real images, attention, generated images, attention",
 }
-_PANELS = {     # Title of a chart -> its statistics. Others have charts of their own.
+_PANELS = {     # Title of a chart -> its statistics. Every other statistic has its own chart.
     "D's realness scores": ("Loss/scores/real", "Loss/scores/fake"),
     "Signs of D's realness scores": ("Loss/signs/real", "Loss/signs/fake"),
     "Losses": ("Loss/G/loss", "Loss/D/loss"),
@@ -54,36 +56,38 @@ _LEFT_OUT = ("Progress/tick", "Progress/kimg", "Timing/total_sec", "Timing/total
 
 class Picture(NamedTuple):
     kimg: float
-    src: str            # data: URI.
+    src: str            # A data: URI.
 
 
 class ScoreLine(NamedTuple):
+    """A line of the table of scores."""
+
     run: str
     name: str
     last: float
     last_kimg: float
     best: float
     best_kimg: float
-    remark: str         # Whether it was measured as the published ones.
+    remark: str         # How its protocol differs from that of published scores.
 
 
 class ReportedRun(NamedTuple):
-    """What the files of a run say. All text in it may come from strangers: the template escapes it."""
+    """What the files of a run say. Any text may come from strangers: the template escapes it."""
 
     label: str
     facts: dict[str, str]
-    resume: str                         # Command that resumes or prolongs it.
+    resume: str                         # Command that resumes the run, or trains it longer.
     notes: list[str]                    # What is missing or damaged.
-    warnings: list[str]                 # Of log.txt.
+    warnings: list[str]                 # The last ones in log.txt.
     options: dict[str, str]
     environment: dict[str, str]
     curves: dict[str, Curve]
-    pictures: dict[str, list[Picture]]  # By kind.
+    pictures: dict[str, list[Picture]]  # By kind, a key of `_PICTURES`.
     dataset: "Dataset | None"
 
 
 class Dataset(NamedTuple):
-    """What `published.compare` asks of it."""
+    """The training images, as `published.compare` takes them."""
 
     name: str
     resolution: int
@@ -91,16 +95,16 @@ class Dataset(NamedTuple):
 
 
 def write_report(run_dirs: Sequence[str | Path], path: str | Path, *, attention: bool = False) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, completely or not at all.
 
     Args:
-        run_dirs:  One or more run directories, which may be training.
-        path:      HTML file; one that is there is replaced.
-        attention: Write the pictures of D's attention first; where that fails, the page says so.
+        run_dirs:  One or more run directories. Runs may still be training.
+        path:      HTML file, which is replaced if it exists.
+        attention: Write the pictures of D's attention first. If that fails, the page says so.
 
     Raises:
-        UserError: One is no run directory.
-        OSError:   It can't be written.
+        UserError: A folder is no run directory.
+        OSError:   The page can't be written.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -128,8 +132,8 @@ def write_report(run_dirs: Sequence[str | Path], path: str | Path, *, attention:
 
 
 def _write_attention(run_dir: Path) -> list[str]:
-    """Of the newest snapshot. Returns what went wrong, as notes."""
-    from .attention import write_picture  # few pages need PyTorch and Matplotlib
+    """Write the picture of attention for the newest snapshot. Returns errors as notes."""
+    from .attention import write_picture  # imports PyTorch and Matplotlib, which most pages don't need
 
     try:
         write_picture(run_dir)
@@ -139,7 +143,7 @@ def _write_attention(run_dir: Path) -> list[str]:
 
 
 def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> ReportedRun:
-    options = read_run_options(run_dir)
+    options = find_options(run_dir)
     try:
         config = options["config"] if isinstance(options.get("config"), dict) else options
         listed = _as_text(flat(config))
@@ -166,7 +170,7 @@ def _read_run(run_dir: Path, label: str, notes: Sequence[str], *, most: int) -> 
 def _facts(
     run_dir: Path, options: Mapping[str, Any], curves: Mapping[str, Curve], config: Any
 ) -> tuple[dict[str, str], str]:
-    """The summary, and a command that resumes the run or prolongs it."""
+    """The summary of a run, and the command that resumes it or trains it longer."""
     total, states = options.get("total_kimg"), list_states(run_dir)
     total = total if isinstance(total, int | float) and math.isfinite(total) else None
     ticks = curves.get("Progress/kimg", Curve([], [])).kimg
@@ -182,7 +186,7 @@ def _facts(
             facts["time left"] = f"about {format_time(max(total - kimg, 0) * seconds[0] / kimg)}"
     try:
         facts["compared with the papers"] = comparison.departures_line(from_json(config))
-    except UserError:  # of another version or program
+    except UserError:  # the options are those of another version or program
         pass
     if not finished and not states:
         return facts, "No training state is left to resume from."
@@ -191,7 +195,7 @@ def _facts(
 
 
 def _learning_rates(curves: Mapping[str, Curve], config: Mapping[str, Any]) -> dict[str, Curve]:
-    """Constant, as the options say; a statistic of that name counts more."""
+    """Constant curves of the learning rates in the options, for runs without such statistics."""
     kimg = curves.get("Progress/kimg", Curve([], [])).kimg
     rates = {name: flat(dict(config)).get(f"{name}_opt.lr") for name in ("G", "D")}
     return {f"Progress/{name}_lr": Curve([kimg[0], kimg[-1]], [rate, rate])
@@ -224,13 +228,12 @@ def _as_text(values: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _read_pictures(run_dir: Path, dataset: Dataset | None, most: int, notes: list[str]) -> dict[str, list[Picture]]:
-    """At most so many of each kind, evenly spaced, with the first and the last one."""
+    """At most `most` pictures of each kind, evenly spaced, with the first and the last one. Problems go to `notes`."""
     found: dict[str, list[tuple[float, Path]]] = {}
     for path in run_dir.glob("*.png"):
-        match = re.fullmatch(rf"({'|'.join(_PICTURES)})(\d.*)", path.stem)
-        kimg = pickle_kimg(f"network-snapshot-{match[2]}.pkl") if match else None
-        if kimg is not None:
-            found.setdefault(match[1], []).append((kimg, path))
+        match = re.fullmatch(rf"({'|'.join(_PICTURES)})\d{{6,}}(_\d{{3}})?", path.stem)
+        if match:
+            found.setdefault(match[1], []).append((kimg_of(path), path))
     if not found:
         notes.append("No snapshots yet: there are no pictures.")
     pictures: dict[str, list[Picture]] = {}
@@ -250,9 +253,9 @@ def _read_pictures(run_dir: Path, dataset: Dataset | None, most: int, notes: lis
 
 @functools.lru_cache(maxsize=4 * _MAX_SNAPSHOTS)
 def _encode(path: Path, resolution: int | None, *_version: int) -> str:
-    """The top left part of a grid as a WebP in a data: URI. Kept as long as the file's time and size are the same."""
+    """The top left part of a grid as a data: URI of a WebP. It is cached until the file's time or size changes."""
     img = preview(path, resolution)
-    for quality, scale in (80, 1), (50, 1), (20, 1), (20, 2):   # The last one is enough even for noise.
+    for quality, scale in (80, 1), (50, 1), (20, 1), (20, 2):   # with the last one, even noise is small enough
         buffer = io.BytesIO()
         img.reduce(scale).save(buffer, format="WEBP", quality=quality)
         if buffer.tell() <= _MAX_PICTURE_BYTES:
@@ -261,16 +264,18 @@ def _encode(path: Path, resolution: int | None, *_version: int) -> str:
 
 
 def _slides(runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """Positions of the slider, and what each picture of the page shows at them."""
+    """The positions of the slider in kimg, and the snapshots of each picture on the page."""
     rows = [pictures for run in runs for pictures in run.pictures.values()]
     return {"kimg": sorted({picture.kimg for pictures in rows for picture in pictures}), "pictures": rows}
 
 
 def _thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many, evenly spaced, with the first and the last one."""
+    """At most `most` items, evenly spaced, with the first and the last one; of one item, the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)] if most > 1 else [items[-1]]
+    if most == 1:
+        return [items[-1]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ def _thinned(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """For each chart: its title, and lines with colours by run, or by statistic where there is one run only."""
+    """The title and the lines of each chart. Colours distinguish runs, or the statistics of a single run."""
     names = sorted({name for run in runs for name in run.curves} - set(_LEFT_OUT))
     grouped = {name for group in _PANELS.values() for name in group}
     panels: dict[str, tuple[str, ...]]
@@ -322,7 +327,7 @@ def _score_lines(run: ReportedRun) -> Iterable[ScoreLine]:
 
 
 def _published(runs: Sequence[ReportedRun]) -> list[published.Comparison]:
-    """Published figures for the data sets of the runs, in the scores that were measured on them."""
+    """Published scores on the data sets of the runs, by the metrics that the runs were scored by."""
     measured: dict[Dataset, list[str]] = {}
     for run in runs:
         if run.dataset is not None:
@@ -332,9 +337,10 @@ def _published(runs: Sequence[ReportedRun]) -> list[published.Comparison]:
 
 
 def _option_tables(runs: Sequence[ReportedRun]) -> dict[str, dict[str, list[str]]]:
-    """Tables of options and of environments, by title: a row by name, a column for each run."""
-    def rows(of: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-        return {name: [values.get(name, "-") for values in of] for name in dict.fromkeys(n for v in of for n in v)}
+    """Tables of options and of environments, by title. A table holds rows by name, with a cell for each run."""
+    def rows(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+        names = dict.fromkeys(name for column in columns for name in column)
+        return {name: [column.get(name, "-") for column in columns] for name in names}
 
     options = rows([run.options for run in runs])
     differing = {name: values for name, values in options.items() if len(set(values)) > 1}

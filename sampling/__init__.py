@@ -1,1 +1,1 @@
-"""What trained networks are used for: images, videos, mixing, projection, reconstruction."""
+"""The use of trained networks: images, videos, style mixing, projection, reconstruction, and the viewer."""

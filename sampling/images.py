@@ -1,4 +1,4 @@
-"""What the command lines that make images share: latents of seeds, paths between them, images, grids, files."""
+"""Making images: latents of seeds, paths between latents, images, grids and files."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from dnnlib.util import UserError, atomic_write
 from torch_utils.misc import slerp
 from training.snapshot import to_uint8
 
-GRID_MARGIN = 2  # Pixels between the images of a grid, and around them.
+GRID_MARGIN = 2  # Pixels around and between the images of a grid.
 MAX_GRID_PIXELS = 1 << 29
 
 LatentPath = Callable[[np.ndarray], torch.Tensor]  # Positions [N] along the path -> ws [N, num_ws, w_dim].
@@ -23,12 +23,12 @@ LatentPath = Callable[[np.ndarray], torch.Tensor]  # Positions [N] along the pat
 class Truncation(NamedTuple):
     """The truncation trick: w moves towards the mean w."""
 
-    psi: float = 1              # 1 = w stays as it is, 0 = the mean w.
-    cutoff: int | None = None   # Number of layers, from the first, that are truncated; None = all.
+    psi: float = 1              # 1 = no truncation, 0 = the mean w.
+    cutoff: int | None = None   # Truncate only the first layers, this many; None = all.
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
-    """The z's that seeds stand for in all StyleGAN2-style projects, float32 [N, z_dim] on the CPU."""
+    """The z's of seeds, float32 [N, z_dim] on the CPU. They are the same in all StyleGAN2-style projects."""
     z = np.concatenate([np.random.RandomState(seed).randn(1, z_dim) for seed in seeds])
     return torch.from_numpy(z).to(torch.float32)
 
@@ -42,12 +42,12 @@ def map_latents(
     truncation: Truncation = Truncation(),
     batch: int = 64,
 ) -> torch.Tensor:
-    """The ws of some z's.
+    """Map z's to ws.
 
     Args:
         G:          Generator in eval mode.
-        z:          [N, z_dim], on any device.
-        label:      float32 [c_dim], the same for all; None for unconditional networks.
+        z:          Float [N, z_dim], on any device.
+        label:      Label of all images, float32 [c_dim]; None for unconditional networks.
         truncation: How far ws move towards the mean.
         batch:      Number of z's that are mapped at a time.
 
@@ -63,12 +63,12 @@ def map_latents(
 
 
 def default_layers(num_ws: int) -> list[int]:
-    """Layers that style mixing takes from another image: 0 to 6 as in StyleGAN2-ADA, but not the last one."""
+    """The layers that style mixing replaces by default: 0 to 6 as in StyleGAN2-ADA, but not the last one."""
     return list(range(min(7, num_ws - 1)))
 
 
 def mix_styles(ws: torch.Tensor, styles: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
-    """ws [N, num_ws, w_dim] with those of `styles`, of the same shape, in some layers."""
+    """A copy of ws [N, num_ws, w_dim] in which `layers` are those of `styles`, of the same shape."""
     mixed = ws.clone()
     mixed[:, layers] = styles[:, layers]
     return mixed
@@ -83,13 +83,13 @@ def synthesize(
     noise_seeds: Sequence[int] | None = None,
     batch: int = 8,
 ) -> np.ndarray:
-    """The images of some ws.
+    """Make the images of ws.
 
     Args:
         G:           Generator in eval mode.
-        ws:          [N, num_ws, w_dim].
+        ws:          float32 [N, num_ws, w_dim], on any device.
         noise_mode:  `const`, `none` or `random`.
-        noise_seeds: For `random`: one seed for each image, whose noise then doesn't depend on its neighbours.
+        noise_seeds: For `random`: one seed for each image. Its noise then doesn't depend on the other images.
         batch:       Number of images made at a time.
 
     Returns:
@@ -107,28 +107,28 @@ def synthesize(
 
 
 def to_pixels(img: torch.Tensor) -> np.ndarray:
-    """Images [N, C, H, W] in about [-1, 1] as uint8 [N, H, W, C]."""
+    """Convert images [N, C, H, W] in about [-1, 1] to uint8 [N, H, W, C]."""
     return to_uint8(img.to(torch.float32)).transpose(0, 2, 3, 1)
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """Images uint8 [N, H, W, C] as float32 [N, C, H, W] in [-1, 1], as D sees them in training."""
+    """Convert images uint8 [N, H, W, C] to float32 [N, C, H, W] in [-1, 1], as D sees them in training."""
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")) / 127.5 - 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Closed paths through key frames: position k is key k, and position K is key 0 again.
+# Closed paths through K key latents: position k is key k, and position K is key 0 again.
 
 
 def w_path(keys: torch.Tensor) -> LatentPath:
-    """The closed cubic spline, with continuous second derivative, through ws [K, num_ws, w_dim], K >= 2."""
+    """A closed cubic spline, with continuous second derivative, through ws [K, num_ws, w_dim], K >= 2."""
     values = keys.detach().cpu().numpy().astype(np.float64)
     spline = CubicSpline(np.arange(len(values) + 1), np.concatenate([values, values[:1]]), bc_type="periodic")
     return lambda positions: torch.from_numpy(spline(positions).astype(np.float32)).to(keys.device)
 
 
 def z_path(keys: torch.Tensor, to_ws: Callable[[torch.Tensor], torch.Tensor]) -> LatentPath:
-    """Great circles from each of z's [K, z_dim], K >= 2, to the next; `to_ws` maps what lies on them."""
+    """Great circles from each of the z's [K, z_dim], K >= 2, to the next. `to_ws` maps z's on the circles to ws."""
     z = keys.cpu().double()
 
     def path(positions: np.ndarray) -> torch.Tensor:
@@ -151,15 +151,16 @@ def frames_along(
     noise_mode: str = "const",
     batch: int = 8,
 ) -> Iterator[np.ndarray]:
-    """The frames of a video that runs once along closed paths, made a few at a time.
+    """The frames of a video that runs once along closed paths. They are made a few at a time.
 
     Args:
         G:              Generator in eval mode.
-        paths:          One for each place of the grid, row by row; each has `num_keys` keys.
+        paths:          One path for each place of the grid, row by row.
+        num_keys:       Number of keys of each path.
         frames_per_key: Frames from one key to the next.
         grid:           Rows and columns.
         noise_mode:     `const` or `none`: random noise would flicker.
-        batch:          Images made at a time.
+        batch:          Number of images made at a time.
 
     Yields:
         uint8 [rows * H, columns * W, C], num_keys * frames_per_key times.
@@ -182,17 +183,22 @@ def frames_along(
 
 
 def check_grid(rows: int, cols: int, *, side: int, what: str) -> None:
-    """Raises UserError, which names the grid by `what`, if it would have more than `MAX_GRID_PIXELS`."""
+    """Raise a UserError if a grid would have more than `MAX_GRID_PIXELS`. The message calls the grid `what`."""
     if rows * cols * side**2 > MAX_GRID_PIXELS:
         raise UserError(f"{what}: {rows}x{cols} images of {side}x{side} are more than the {MAX_GRID_PIXELS:,} pixels "
                         "that one file may have: make several grids")
 
 
 class ImageGrid:
-    """Images side by side on white, row by row; places left over stay white."""
+    """A grid of images of `shape` [H, W, C] on white. Empty places stay white.
+
+    Attributes:
+        cols:   Number of columns.
+        pixels: The grid, uint8 [height, width, C].
+    """
 
     def __init__(self, rows: int, cols: int, *, shape: tuple[int, int, int]) -> None:
-        height, width, channels = self.shape = shape  # Of one image.
+        height, width, channels = self.shape = shape
         self.cols = cols
         size = [rows * (height + GRID_MARGIN) + GRID_MARGIN, cols * (width + GRID_MARGIN) + GRID_MARGIN, channels]
         self.pixels = np.full(size, 255, np.uint8)
@@ -205,7 +211,7 @@ class ImageGrid:
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike) -> None:
-    """Write uint8 [H, W, C], C = 1 or 3, as JPEG where the name ends in .jpg, else as PNG."""
+    """Write an image uint8 [H, W, C], C = 1 or 3, as JPEG if the name ends in .jpg, otherwise as PNG."""
     buffer = io.BytesIO()
     jpeg = Path(path).suffix == ".jpg"
     options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
@@ -215,6 +221,6 @@ def save_image(image: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def psnr(image: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 images of one shape, in dB; infinite for equal ones."""
+    """Peak signal-to-noise ratio in dB of two uint8 images of the same shape; infinite for equal images."""
     mse = np.square(image.astype(np.float64) - other).mean()
     return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))

@@ -1,4 +1,4 @@
-"""Users' own images as networks take them: found in files, folders, zips and globs, opened, cropped and scaled."""
+"""Users' own images: found in files, folders, zips and by patterns, decoded, and cropped and scaled for a network."""
 
 import glob
 import itertools
@@ -16,9 +16,9 @@ from training.data.prepare.conversion import center_crop, decode, flatten
 
 
 class InputImage(NamedTuple):
-    name: str           # For files made of it; unique among those that were asked for together.
+    name: str           # For output files: the name of the input file without suffix, made unique.
     pixels: np.ndarray  # uint8 [R, R, C].
-    changes: str        # How it was changed to fit, such as "cropped, scaled"; "" = not at all.
+    changes: str        # How it was changed to fit, such as "cropped, scaled"; "" = unchanged.
 
 
 class _Source(NamedTuple):
@@ -29,16 +29,16 @@ class _Source(NamedTuple):
 
 
 class InputImages:
-    """The images that some paths lead to, in that order; those of folders and zips by name.
+    """The images at some paths, in the order of the paths. Images of folders and zips are sorted by name.
 
     Args:
-        paths:      Image files, folders, zips (as datasets have them), or patterns such as `photos/*.png`.
+        paths:      Image files, folders, zips as datasets, or patterns such as `photos/*.png`.
         resolution: Side of the images that the network takes.
         channels:   1 or 3.
-        max_images: Take only the first `max_images`; `num_found` is the number of all.
+        max_images: Take only the first `max_images`. The attribute `num_found` is the number of all.
 
     Raises:
-        UserError: A path leads to nothing, or to something else.
+        UserError: There is nothing at a path, or no file matches a pattern.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class InputImages:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> InputImage:
-        """One image, fit for the network; raises UserError, naming the file, where it can't be decoded."""
+        """Decode an image and fit it to the network. A UserError names the file if it can't be decoded."""
         source = self._sources[index]
         if source.files is None:
             image = open_image(source.path)
@@ -75,7 +75,7 @@ class InputImages:
         return InputImage(source.name, pixels, changes)
 
     def check(self) -> None:
-        """Decode every image, so that a damaged one is found before anything is written."""
+        """Decode every image, to find damaged ones before anything is written."""
         for _ in self:
             pass
 
@@ -101,28 +101,25 @@ def _unique(stem: str, taken: set[str]) -> str:
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """An image file, decoded and upright as its EXIF data says.
+    """Decode an image file, and turn it upright as its EXIF data says.
 
     Raises:
-        UserError: It can't be read or decoded, or is too large for that.
+        UserError: The file can't be read or decoded, or the image is too large.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path or repr(path)}: {'not a file' if os.path.exists(path) else 'there is no such file'}; "
-                        "expected an image")
     what = shown(str(path))
     return decode(read_regular(path, what), what)
 
 
 def fit_image(image: Image.Image, *, resolution: int, channels: int) -> tuple[np.ndarray, str]:
-    """An image as a network takes it.
+    """Convert an image to what a network takes: crop it to a square, scale it, make it RGB or grayscale.
 
     Args:
-        image:      Of any size and mode; transparency is laid on white, 16 bits become 8.
-        resolution: The middle square is scaled to it, down with a box filter, up bicubically.
+        image:      Image of any size and mode. Transparent images are laid on white, and 16 bits become 8.
+        resolution: Side of the result. A box filter scales down, a bicubic one up.
         channels:   1 or 3.
 
     Returns:
-        uint8 [resolution, resolution, channels], and what was done, such as "cropped, scaled"; "" = nothing.
+        uint8 [resolution, resolution, channels], and the changes, such as "cropped, scaled"; "" = unchanged.
     """
     changes = []
     mode = "L" if channels == 1 else "RGB"

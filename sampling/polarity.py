@@ -1,4 +1,4 @@
-"""Polarity sampling of seeds, for images; see `metrics.polarity`."""
+"""Polarity sampling of the seeds of images. The method is in `metrics.polarity`."""
 
 import sys
 from typing import Any, Sequence
@@ -14,13 +14,14 @@ from sampling.images import seed_latents
 def resample_seeds(
     G: Any, seeds: Sequence[int], *, rho: float, num_candidates: int, label: np.ndarray | None = None
 ) -> list[int]:
-    """For each seed, the one that takes its place, of the candidates 0, 1, ...; which one depends on the seed alone.
+    """Replace each seed by one of the candidates 0, 1, ..., num_candidates - 1. The choice depends on the seed alone.
 
     Args:
         G:              Generator in eval mode.
-        rho:            Below 0 for modes, above 0 for what lies beside them.
-        num_candidates: How many seeds there are to choose from.
-        label:          float32 [c_dim], the same for all; None for unconditional networks.
+        seeds:          The seeds to replace.
+        rho:            Below 0, modes are favoured; above 0, rare images.
+        num_candidates: Number of seeds to choose from.
+        label:          Label of all images, float32 [c_dim]; None for unconditional networks.
     """
     device = next(G.parameters()).device
     c = torch.zeros(0) if label is None else torch.from_numpy(label)

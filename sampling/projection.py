@@ -1,4 +1,4 @@
-"""Projecting images to w: the optimisation of StyleGAN2 (Karras et al., CVPR 2020), Appendix D."""
+"""Projection of images to w: the optimisation of StyleGAN2 (Karras et al., CVPR 2020), Appendix D."""
 
 import os
 from dataclasses import dataclass
@@ -15,42 +15,46 @@ from .images import map_latents
 
 Tensor = torch.Tensor
 
-COMPARED_RES = 256         # Larger images are scaled down to it before they are compared.
+COMPARED_RES = 256          # Larger images are scaled down to this resolution before they are compared.
 _SMALLEST_NOISE = 8         # Noise pyramids go down to this resolution.
 _NOISE_SUFFIX = "noise_const"
-_MAX_BYTES = 1 << 30         # Of the arrays in a file; a compressed one may announce far more than it holds.
+_MAX_BYTES = 1 << 30        # Size of all arrays in a file when they are decompressed.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig:
-    """The paper's settings."""
+    """Settings of the optimisation. The defaults are the paper's."""
 
     num_steps: int = 1000
-    w_samples: int = 10000          # Random w's for their mean and standard deviation.
-    lr: float = 0.1
-    lr_rampup: float = 0.05         # Part of the steps in which the learning rate rises, linearly, from 0 ...
-    lr_rampdown: float = 0.25       # ... and falls, as a cosine, to 0.
-    w_noise: float = 0.05           # Standard deviation of the noise on w at the start, as a part of that of w.
-    w_noise_length: float = 0.75    # Part of the steps after which that noise is gone.
-    noise_weight: float = 1e5       # Alpha, the weight of the regularisation of noise maps.
+    w_samples: int = 10000          # Random w's to estimate mean and standard deviation from.
+    lr: float = 0.1                 # Highest learning rate.
+    lr_rampup: float = 0.05         # Fraction of the steps in which the learning rate rises linearly from 0.
+    lr_rampdown: float = 0.25       # Fraction of the steps in which the learning rate falls to 0, as a cosine.
+    w_noise: float = 0.05           # Standard deviation of the noise on w at the start, relative to that of w.
+    w_noise_length: float = 0.75    # Fraction of the steps after which the noise on w is 0.
+    noise_weight: float = 1e5       # Weight of the regularisation of noise maps: alpha in the paper.
     seed: int = 0
 
 
 class WStatistics(NamedTuple):
-    mean: Tensor    # [w_dim].
-    std: float      # Root of the mean squared distance from the mean: one number for all of w.
+    """Mean and spread of w."""
+
+    mean: Tensor    # float32 [w_dim].
+    std: float      # Root mean square of the Euclidean distance from the mean.
 
 
 class Projection(NamedTuple):
-    w_mean: Tensor              # float32 [w_dim] on the CPU, where the search began.
-    w_steps: Tensor             # float32 [num_steps, w_dim] on the CPU: w after each step.
-    noise: dict[str, Tensor]    # Noise maps [r, r], by their name in G.synthesis.
-    start_distance: float       # Perceptual distance of the mean w's image ...
-    distance: float             # ... and of that of the last w, both with the final noise maps.
+    """The result of a projection. All tensors are float32."""
+
+    w_mean: Tensor              # [w_dim] on the CPU: the mean w, where the search starts.
+    w_steps: Tensor             # [num_steps, w_dim] on the CPU: w after each step.
+    noise: dict[str, Tensor]    # Final noise maps [r, r] on G's device, by their name in G.synthesis.
+    start_distance: float       # Perceptual distance from the target to the image of the mean w ...
+    distance: float             # ... and to the image of the last w, both with the final noise maps.
 
 
 def learning_rate(t: float, config: ProjectionConfig) -> float:
-    """At the time t, from 0 to 1."""
+    """The learning rate at the time t, from 0 to 1."""
     down = min(1, (1 - t) / config.lr_rampdown)
     return config.lr * min(1, t / config.lr_rampup) * (0.5 - 0.5 * np.cos(np.pi * down))
 
@@ -69,10 +73,10 @@ def w_statistics(G: torch.nn.Module, label: np.ndarray | None, *, samples: int, 
 
 
 def noise_regularization(noise: Tensor) -> Tensor:
-    """How far a map [r, r] is from white noise: squared correlation with its neighbours, on several scales.
+    """How far a map [r, r] is from white noise: squared correlations of neighbouring pixels, on several scales.
 
-    Sum over a pyramid, which halves the map by averaging 2x2 pixels and doubles the result to keep the variance, of
-    (mean of n(x, y) n(x-1, y))^2 + (mean of n(x, y) n(x, y-1))^2, cyclically.
+    On each scale, this adds (mean of n(x, y) n(x-1, y))^2 + (mean of n(x, y) n(x, y-1))^2 with cyclic indices. The next
+    scale averages 2x2 pixels, and doubles the result to keep the variance.
     """
     total = noise.new_zeros([])
     while True:
@@ -85,18 +89,18 @@ def noise_regularization(noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalize_noise(noise: Tensor) -> None:
-    """Give a map zero mean and unit variance, in place."""
+    """Normalise a map to zero mean and unit variance, in place."""
     noise -= noise.mean()
     noise *= noise.square().mean().rsqrt()
 
 
 def noise_names(G: torch.nn.Module) -> list[str]:
-    """The noise maps of G.synthesis."""
+    """The names of the noise maps in G.synthesis."""
     return [name for name, _ in G.synthesis.named_buffers() if name.rpartition(".")[2] == _NOISE_SUFFIX]
 
 
 def synthesize_with(G: torch.nn.Module, w: Tensor, noise: dict[str, Tensor]) -> Tensor:
-    """Images [N, C, R, R] of w's [N, w_dim], used in all layers, with noise maps in place of G's own."""
+    """Images [N, C, R, R] of w's [N, w_dim], which all layers share. The given noise maps replace G's own."""
     ws = w.unsqueeze(1).repeat(1, G.num_ws, 1)
     return torch.func.functional_call(G.synthesis, noise, (ws,), dict(noise_mode="const"))
 
@@ -110,18 +114,18 @@ def project(
     label: np.ndarray | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Projection:
-    """Find the w, and the noise maps, whose image looks most like a given one.
+    """Find the w and the noise maps whose image looks most like a given one.
 
     Args:
         G:          Generator in eval mode, whose parameters require no gradient.
-        target:     float32 [1, C, R, R] in [-1, 1] on G's device.
-        perceptual: What is minimised.
+        target:     The given image, float32 [1, C, R, R] in [-1, 1], on G's device.
+        perceptual: The distance to minimise.
         config:     Settings.
-        label:      float32 [c_dim]; None for unconditional networks.
+        label:      Label for the statistics of w, float32 [c_dim]; None for unconditional networks.
         report:     Called after each step with the number of steps done and the distance.
     """
     device = target.device
-    random = torch.Generator().manual_seed(config.seed)  # on the CPU: the same numbers on every device
+    random = torch.Generator().manual_seed(config.seed)  # on the CPU, for the same numbers on every device
     stats = w_statistics(G, label, samples=config.w_samples, seed=config.seed)
     with torch.no_grad():
         embedded = perceptual.embed_target(_compared(target))
@@ -159,21 +163,24 @@ def _compared(img: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Files: `w`, float32 [N, num_ws, w_dim], and noise maps under their names in G.synthesis.
+# Files. An .npz file holds the array `w`, and noise maps under their names in G.synthesis.
 
 
 class ProjectedW(NamedTuple):
+    """The content of a file."""
+
     ws: np.ndarray                  # float32 [N, num_ws, w_dim].
     noise: dict[str, Any]           # Noise maps (float32 arrays) by their name in G.synthesis; may be empty.
 
 
 def save_projected_w(path: str | os.PathLike, projected: ProjectedW) -> None:
+    """Write an .npz file."""
     with atomic_write(path) as f:
         np.savez(f, w=projected.ws, **projected.noise)
 
 
 def load_projected_w(path: str | os.PathLike, G: torch.nn.Module) -> ProjectedW:
-    """Read an .npz file (key `w`, and optionally noise maps) or an .npy file (w alone).
+    """Read an .npz file with the array `w` and optionally noise maps, or an .npy file with w alone.
 
     Raises:
         UserError: The file can't be read, or doesn't fit the network.
@@ -205,7 +212,7 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 return {"w": content}
             large = sum(entry.file_size for entry in content.zip.infolist()) > _MAX_BYTES
             arrays = {} if large else {name: content[name] for name in content.files}
-        except Exception as e:  # zipfile, zlib and NumPy's own parser each have errors of their own
+        except Exception as e:  # zipfile, zlib and NumPy's parser raise many kinds of errors
             raise UserError(f"can't read {path}: neither .npz nor .npy, or damaged ({type(e).__name__})") from e
     if large:
         raise UserError(f"{path}: its arrays take more than {_MAX_BYTES >> 30} GiB: give it in parts")

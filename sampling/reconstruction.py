@@ -1,4 +1,4 @@
-"""What D and G of a GLeaD network make of images: D extracts (f, basis image, w), G rebuilds the image from them."""
+"""Reconstruction by a GLeaD network: D extracts f, the basis image and w from an image, and G rebuilds it from them."""
 
 from typing import NamedTuple, Sequence
 
@@ -13,14 +13,14 @@ from .images import ImageGrid, to_pixels
 
 class Reconstruction(NamedTuple):
     pixels: np.ndarray      # uint8 [N, R, R, C].
-    mse: np.ndarray         # float64 [N]: mean squared error of what G made, in [-1, 1] units.
+    mse: np.ndarray         # float64 [N]: mean squared error before rounding to 8 bits, for images in [-1, 1].
 
 
 def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
-    """The resolution of f, from which G continues; 1 = G starts at its constant, with w alone.
+    """The resolution of f, at which G takes over from D. At 1, there is no f: G starts from its constant, with D's w.
 
     Raises:
-        UserError: D has nothing to rebuild images from, or doesn't fit G; the network is called `name`.
+        UserError: D can't extract what G needs, or doesn't fit G. The message calls the network `name`.
     """
     if not getattr(D, "has_heads", False):
         kind = "a decoder without heads for G, as GGDR has it" if getattr(D, "decoder_resolutions", None) else "none"
@@ -37,7 +37,7 @@ def find_res_g(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> int:
 
 
 def whole_groups(D: torch.nn.Module, n: int) -> torch.Tensor:
-    """Indices of n images, repeated from the first on so that they fill the groups of D's minibatch deviation."""
+    """Indices 0 to n - 1, then 0, 1, ... again, to fill whole groups of D's minibatch standard deviation; int64 [M]."""
     group = min(D.minibatch_group or n, n)
     return torch.arange(-(-n // group) * group) % n
 
@@ -46,16 +46,16 @@ def whole_groups(D: torch.nn.Module, n: int) -> torch.Tensor:
 def rebuild(
     G: torch.nn.Module, D: torch.nn.Module, img: torch.Tensor, *, res_g: int, noise_mode: str = "const"
 ) -> Reconstruction:
-    """Let D read images and G rebuild them (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
+    """Let D extract features from images and G rebuild the images (GLeaD, arXiv 2212.03752, Eq. 3 to 6).
 
-    Results depend neither on the other images of the batch nor on labels: the decoder reads the features of D's blocks.
-    Minibatch standard deviation and labels only enter after these blocks.
+    The result of an image depends neither on the other images nor on labels. D's decoder reads the features of D's
+    blocks, and minibatch standard deviation and labels enter only after these blocks.
 
     Args:
         G, D:       Networks in eval mode on one device.
         img:        float32 [N, C, R, R] in about [-1, 1], on any device.
-        res_g:      What `find_res_g` gave.
-        noise_mode: Of G.
+        res_g:      The result of `find_res_g`.
+        noise_mode: Noise mode of G.
     """
     img = img.to(next(D.parameters()).device)
     filled = img[whole_groups(D, len(img))]
@@ -65,7 +65,7 @@ def rebuild(
 
 
 def pair_grid(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int) -> ImageGrid:
-    """Rows of at most `columns` images, each above the row of their reconstructions; all uint8 [R, R, C]."""
+    """A grid of (image, reconstruction) pairs, uint8 [R, R, C]. Below each row of images are their reconstructions."""
     cols = min(len(pairs), columns)
     grid = ImageGrid(2 * -(-len(pairs) // cols), cols, shape=pairs[0][0].shape)
     for index, (image, rebuilt) in enumerate(pairs):

@@ -1,4 +1,4 @@
-"""One picture of a run: real images, what D and G rebuild of them, and what G generates over time."""
+"""A picture of a run: real images, their reconstructions by D and G, and generated images over time."""
 
 import re
 from pathlib import Path
@@ -10,24 +10,26 @@ import PIL.Image
 from dnnlib.util import UserError
 from training.runs.run_dir import OPTIONS_NAME, find_options
 
-COLUMNS = 16
+COLUMNS = 16    # Images in a row.
 
 
 class PictureRow(NamedTuple):
-    what: str               # "real", "rebuilt", "generated".
-    kimg: float | None      # When it was drawn; None for real images.
-    pixels: np.ndarray      # uint8 [R, columns * R] or [R, columns * R, 3].
+    """A row of images."""
+
+    what: str               # "real", "rebuilt" or "generated".
+    kimg: float | None      # Training progress when the row was drawn; None for real images.
+    pixels: np.ndarray      # uint8 [R, COLUMNS * R] or [R, COLUMNS * R, 3].
 
 
 def read_story(run_dir: Path, *, moments: int = 5) -> list[PictureRow]:
-    """The rows of the picture, from the grids that a run saves: the same images and latents in each.
+    """Take the rows of the picture from the grids that a run saves. All grids show the same images and latents.
 
     Args:
         run_dir: A run directory.
-        moments: How many snapshots to show, evenly spaced from the first one to the last one.
+        moments: Number of snapshots to show, evenly spaced from the first to the last.
 
     Raises:
-        UserError: The run has no snapshot, or no readable options.
+        UserError: The run has no snapshot, or its options don't tell the resolution.
     """
     fakes = sorted(run_dir.glob("fakes[0-9]*.png"))
     if not fakes:
@@ -42,7 +44,7 @@ def read_story(run_dir: Path, *, moments: int = 5) -> list[PictureRow]:
 
 
 def kimg_of(path: Path) -> float:
-    """Of a picture: `fakes000200_512.png` was drawn after 200.512 kimg."""
+    """The training progress in the name of a picture: 200.512 for `fakes000200_512.png`."""
     return float(re.sub(r"\D*(\d+)_?(\d*)\.png", r"\1.\2", path.name))
 
 
@@ -55,7 +57,7 @@ def _resolution(run_dir: Path) -> int:
 
 
 def _first_row(path: Path, side: int, *, skip: int = 0) -> np.ndarray:
-    """The first images of a grid, after `skip` rows."""
+    """The first images of a grid's row; `skip` is the number of rows above it."""
     try:
         with PIL.Image.open(path) as grid:
             return np.asarray(grid)[skip * side:(skip + 1) * side, :COLUMNS * side]

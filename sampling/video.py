@@ -1,4 +1,4 @@
-"""Writing videos frame by frame: MP4 through ffmpeg, WebP and GIF through Pillow."""
+"""Writing videos frame by frame: MP4 by ffmpeg, WebP and GIF by Pillow."""
 
 import contextlib
 import itertools
@@ -23,8 +23,8 @@ _X264 = ("-c:v", "libx264", "-preset", "medium", "-crf", "16", "-pix_fmt", "yuv4
 
 
 def find_ffmpeg() -> str | None:
-    """The ffmpeg of the package imageio-ffmpeg, or the system's; None where there is neither."""
-    with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: the package came without a binary
+    """The path of ffmpeg, from the package imageio-ffmpeg or from the system; None if there is none."""
+    with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: the package has no binary for this system
         import imageio_ffmpeg
 
         return imageio_ffmpeg.get_ffmpeg_exe()
@@ -32,10 +32,10 @@ def find_ffmpeg() -> str | None:
 
 
 def resolve_path(path: str | os.PathLike) -> Path:
-    """The file that will be written where `path` is asked for: a WebP, with a warning, if an MP4 needs ffmpeg.
+    """The path to write to: `path`, or without ffmpeg, a .webp in place of an .mp4, with a warning.
 
     Raises:
-        UserError: The name doesn't end as that of a video does.
+        UserError: The suffix is not that of a video.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -50,7 +50,7 @@ def resolve_path(path: str | os.PathLike) -> Path:
 def check_video(
     path: str | os.PathLike, *, size: tuple[int, int], num_frames: int, fps: float, lossless: bool = False
 ) -> None:
-    """Check that the format can hold a video, before long work starts; `size` is (height, width).
+    """Check that the format can hold a video of `size` (height, width), before long work starts.
 
     Raises:
         UserError: The format can't hold it.
@@ -75,17 +75,17 @@ def write_video(
     fps: float,
     lossless: bool = False,
 ) -> None:
-    """Write a video that repeats for ever. The file appears at `path` when it is complete.
+    """Write a video. WebP and GIF repeat for ever. The file appears at `path` when it is complete.
 
     Args:
-        path:       What `resolve_path` gave.
-        frames:     uint8 [H, W, C], C = 1 or 3, all of one shape, taken one at a time.
-        num_frames: How many there are.
+        path:       The result of `resolve_path`.
+        frames:     uint8 [H, W, C], C = 1 or 3, all of one shape. They are taken one at a time.
+        num_frames: Number of frames.
         fps:        Frames per second.
         lossless:   Keep every pixel (WebP only). Otherwise, WebP is compressed with quality 90.
 
     Raises:
-        UserError: ffmpeg fails, or as `check_video`.
+        UserError: ffmpeg fails, or the format can't hold the video.
     """
     path = Path(path)
     frames = iter(frames)
@@ -100,7 +100,7 @@ def write_video(
 
 
 def _write_mp4(path: Path, temporary: Path, frames: Iterable[np.ndarray], *, size: tuple[int, int], fps: float) -> None:
-    # The exit status matters, and imageio-ffmpeg's own writer doesn't tell it.
+    # imageio-ffmpeg's own writer doesn't tell the exit status, which says whether the video is complete.
     ffmpeg = find_ffmpeg()
     if ffmpeg is None:
         raise UserError(f"{path} needs ffmpeg: pip install imageio-ffmpeg, or choose .webp")
@@ -108,10 +108,10 @@ def _write_mp4(path: Path, temporary: Path, frames: Iterable[np.ndarray], *, siz
     command = [ffmpeg, "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[1]}x{size[0]}",
                "-r", str(fps), "-i", "-", "-vf", *even, *_X264, "-f", "mp4", str(temporary)]
     with tempfile.TemporaryFile() as log:
-        # In a session of its own, it isn't reached by the Ctrl-C that is meant for us.
+        # A new session keeps Ctrl-C, which is meant for this program, from ffmpeg.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # the status says why
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # if ffmpeg ends early, the status tells it below
                 for frame in frames:
                     process.stdin.write(np.ascontiguousarray(np.broadcast_to(frame, [*size, 3])))
             status = process.wait()
@@ -129,8 +129,8 @@ def _write_mp4(path: Path, temporary: Path, frames: Iterable[np.ndarray], *, siz
 def _write_animation(
     path: Path, temporary: Path, frames: Iterator[np.ndarray], *, num_frames: int, fps: float, lossless: bool
 ) -> None:
-    unit = 10 if path.suffix.lower() == ".gif" else 1  # milliseconds; rounding must not add up
-    times = np.rint(np.arange(num_frames + 1) * 1000 / fps / unit).astype(int) * unit
+    unit = 10 if path.suffix.lower() == ".gif" else 1  # of durations, in milliseconds
+    times = np.rint(np.arange(num_frames + 1) * 1000 / fps / unit).astype(int) * unit  # rounding errors don't add up
     options: dict[str, Any] = dict(save_all=True, loop=0, duration=np.diff(times).tolist())
     if unit == 1:
         options |= dict(format="WEBP", lossless=lossless, quality=90, method=2)
@@ -142,7 +142,7 @@ def _write_animation(
 
 
 class _LazyFrames(PIL.Image.Image):
-    """An image whose frames are made one by one. Pillow would keep a list of all frames in memory."""
+    """An image whose frames are taken from an iterator, one by one, to save memory: Pillow would take a list."""
 
     def __init__(self, frames: Iterator[np.ndarray], num_frames: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class _LazyFrames(PIL.Image.Image):
 
     def seek(self, frame: int) -> None:
         if frame == self.n_frames:
-            raise EOFError  # Pillow's end of the sequence
+            raise EOFError  # tells Pillow that there are no more frames
         if frame == self._position + 1:
             pixels = next(self._frames)
             content = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -1,4 +1,4 @@
-"""What the viewer shows of networks: pictures of seeds, of mixed and interpolated ones, and of what D and G rebuild."""
+"""The viewer's pictures: images of seeds, mixed styles, interpolations, and reconstructions by D and G."""
 
 from typing import NamedTuple, Sequence
 
@@ -8,45 +8,42 @@ import torch
 from dnnlib.util import UserError
 from sampling import images as sampling
 from sampling.input_images import InputImages
-from sampling.reconstruction import find_res_g, pair_grid, rebuild
+from sampling.reconstruction import pair_grid, rebuild
 
-MAX_SEED = (1 << 32) - 1    # NumPy's.
+MAX_SEED = (1 << 32) - 1    # NumPy's limit.
 MAX_IMAGES = 16             # In one picture.
 
 
 class Rebuilder(NamedTuple):
-    G: torch.nn.Module      # The one that D was trained with.
+    """The networks that reconstruct images."""
+
+    G: torch.nn.Module      # Not its average, but the one that D was trained with, if the file has it.
     D: torch.nn.Module
-    res_g: int
+    res_g: int              # The result of `find_res_g`.
 
 
 class Model(NamedTuple):
-    """A network that is looked at. All modules are in eval mode on one device."""
+    """A network in the viewer. All modules are in eval mode on one device."""
 
     name: str
     G: torch.nn.Module                  # Makes the images of seeds.
     rebuilder: Rebuilder | None
-    no_rebuilder: str = ""              # Why there is none.
-    label: np.ndarray | None = None     # float32 [c_dim]: used in place of a class.
+    no_rebuilder: str = ""              # Why there is no rebuilder.
+    label: np.ndarray | None = None     # float32 [c_dim]; if given, it is used instead of a class.
 
 
 class Look(NamedTuple):
-    """What holds for all images of a picture."""
+    """Settings of all images in a picture."""
 
-    psi: float = 1
-    class_idx: int | None = 0   # Conditional networks use it.
-
-
-def find_rebuilder(G: torch.nn.Module, D: torch.nn.Module, *, name: str) -> Rebuilder:
-    """D and G for rebuilding images; raises UserError where D can't."""
-    return Rebuilder(G, D, find_res_g(G, D, name=name))
+    psi: float = 1              # Truncation.
+    class_idx: int | None = 0   # For conditional networks.
 
 
 def count_classes(models: Sequence[Model]) -> int:
-    """How many classes there are to choose from; 0 = no network asks for one.
+    """The number of classes to choose from; 0 if no network needs a class.
 
     Raises:
-        UserError: The networks know different numbers of classes.
+        UserError: The networks have different numbers of classes.
     """
     known = {model.G.c_dim: model.name for model in models if model.G.c_dim and model.label is None}
     if len(known) > 1:
@@ -56,25 +53,25 @@ def count_classes(models: Sequence[Model]) -> int:
 
 
 def seeds_picture(model: Model, first: int | None, count: int, look: Look) -> np.ndarray:
-    """The images of some seeds in a row of rows, as `generate.py --seeds` makes them; uint8 [H, W, C]."""
+    """The images of `count` seeds from `first` on, as `generate.py --seeds` makes them; a grid uint8 [H, W, C]."""
     first = _checked(first)
     images = sampling.synthesize(model.G, _ws(model, range(first, min(first + count, MAX_SEED + 1)), look))
     return _grid(images, cols=min(len(images), 4))
 
 
 def mix_picture(model: Model, a: int | None, b: int | None, layers: Sequence[int], look: Look) -> np.ndarray:
-    """The images of a and b, and that of a with b's styles in some layers, as `style_mixing.py` makes it."""
+    """The images of the seeds a and b, and of a with b's styles in `layers`, as `style_mixing.py` makes it."""
     ws = _ws(model, [_checked(a), _checked(b)], look)
     mixed = sampling.mix_styles(ws[:1], ws[1:], [layer for layer in layers if layer < model.G.num_ws])
     return _grid(sampling.synthesize(model.G, torch.cat([ws, mixed])), cols=3)
 
 
 def path_picture(model: Model, a: int | None, b: int | None, position: float, space: str, look: Look) -> np.ndarray:
-    """A frame between a and b, as in `generate.py --video --seeds=a,b`.
+    """An image between the seeds a and b: a frame of `generate.py --video --seeds=a,b`.
 
     Args:
-        position: 0 = a, 1 = b.
-        space:    `w` or `z`, as for `generate.py --interpolate`.
+        position: From 0 = a to 1 = b.
+        space:    `w` or `z`, as `generate.py --interpolate`.
     """
     seeds = [_checked(a), _checked(b)]
     if space == "w":
@@ -85,10 +82,10 @@ def path_picture(model: Model, a: int | None, b: int | None, position: float, sp
 
 
 def rebuilt_picture(model: Model, paths: Sequence[str]) -> tuple[np.ndarray, str]:
-    """Images as D reads them, what G rebuilds of them below, and how like them that is.
+    """Users' images with their reconstructions below, and a line with the errors of each.
 
     Raises:
-        UserError: One is no image, or the network can't rebuild images.
+        UserError: A file is no image, or the network can't reconstruct images.
     """
     if model.rebuilder is None:
         raise UserError(model.no_rebuilder)

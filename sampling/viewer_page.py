@@ -1,4 +1,4 @@
-"""The viewer's page, which Gradio shows in a browser. Nothing on it comes from another host."""
+"""The viewer's page, which Gradio shows in a browser. It loads nothing from other hosts."""
 
 import html
 import socket
@@ -23,11 +23,11 @@ _KEPT_SEC = 600     # How long Gradio keeps the files of pictures.
 
 
 def serve(models: Sequence[Model], listening: socket.socket) -> None:
-    """Show networks on the page until the program is interrupted.
+    """Serve the page until the program is interrupted.
 
     Args:
         models:    Networks for images of one size.
-        listening: Bound to where the browser connects.
+        listening: A listening socket, which browsers connect to.
     """
     app = gr.mount_gradio_app(
         fastapi.FastAPI(), build_page(models), path="/", css=_CSS, footer_links=[], run_history=False, ssr_mode=False,
@@ -36,7 +36,7 @@ def serve(models: Sequence[Model], listening: socket.socket) -> None:
 
 
 def build_page(models: Sequence[Model]) -> gr.Blocks:
-    """One tab for each thing to do; in each, a column for each network."""
+    """Build the page: tabs for seeds, mixing, interpolation and reconstruction, with a column for each network."""
     num_classes = viewer.count_classes(models)
     with gr.Blocks(title="GLeaD viewer", analytics_enabled=False, delete_cache=(_KEPT_SEC, _KEPT_SEC)) as page:
         with gr.Tab("Seeds"):
@@ -94,7 +94,7 @@ def _pictures(
 
 
 def _rebuild(models: Sequence[Model]) -> None:
-    """D reads images that are dropped, and G rebuilds them."""
+    """A place to drop images, and their reconstructions by each network."""
     able = [model for model in models if model.rebuilder is not None]
     files = gr.File(file_count="multiple", file_types=["image"], label="Images: drop them here, or click",
                     visible=bool(able))
@@ -115,7 +115,7 @@ def _rebuild(models: Sequence[Model]) -> None:
             found = [viewer.rebuilt_picture(model, paths) for model in able]
         except UserError as e:
             message = str(e)
-            for path in paths:      # They lie in Gradio's folder, which nobody knows.
+            for path in paths:      # hide Gradio's temporary folder, which users don't know
                 message = message.replace(path, Path(path).name)
             raise UserError(message) from e
         return [value for pixels, text in found for value in (_plain(pixels), text)]
@@ -127,6 +127,7 @@ def _rebuild(models: Sequence[Model]) -> None:
 def _on(
     triggers: list[Any], function: Callable[..., list[Any]], inputs: list[gr.Component], outputs: list[gr.Component]
 ) -> None:
+    """Run the function when one of the triggers fires. Its UserErrors are shown on the page."""
     def answer(*values: Any) -> Any:
         try:
             found = function(*values)
@@ -139,7 +140,7 @@ def _on(
 
 
 def _column(model: Model) -> gr.Column:
-    """Under the name of the model."""
+    """A column with the name of the model as its heading."""
     column = gr.Column(min_width=140)
     with column:
         gr.HTML(f"<h2>{html.escape(model.name)}</h2>", padding=False)

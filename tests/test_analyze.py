@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(files, tmp_path):
         (["scores", *runs, "--labels=a,b"], "--labels has 2 names for 1 runs"),
         (["reconstruct", baseline], "D needs a decoder with heads for G; this one has none"),
         (["reconstruct", alone], "holds no D"),
-        (["reconstruct", glead, "--network=large.pkl"], "don't stand side by side"),
+        (["reconstruct", glead, "--network=large.pkl"], "all networks must be for images of one size"),
         (["attention", glead, "--res=64"], "--res is 64, and D has feature maps of 4, 8 pixels a side"),
         (["attention", glead, "--data=nothing"], "nothing: there is no such file or folder"),
         (["attention", glead, "--data=."], "--outdir=out lies in ., so the results would join the images there"),

@@ -180,7 +180,7 @@ def test_images_of_other_programs(folder, monkeypatch):
         assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
         assert re.search(pattern, result.stderr), result.stderr
     both = CliRunner().invoke(calc_metrics.main, ["--images=a", "--network=b"])
-    assert both.exit_code == 2 and "two things to score" in both.stderr
+    assert both.exit_code == 2 and "--network or --images, not both" in both.stderr
 
 
 def test_prefetched_statistics_are_used(folder, monkeypatch):

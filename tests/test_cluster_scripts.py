@@ -219,7 +219,7 @@ def test_a_torchrun_that_waits_for_lost_machines_is_ended(start, programs):
     begin = time.monotonic()
     status, out, err = finish(process)
     assert (status, out) == (128 + signal.SIGKILL, ["alone"]) and 1 < time.monotonic() - begin < 25
-    assert "torchrun is ended, whose processes all ended 1 seconds ago" in err
+    assert "ending torchrun, because its last process ended 1 seconds ago" in err
 
 
 def test_slurm_directives_ask_for_what_requeueing_needs():

@@ -1,10 +1,11 @@
-# What the scripts share: Python and its environment, running a command, published settings. Sourced, not run.
-#
-# Environment:
-#   GLEAD_PYTHON  use this interpreter, which has all of requirements.txt, instead of making .venv.
-#   GLEAD_DATA    the folder of the prepared data sets; default: datasets, in the repository.
+# Functions that the scripts share: Python and its packages, running a command, published settings. Sourced, not run.
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+DATASETS=${GLEAD_DATA:-$REPO/datasets}  # the folder of the prepared data sets
+
+# Environment variables, as --help explains them.
+PYTHON_VARIABLE='GLEAD_PYTHON = interpreter with the packages of requirements.txt, used instead of .venv'
+VARIABLES=("GLEAD_DATA = folder of the prepared data sets  [default: $REPO/datasets]" "$PYTHON_VARIABLE")
 
 die() {
     printf '%s\n' "$*" >&2
@@ -28,7 +29,7 @@ find_python() {
     return 1
 }
 
-# Set PYTHON to that of $REPO/.venv; make it and install requirements.txt unless that has been done.
+# Set PYTHON to $GLEAD_PYTHON or the Python of $REPO/.venv, which is made, with requirements.txt, if it is missing.
 setup_python() {
     if [[ -n ${GLEAD_PYTHON:-} ]]; then
         command -v "$GLEAD_PYTHON" >/dev/null || die "GLEAD_PYTHON=$GLEAD_PYTHON is no program"
@@ -36,13 +37,13 @@ setup_python() {
         return
     fi
     local base venv=$REPO/.venv wanted
-    local stamp=$venv/requirements.stamp  # the requirements that were installed last
+    local stamp=$venv/requirements.stamp  # checksum of the requirements that were installed last
     PYTHON=$venv/bin/python
     wanted=$(cksum <"$REPO/requirements.txt")
     if [[ -x $PYTHON && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return
     fi
-    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then  # nothing there, or an interrupted attempt
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then  # there is no .venv, or making it was interrupted
         base=$(find_python) || die 'No Python 3.10 or later found (looked for python3, python3.10 ... 3.14, python):' \
             'install one, or set GLEAD_PYTHON to an interpreter that has the packages of requirements.txt.'
         printf 'Making %s with %s\n' "$venv" "$base" >&2
@@ -55,10 +56,7 @@ setup_python() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# Where the prepared data sets are, by the names that find_data knows.
-DATASETS=${GLEAD_DATA:-$REPO/datasets}
-
-# last_value NAME ARGUMENT...: print the value of the last --NAME=VALUE or --NAME VALUE; fail where there is none.
+# last_value NAME ARGUMENT...: print the value of the last --NAME=VALUE or --NAME VALUE; fail if there is none.
 last_value() {
     local name=--$1 argument previous='' value='' status=1
     shift
@@ -74,21 +72,20 @@ last_value() {
     return "$status"
 }
 
-# If --help is among the arguments, print the comment at the top of the script that was started and what is said about
-# all scripts, and exit.
+# offer_help ARGUMENT...: if --help is an argument, print the comment at the top of the script and VARIABLES, and exit.
 offer_help() {
     local argument
     for argument in "$@"; do
         if [[ $argument == -h || $argument == --help ]]; then
             sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-            printf '\nEnvironment: GLEAD_DATA = folder of the prepared data sets  [default: %s]\n' "$REPO/datasets"
-            printf '%13sGLEAD_PYTHON = interpreter that has the packages of requirements.txt, instead of .venv\n' ''
+            printf '\nEnvironment:\n'
+            printf '  %s\n' "${VARIABLES[@]}"
             exit 0
         fi
     done
 }
 
-# run_python ARGUMENT...: show the command, then become it.
+# run_python ARGUMENT...: print the command, then run it in place of this script.
 run_python() {
     printf '$' >&2
     printf ' %q' "$PYTHON" "$@" >&2
@@ -96,7 +93,7 @@ run_python() {
     exec "$PYTHON" "$@"
 }
 
-# find_data NAME SCRIPT: print where the data set is, a zip or a folder; name the script that makes it if it is missing.
+# find_data NAME SCRIPT: print the path of a data set, a zip or a folder. If it is missing, say that SCRIPT makes it.
 find_data() {
     local path
     for path in "$DATASETS/$1.zip" "$DATASETS/$1"; do
@@ -109,7 +106,7 @@ find_data() {
         'or say where it is: --data=PATH for this one, GLEAD_DATA=FOLDER for all.'
 }
 
-# train DATASET ARGUMENT...: train.py with what all published runs on DATASET share, then the arguments: later ones win.
+# train DATASET ARGUMENT...: run train.py with the settings of the published runs on DATASET. Arguments override them.
 train() {
     local name=$1 made_by=$1 settings data
     shift
@@ -133,7 +130,7 @@ train() {
     run_python "$REPO/train.py" --outdir="$REPO/runs" --data="$data" "${settings[@]}" "$@"
 }
 
-# prepare NAME DOWNLOAD ARGUMENT...: dataset_tool.py with these arguments makes the data set $DATASETS/NAME.
+# prepare NAME DOWNLOAD ARGUMENT...: run dataset_tool.py with these arguments, to make the data set $DATASETS/NAME.
 prepare() {
     local name=$1 download=$2 source
     shift 2

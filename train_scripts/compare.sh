@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train several methods or settings with several seeds, score them by several judges, and compare them: compare.py.
+# Train several methods or settings with several seeds, and compare their scores by several feature nets: compare.py.
 # Usage: bash train_scripts/compare.sh --methods=NAME,NAME,... | --plan=FILE  --outdir=DIR [any option of train.py]
 # The same command resumes. All options: bash train_scripts/compare.sh --help
 set -euo pipefail

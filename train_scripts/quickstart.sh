@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained GLeaD model, its score and its samples. Needs Python 3.10 or later, nothing else.
+# From a fresh checkout to a trained GLeaD model, its score and its samples. It needs only Python 3.10 or later.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -12,15 +12,15 @@ usage() {
     cat <<EOF
 Usage: bash train_scripts/quickstart.sh [--data=FOLDER|ZIP] [--dir=DIR] [--kimg=K]
 
-Installs what is needed into .venv, then trains GLeaD on small images, scores it as it learns, and draws one picture of
-it. Steps whose result is there already are skipped, so the same command resumes after an interruption.
+Installs the requirements into .venv, then trains GLeaD on small images, scores it as it learns, and draws a picture of
+it. Steps whose result exists are skipped, so the same command resumes after an interruption.
 
   --data=FOLDER|ZIP  Your own images, of any size: they are cropped and scaled to 32x32, to 64x64 with a GPU.
                      [default: drawn shapes of 16x16, 64x64 with a GPU]
-  --dir=DIR          Where everything goes.  [default: quickstart]
+  --dir=DIR          Folder for all results.  [default: quickstart]
   --kimg=K           Train on K thousand images.  [default: $DEFAULT_KIMG_CPU without a GPU, $DEFAULT_KIMG_GPU with one]
 
-Environment: GLEAD_PYTHON = an interpreter that has the packages of requirements.txt, used instead of .venv.
+Environment: $PYTHON_VARIABLE
 EOF
 }
 
@@ -51,8 +51,8 @@ absolute() {
     esac
 }
 
-# step RESULT TITLE COMMAND...: run the command unless RESULT exists. The command and its output go to $RECORD; on a
-# terminal, progress and errors are shown. If it fails, say which one it was and how to resume.
+# step RESULT TITLE COMMAND...: run the command unless RESULT exists. The command and its output go to $RECORD. On a
+# terminal, stderr is shown instead. If the command fails, print it and how to resume.
 step() {
     local result=$1 title=$2 status=0 shown
     shift 2
@@ -78,7 +78,7 @@ step() {
     fi
 }
 
-# Set SNAPSHOT to the last of a run of $KIMG; the newest such run wins, empty if there is none.
+# Set SNAPSHOT to the network pickle after $KIMG of the newest run that has one, or to nothing.
 find_snapshot() {
     local candidate name
     printf -v name 'network-snapshot-%06d.pkl' "$KIMG"
@@ -90,7 +90,7 @@ find_snapshot() {
     done
 }
 
-# Set KIMG, unless it was given, the sizes of images and networks, and how many processes train.
+# Set KIMG unless it was given, RESOLUTION, and SPEED: options for the size of networks and the number of processes.
 choose_sizes() {
     if [[ $("$PYTHON" -c 'import torch; print(torch.cuda.is_available())') == True ]]; then
         KIMG=${KIMG:-$DEFAULT_KIMG_GPU} RESOLUTION=64
@@ -116,7 +116,7 @@ RECORD=$DIR/log.txt
 step "$DIR/shapes.zip" "Draw $NUM_SHAPES images of shapes" \
     "$PYTHON" dataset_tool.py --source=synthetic:simple --resolution="$RESOLUTION" --max-images="$NUM_SHAPES" \
     --dest="$DIR/shapes.zip"
-IMAGES=$DIR/shapes.zip LABELS=true    # with labels, shapes are learnt several times as fast
+IMAGES=$DIR/shapes.zip LABELS=true    # labels make training on shapes several times faster
 if [[ -n $DATA ]]; then
     IMAGES=$DIR/images.zip LABELS=false
     step "$IMAGES" 'Prepare your images' \

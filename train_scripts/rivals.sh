@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train all methods and rivals, one after the other, on the same data with the same settings and seed.
 # Usage: bash train_scripts/rivals.sh [--outdir=DIR] [--data=PATH] [--methods=NAME,NAME,...] [any option of train.py]
-# Each run is in DIR/METHOD. The same command resumes the one that was interrupted, and leaves out those that are done.
-# The default is CIFAR-10 as published, with ADA: days on two GPUs for each method.
+# Each run is in DIR/METHOD. The same command resumes the run that was interrupted, and skips runs that are finished.
+# The default is CIFAR-10 with ADA, as published. It takes days on two GPUs for each method.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

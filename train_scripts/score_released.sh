@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The six networks that the authors of GLeaD released, scored by the published protocol, in Table 1.
-# FOLDER has them as their README links them: ffhq.pkl, church.pkl, bedroom.pkl ("Ours") and ffhq-ggdr.pkl,
-# church-ggdr.pkl, bedroom-ggdr.pkl ("Ours*", GLeaD+GGDR). Those that are not there are left out.
-# Scores are noted in FOLDER, so that the same command resumes where it was stopped.
+# Score the six networks that the authors of GLeaD released by the published protocol, and print them in Table 1.
+# FOLDER holds the files that their README links to: ffhq.pkl, church.pkl, bedroom.pkl ("Ours") and ffhq-ggdr.pkl,
+# church-ggdr.pkl, bedroom-ggdr.pkl ("Ours*", GLeaD+GGDR). Missing files are left out.
+# Scores are kept in FOLDER. The same command resumes.
 # Usage: bash train_scripts/score_released.sh FOLDER [any option of calc_metrics.py table]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

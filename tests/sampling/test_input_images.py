@@ -69,7 +69,7 @@ def test_what_is_no_image_or_too_large_is_refused(tmp_path):
     (tmp_path / "b.png").write_bytes(huge_png(15000, 11000))  # Below Pillow's own limit.
     os.mkfifo(tmp_path / "c.png")
     for name, expected in (("a.png", "a.png can't be decoded: .*PNG"), ("b.png", "announces 15000x11000"),
-                           ("c.png", "not a file")):
+                           ("c.png", "no file, but a folder, device or pipe")):
         with pytest.raises(UserError, match=expected):
             open_image(tmp_path / name)
     (tmp_path / "c.png").unlink()

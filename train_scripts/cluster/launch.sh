@@ -1,20 +1,11 @@
-# What the scripts of this folder share: their options, and torchrun with signals that reach train.py. Sourced, not run.
+# Functions that the scripts of this folder share: their options, and torchrun with signals that reach train.py.
+# Sourced, not run.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# show_help: if --help is among the arguments, print the comment at the top of the script that was started, and exit.
-show_help() {
-    local argument
-    for argument in "$@"; do
-        if [[ $argument == -h || $argument == --help ]]; then
-            sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-            printf '\nEnvironment: GLEAD_PYTHON = interpreter with the packages of requirements.txt, instead of .venv\n'
-            exit 0
-        fi
-    done
-}
+VARIABLES=("$PYTHON_VARIABLE")  # these scripts don't use GLEAD_DATA
 
-# split_options NAME... -- ARGUMENT...: set OWN[NAME] for each --NAME=VALUE or --NAME VALUE, of several the last one;
-# TORCHRUN to the values of all --torchrun=OPTION; TRAIN to the other arguments, which are train.py's.
+# split_options NAME... -- ARGUMENT...: set OWN[NAME] to the last value of --NAME=VALUE or --NAME VALUE, TORCHRUN to the
+# values of all --torchrun=OPTION, and TRAIN to all other arguments, which are for train.py.
 split_options() {
     local names=' torchrun ' name value
     declare -gA OWN=()
@@ -53,8 +44,8 @@ check_number() {
     [[ $2 =~ ^[0-9]{1,6}$ ]] && ((10#$2 >= $3)) || die "--$1=$2: expected a whole number, at least $3"
 }
 
-# ask_to_stop: the first request goes to the training processes, which finish their iteration and save. The second one
-# goes to torchrun, which waits 30 seconds for them, then kills them. Without processes there is nothing to save.
+# ask_to_stop: send the first request to the training processes, which finish their iteration and save. Send it to
+# torchrun if there are no such processes, and any further request: torchrun kills the processes after 30 seconds.
 ask_to_stop() {
     if [[ -z $ASKED ]]; then
         ASKED=yes
@@ -65,24 +56,24 @@ ask_to_stop() {
     fi
 }
 
-# end_outlived PID: end torchrun when its last process ended LINGER seconds ago. Where the network was lost, it waits for
-# torchrun on other machines, with c10d's rendezvous until TCP gives up, a quarter of an hour.
+# end_outlived PID: end torchrun LINGER seconds after its last process. After a loss of the network, it would wait for
+# torchrun on the other machines. With c10d's rendezvous, that lasts until TCP gives up: 15 minutes.
 end_outlived() {
     local seen='' since=$SECONDS
     while kill -0 "$1" 2>/dev/null; do
         if ps -o stat= --ppid "$1" | grep -q '^[^Z]'; then
             seen=yes since=$SECONDS
         elif [[ -n $seen ]] && ((SECONDS - since >= LINGER)); then
-            printf '\n%s: torchrun is ended, whose processes all ended %s seconds ago.\n' "$0" "$LINGER" >&2
+            printf '\n%s: ending torchrun, because its last process ended %s seconds ago.\n' "$0" "$LINGER" >&2
             kill -KILL "$1" 2>/dev/null
             return
         fi
-        sleep 1 >/dev/null 2>&1  # which may outlive this script, but must not keep its output open
+        sleep 1 >/dev/null 2>&1  # sleep may outlive this script: it must not keep the script's output open
     done
 }
 
-# launch OPTION...: train.py with the arguments TRAIN, started by torchrun with these options and TORCHRUN. Returns its
-# status. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 sent to this script end training as `ask_to_stop` says.
+# launch OPTION...: start train.py with the arguments TRAIN, by torchrun with these options and TORCHRUN. Return its
+# status. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 to this script call `ask_to_stop`.
 launch() {
     local command=("$PYTHON" -m torch.distributed.run "$@" ${TORCHRUN[@]+"${TORCHRUN[@]}"} "$REPO/train.py")
     last_value outdir ${TRAIN[@]+"${TRAIN[@]}"} >/dev/null || command+=(--outdir="$REPO/runs")
@@ -91,8 +82,8 @@ launch() {
     printf ' %q' "${command[@]}" >&2
     printf '\n' >&2
     ASKED=''
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # PyTorch would start a thread per core in each process
-    set -m  # in a process group of its own: Ctrl-C in a terminal reaches this script alone
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # by default, every process would start a thread for each core
+    set -m  # start torchrun in its own process group: Ctrl-C in a terminal reaches this script alone
     "${command[@]}" &
     LAUNCHED=$!
     set +m
@@ -102,7 +93,7 @@ launch() {
         watch=$!
     fi
     trap ask_to_stop INT TERM HUP USR1
-    while kill -0 "$LAUNCHED" 2>/dev/null; do  # a signal ends a wait before its time
+    while kill -0 "$LAUNCHED" 2>/dev/null; do  # a loop, because a signal interrupts `wait`
         wait "$LAUNCHED" || true
     done
     [[ -z $watch ]] || kill "$watch" 2>/dev/null || true

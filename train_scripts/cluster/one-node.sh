@@ -6,14 +6,14 @@
 #   --per-node=N       Processes, one for each GPU.  [default: as many as there are GPUs]
 #   --torchrun=OPTION  Any option of torchrun, such as --torchrun=--log-dir=logs; may be given several times.
 #
-# Leave out --gpus. Ctrl-C, SIGTERM and SIGUSR1 to this script let train.py finish its iteration and save; the same
-# command goes on from there. Example:
+# Leave out --gpus. After Ctrl-C, SIGTERM or SIGUSR1 to this script, train.py finishes its iteration and saves. The same
+# command resumes. Example:
 #
 #   bash train_scripts/cluster/one-node.sh --data=datasets/church256.zip --cfg=paper256 --aug=noaug --kimg=50000
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-show_help "$@"
+offer_help "$@"
 split_options per-node -- "$@"
 PER_NODE=${OWN[per-node]:-gpu}
 [[ $PER_NODE == gpu ]] || check_number per-node "$PER_NODE" 1
