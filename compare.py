@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from tqdm import tqdm
@@ -13,8 +13,10 @@ import cli
 from dnnlib.util import UserError, atomic_write, check_writable, format_time
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
+    import torch
+
     from analysis.comparison import Result
-    from analysis.fairness import Judgement
+    from analysis.fairness import Sample
     from training.runs.sweep import Cell, Plan
 
 _JUDGED_IMAGES = 1000   # Images of each kind (training, unseen, generated) that the D of each run scores.
@@ -144,11 +146,12 @@ def train(plan: Plan, outdir: str, jobs: int | None, device: str | None, trust: 
 
 
 def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
-    """Write results.json, RESULTS.md, curves.png, scores.png and report.html about the runs that are finished."""
+    """Write results.json, RESULTS.md, figures and report.html about the runs that are finished."""
     from analysis import comparison, report
     from analysis.curves import Group, read_curves
-    from analysis.drawing import save_figure
-    from analysis.fairness import draw_scores
+    from analysis.drawing import Row, draw_rows, save_figure
+    from analysis.fairness import draw_scores, judge
+    from analysis.reconstructions import reconstruction_rows
     from training.runs.sweep import list_cells
 
     cells = [cell for cell in list_cells(plan, outdir)
@@ -156,8 +159,13 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
     if not cells:
         raise UserError(f"no run in {outdir} is trained and scored yet: leave out --results-only")
     results: list[Result] = []
+    rebuilt: dict[str, list[Row]] = {}      # By arm; of its first run.
     for cell in tqdm(cells, desc="D on unseen images", unit="run", file=sys.stderr):
-        results.append(comparison.read_cell(cell, list(plan.judges), judge(cell, device)))
+        case = open_case(cell, device)
+        results.append(comparison.read_cell(cell, list(plan.judges), None if case is None else judge(*case)))
+        if case is not None and cell.arm not in rebuilt:
+            has_heads = getattr(case.D, "has_heads", False)
+            rebuilt[cell.arm] = reconstruction_rows(cell.arm, case.G, case.D, case.unseen) if has_heads else []
     comparison.save_results(outdir / "results.json", results)
     runs: dict[str, list[Path]] = {}
     for cell in cells:
@@ -170,18 +178,30 @@ def write_results(plan: Plan, outdir: Path, device: str | None) -> None:
         save_figure(comparison.draw_curves(runs, name), outdir / "curves.png")
     groups = [Group(arm, paths) for arm, paths in runs.items()]
     save_figure(draw_scores(groups, curves, {}, weight=0.9), outdir / "scores.png")
+    if rows := [row for rows in rebuilt.values() for row in rows]:
+        save_figure(draw_rows(rows), outdir / "reconstructions.png")
     report.write_report([paths[0] for paths in runs.values()], outdir / report.NAME)
     reference = plan.reference or next(iter(plan.arms))
     with atomic_write(outdir / "RESULTS.md") as f:
         f.write(comparison.describe(results, reference).encode())
     seconds = sum(result.kimg * result.sec_per_kimg for result in results)
     click.echo(f"{len(cells)} of {len(list_cells(plan, outdir))} runs, {format_time(seconds)} of training: "
-               f"RESULTS.md, results.json, curves.png, scores.png and report.html in {outdir}")
+               f"RESULTS.md, results.json, report.html and figures in {outdir}")
 
 
-def judge(cell: Cell, device: str | None) -> Judgement | None:
-    """D's scores of training, unseen and generated images. None if no images are unseen, or D takes extra channels."""
-    from analysis.fairness import draw_sample, judge, left_out
+class Case(NamedTuple):
+    """The last networks of a run, in eval mode on one device, and real images with their labels."""
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    seen: Sample        # Images that D was trained on.
+    unseen: Sample      # Images that `train.py --subset` left out.
+
+
+def open_case(cell: Cell, device: str | None) -> Case | None:
+    """The networks of a run with images to judge. None if no images are unseen, or D takes more channels than images.
+    """
+    from analysis.fairness import draw_sample, left_out
     from torch_utils import misc
     from training.runs.run_dir import find_options
     from training.runs.run_scores import open_training_set, read_options
@@ -195,9 +215,8 @@ def judge(cell: Cell, device: str | None) -> Judgement | None:
     G, D = cli.load_pair(path, trust=False, purpose="a comparison")
     where = misc.pick_device(device)
     train = open_training_set(path, trained_on, use_labels=bool(trained_on.get("use_labels")))
-    seen = draw_sample(train, count=_JUDGED_IMAGES, seed=0)
     unseen = draw_sample(train.replace(max_size=None), left_out(train), count=_JUDGED_IMAGES, seed=0)
-    return judge(G.to(where), D.to(where), seen, unseen)
+    return Case(G.to(where), D.to(where), draw_sample(train, count=_JUDGED_IMAGES, seed=0), unseen)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,18 @@ def fairness_table(results: Sequence[Result], reference: str) -> str:
     return tabulate(rows, ["arm", *columns], tablefmt="github", disable_numparse=True)
 
 
+def cost_table(results: Sequence[Result], reference: str) -> str:
+    """Seconds for 1,000 images and minutes for a run, as medians over runs, and the ratio of the former."""
+    seconds = {arm: statistics.median(run.sec_per_kimg for run in results if run.arm == arm)
+               for arm in arms_of(results)}
+    minutes = {arm: statistics.median(run.sec_per_kimg * run.kimg / 60 for run in results if run.arm == arm)
+               for arm in seconds}
+    rows = [[arm, *_size(results, arm), f"{sec:.2f}", f"{minutes[arm]:.1f}",
+             f"{sec / seconds[reference]:.2f}" if reference in seconds else "-"] for arm, sec in seconds.items()]
+    headers = ["arm", "seeds", "kimg", "s / kimg", "minutes a run", f"s / kimg, relative to {reference}"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def _size(results: Sequence[Result], arm: str) -> tuple[int, str]:
     """The number of an arm's runs, and their mean length in kimg."""
     runs = [result for result in results if result.arm == arm]
@@ -233,6 +245,7 @@ _TABLES: dict[str, Callable[[Sequence[Result], str], str]] = {  # Name -> functi
     "recall": lambda results, _: score_table(results, "pr10k3_recall", digits=3),
     "coverage": lambda results, _: score_table(results, "dc10k5_coverage", digits=3),
     "fairness": fairness_table,
+    "costs": cost_table,
 }
 _TITLES = {
     "kid": "Kernel distance (KID) times 1,000, 10,000 images: lower is better",
@@ -242,6 +255,7 @@ _TITLES = {
     "coverage": "Coverage, 10,000 images: higher is better",
     "fairness": f"D's scores over the last {LAST_KIMG} kimg, and on images that it was not trained on; behind a "
                 "semicolon, paired differences to the reference",
+    "costs": "Costs of training on this machine, without scores",
 }
 _MARK = re.compile(r"(<!-- comparison: (\S+) of (\S+)(?: against (\S+))?(?: arms (\S+))? -->\n).*?(<!-- end -->)", re.S)
 
@@ -250,8 +264,8 @@ def fill_tables(path: str | os.PathLike) -> str:
     """The text of a Markdown file with its tables updated.
 
     A table stands between `<!-- comparison: NAME of FILE.json against ARM arms ARM,ARM -->` and `<!-- end -->`. NAME is
-    one of `kid`, `kid-differences`, `fid`, `recall`, `coverage` and `fairness`. FILE is relative to the Markdown file.
-    `against` and `arms` may be left out.
+    one of `kid`, `kid-differences`, `fid`, `recall`, `coverage`, `fairness` and `costs`. FILE is relative to the
+    Markdown file. `against` and `arms` may be left out.
 
     Raises:
         UserError: There is no table of that name, or the results can't be read.

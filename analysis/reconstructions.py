@@ -1,13 +1,17 @@
 """The quality of reconstructions by D and G (GLeaD, arXiv 2212.03752, Fig. 5)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from sampling.images import psnr, to_tensor
+from sampling.images import psnr, seed_latents, synthesize, to_tensor
+from sampling.reconstruction import find_res_g, rebuild
 from training.perceptual import PerceptualLoss
+
+from .drawing import SHOWN, Row
+from .fairness import Sample
 
 _MIN_SIDE = 11  # Side of SSIM's window.
 
@@ -46,3 +50,20 @@ def compare(images: np.ndarray, rebuilt: np.ndarray, perceptual: PerceptualLoss)
 def mean_quality(found: list[Quality]) -> Quality:
     """The means over images."""
     return Quality(*(float(np.mean(values)) for values in zip(*found)))
+
+
+def reconstruction_rows(label: str, G: Any, D: Any, real: Sample) -> list[Row]:
+    """Rows of unseen real images and of generated images, each above what D and G rebuild of them, with the PSNR.
+
+    Args:
+        label: Name of the networks.
+        G, D:  Generator and discriminator of one snapshot, in eval mode, on one device.
+        real:  At least `SHOWN` images that D was not trained on. Generated images get their labels.
+    """
+    ws = G.mapping(seed_latents(range(SHOWN), G.z_dim).to(next(G.parameters()).device), real.labels[:SHOWN])
+    rows = []
+    for kind, images in ("unseen real", real.pixels[:SHOWN].transpose(0, 2, 3, 1)), ("generated", synthesize(G, ws)):
+        rebuilt = rebuild(G, D, to_tensor(images), res_g=find_res_g(G, D, name=label)).pixels
+        rows += [Row(f"{kind}\n{label}", list(images), gap=True),
+                 Row("rebuilt\nPSNR", list(rebuilt), [f"{psnr(x, y):.1f} dB" for x, y in zip(images, rebuilt)])]
+    return rows

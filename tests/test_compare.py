@@ -1,6 +1,7 @@
 """compare.py as users run it: what is there is not trained again, and mistakes are told before any training."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def test_a_comparison_is_stopped_and_resumed(plan, tmp_path):
     assert [(r["arm"], r["seed"]) for r in results] == [("base", 0)] and results[0]["judgement"] is not None
     assert set(results[0]["scores"]["net"]) >= {"kid1k", "fid1k"}
     assert {path.name for path in out.iterdir()} >= {"RESULTS.md", "scores.png", "report.html"}
+    assert not (out / "reconstructions.png").exists()   # StyleGAN2 rebuilds nothing
+    assert re.search(r"^\| base +\| 1 +\| 0 +\| [\d.]+ +\| [\d.]+ +\| 1.00 ", (out / "RESULTS.md").read_text(), re.M)
 
 
 def test_order_of_the_runs():

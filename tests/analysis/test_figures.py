@@ -10,9 +10,10 @@ from analysis import feature_maps
 from analysis.attention import attend, attended_area, overlay, pick_resolution
 from analysis.fairness import Sample, draw_sample, judge, left_out, realness
 from analysis.neighbours import find_neighbours, typical_distance
-from analysis.reconstructions import compare, mean_quality
+from analysis.reconstructions import compare, mean_quality, reconstruction_rows
 from dataset_fakes import noise, save
 from dnnlib.util import UserError
+from sampling.images import seed_latents, to_pixels
 from small_networks import make_discriminator, make_generator
 from training.data.dataset import ImageFolderDataset
 from training.perceptual import PixelMSE
@@ -127,6 +128,19 @@ def test_quality_of_reconstructions():
     assert found.ssim == pytest.approx((2 * 100 * 120 + c) / (100**2 + 120**2 + c))
     assert found.psnr == pytest.approx(20 * np.log10(255 / 20)) and found.perceptual == pytest.approx((20 / 127.5) ** 2)
     assert mean_quality([found, found._replace(ssim=0)]).ssim == pytest.approx(found.ssim / 2)
+
+
+def test_reconstructions_stand_below_their_images():
+    G, D = make_generator(c_dim=2), make_discriminator(c_dim=2)
+    pixels = np.random.RandomState(0).randint(0, 256, [9, 3, 16, 16]).astype(np.uint8)
+    rows = reconstruction_rows("net", G, D, Sample(pixels, torch.eye(2)[[0, 1] * 4 + [0]]))
+    assert [row.label for row in rows] == ["unseen real\nnet", "rebuilt\nPSNR", "generated\nnet", "rebuilt\nPSNR"]
+    np.testing.assert_array_equal(rows[0].images, pixels[:8].transpose(0, 2, 3, 1))
+    fakes = G(seed_latents(range(8), G.z_dim), torch.eye(2)[[0, 1] * 4], noise_mode="const")
+    np.testing.assert_array_equal(rows[2].images, to_pixels(fakes))
+    for images, rebuilt in (rows[0], rows[1]), (rows[2], rows[3]):
+        errors = [np.square(a.astype(float) - b).mean() for a, b in zip(images.images, rebuilt.images)]
+        assert rebuilt.captions == [f"{10 * np.log10(255**2 / error):.1f} dB" for error in errors]
 
 
 class Brightness(torch.nn.Module):
