@@ -161,8 +161,15 @@ def score_table(results: Sequence[Result], name: str, *, factor: float = 1, digi
     return tabulate(rows, ["arm", "seeds", "kimg", *judges], tablefmt="github", disable_numparse=True)
 
 
-def difference_table(results: Sequence[Result], name: str, reference: str, *, factor: float = 1) -> str:
-    """Paired differences between the scores of each arm and the reference, and a verdict. Lower scores are better."""
+def difference_table(
+    results: Sequence[Result], name: str, reference: str, *, factor: float = 1,
+    lower: str = "nearer to the data", higher: str = "farther from the data",
+) -> str:
+    """Paired differences between the scores of each arm and the reference, and a verdict.
+
+    Args:
+        lower, higher: The verdict where the intervals of all judges are below zero, or all above.
+    """
     judges = judges_of(results)
     rows = []
     for arm in arms_of(results):
@@ -171,16 +178,10 @@ def difference_table(results: Sequence[Result], name: str, reference: str, *, fa
         found = [paired_difference(values_of(results, arm, score(judge, name)),
                                    values_of(results, reference, score(judge, name))) for judge in judges]
         pairs = max((difference.pairs for difference in found if difference is not None), default=0)
-        rows.append([arm, pairs, *(_interval(difference, factor) for difference in found), _verdict(found)])
+        signs = {0 if difference is None else difference.sign for difference in found}
+        verdict = f"**{lower}**" if signs == {-1} else f"**{higher}**" if signs == {1} else "too small to tell"
+        rows.append([arm, pairs, *(_interval(difference, factor) for difference in found), verdict])
     return tabulate(rows, ["arm", "pairs", *judges, f"against {reference}"], tablefmt="github", disable_numparse=True)
-
-
-def _verdict(found: Sequence[Difference | None]) -> str:
-    """A verdict that all judges agree on."""
-    signs = {0 if difference is None else difference.sign for difference in found}
-    if signs == {-1}:
-        return "**nearer to the data**"
-    return "**farther from the data**" if signs == {1} else "too small to tell"
 
 
 def fairness_table(results: Sequence[Result], reference: str) -> str:
@@ -243,6 +244,8 @@ _TABLES: dict[str, Callable[[Sequence[Result], str], str]] = {  # Name -> functi
     "kid-differences": lambda results, reference: difference_table(results, "kid10k", reference, factor=1000),
     "fid": lambda results, _: score_table(results, "fid10k"),
     "recall": lambda results, _: score_table(results, "pr10k3_recall", digits=3),
+    "recall-differences": lambda results, reference: difference_table(
+        results, "pr10k3_recall", reference, factor=100, lower="lower", higher="higher"),
     "coverage": lambda results, _: score_table(results, "dc10k5_coverage", digits=3),
     "fairness": fairness_table,
     "costs": cost_table,
@@ -252,6 +255,7 @@ _TITLES = {
     "kid-differences": "Paired differences in KID times 1,000, with 95 % t-intervals",
     "fid": "Fréchet distance, 10,000 images: lower is better",
     "recall": "Recall, 10,000 images: higher is better",
+    "recall-differences": "Paired differences in recall, in percentage points, with 95 % t-intervals",
     "coverage": "Coverage, 10,000 images: higher is better",
     "fairness": f"D's scores over the last {LAST_KIMG} kimg, and on images that it was not trained on; behind a "
                 "semicolon, paired differences to the reference",
@@ -264,8 +268,8 @@ def fill_tables(path: str | os.PathLike) -> str:
     """The text of a Markdown file with its tables updated.
 
     A table stands between `<!-- comparison: NAME of FILE.json against ARM arms ARM,ARM -->` and `<!-- end -->`. NAME is
-    one of `kid`, `kid-differences`, `fid`, `recall`, `coverage`, `fairness` and `costs`. FILE is relative to the
-    Markdown file. `against` and `arms` may be left out.
+    one of the tables of `describe`: `kid`, `kid-differences`, `fid`, ... FILE is relative to the Markdown file.
+    `against` and `arms` may be left out.
 
     Raises:
         UserError: There is no table of that name, or the results can't be read.
