@@ -52,8 +52,7 @@ def mnist(folder):
 
 
 @pytest.mark.parametrize("make, images, channels, labelled", [
-    (photos, 12, 3, True), (lsun, 12, 3, False), (cifar, 15, 3, True), (cifar_in_shards, 15, 3, True),
-    (mnist, 12, 1, True),
+    (photos, 12, 3, True), (lsun, 12, 3, False), (cifar_in_shards, 15, 3, True), (mnist, 12, 1, True),
 ])
 def test_source_to_training(tmp_path, make, images, channels, labelled):
     arguments = make(tmp_path)
