@@ -107,7 +107,7 @@ def train(data: LabelledImages, indices: torch.Tensor, options: TrainingOptions,
     """
     torch.manual_seed(options.seed)
     net = ClassifierNet(data.num_classes, width=options.width, resolution=data.images.shape[-1])
-    net = net.to(device).to(memory_format=torch.channels_last).train()
+    net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # PyTorch 2.11
     images, classes = data.images[indices].to(device), data.classes[indices].to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
     batch_size = min(options.batch_size, len(indices))

@@ -139,6 +139,7 @@ class LPIPS(PerceptualLoss):
             _scale_gradient(x, 1 / gain)
             x = x.to(dtype=self.half_type, memory_format=torch.channels_last)
         embedding = []
+        layer: torch.nn.Module
         for i, layer in enumerate(self.layers):
             x = _apply(layer, x)
             if i in self.taps:
