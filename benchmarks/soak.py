@@ -1,4 +1,4 @@
-"""Kill a small run again and again at random moments, go on each time, and compare it with one that was left alone.
+"""Kill a small run again and again at random moments, resume each time, and compare it with one that was left alone.
 
     python benchmarks/soak.py [--kills=30] [--method=glead+ggdr] [--aug=ada] [--kimg=0.96] [--seed=0] [--out=FILE.json]
 
@@ -64,7 +64,7 @@ def small_config(data: str | os.PathLike, *options: str) -> TrainingConfig:
 def fork_training(
     config: TrainingConfig, run_dir: Path, *, before: Callable[[], None] = lambda: None
 ) -> int:
-    """Train in a new process, going on if there is something to go on from; gives its process id.
+    """Train in a new process, which resumes if there is a training state. Returns its process id.
 
     Args:
         before: Is called in the process first.

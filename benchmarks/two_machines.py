@@ -1,4 +1,4 @@
-"""Train on two machines, cut the network between them in the middle, mend it, and go on.
+"""Train on two machines, cut the network between them in the middle, mend it, and resume.
 
     python benchmarks/two_machines.py [--timeout=10] [--rendezvous=static|c10d] [--out=FILE.json]
 
@@ -9,7 +9,7 @@ run `train_scripts/cluster/several-nodes.sh` over gloo, with a tiny network. Exi
 
     after the cut    both machines end with status 1 (137: torchrun had to be ended) and a message, within `limit_sec`
     what is left     the newest training state is good
-    after mending    the same commands go on from that state, and end with status 0
+    after mending    the same commands resume from that state, and end with status 0
     in the end       the networks are, bit for bit, those of a run that was not cut (--compare)
 """
 
@@ -207,7 +207,7 @@ def newest_state(outdir: Path) -> dict[str, Any]:
 def observe(
     machines: TwoMachines, folder: Path, *, data: str, timeout_sec: float, rendezvous: str, compare: bool
 ) -> dict[str, Any]:
-    """Train, cut, mend, go on; the figures, and under "problems" what did not hold."""
+    """Train, cut, mend, resume. Returns the figures, and under "problems" what did not hold."""
     problems: list[str] = []
     common = [f"--data={data}", f"--timeout={timeout_sec:g}", *TRAINING]
 
@@ -239,7 +239,7 @@ def observe(
     _show(after_mending)
     went_on = re.findall(r"^Resuming from .*training-state-0*(\d+)\.pt$", log, re.MULTILINE)
     if went_on != [str(nimg)]:
-        problems.append(f"went on from {went_on} images, expected {nimg}")
+        problems.append(f"resumed from {went_on} images, expected {nimg}")
     problems += [f"after mending, machine {node} ended with status {end.status}"
                  for node, end in enumerate(after_mending) if end.status != 0]
     figures = dict(timeout_sec=timeout_sec, limit_sec=time_limit(timeout_sec, rendezvous), rendezvous=rendezvous,

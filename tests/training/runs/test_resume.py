@@ -1,4 +1,4 @@
-"""Which run a command goes on with, what may change on the way, and one program at a time in a run directory."""
+"""Which run a command resumes, what may change, and one program at a time in a run directory."""
 
 import dataclasses
 import json
