@@ -199,8 +199,7 @@ class Case(NamedTuple):
 
 
 def open_case(cell: Cell, device: str | None) -> Case | None:
-    """The networks of a run with images to judge. None if no images are unseen, or D takes more channels than images.
-    """
+    """The last networks of a run, with images to judge; None if no images are unseen, or D takes extra channels."""
     from analysis.fairness import draw_sample, left_out
     from torch_utils import misc
     from training.runs.run_dir import find_options

@@ -1,4 +1,4 @@
-"""Training of small classifiers. Their features serve as perceptual nets; see feature_net.py."""
+"""Training of small classifiers. Their features serve as detectors and as perceptual nets; see feature_net.py."""
 
 import dataclasses
 import math
