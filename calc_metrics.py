@@ -20,7 +20,7 @@ from metrics.registry import check_metrics
 from training.runs import paper_tables
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: --help and usage errors don't wait for it
-    from training.scoring import Scorer, Scores, ScoringOptions
+    from training.jobs.scoring import Scorer, Scores, ScoringOptions
 
 _TIMEOUT_SEC = 7200     # The first process works alone at times, such as on distances of many features; others wait.
 _START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from calc_metrics import work; sys.exit(work(sys.argv[2]))"
@@ -90,7 +90,7 @@ def main(**options: Any) -> None:
     check_subject(options)
     options["device"] = kind_of_device(options["device"], options["gpus"])
     use_cache(options.pop("cache_dir"))
-    from training.scoring import ScoringOptions
+    from training.jobs.scoring import ScoringOptions
 
     table = options.pop("table")
     if not score(ScoringOptions(**options), table=table):
@@ -144,7 +144,7 @@ def score(opts: ScoringOptions, *, table: bool = False) -> bool:
         True if all pickles could be read.
     """
     from metrics.published import format_table
-    from training import scoring
+    from training.jobs import scoring
 
     device = scoring.pick_device(opts)
     scorer = scoring.prepare(opts, warn=cli.warn)
@@ -255,7 +255,7 @@ def table(
         check_writable(out)
     found = paper_tables.find_models(name, models, stand_in=stand_in)
     use_cache(options.pop("cache_dir"))
-    from training.scoring import ScoringOptions
+    from training.jobs.scoring import ScoringOptions
 
     folder = models if os.path.isdir(models) else os.path.dirname(os.path.abspath(models))
     opts = ScoringOptions(record_dir=folder, **options)
@@ -284,8 +284,8 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
     if resolution & (resolution - 1):
         raise UserError(f"--resolution is {resolution}, expected a power of two")
     from torch_utils import misc
-    from training import cost as costs
     from training.config.presets import METHODS
+    from training.jobs import cost as costs
 
     place = misc.pick_device(device)
     if methods == []:
@@ -302,7 +302,7 @@ def cost(methods: list[str] | None, cfg: str, resolution: int, batch: int, devic
 def score_model(opts: ScoringOptions, model: paper_tables.TrainedModel) -> dict[str, float]:
     """Scores of a network by name, or of the best pickle of a run by the first metric. Missing scores are measured."""
     from metrics.published import DATASETS
-    from training import scoring
+    from training.jobs import scoring
     from training.runs.run_scores import ScoreTable
 
     metrics = opts.metrics or DATASETS[model.table.dataset].metrics
@@ -336,7 +336,7 @@ def measure_in_processes(opts: ScoringOptions) -> Scores:
         UserError:         A process failed.
         KeyboardInterrupt: The user asked to stop.
     """
-    from training import launch, scoring
+    from training.jobs import launch, scoring
 
     meaning = ("so all ended; the same command scores what is left" if opts.is_run else
                "so there are no further scores; start it again for those")
@@ -359,8 +359,8 @@ def work(job: str) -> int:
         The exit status.
     """
     from torch_utils import distributed
-    from training import launch, scoring
-    from training.worker import take_part
+    from training.jobs import launch, scoring
+    from training.jobs.worker import take_part
 
     content = json.loads(Path(job).read_text())
     opts = scoring.ScoringOptions(**content["options"])

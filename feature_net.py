@@ -46,7 +46,7 @@ def main(**options: Any) -> None:
 
     from torch_utils import misc
     from torch_utils.formats.feature_nets import save_classifier
-    from training.classifier_training import TrainingOptions, accuracy, read_images, split, train
+    from training.jobs.classifier_training import TrainingOptions, accuracy, read_images, split, train
 
     out = Path(opts.out)
     if not opts.out or out.is_dir():

@@ -8,13 +8,14 @@ import click
 
 import cli
 from metrics.registry import check_metrics
-from training import estimate, launch, prepare_run, summary, torchrun
+from training import estimate
 from training.adversarial import ADVERSARIAL
 from training.config import checks, comparison, released
 from training.config.options import ONCE, SECOND_NAMES, on_command_line
 from training.config.resolve import resolve, warnings
 from training.config.rivals import name_of
 from training.config.schema import TrainingConfig
+from training.jobs import launch, prepare_run, summary, torchrun
 from training.runs import resume, run_dir
 
 

@@ -25,7 +25,7 @@ from benchmarks.measuring import print_table, save_results  # noqa: E402
 from benchmarks.soak import small_config, write_images  # noqa: E402
 from cli import trust_net_option  # noqa: E402
 from torch_utils.formats import feature_nets  # noqa: E402
-from training import launch  # noqa: E402
+from training.jobs import launch  # noqa: E402
 
 WORKER = "import sys; sys.path[0] = sys.argv[1]; from benchmarks.processes import work; work(*sys.argv[2:])"
 

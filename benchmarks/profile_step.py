@@ -27,7 +27,7 @@ from training import snapshot  # noqa: E402
 from training.config import released  # noqa: E402
 from training.config.presets import METHODS, PRESETS  # noqa: E402
 from training.config.resolve import resolve  # noqa: E402
-from training.prepare_run import inspect_dataset  # noqa: E402
+from training.jobs.prepare_run import inspect_dataset  # noqa: E402
 from training.training_loop import Trainer  # noqa: E402
 
 _NAME_LENGTH = 90   # Kernels' names are templates written out.

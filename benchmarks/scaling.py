@@ -42,7 +42,6 @@ from benchmarks.step import BASELINES, Step  # noqa: E402
 from cli import Command, IntRanges, warn_unused  # noqa: E402
 from dnnlib.util import atomic_path  # noqa: E402
 from torch_utils import distributed  # noqa: E402
-from training import launch  # noqa: E402
 from training.config.options import Options  # noqa: E402
 from training.config.resolve import resolve  # noqa: E402
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, generator_kwargs  # noqa: E402
@@ -50,6 +49,7 @@ from training.data.dataset import ImageFolderDataset  # noqa: E402
 from training.data.loader import BatchLoader, TrainingOrder  # noqa: E402
 from training.draws import Division, draw_part  # noqa: E402
 from training.estimate import count_parameters  # noqa: E402
+from training.jobs import launch  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
 from training.networks import Discriminator, Generator  # noqa: E402
 from training.phases import build_phases  # noqa: E402

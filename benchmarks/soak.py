@@ -33,7 +33,7 @@ from training.config import released  # noqa: E402
 from training.config.presets import METHODS  # noqa: E402
 from training.config.resolve import resolve  # noqa: E402
 from training.config.schema import TrainingConfig  # noqa: E402
-from training.prepare_run import inspect_dataset  # noqa: E402
+from training.jobs.prepare_run import inspect_dataset  # noqa: E402
 from training.runs.training_state import list_states, read_state  # noqa: E402
 from training.training_loop import run_training  # noqa: E402
 

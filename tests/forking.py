@@ -119,6 +119,6 @@ def _start_afresh(env, output):
 
 
 def fork_ranks(launch, set_attribute=setattr):
-    """Have `training.launch`, which is given, fork the processes of a run, and wait less for those that won't end."""
+    """Have `launch`, which is given, fork the processes of a run, and wait less for those that won't end."""
     set_attribute(launch, "subprocess", types.SimpleNamespace(Popen=Forked))
     set_attribute(launch, "_GRACE_SEC", 2)

@@ -25,9 +25,9 @@ from metrics.registry import METRICS
 from paths import ROOT
 from tests.metrics.metric_fakes import random_images, save_net
 from torch_utils.formats.network_pickle import save_network_pkl
-from training import scoring
 from training.config.schema import to_legacy_kwargs
 from training.data.dataset import ImageFolderDataset
+from training.jobs import scoring
 from training.networks import Generator
 
 

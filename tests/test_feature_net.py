@@ -16,8 +16,8 @@ from safetensors import safe_open
 from paths import ROOT
 from torch_utils.formats.classifier_net import ClassifierNet
 from torch_utils.formats.feature_nets import open_net
-from training import classifier_training
-from training.classifier_training import LabelledImages, TrainingOptions
+from training.jobs import classifier_training
+from training.jobs.classifier_training import LabelledImages, TrainingOptions
 from training.perceptual import build_perceptual
 
 

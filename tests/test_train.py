@@ -20,12 +20,12 @@ import training.tasks  # noqa: F401
 from analysis.curves import read_curves
 from dnnlib.util import UserError
 from paths import ROOT, SHARED
-from training import launch, prepare_run
 from training.config import presets, released
 from training.config.options import Options
 from training.config.resolve import resolve, warnings
 from training.config.schema import DatasetConfig, TrainingConfig, discriminator_kwargs, from_json, to_legacy_kwargs
-from training.launch import Job
+from training.jobs import launch, prepare_run
+from training.jobs.launch import Job
 from training.runs import resume, run_scores
 from training.runs.training_state import pickle_path, state_path
 

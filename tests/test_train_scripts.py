@@ -23,7 +23,7 @@ from training.config.resolve import resolve as resolve_options
 from training.config.resolve import warnings
 from training.config.rivals import RIVALS
 from training.config.schema import TrainingConfig, to_legacy_kwargs
-from training.prepare_run import choose_device, inspect_dataset
+from training.jobs.prepare_run import choose_device, inspect_dataset
 from training.runs import paper_tables
 
 SCRIPTS = ROOT / "train_scripts"

@@ -69,7 +69,7 @@ def join(
                             "them all")
         torch.cuda.set_device(local)
     try:
-        # torchrun and training.launch host the store; without them, rank 0 does.
+        # torchrun and training.jobs.launch host the store; without them, rank 0 does.
         is_host = group.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = _open_store(timeout, is_host=is_host)
         group.store = _open_store(timeout)  # a second connection: the first one may be blocked by long waits

@@ -10,11 +10,11 @@ import pytest
 import forking
 from benchmarks import scaling
 from paths import ROOT
-from training import launch
 from training.config.options import Options
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
 from training.estimate import count_parameters
+from training.jobs import launch
 
 DOC = (ROOT / "docs" / "scaling.md").read_text()
 

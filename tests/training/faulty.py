@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 START_WORKER = ("import sys; sys.path[0] = sys.argv[1]; sys.path.insert(1, {folder!r}); import faulty; "
-                "faulty.install({fault!r}); from training.worker import main; sys.exit(main(sys.argv[2]))")
+                "faulty.install({fault!r}); from training.jobs.worker import main; sys.exit(main(sys.argv[2]))")
 
 
 def note(name, text):
@@ -98,7 +98,7 @@ def before(owner, name, *, act):
 
 def main(fault, *arguments, forks):
     """Args: forks: processes are forked, not started."""
-    from training import launch
+    from training.jobs import launch
 
     launch._START_WORKER = START_WORKER.format(folder=str(Path(__file__).parent), fault=fault)
     if forks:

@@ -12,8 +12,8 @@ import pytest
 
 import forking
 from dnnlib.util import UserError
-from training import launch
 from training.data.loader import TrainingOrder
+from training.jobs import launch
 from training.runs.training_state import list_states, read_state
 
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -217,7 +217,7 @@ FIRST = """
 import os, sys, time
 from dnnlib.util import UserError
 from torch_utils import distributed
-from training.launch import LOST
+from training.jobs.launch import LOST
 notes, kind, per_machine = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 os.environ.update(LOCAL_RANK=str(rank % per_machine), GROUP_RANK=str(rank // per_machine),

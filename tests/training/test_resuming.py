@@ -19,7 +19,7 @@ from dnnlib.util import EasyDict, UserError
 from torch_utils import training_stats
 from torch_utils.formats import network_pickle
 from training import snapshot, training_loop
-from training.launch import Job, run_rank, write_options
+from training.jobs.launch import Job, run_rank, write_options
 from training.runs import checkpoints, evaluation, run_log, training_state
 from training.runs.checkpoints import PickleNames
 from training.runs.run_log import Progress

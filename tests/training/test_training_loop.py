@@ -20,9 +20,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from dnnlib.util import UserError
 from paths import ROOT
 from torch_utils.formats.network_pickle import save_network_pkl
-from training import launch, snapshot, training_loop
+from training import snapshot, training_loop
 from training.config.schema import from_json
 from training.data.dataset import ImageFolderDataset
+from training.jobs import launch
 from training.networks import Discriminator, Generator
 from training.runs.interrupt import StopRequest
 

@@ -8,7 +8,7 @@ from dnnlib.util import UserError
 from training.config.options import LIMITS, OPTIONS, Options, get, on_command_line, replaced
 from training.config.resolve import resolve
 from training.config.schema import DatasetConfig
-from training.summary import describe_options
+from training.jobs.summary import describe_options
 
 SAID = {  # A value for each option that sets fields by itself.
     "snap": 7, "tick": 2.0, "grid_size": 64, "metrics": ("fid50k",), "detector": "net.pt", "seed": 5, "keep": "best",

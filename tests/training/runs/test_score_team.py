@@ -7,7 +7,7 @@ import pytest
 import forking
 from dnnlib.util import UserError
 from metrics.options import Shared
-from training import launch
+from training.jobs import launch
 from training.runs.score_team import Team
 
 WORKER = """
@@ -16,7 +16,7 @@ from dnnlib.util import UserError
 from metrics.options import Shared
 from torch_utils import distributed
 from training.runs.score_team import Team
-from training.worker import take_part
+from training.jobs.worker import take_part
 notes = sys.argv[1]
 
 def note(*what):

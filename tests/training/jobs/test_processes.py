@@ -4,7 +4,7 @@ import pytest
 
 import forking
 from benchmarks.processes import run_sizes
-from training import launch
+from training.jobs import launch
 
 
 @pytest.mark.usefixtures("small_grids", "warm")

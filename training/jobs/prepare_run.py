@@ -7,14 +7,14 @@ import sys
 from typing import Any, NamedTuple
 
 from dnnlib.util import UserError, check_all, check_writable, is_url, lies_in, open_url
+from training.adversarial import ADVERSARIAL
+from training.config.options import Options, expect
+from training.config.presets import PERCEPTUAL
+from training.config.resolve import source_network
+from training.config.schema import DatasetConfig, GeneratorConfig, Sizes, TrainingConfig, sizes_of
+from training.runs import resume
 
 from . import launch, torchrun
-from .adversarial import ADVERSARIAL
-from .config.options import Options, expect
-from .config.presets import PERCEPTUAL
-from .config.resolve import source_network
-from .config.schema import DatasetConfig, GeneratorConfig, Sizes, TrainingConfig, sizes_of
-from .runs import resume
 
 
 class Inspected(NamedTuple):
@@ -28,7 +28,7 @@ def inspect_dataset(options: Options) -> Inspected:
     Raises:
         UserError: The data set can't be opened, has no labels for --cond, or has fewer images than --subset.
     """
-    from .data.dataset import ImageFolderDataset
+    from training.data.dataset import ImageFolderDataset
 
     data, subset = options.data, options.subset
     source = ImageFolderDataset(data, use_labels=options.cond)
@@ -161,10 +161,9 @@ def check_machine(
         UserError: The first problem, or all problems with nets together. Not in a dry run.
     """
     from torch_utils.ops.build import custom_ops
-
-    from .runs.checkpoints import Keep
-    from .runs.trackers import check_trackers
-    from .tasks import validate_tasks
+    from training.runs.checkpoints import Keep
+    from training.runs.trackers import check_trackers
+    from training.tasks import validate_tasks
 
     custom_ops.kernels_wanted()
     validate_tasks(config)
@@ -207,7 +206,7 @@ def _check_outdir(outdir: str) -> None:
 
 
 def _check_perceptual(config: TrainingConfig, *, trust: bool) -> None:
-    from .perceptual import check_perceptual
+    from training.perceptual import check_perceptual
 
     check_perceptual(config.perceptual, resolution=config.dataset.resolution, trust=trust)
 

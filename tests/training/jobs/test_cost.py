@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from training import cost
+from training.jobs import cost
 
 
 def test_multiply_accumulates_are_counted():

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError
 from torch_utils.formats.classifier_net import ClassifierNet
-
-from .data.dataset import ImageFolderDataset
+from training.data.dataset import ImageFolderDataset
 
 _MAX_RESOLUTION = 64  # Larger images are scaled down to this. It suffices to tell classes apart, and training is short.
 

@@ -12,16 +12,16 @@ from types import FrameType
 from typing import Any, Callable, NamedTuple
 
 from dnnlib.util import UserError, atomic_write, check_writable, num_cores
-
-from .config import schema as configs
-from .config.schema import TrainingConfig
-from .runs import interrupt, run_dir
+from training.config import schema as configs
+from training.config.schema import TrainingConfig
+from training.runs import interrupt, run_dir
 
 LOST, TOLD = 75, 65         # Exit statuses: the process lost contact with the others, or has reported its error.
 LAUNCHER_PID = "GLEAD_LAUNCHER_PID"
 _GRACE_SEC = 5              # After one process failed, the others have this time to end by themselves.
 _INSIST_SEC = 1             # A signal that is repeated within this time counts once: it was sent to a process group.
-_START_WORKER = "import sys; sys.path[0] = sys.argv[1]; from training.worker import main; sys.exit(main(sys.argv[2]))"
+_START_WORKER = ("import sys; sys.path[0] = sys.argv[1]; "
+                 "from training.jobs.worker import main; sys.exit(main(sys.argv[2]))")
 
 
 class Job(NamedTuple):
@@ -66,8 +66,7 @@ def run_rank(job: Job, *, log_errors: bool = True) -> None:
     import torch
 
     from torch_utils import distributed
-
-    from .training_loop import run_training
+    from training.training_loop import run_training
 
     def begin(fingerprint: str) -> None:
         if distributed.rank() == 0:
@@ -138,7 +137,7 @@ def clear_outcome(path: str | None) -> None:
 
 
 def _write_outcome(job: Job) -> None:
-    from .runs.resume import is_finished
+    from training.runs.resume import is_finished
 
     if job.outcome is not None:
         word = "finished" if is_finished(job.run_dir, job.config.total_kimg) else "stopped"
@@ -160,7 +159,7 @@ def _run_processes(job: Job) -> None:
           run_dir.tee_output(_log_path(job), wait=resumes) as open_log):
         path = Path(folder, "job.json")
         path.write_text(json.dumps(job.to_json()))
-        root = Path(__file__).resolve().parents[1]  # which need not be the current folder
+        root = Path(__file__).resolve().parents[2]  # which need not be the current folder
         try:
             run_together([sys.executable, "-c", _START_WORKER, str(root), str(path)], size=job.config.num_gpus)
         finally:

@@ -6,10 +6,10 @@ import sys
 from typing import Any, Callable
 
 from dnnlib.util import UserError, is_url
+from training.config.schema import TrainingConfig
+from training.runs import resume
 
 from . import launch
-from .config.schema import TrainingConfig
-from .runs import resume
 
 PREPARING_SEC = 3600    # The other processes wait at most this long for rank 0, which checks data and downloads nets.
 

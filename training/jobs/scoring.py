@@ -16,7 +16,7 @@ from metrics.polarity import Polarity
 from metrics.progress import ScoreBar
 from torch_utils import distributed, misc
 from torch_utils.formats import read_networks
-from training import launch, lpips_features  # noqa: F401 (the latter makes lpips-vgg and lpips-alex known as detectors)
+from training import lpips_features  # noqa: F401 (makes lpips-vgg and lpips-alex known as detectors)
 from training.data.dataset import ImageFolderDataset
 from training.estimate import LONG_SEC
 from training.runs.best import mark_best
@@ -24,6 +24,8 @@ from training.runs.interrupt import StopRequest
 from training.runs.run_scores import RunScorer, ScoreBook, open_training_set, read_options, recorded_fingerprint
 from training.runs.score_team import Team
 from training.runs.training_state import list_pickles
+
+from . import launch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

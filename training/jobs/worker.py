@@ -1,4 +1,4 @@
-"""One of several processes that `training.launch` starts."""
+"""One of several processes that `training.jobs.launch` starts."""
 
 import json
 import os

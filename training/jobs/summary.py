@@ -8,13 +8,14 @@ import json
 import sys
 from typing import Callable
 
-from .config import comparison
-from .config import schema as configs
-from .config.options import AUGMENTATION, BASIC, DATA, METHOD, OPTIONS, TRANSFER, get, shown_value
-from .config.presets import PRESETS, auto_preset
-from .config.rivals import name_of
-from .config.schema import TaskConfig, TrainingConfig
-from .estimate import count_parameters, estimate_memory
+from training.config import comparison
+from training.config import schema as configs
+from training.config.options import AUGMENTATION, BASIC, DATA, METHOD, OPTIONS, TRANSFER, get, shown_value
+from training.config.presets import PRESETS, auto_preset
+from training.config.rivals import name_of
+from training.config.schema import TaskConfig, TrainingConfig
+from training.estimate import count_parameters, estimate_memory
+
 from .prepare_run import detector_of, is_downloaded
 
 _FIRST_GROUPS = (DATA, METHOD, TRANSFER, BASIC, AUGMENTATION)   # The order of lines; other groups follow.
@@ -69,7 +70,7 @@ def _describe_data(config: TrainingConfig) -> str:
 
 
 def _describe_task(task: TaskConfig | None, config: TrainingConfig) -> str:
-    from .tasks import TASKS
+    from training.tasks import TASKS
 
     return "no task" if task is None else TASKS[task.kind].describe(task, config)
 

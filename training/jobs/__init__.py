@@ -1,0 +1,1 @@
+"""What the command lines start: training runs and their processes, scoring, costs, a classifier."""
