@@ -269,19 +269,21 @@ def fill_tables(path: str | os.PathLike) -> str:
 
     A table stands between `<!-- comparison: NAME of FILE.json against ARM arms ARM,ARM -->` and `<!-- end -->`. NAME is
     one of the tables of `describe`: `kid`, `kid-differences`, `fid`, ... FILE is relative to the Markdown file.
-    `against` and `arms` may be left out.
+    `against` and `arms` may be left out; the arm that others are compared with is always shown.
 
     Raises:
         UserError: There is no table of that name, or the results can't be read.
     """
     def fill(match: re.Match[str]) -> str:
         begin, name, source, reference, arms, end = match.groups()
+        reference = reference or "stylegan2"
         if name not in _TABLES:
             raise UserError(f"{path} asks for the table {name!r}, expected one of {', '.join(_TABLES)}")
         results = load_results(Path(path).parent / source)
         if arms is not None:
-            results = [result for arm in arms.split(",") for result in results if result.arm == arm]
-        return f"{begin}{_TABLES[name](results, reference or 'stylegan2')}\n{end}"
+            shown = dict.fromkeys([reference, *arms.split(",")])
+            results = [result for arm in shown for result in results if result.arm == arm]
+        return f"{begin}{_TABLES[name](results, reference)}\n{end}"
 
     return _MARK.sub(fill, Path(path).read_text())
 

@@ -45,11 +45,13 @@ def test_tables_of_a_file_are_made_anew(tmp_path):
     assert comparison.load_results(tmp_path / "found.json") == results
     text = "before\n<!-- comparison: kid of found.json arms b -->\nold\n<!-- end -->\nafter\n"
     page = tmp_path / "page.md"
-    page.write_text(text + "<!-- comparison: fairness of found.json against a -->\n<!-- end -->\n")
+    page.write_text(text + "<!-- comparison: fairness of found.json against a -->\n<!-- end -->\n"
+                    "<!-- comparison: kid-differences of found.json against a arms b -->\n<!-- end -->\n")
     new = comparison.fill_tables(page)
     assert "before\n" in new and "\nafter\n" in new and "old" not in new
     assert "1500.00 ± 707.11" in new and "| a " not in new.partition("after")[0]
     assert "0.12 ± 0.00; +0.00 [+0.00, +0.00]" in new
+    assert "| +0.00 [+0.00, +0.00] |" in new.partition("kid-differences")[2]    # the reference need not be named
     page.write_text(new)
     assert comparison.fill_tables(page) == new
     for mark, words in ("kidd of found.json", "'kidd'"), ("kid of other.json", "other.json holds no results"):
