@@ -177,10 +177,9 @@ def test_all_that_is_not_copied_is_said(capsys):
         "  new in this run, because the source has none: mapping.fc2 to mapping.fc7 (6 layers)"]
 
 
-def test_starting_from_a_pickle_without_some_networks(config, capsys):
+def test_starting_from_a_pickle_without_some_networks(short_run, config, capsys):
     config, run_dir = config
-    source = only_run(run_dir.parent / "runs") / "network-snapshot-000000.pkl"
-    with open(source, "rb") as f:
+    with open(short_run / "network-snapshot-000000.pkl", "rb") as f:
         networks = pickle.load(f)
     save_network_pkl(run_dir / "half.pkl", dict(networks, D=None, G=None))
     trainer = training_loop.Trainer(dataclasses.replace(config, resume=str(run_dir / "half.pkl")), str(run_dir))
@@ -190,12 +189,19 @@ def test_starting_from_a_pickle_without_some_networks(config, capsys):
     assert "no D" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def short_run(tiny_dataset, tiny_net, tmp_path_factory):
+    """The directory of a run of one iteration."""
+    folder = tmp_path_factory.mktemp("short")
+    assert train(arguments(tiny_dataset, tiny_net, folder / "runs", "--kimg=0.008"), folder).returncode == 0
+    return only_run(folder / "runs")
+
+
 @pytest.fixture
-def config(tiny_dataset, tiny_net, tmp_path):
+def config(short_run, tmp_path):
     """A configuration as the command line resolves it, and a run directory."""
-    assert train(arguments(tiny_dataset, tiny_net, tmp_path / "runs", "--kimg=0.008"), tmp_path).returncode == 0
-    options = json.loads((only_run(tmp_path / "runs") / "training_options.json").read_text())
     (tmp_path / "run").mkdir()
+    options = json.loads((short_run / "training_options.json").read_text())
     return dataclasses.replace(from_json(options), total_kimg=1000.0), tmp_path / "run"
 
 
@@ -282,10 +288,11 @@ def test_unreadable_image_during_training_saves_and_names_it(config, monkeypatch
     assert "saved" in capsys.readouterr().out and (run_dir / "network-snapshot-000000.pkl").is_file()
 
 
-@pytest.mark.parametrize("when,expected", [("tick 0", "Stopped at"), ("Training for", "Stopped at"),
-                                           ("Networks on", None)])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_runs_stay_usable(tiny_dataset, tiny_net, tmp_path, when, expected, number):
+@pytest.mark.parametrize("number,when,expected", [
+    (signal.SIGINT, "tick 0", "Stopped at"), (signal.SIGTERM, "tick 0", "Stopped at"),
+    (signal.SIGINT, "Training for", "Stopped at"), (signal.SIGTERM, "Networks on", None),
+])
+def test_interrupted_runs_stay_usable(tiny_dataset, tiny_net, tmp_path, number, when, expected):
     args = arguments(tiny_dataset, tiny_net, tmp_path / "runs", "--kimg=1000", "--snap=0", "--workers=1")
     with subprocess.Popen([sys.executable, "-u", str(ROOT / "train.py"), *args], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, env=environment(tmp_path)) as process:
