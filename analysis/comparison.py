@@ -21,7 +21,7 @@ from dnnlib.util import UserError, atomic_write
 from training.runs.sweep import Cell
 
 from .curves import Curve, read_curves
-from .drawing import plot_band
+from .drawing import add_legend, plot_band
 from .fairness import FAKE, REAL, Judgement
 
 CONFIDENCE = 0.95
@@ -180,6 +180,7 @@ def difference_table(
         pairs = max((difference.pairs for difference in found if difference is not None), default=0)
         signs = {0 if difference is None else difference.sign for difference in found}
         verdict = f"**{lower}**" if signs == {-1} else f"**{higher}**" if signs == {1} else "too small to tell"
+        verdict = verdict if pairs else "fewer than two pairs"
         rows.append([arm, pairs, *(_interval(difference, factor) for difference in found), verdict])
     return tabulate(rows, ["arm", "pairs", *judges, f"against {reference}"], tablefmt="github", disable_numparse=True)
 
@@ -316,12 +317,12 @@ def draw_curves(runs: Mapping[str, Sequence[Path]], name: str) -> Figure:
         speed = statistics.median(value for curve in curves for value in curve["Timing/sec_per_kimg"].values)
         for axis, scale in (axes[0], 1.0), (axes[1], speed / 60):
             scaled = [Curve([kimg * scale for kimg in curve.kimg], curve.values) for curve in found]
-            plot_band(axis, scaled, number, label=f"{arm} ({len(found)})", style="-o")
+            plot_band(axis, scaled, number, label=f"{arm} ({len(found)})", marker="o")
     top = np.nanmax([line.get_ydata()[1:].max() for line in axes[0].lines if len(line.get_ydata()) > 1] or [1])
     for axis, label in zip(axes, ("kimg", "minutes of training, by the median speed of the arm")):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.set_ylim(0, float(top) * 1.05)
     axes[0].set_ylabel(name.removeprefix("Metrics/"))
-    axes[0].legend(fontsize=8)
+    add_legend(axes[-1])
     return figure

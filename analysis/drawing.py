@@ -24,12 +24,25 @@ def colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def plot_band(axis: Axes, curves: Sequence[Curve], number: int, *, label: str | None = None, style: str = "-") -> None:
-    """Plot the mean of some curves in the colour `number`. Of several curves, the range is drawn as a band."""
+def plot_band(
+    axis: Axes, curves: Sequence[Curve], number: int, *, label: str | None = None, dashed: bool = False,
+    marker: str = "",
+) -> None:
+    """Plot the mean of some curves as the curve `number`. Of several curves, the range is drawn as a band.
+
+    Curves from the eighth on have the colours of the first ones, and are dashed or dotted.
+    """
     found = band(curves)
-    axis.plot(found.kimg, found.mean, style, color=colour(number), label=label, linewidth=1.6, markersize=3)
+    style = "--" if dashed else ("-", "--", ":")[number // len(_COLOURS) % 3]
+    axis.plot(found.kimg, found.mean, style + marker, color=colour(number), label=label, linewidth=1.6, markersize=3)
     if len(curves) > 1:
         axis.fill_between(found.kimg, found.low, found.high, color=colour(number), alpha=0.15, linewidth=0)
+
+
+def add_legend(axis: Axes) -> None:
+    """Add a legend: in the axes, or at their right if it is long and would hide curves."""
+    many = len(axis.get_legend_handles_labels()[1]) > 5
+    axis.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {}))
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from sampling.reconstruction import whole_groups
 from training.data.dataset import ImageFolderDataset
 
 from .curves import Curve, Group, smooth, unique_ends
-from .drawing import colour, plot_band
+from .drawing import add_legend, colour, plot_band
 
 REAL, FAKE = "Loss/scores/real", "Loss/scores/fake"
 
@@ -141,7 +141,7 @@ def draw_scores(
         axis.axhline(0, color="black", linewidth=0.6)
     for axis in axes[1]:
         axis.set_xlabel("kimg")
-    axes[0, 0].legend(fontsize=8)
+    add_legend(axes[0, 0])
     return figure
 
 
@@ -152,12 +152,12 @@ def _draw_judgements(axes: Sequence[Axes], groups: Sequence[Group], judgements: 
     axes[0].plot([], [], "--", color="black", label="fresh fake images")
     axes[0].legend(fontsize=8)
     axes[1].set_title("score of training images less that of unseen ones", fontsize=10)
-    lines = [(axes[0], "held_out_accuracy", "-o"), (axes[0], "fake_accuracy", "--o"), (axes[1], "gap", "-o")]
+    lines = [(axes[0], "held_out_accuracy", False), (axes[0], "fake_accuracy", True), (axes[1], "gap", False)]
     for number, group in enumerate(groups):
-        for axis, name, style in lines:
+        for axis, name, dashed in lines:
             found = [Curve(list(judgements[run]), [getattr(judgement, name) for judgement in judgements[run].values()])
                      for run in group.runs]
-            plot_band(axis, found, number, style=style)
+            plot_band(axis, found, number, dashed=dashed, marker="o")
 
 
 def _label(group: Group) -> str:
