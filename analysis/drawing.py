@@ -41,8 +41,10 @@ def plot_band(
 
 def add_legend(axis: Axes) -> None:
     """Add a legend: in the axes, or at their right if it is long and would hide curves."""
-    many = len(axis.get_legend_handles_labels()[1]) > 5
-    axis.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {}))
+    if len(axis.get_legend_handles_labels()[1]) > 5:
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axis.legend(fontsize=8)
 
 
 class Row(NamedTuple):
