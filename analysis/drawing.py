@@ -25,15 +25,16 @@ def colour(number: int) -> str:
 
 
 def plot_band(
-    axis: Axes, curves: Sequence[Curve], number: int, *, label: str | None = None, dashed: bool = False,
+    axis: Axes, curves: Sequence[Curve], number: int, *, label: str | None = None, style: str | None = None,
     marker: str = "",
 ) -> None:
     """Plot the mean of some curves as the curve `number`. Of several curves, the range is drawn as a band.
 
-    Curves from the eighth on have the colours of the first ones, and are dashed or dotted.
+    Args:
+        style: Of the line; None = solid for the first seven numbers, then, as colours repeat, dashed and dotted.
     """
     found = band(curves)
-    style = "--" if dashed else ("-", "--", ":")[number // len(_COLOURS) % 3]
+    style = style or ("-", "--", ":")[number // len(_COLOURS) % 3]
     axis.plot(found.kimg, found.mean, style + marker, color=colour(number), label=label, linewidth=1.6, markersize=3)
     if len(curves) > 1:
         axis.fill_between(found.kimg, found.low, found.high, color=colour(number), alpha=0.15, linewidth=0)

@@ -152,12 +152,12 @@ def _draw_judgements(axes: Sequence[Axes], groups: Sequence[Group], judgements: 
     axes[0].plot([], [], "--", color="black", label="fresh fake images")
     axes[0].legend(fontsize=8)
     axes[1].set_title("score of training images less that of unseen ones", fontsize=10)
-    lines = [(axes[0], "held_out_accuracy", False), (axes[0], "fake_accuracy", True), (axes[1], "gap", False)]
+    lines = [(axes[0], "held_out_accuracy", "-"), (axes[0], "fake_accuracy", "--"), (axes[1], "gap", "-")]
     for number, group in enumerate(groups):
-        for axis, name, dashed in lines:
+        for axis, name, style in lines:
             found = [Curve(list(judgements[run]), [getattr(judgement, name) for judgement in judgements[run].values()])
                      for run in group.runs]
-            plot_band(axis, found, number, dashed=dashed, marker="o")
+            plot_band(axis, found, number, style=style, marker="o")
 
 
 def _label(group: Group) -> str:

@@ -4,10 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import comparison
 from analysis.comparison import Difference, Result
+from analysis.curves import Curve
+from analysis.drawing import add_legend, plot_band
 from dnnlib.util import UserError
 from paths import ROOT
 
@@ -36,6 +39,18 @@ def test_arms_differ_only_where_all_judges_agree():
     lines = comparison.difference_table(results, "kid10k", "base").splitlines()
     assert "-1.00 [-1.25, -0.75]" in lines[2] and "**nearer to the data**" in lines[2]
     assert "+1.00 [+0.75, +1.25]" in lines[3] and "too small to tell" in lines[3]
+    assert "fewer than two pairs" in comparison.difference_table(results[:4], "kid10k", "base")     # "both" has one run
+
+
+def test_curves_of_many_arms_can_be_told_apart():
+    figure = Figure(layout="constrained")
+    axis = figure.subplots()
+    for number in range(12):
+        plot_band(axis, [Curve([0, 1], [0, number])], number, label=str(number))
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 12
+    add_legend(axis)
+    figure.canvas.draw()
+    assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1, "it hides no curve"
 
 
 def test_tables_of_a_file_are_made_anew(tmp_path):
